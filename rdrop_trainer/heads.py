@@ -1,0 +1,148 @@
+"""What a model predicts: which items a batch holds, which of them count where, and how the loss treats them.
+
+An item is what one prediction is made for: a row for sequence classification, a token for token classification. To
+support another head of this kind, add a `Head` and the classes it fits to `head_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from .losses.rdrop import Problem
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Head:
+    """How the predictions of a model are counted and compared.
+
+    Attributes:
+        name: for messages.
+        problem: the loss, as `rdrop_loss` names it.
+        tokens: the items are tokens (logits (B, T, C), labels (B, T)), not rows (logits (B, C)).
+        unlabelled_rows: a row of tokens without a single label is unlabelled text, and all tokens of its attention
+            mask count in the divergence.
+        own_loss: the task loss is what the model itself returns (or the user's `compute_loss_func`).
+    """
+
+    name: str
+    problem: Problem = "single_label"
+    tokens: bool = False
+    unlabelled_rows: bool = False
+    own_loss: bool = False
+
+    def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """How many items of a batch have a task loss and how many a divergence: (2,) integers, on the batch's device.
+
+        Counts need labels and attention mask only, so a whole accumulation window can be counted before its first
+        forward pass.
+        """
+        labels = batch["labels"]
+        rows = torch.tensor(labels.shape[0], device=labels.device)
+        labelled = rows if self.problem != "single_label" else (labels != IGNORE_INDEX).sum()
+        return torch.stack([labelled, self._divergence_mask(batch).sum() if self.tokens else rows])
+
+    def items(
+        self, logits: torch.Tensor, batch: Mapping[str, Any], num_passes: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The logits and labels of the items that count in the divergence, as `rdrop_loss` takes them.
+
+        Args:
+            logits: of all passes, (m·B, C), or (m·B, T', C) with T' ≥ T: positions the model put before the text
+                (soft prompts) are left out.
+            batch: the inputs of one pass, B rows.
+            num_passes: m.
+
+        Returns:
+            Logits (m·n, C) and labels of n items. Labelled items always count in the divergence.
+        """
+        labels = batch["labels"]
+        if not self.tokens:
+            return logits.reshape(logits.shape[0], -1), labels
+        mask = self._divergence_mask(batch)  # (B, T)
+        logits = logits[:, -labels.shape[1] :]  # (m·B, T, C)
+        logits = logits.unflatten(0, (num_passes, -1))[:, mask]  # (m, n, C)
+        return logits.flatten(0, 1), labels[mask]
+
+    def _divergence_mask(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        labelled = batch["labels"] != IGNORE_INDEX  # (B, T)
+        attention_mask = batch.get("attention_mask")
+        if not self.unlabelled_rows:
+            return labelled
+        attended = torch.ones_like(labelled) if attention_mask is None else attention_mask.bool()
+        unlabelled_row = ~labelled.any(-1, keepdim=True)
+        return labelled | (unlabelled_row & attended)
+
+
+SINGLE_LABEL = Head("single-label classification")
+MULTI_LABEL = Head("multi-label classification", problem="multi_label")
+REGRESSION = Head("regression", problem="regression")
+TOKEN = Head("token classification", tokens=True, unlabelled_rows=True)
+PROBLEM_TYPES = {
+    "single_label_classification": SINGLE_LABEL,
+    "multi_label_classification": MULTI_LABEL,
+    "regression": REGRESSION,
+}
+
+_ROW_CLASSIFIERS = frozenset(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
+_TOKEN_CLASSIFIERS = frozenset(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values())
+
+
+def head_of(model: nn.Module, labels: torch.Tensor) -> Head:
+    """The head of a model, from its class (or the classes it derives from) and configuration.
+
+    Args:
+        model: the unwrapped model.
+        labels: one batch of labels; where the configuration states no problem type, their type decides it, by the rule
+            of `transformers` (one label is regression, integers are single-label, anything else multi-label).
+
+    Returns:
+        A head of this module. A model whose loss is not known to be the head's stock loss (its forward is defined
+        outside transformers, or its `loss_function` was replaced) keeps its own.
+
+    Raises:
+        ValueError: a model whose head is not supported.
+    """
+    cls, names = type(model), {base.__name__ for base in type(model).__mro__}
+    if names & _ROW_CLASSIFIERS:
+        head = _row_classifier(model.config, labels)
+    elif names & _TOKEN_CLASSIFIERS:
+        head = TOKEN
+    else:
+        raise ValueError(
+            f"RDropTrainer does not know the head of {cls.__name__}. Supported are models for sequence classification "
+            "(single-label, multi-label, regression) and token classification."
+        )
+    stock_forward = cls.forward.__module__.startswith("transformers.")
+    if not stock_forward or "_loss_function" in vars(model):
+        head = with_own_loss(head)
+    return head
+
+
+def with_own_loss(head: Head) -> Head:
+    """The same items and divergence, with the task loss left to the model."""
+    return replace(head, own_loss=True)
+
+
+def with_stock_loss(head: Head) -> Head:
+    """The same items and divergence, with the stock task loss of the head, whatever the model computes."""
+    return replace(head, own_loss=False)
+
+
+def _row_classifier(config: Any, labels: torch.Tensor) -> Head:
+    problem_type = config.problem_type
+    if problem_type is None:
+        if config.num_labels == 1:
+            problem_type = "regression"
+        elif labels.dtype in (torch.long, torch.int):
+            problem_type = "single_label_classification"
+        else:
+            problem_type = "multi_label_classification"
+    return PROBLEM_TYPES[problem_type]

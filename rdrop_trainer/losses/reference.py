@@ -1,0 +1,88 @@
+"""The readable backend: the loss of every item by the formulas as they are written, gradients by autograd.
+
+Each function takes the logits of all passes, (m, N, C), and returns one value per item, (N,). The divergence of m
+passes is the mean over their pairs; because it is bilinear in probabilities and logits, that mean equals a single sum
+over passes of deviations from the mean, so nothing here loops over pairs and m = 2 is no special case.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+IGNORE_INDEX = -100
+# Up to this many logits the work is done in float64: at that size it costs nothing, and the difference of two nearly
+# equal distributions keeps its digits. Larger inputs use float32, where half precision was measured 9 % low.
+FLOAT64_MAX_NUMEL = 2**18
+
+
+def working_dtype(logits: torch.Tensor) -> torch.dtype:
+    """The type the loss is computed in: float64 for small inputs where the device has it, float32 otherwise."""
+    if logits.dtype == torch.float64:
+        return torch.float64
+    small = logits.numel() <= FLOAT64_MAX_NUMEL and logits.device.type in ("cpu", "cuda")
+    return torch.float64 if small else torch.float32
+
+
+def single_label(
+    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cross-entropy and categorical symmetric KL per item.
+
+    Args:
+        logits: (m, N, C). A class whose logit is -inf in every pass is masked: it contributes nothing.
+        labels: (N,) integers; -100 marks an unlabelled item, whose cross-entropy is 0.
+        label_smoothing: weight of the uniform distribution in the target.
+
+    Returns:
+        The cross-entropy, mean over passes, (N,), and the divergence (N,); None for a single pass.
+    """
+    log_probs = logits.log_softmax(-1)  # (m, N, C)
+    masked = torch.isneginf(logits).all(0)  # (N, C)
+
+    labelled = labels != IGNORE_INDEX
+    target = labels.where(labelled, 0).unsqueeze(-1)  # (N, 1)
+    task = -log_probs.gather(-1, target.expand(log_probs.shape[0], -1, 1)).squeeze(-1)  # (m, N)
+    if label_smoothing:
+        uniform = -log_probs.masked_fill(masked, 0).mean(-1)  # (m, N)
+        task = (1 - label_smoothing) * task + label_smoothing * uniform
+    # `where` before the mean, and no product with the mask: an unlabelled item may have an infinite loss at class 0
+    task = task.where(labelled, 0).mean(0)
+
+    # Deviations of log-probabilities, not of logits: a shift common to all classes of a pass would cost digits.
+    divergence = _bilinear(log_probs.exp(), log_probs.masked_fill(masked, 0))
+    return task, divergence
+
+
+def multi_label(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Binary cross-entropy, mean over classes, and Bernoulli symmetric KL, summed over classes, per item.
+
+    Args:
+        logits: (m, N, C). labels: (N, C) in [0, 1].
+    """
+    # A masked class (-inf) would turn `logit * 0` into NaN; any number this large has the same sigmoid.
+    logits = logits.clamp(-1e30, 1e30)
+    targets = labels.to(logits.dtype).expand_as(logits)
+    task = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1).mean(0)
+    return task, _bilinear(logits.sigmoid(), logits)
+
+
+def regression(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Squared error and squared difference between passes, both means over the D output dimensions, per item.
+
+    Args:
+        logits: (m, N, D) predictions. labels: (N, D) targets.
+
+    Source: R-Drop paper, appendix A.4.
+    """
+    task = (logits - labels.to(logits.dtype)).square().mean(-1).mean(0)
+    divergence = _bilinear(logits, logits)
+    return task, None if divergence is None else 2 * divergence / logits.shape[-1]
+
+
+def _bilinear(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
+    """Mean over pairs of passes a < b of ½ sum_v (p_a - p_b)(z_a - z_b), for p and z of shape (m, N, V): (N,)."""
+    num_passes = p.shape[0]
+    if num_passes == 1:
+        return None
+    return ((p - p.mean(0)) * (z - z.mean(0))).sum(-1).sum(0) / (num_passes - 1)

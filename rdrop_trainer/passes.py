@@ -1,0 +1,158 @@
+"""Running a model several times over the same batch, each time with fresh dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+# Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
+PACKING_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What m passes over a batch of B rows returned.
+
+    Attributes:
+        runs: the outputs as dictionaries: one of m·B rows (all rows of pass 1 first), or m of B rows.
+        raw: the model's own output objects, in the same order.
+        num_passes: m.
+        batch_size: B.
+    """
+
+    runs: list[dict[str, Any]]
+    raw: list[Any]
+    num_passes: int
+    batch_size: int
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """An output of all passes, (m·B, ...), pass after pass."""
+        missing = [run for run in self.runs if run.get(key) is None]
+        if missing:
+            raise ValueError(
+                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
+                f"{', '.join(k for k, v in missing[0].items() if v is not None) or 'nothing'}."
+            )
+        return self.runs[0][key] if len(self.runs) == 1 else torch.cat([run[key] for run in self.runs])
+
+    def loss(self) -> torch.Tensor | None:
+        """The model's own loss, mean over passes; None where the model computed none."""
+        if any(run.get("loss") is None for run in self.runs):
+            return None
+        return torch.stack([run["loss"] for run in self.runs]).mean()
+
+    def output(self, k: int) -> Any:
+        """The output of pass k alone, in the model's own type, of B rows."""
+        if len(self.runs) == self.num_passes:
+            return self.raw[k]
+        rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
+        return _take_rows(self.raw[0], rows, self.num_passes * self.batch_size)
+
+
+def run_passes(model: nn.Module, inputs: Mapping[str, Any], num_passes: int, mode: str) -> Passes:
+    """Run the model `num_passes` times over `inputs`.
+
+    Args:
+        model: the model, or its wrapper for distributed training.
+        inputs: keyword arguments of its forward, for B rows; never changed.
+        num_passes: m, at least 1.
+        mode: "concat" (one forward of m·B rows), "sequential" (m forwards) or "recompute" (m forwards, all but the
+            last checkpointed without reentrance, so that they keep no activations). Sequential and recompute draw
+            the same dropout from the same random state.
+
+    Raises:
+        ValueError: concat, and an entry whose rows cannot be repeated safely.
+    """
+    batch_size = find_batch_size(model, inputs)
+    if num_passes == 1:
+        outputs = [model(**inputs)]
+    elif mode == "concat":
+        outputs = [model(**repeat_rows(inputs, num_passes, batch_size))]
+    else:
+        # DistributedDataParallel copies buffers and re-arms its gradient reduction at every call. A second call would
+        # change buffers that the first pass saved for its backward, so exactly one pass goes through the wrapper. When
+        # recomputing, that is the last one: a checkpointed pass runs again in the middle of the backward.
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        if mode == "recompute":
+            again = [checkpoint(_call, inner, dict(inputs), use_reentrant=False) for _ in range(num_passes - 1)]
+            outputs = [*again, model(**inputs)]
+        else:
+            outputs = [model(**inputs)] + [inner(**inputs) for _ in range(num_passes - 1)]
+    has_loss = any(inputs.get(key) is not None for key in ("labels", "start_positions"))
+    return Passes([_as_dict(o, has_loss) for o in outputs], outputs, num_passes, batch_size)
+
+
+def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:
+    """B, the rows of the model's main input, or of the first tensor where the model does not say which that is."""
+    main = inputs.get(getattr(model, "main_input_name", "input_ids"))
+    for value in [main, *inputs.values()]:
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            return value.shape[0]
+    raise ValueError(f"No tensor with rows among the inputs: {', '.join(inputs)}.")
+
+
+def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> dict[str, Any]:
+    """The batch `num_passes` times over, whole batch after whole batch; the inputs themselves stay as they are.
+
+    Tensors and lists of B rows are repeated, whatever is no batch entry (numbers, flags, single-row tensors that
+    broadcast) is passed on.
+
+    Raises:
+        ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
+    """
+
+    def repeat(key: str, value: Any) -> Any:
+        if key in PACKING_KEYS and value is not None:
+            raise _unrepeatable(f"{key!r} describes sequences packed into rows")
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            if value.shape[0] == batch_size:
+                return value.repeat(num_passes, *[1] * (value.dim() - 1))
+            if value.shape[0] == 1 and value.dim() > 1:
+                return value
+            raise _unrepeatable(f"{key!r} has {value.shape[0]} rows, shape {tuple(value.shape)}")
+        if isinstance(value, Mapping):
+            return type(value)({k: repeat(f"{key}.{k}", v) for k, v in value.items()})
+        if type(value) in (list, tuple) and value:
+            if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
+                return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))
+            if len(value) == batch_size:
+                return value * num_passes
+            raise _unrepeatable(f"{key!r} is a {type(value).__name__} of {len(value)} entries")
+        return value
+
+    def _unrepeatable(what: str) -> ValueError:
+        return ValueError(
+            f"The batch of {batch_size} rows cannot be repeated for R-Drop's single forward: {what}. "
+            'Use rdrop_forward_mode="sequential", which calls the model once per pass with the inputs as they are.'
+        )
+
+    return {key: repeat(key, value) for key, value in inputs.items()}
+
+
+def _call(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    return model(**inputs)
+
+
+def _as_dict(outputs: Any, has_loss: bool) -> dict[str, Any]:
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    if isinstance(outputs, torch.Tensor):
+        return {"logits": outputs}
+    names = ("loss", "logits") if has_loss else ("logits",)
+    return dict(zip(names, outputs, strict=False))
+
+
+def _take_rows(value: Any, rows: slice, total: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.dim() > 0 and value.shape[0] == total else value
+    if isinstance(value, Mapping):
+        return type(value)(**{k: _take_rows(v, rows, total) for k, v in value.items()})
+    if isinstance(value, tuple):
+        return tuple(_take_rows(v, rows, total) for v in value)
+    return value
