@@ -1,0 +1,55 @@
+"""Runs every case of test_distributed.py in each of its processes; started by torch.distributed.run."""
+
+import json
+import os
+import sys
+
+import tiny
+import torch
+from test_distributed import HEADS, MODES
+
+out, world = sys.argv[1], int(os.environ["WORLD_SIZE"])
+rank = int(os.environ["RANK"])
+updates, logs = {}, {}
+
+
+def run(case, model, head, mode, steps, alpha, **arguments):
+    before = tiny.weights(model)
+    trainer = tiny.trainer(
+        model,
+        # 13 rows: unequal token counts per rank, and a last batch that is short
+        tiny.dataset(head, rows=13, unlabelled=(4,)),
+        os.path.join(out, case),
+        per_device_train_batch_size=4 // world,
+        gradient_accumulation_steps=steps,
+        rdrop_forward_mode=mode,
+        rdrop_alpha=alpha,
+        logging_steps=100,
+        logging_first_step=True,
+        dataloader_drop_last=True,
+        rdrop_allow_deterministic=True,
+        **tiny.PURE_SGD,
+        **arguments,
+    )
+    trainer.train()
+    updates[case] = tiny.update(before, tiny.weights(trainer.model))
+    logs[case] = {k: v for k, v in trainer.state.log_history[0].items() if k in ("loss", "task_loss", "divergence")}
+
+
+for head in HEADS:
+    for mode in MODES:
+        for steps in (1, 2):
+            for alpha in (0.0, 4.0) if mode == "concat" else (4.0,):
+                if mode == "recompute":
+                    # The pass noise counts calls, which a recomputed forward would upset: no noise in this mode
+                    model = tiny.bert(head, dropout=0.0).double()
+                else:
+                    model = tiny.noisy_bert(head, num_passes=2 if alpha else 1, concat=mode == "concat")
+                run(f"{head}-{mode}-{steps}-{alpha:g}", model, head, mode, steps, alpha)
+for mode in MODES[1:]:
+    run(f"dropout-{mode}", tiny.bert(dropout=0.2), "single_label", mode, 1, 4.0)
+
+if rank == 0:
+    torch.save(updates, os.path.join(out, "updates.pt"))
+with open(os.path.join(out, f"logs-{rank}.json"), "w") as f:
+    json.dump(logs, f)

@@ -1,0 +1,67 @@
+"""Two processes equal one with twice the rows: every forward mode, with and without accumulation (gloo, CPU)."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+WORKER = Path(__file__).with_name("distributed_run.py")
+HEADS = ("single_label", "token")
+MODES = ("concat", "sequential", "recompute")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """All runs in one launch each: {processes: {case: (update, logs per rank)}}."""
+    found = {}
+    for processes in (1, 2):
+        out = tmp_path_factory.mktemp(f"{processes}_processes")
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        launch += ["--master_port", str(free_port())]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*launch, str(WORKER), str(out)], capture_output=True, text=True, env=env, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        logs = [json.loads((out / f"logs-{rank}.json").read_text()) for rank in range(processes)]
+        found[processes] = (torch.load(out / "updates.pt"), logs)
+    return found
+
+
+def cases():
+    return [
+        f"{head}-{mode}-{steps}-{alpha:g}"
+        for head in HEADS
+        for mode in MODES
+        for steps in (1, 2)
+        for alpha in ((0.0, 4.0) if mode == "concat" else (4.0,))
+    ]
+
+
+@pytest.mark.parametrize("case", cases())
+def test_two_processes_equal_one(case, results):
+    one, two = (results[p][0][case] for p in (1, 2))
+    assert tiny.relative(two, one) < 1e-5
+
+
+@pytest.mark.parametrize("case", cases())
+def test_logged_terms_are_equal_on_all_ranks(case, results):
+    (one,), (first, second) = results[1][1], results[2][1]
+    assert first[case] == second[case]
+    assert first[case] == pytest.approx(one[case], rel=1e-5)
+
+
+def test_dropout_differs_between_ranks_and_modes_train(results):
+    """Real dropout through DistributedDataParallel: finite, and buffers changed by no second forward."""
+    assert results[2][0]["dropout-sequential"].isfinite().all()
+    assert results[2][0]["dropout-recompute"].isfinite().all()

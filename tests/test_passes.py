@@ -1,0 +1,96 @@
+"""Running a model several times: what is repeated, what is not, and what is refused."""
+
+from collections import OrderedDict
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from rdrop_trainer.passes import repeat_rows, run_passes
+
+
+def test_rows_are_repeated_batch_after_batch():
+    ids = torch.arange(6).reshape(3, 2)
+    repeated = repeat_rows({"input_ids": ids, "names": ["a", "b", "c"]}, 2, 3)
+    assert repeated["input_ids"].tolist() == ids.tolist() * 2
+    assert repeated["names"] == ["a", "b", "c"] * 2
+
+
+def test_what_is_no_batch_entry_is_passed_on():
+    positions = torch.arange(4)[None]  # (1, T): broadcasts over rows
+    flags = {"use_cache": False, "scale": 2.0, "temperature": torch.tensor(3.0), "nothing": None}
+    repeated = repeat_rows({"input_ids": torch.zeros(3, 4), "position_ids": positions, **flags}, 2, 3)
+    assert repeated["position_ids"] is positions
+    assert all(repeated[k] is v for k, v in flags.items())
+
+
+def test_nested_entries():
+    hidden = torch.randn(3, 4, 5)
+    repeated = repeat_rows({"encoder_outputs": (hidden,), "extra": OrderedDict(mask=torch.ones(3, 4))}, 3, 3)
+    assert torch.equal(repeated["encoder_outputs"][0], torch.cat([hidden] * 3))
+    assert repeated["extra"]["mask"].shape == (9, 4)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("pixel_values", torch.zeros(7, 3)),
+        ("cu_seq_lens_q", torch.tensor([0, 2, 5])),
+        ("max_length_q", 5),
+        ("boxes", [[1], [2]]),
+        ("spans", torch.zeros(2)),
+    ],
+)
+def test_layouts_that_cannot_be_repeated_name_sequential(key, value):
+    with pytest.raises(ValueError, match=f'{key}.*rdrop_forward_mode="sequential"'):
+        repeat_rows({"input_ids": torch.zeros(3, 4), key: value}, 2, 3)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_outputs_of_a_pass_have_its_rows(mode):
+    model = tiny.bert(dropout=0.3).train()
+    batch = {"input_ids": torch.randint(5, 40, (3, 6)), "output_hidden_states": True}
+    passes = run_passes(model, batch, 2, mode)
+    assert passes["logits"].shape == (6, 4)
+    for k in range(2):
+        output = passes.output(k)
+        assert isinstance(output, SequenceClassifierOutput)
+        assert torch.equal(output.logits, passes["logits"][3 * k : 3 * k + 3])
+        assert len(output.hidden_states) == 3 and all(h.shape[0] == 3 for h in output.hidden_states)
+    assert not torch.equal(passes.output(0).logits, passes.output(1).logits)
+
+
+class TupleModel(nn.Module):
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, input_ids, labels=None):
+        logits = input_ids.float()
+        return (logits.mean(), logits) if labels is not None else (logits,)
+
+
+def test_tuples_and_missing_outputs():
+    ids = torch.arange(4).reshape(2, 2)
+    assert run_passes(TupleModel(False), {"input_ids": ids}, 2, "concat")["logits"].shape == (4, 2)
+    passes = run_passes(TupleModel(True), {"input_ids": ids, "labels": torch.zeros(2)}, 2, "sequential")
+    assert passes["logits"].shape == (4, 2) and passes.loss() == 1.5
+    with pytest.raises(ValueError, match="'scores'.*loss, logits"):
+        passes["scores"]
+
+
+def test_recompute_keeps_no_activations_of_the_first_pass():
+    """The tensors saved for the backward: recompute saves one pass, sequential two."""
+
+    def saved(mode):
+        model = tiny.bert(dropout=0.1).train()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            logits = run_passes(model, {"input_ids": torch.randint(5, 40, (4, 8))}, 3, mode)["logits"]
+        assert logits.requires_grad
+        return sum(sizes)
+
+    one = saved("sequential") / 3
+    assert saved("recompute") < 1.1 * one

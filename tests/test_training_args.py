@@ -1,0 +1,81 @@
+"""The settings: defaults, ranges, and how they reach the parser."""
+
+from dataclasses import fields
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from rdrop_trainer import RDropArguments, RDropTrainingArguments
+
+
+def test_defaults_and_help():
+    settings = RDropArguments()
+    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    assert values == {
+        "rdrop_alpha": 4.0,
+        "rdrop_num_passes": 2,
+        "rdrop_every_n_steps": 1,
+        "rdrop_warmup_steps": 0,
+        "rdrop_forward_mode": "concat",
+        "rdrop_reduction": "mean",
+        "rdrop_allow_deterministic": False,
+    }
+    assert all(len(f.metadata["help"]) > 60 for f in fields(settings))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("rdrop_alpha", -0.1),
+        ("rdrop_alpha", float("inf")),
+        ("rdrop_alpha", float("nan")),
+        ("rdrop_num_passes", 1),
+        ("rdrop_num_passes", 2.5),
+        ("rdrop_every_n_steps", 0),
+        ("rdrop_warmup_steps", -1),
+        ("rdrop_warmup_steps", 2.5),
+        ("rdrop_warmup_steps", float("nan")),
+        ("rdrop_forward_mode", "parallel"),
+        ("rdrop_reduction", "batchmean"),
+    ],
+)
+@pytest.mark.parametrize("cls", [RDropArguments, RDropTrainingArguments])
+def test_ranges(cls, name, value, tmp_path):
+    arguments = {"output_dir": str(tmp_path)} if cls is RDropTrainingArguments else {}
+    with pytest.raises(ValueError, match=f"{name}.*{value}"):
+        cls(**arguments, **{name: value})
+
+
+def test_both_parents_are_initialised(tmp_path):
+    args = RDropTrainingArguments(str(tmp_path), rdrop_alpha=1.0, learning_rate=1e-3, report_to="none")
+    assert isinstance(args, TrainingArguments) and args.rdrop_alpha == 1.0 and args.device is not None
+    assert args.to_dict()["rdrop_alpha"] == 1.0
+
+
+def test_parser(tmp_path):
+    parser = HfArgumentParser(RDropTrainingArguments)
+    (args,) = parser.parse_args_into_dataclasses(
+        f"--output_dir {tmp_path} --rdrop_alpha 2 --rdrop_forward_mode recompute --rdrop_warmup_steps 0.1".split()
+    )
+    assert (args.rdrop_alpha, args.rdrop_forward_mode, args.rdrop_warmup_steps) == (2.0, "recompute", 0.1)
+
+
+@pytest.mark.parametrize(
+    "warmup, max_steps, expected",
+    [
+        (0, 10, [4.0] * 4),
+        (4, 10, [1.0, 2.0, 3.0, 4.0]),
+        (0.2, 10, [2.0, 4.0, 4.0, 4.0]),
+        (0.15, 10, [2.0, 4.0, 4.0, 4.0]),
+        (1, 10, [4.0] * 4),
+    ],
+)
+def test_alpha_schedule(warmup, max_steps, expected):
+    settings = RDropArguments(rdrop_warmup_steps=warmup)
+    assert [settings.alpha_at(step, max_steps) for step in range(4)] == expected
+
+
+def test_rdrop_steps():
+    settings = RDropArguments(rdrop_every_n_steps=3)
+    assert [settings.is_rdrop_step(s) for s in range(7)] == [True, False, False, True, False, False, True]
+    assert not RDropArguments(rdrop_alpha=0).is_rdrop_step(0)
