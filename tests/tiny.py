@@ -160,4 +160,13 @@ def noisy_bert(head, num_passes=2, concat=True, **changes):
     """A float64 BERT without dropout whose passes differ by `PassNoise`."""
     model = bert(head, dropout=0.0, **changes).double()
     model.dropout = PassNoise(num_passes, concat)
+
+    def match_labels(module, args, kwargs):
+        """The model's own loss does not mix float32 labels with float64 logits in every version of torch."""
+        labels = kwargs.get("labels")
+        if labels is not None and labels.is_floating_point():
+            kwargs["labels"] = labels.double()
+        return args, kwargs
+
+    model.register_forward_pre_hook(match_labels, with_kwargs=True)
     return model
