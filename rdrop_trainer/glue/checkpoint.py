@@ -1,0 +1,100 @@
+"""Loading a model for a task: its labels matched by name, its dropout set, its tokenizer able to pad."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..dropout import set_config_dropout
+from ..errors import InputError
+from .arguments import ModelArguments
+from .features import LabelMap, match_labels
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+AUTO_CLASSES = {"sequence": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
+HEAD_SUFFIXES = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
+
+
+def load_checkpoint(
+    arguments: ModelArguments, task: Task, will_train: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, LabelMap | None]:
+    """Load configuration, tokenizer and model for a task.
+
+    Args:
+        arguments: which model.
+        task: its labels become the model's, unless the model has the same labels in an order of its own.
+        will_train: whether a head for other labels may be replaced by a new one.
+
+    Returns:
+        Model, tokenizer, and how the task's label ids map to the model's (None for a regression).
+
+    Raises:
+        InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
+    """
+    source = arguments.model_name_or_path
+    options = {
+        "cache_dir": arguments.cache_dir,
+        "revision": arguments.model_revision,
+        "token": arguments.token,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+    config = _load(AutoConfig, source, options)
+    labels, new_head = _fit_labels(config, task, source, will_train)
+    if arguments.dropout is not None:
+        set_config_dropout(config, arguments.dropout)
+    tokenizer = _load(AutoTokenizer, arguments.tokenizer_name or source, options)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    model = _load(AUTO_CLASSES[task.head], source, {**options, "config": config, "ignore_mismatched_sizes": new_head})
+    return model, tokenizer, labels
+
+
+def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:
+    """Write the task's labels into the configuration; the map, and whether the head has to be a new one."""
+    has_head = any(name.endswith(HEAD_SUFFIXES[task.head]) for name in config.architectures or ())
+    if task.is_regression:
+        if has_head and config.num_labels != 1 and not will_train:
+            raise InputError(f"{source} predicts {config.num_labels} labels, but {task.name} is a regression")
+        new_head = has_head and config.num_labels != 1
+        config.num_labels = 1
+        config.problem_type = "regression"
+        return None, new_head
+    labels = match_labels(task, config.id2label) if has_head else None
+    new_head = has_head and labels is None
+    if new_head:
+        names = ", ".join(map(str, list(config.id2label.values())[:8]))
+        message = f"{source} predicts other labels ({names}) than {task.name} has ({', '.join(task.labels[:8])})"
+        if not will_train:
+            raise InputError(f"{message}; train it on {task.name} first (--do_train), or choose another model")
+        logger.warning(f"{message}; its head is replaced by a new one")
+    if labels is None:
+        labels = LabelMap(tuple(range(len(task.labels))))
+    config.id2label = {labels.to_model[i]: name for i, name in enumerate(task.labels)}
+    config.id2label = dict(sorted(config.id2label.items()))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    config.problem_type = "single_label_classification" if task.head == "sequence" else None
+    return labels, new_head
+
+
+def _load(cls: type, source: str, options: dict[str, Any]) -> Any:
+    try:
+        return cls.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        # OSError carries paragraphs of advice; the first sentence says what happened
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{source}: cannot be loaded as {cls.__name__}: {reason}") from error

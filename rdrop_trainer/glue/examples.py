@@ -1,0 +1,215 @@
+"""Turn raw rows of a task into its examples: texts, id, and a label in the task's own order."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import datasets
+
+from ..errors import InputError
+from .readers import Rows
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED = -1  # the label of test rows without one
+IGNORED = -100  # the label of rows that only take part in the consistency term
+
+
+def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Dataset:
+    """Build one split in memory.
+
+    Args:
+        task: the task; its `text_sources` and `label_sources` say which fields to read.
+        split: name of the split. Rows of "train" and "validation" must have labels, rows of "unlabeled" get none.
+        rows: (line number, raw row) pairs.
+        source: name of the source, for messages.
+
+    Returns:
+        The dataset, in the order of the rows.
+
+    Raises:
+        InputError: a field is missing or holds something unexpected; the message names source and line.
+    """
+    kind = split.split("_")[0]
+    label_ids = {alias: task.labels.index(name) for alias, name in task.label_aliases.items()}
+    texts, ids, labels, left_out = [], [], [], 0
+    for position, (line, row) in enumerate(rows):
+        where = f"{source}:{line}"
+        text = READ_TEXTS.get(task.name, _read_texts)(task, row, where)
+        if kind in ("train", "unlabeled") and not task.tolerant and not all(part.strip() for part in text):
+            raise InputError(f"{where}: the text is empty, expected some in {' and '.join(task.text_columns)}")
+        value = None
+        if kind != "unlabeled":
+            column = _find(row, task.label_sources, where, required=kind != "test")
+            value = row.get(column)
+        if task.head == "tokens":
+            label = _tags(text[0], value, label_ids, where)
+        else:
+            label = _label(task, value, label_ids, where)
+        if label is None and kind in ("train", "validation"):
+            if not task.unlabelled_rows:
+                raise InputError(f"{where}: the row has no label ({value!r}), expected {_expected(task)}")
+            left_out += 1
+            continue
+        texts.append(text)
+        ids.append(_row_id(task, row, position))
+        labels.append(label)
+    if left_out:
+        logger.warning("%s: %d rows without an agreed label were left out of %s", source, left_out, split)
+    if not texts:
+        raise InputError(f"{source}: is empty, expected rows of data")
+
+    columns = dict(zip(task.text_columns, map(list, zip(*texts, strict=True)), strict=True))
+    features = {column: datasets.Value("string") for column in columns}
+    whole = all(isinstance(value, int) for value in ids)
+    columns["idx"] = ids if whole else [str(value) for value in ids]
+    features["idx"] = datasets.Value("int64" if whole else "string")
+    if task.head == "tokens":
+        columns["labels"] = [tags or [] for tags in labels]
+        features["labels"] = datasets.List(datasets.Value("int64"))
+    else:
+        missing = IGNORED if kind == "unlabeled" else UNLABELLED
+        columns["label"] = [missing if label is None else label for label in labels]
+        features["label"] = datasets.Value("float32" if task.is_regression else "int64")
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def spelling(value: object) -> str:
+    """A raw label as text: JSON writes 0, "0" and true where a .tsv has 0, 0 and true."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def _find(row: dict, names: Sequence[str], where: str, required: bool = True) -> str | None:
+    """The name under which a row has a field."""
+    for name in names:
+        if name in row:
+            return name
+    if not required:
+        return None
+    raise InputError(f"{where}: no column {' or '.join(map(repr, names))}, the columns are {', '.join(row)}")
+
+
+def _text(row: dict, column: str, where: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise InputError(f"{where}: the column {column!r} holds {value!r}, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: the column {column!r} holds half of a surrogate pair, expected text") from None
+    return value
+
+
+def _read_texts(task: Task, row: dict, where: str) -> tuple[str, ...]:
+    return tuple(_text(row, _find(row, task.sources(column), where), where) for column in task.text_columns)
+
+
+def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str, ...]:
+    keywords, abstract = (_find(row, (column,), where) for column in task.text_columns)
+    words = row[keywords]
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"{where}: the column {keywords!r} holds {words!r}, expected a list of words")
+    return " ".join(words), _text(row, abstract, where)
+
+
+def _read_marked_text(task: Task, row: dict, where: str) -> tuple[str, ...]:
+    """The text with `_` around the noun phrase and brackets around the pronoun, as in CLUE's own baselines."""
+    text = _text(row, _find(row, ("text",), where), where)
+    target = row[_find(row, ("target",), where)]
+    try:
+        spans = [
+            (target["span1_index"], target["span1_text"], "_", "_"),
+            (target["span2_index"], target["span2_text"], "[", "]"),
+        ]
+        matches = all(text[start : start + len(words)] == words for start, words, _, _ in spans)
+    except (KeyError, TypeError):
+        matches = False
+    if not matches:
+        raise InputError(
+            f"{where}: the column 'target' holds {target!r}, expected span1_index, span1_text, span2_index and "
+            "span2_text that match the text"
+        )
+    marks = [(start, 1, before) for start, _, before, _ in spans]
+    marks += [(start + len(words), 0, after) for start, words, _, after in spans]
+    # From right to left, so that no mark moves another; where two spans touch, the first is closed first.
+    for place, _, mark in sorted(marks, reverse=True):
+        text = text[:place] + mark + text[place:]
+    return (text,)
+
+
+READ_TEXTS = {"csl": _read_keywords_and_abstract, "cluewsc2020": _read_marked_text}
+
+
+def _expected(task: Task) -> str:
+    if task.is_regression:
+        return "a number"
+    pairs = zip(task.raw_labels or task.labels, task.labels, strict=True)
+    names = [name if name == raw else f"{raw} ({name})" for raw, name in pairs]
+    return "one of " + ", ".join(names[:20] + ["..."] * (len(names) > 20))
+
+
+def _label(task: Task, value: object, label_ids: dict[str, int], where: str) -> int | float | None:
+    """The label's id, or the number of a regression; None for a row without one."""
+    if value is None or value == "":
+        return None
+    if task.is_regression:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"{where}: the label is {value!r}, expected a number")
+        return number
+    text = spelling(value)
+    if text in label_ids:
+        return label_ids[text]
+    if text in ("-", "-1"):
+        return None
+    raise InputError(f"{where}: unknown label {value!r}, expected {_expected(task)}")
+
+
+def _tags(text: str, entities: object, label_ids: dict[str, int], where: str) -> list[int] | None:
+    """One tag id per character from {type: {mention: [[start, inclusive end], ...]}}."""
+    if entities is None:
+        return None
+    try:
+        spans = [
+            (start, end, kind, mention)
+            for kind, mentions in entities.items()
+            for mention, places in mentions.items()
+            for start, end in places
+        ]
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(
+            f"{where}: the label is {entities!r}, expected {{type: {{mention: [[start, end], ...]}}}}"
+        ) from None
+    for start, end, kind, mention in spans:
+        if f"B-{kind}" not in label_ids:
+            kinds = (name[2:] for name in label_ids if name.startswith("B-"))
+            raise InputError(f"{where}: unknown kind of entity {kind!r}, expected one of {', '.join(kinds)}")
+        fits = isinstance(start, int) and isinstance(end, int) and 0 <= start <= end < len(text)
+        if not fits or text[start : end + 1] != mention:
+            raise InputError(
+                f"{where}: the {kind} {mention!r} is not at [{start!r}, {end!r}] of the text, expected the places of "
+                "its first and last character, counted from 0"
+            )
+    tags = [label_ids["O"]] * len(text)
+    # Of overlapping entities the longer one stays, of equally long ones the first.
+    for start, end, kind, _ in sorted(spans, key=lambda span: (span[0] - span[1], span)):
+        if all(tag == label_ids["O"] for tag in tags[start : end + 1]):
+            inside = label_ids[f"I-{kind}"]
+            tags[start : end + 1] = [label_ids[f"B-{kind}"]] + [inside] * (end - start)
+    return tags
+
+
+def _row_id(task: Task, row: dict, position: int) -> int | str:
+    value = row.get("id", row.get("idx"))
+    if value is None or value == "":
+        return position
+    # CLUE's leaderboards want an id back as it was written; elsewhere digits from a .tsv are a number.
+    if isinstance(value, str) and value.isdecimal() and task.suite in ("glue", "custom"):
+        value = int(value)
+    return value if isinstance(value, int) and value.bit_length() < 64 else str(value)

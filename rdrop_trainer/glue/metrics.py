@@ -1,0 +1,169 @@
+"""Scores under GLUE's key names, as `evaluate` metrics that need no download and leave nothing on disk."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+import datasets
+import evaluate
+import numpy as np
+
+from ..errors import InputError
+from .tasks import Task
+
+
+def load_metric(task: Task) -> evaluate.Metric:
+    """The metric of a task.
+
+    Args:
+        task: the task.
+
+    Returns:
+        A metric whose `compute(predictions=..., references=...)` gives the keys of `task.metrics`: label ids for
+        classification, numbers for regression, and for token tasks one list of tag names per row.
+
+    Raises:
+        InputError: the task has no labels to score against, or scikit-learn, SciPy or seqeval is not installed.
+    """
+    if not task.metrics:
+        raise InputError(f"{task.name} has no labels to score against; predict it and submit the file")
+    return EntityF1(task) if task.head == "tokens" else TaskMetric(task)
+
+
+class _InMemoryMetric(evaluate.Metric):
+    """An `evaluate` metric for a task that touches no file: safe on read-only disks and in parallel processes."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        super().__init__(config_name=task.name, keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        return self._data_dir_root  # the parent class would make a folder here, and nothing is stored
+
+    def _describe(self, feature: object) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=f"{', '.join(self.task.metrics)} of {self.task.name}",
+            citation="",
+            inputs_description="\npredictions and references are lists of equal length.",
+            features=datasets.Features({"predictions": feature, "references": feature}),
+        )
+
+
+class TaskMetric(_InMemoryMetric):
+    """Accuracy, F1 and Matthews correlation of label ids; Pearson and Spearman correlation of numbers.
+
+    A correlation with a constant is not defined: Pearson and Spearman are then NaN. Matthews correlation is 0, which is
+    what its definition gives in the limit and what scikit-learn returns.
+    """
+
+    def __init__(self, task: Task):
+        _need("scipy.stats" if task.is_regression else "sklearn.metrics")
+        super().__init__(task)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._describe(datasets.Value("float64" if self.task.is_regression else "int64"))
+
+    def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        if not self.task.is_regression and (references < 0).all():
+            raise InputError(f"{self.task.name}: the references have no labels, as in a test set; nothing to score")
+        return {key: _SCORES[key](predictions, references) for key in self.task.metrics}
+
+
+class EntityF1(_InMemoryMetric):
+    """F1 of whole entities over IOB2 tags: an entity counts when its type and both its ends are right.
+
+    `f1`, `precision` and `recall` are over all entities; `macro_f1` is the mean of the `f1_<type>`, over the types that
+    occur in the references or the predictions.
+    """
+
+    def __init__(self, task: Task):
+        _need("seqeval")
+        super().__init__(task)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._describe(datasets.List(datasets.Value("string")))
+
+    def _compute(self, predictions: Sequence[list[str]], references: Sequence[list[str]]) -> dict[str, float]:
+        for row, (predicted, reference) in enumerate(zip(predictions, references, strict=True)):
+            if len(predicted) != len(reference):
+                raise InputError(
+                    f"{self.task.name}: row {row} has {len(predicted)} predicted tags, expected {len(reference)}"
+                )
+        predicted, reference = (
+            {(kind, row, start, end) for row, tags in enumerate(rows) for kind, start, end in entities_of(tags)}
+            for rows in (predictions, references)
+        )
+        kinds = sorted({entity[0] for entity in predicted | reference})
+        per_type = {
+            f"f1_{kind}": _f1({e for e in predicted if e[0] == kind}, {e for e in reference if e[0] == kind})
+            for kind in kinds
+        }
+        right = len(predicted & reference)
+        return {
+            "f1": _f1(predicted, reference),
+            "macro_f1": sum(per_type.values()) / len(kinds) if kinds else 0.0,
+            "precision": right / len(predicted) if predicted else 0.0,
+            "recall": right / len(reference) if reference else 0.0,
+            **per_type,
+        }
+
+
+def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
+
+    An I- tag without its B- in front begins an entity too.
+    """
+    return _need("seqeval.metrics.sequence_labeling").get_entities(list(tags))
+
+
+def _f1(predicted: set, reference: set) -> float:
+    both = len(predicted) + len(reference)
+    return 2 * len(predicted & reference) / both if both else 0.0
+
+
+def _need(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'scoring needs {module.split(".")[0]}: pip install "rdrop-trainer[glue]"') from error
+
+
+def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    return float((predictions == references).mean())
+
+
+def _binary_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    return float(_need("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
+
+
+def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
+    return float(_need("sklearn.metrics").matthews_corrcoef(references, predictions))
+
+
+def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> float:
+    if len(predictions) < 2:
+        return float("nan")
+    with warnings.catch_warnings():  # a constant is answered with NaN; SciPy would also warn
+        warnings.simplefilter("ignore")
+        return float(getattr(_need("scipy.stats"), name)(predictions, references).statistic)
+
+
+def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
+    return _correlation("pearsonr", predictions, references)
+
+
+def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
+    return _correlation("spearmanr", predictions, references)
+
+
+_SCORES = {
+    "accuracy": _accuracy,
+    "f1": _binary_f1,
+    "matthews_correlation": _matthews,
+    "pearson": _pearson,
+    "spearmanr": _spearman,
+}

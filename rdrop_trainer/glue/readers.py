@@ -1,0 +1,178 @@
+"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row, and say exactly where a broken one is broken.
+
+Lines end at "\\n" and nowhere else: the texts of some tasks contain U+2028, form feeds and other characters at which
+`str.splitlines` would cut them in two.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet", ".txt")
+
+Rows = Iterator[tuple[int, dict]]
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    header: Sequence[str] | None = None,
+    rename: Callable[[list[str]], list[str]] | None = None,
+    tolerant: bool = False,
+    skip_short: bool = False,
+) -> Rows:
+    """Read a data file; its kind follows from the ending of its name.
+
+    Args:
+        path: the file: .tsv (no quoting), .csv (quoted as usual), .json and .jsonl (an object per line), .parquet, or
+            .txt (a text per line).
+        header: names of the columns of a .tsv without a header line; of a .txt, whose column is else called "text".
+        rename: turns the header of a .tsv into the names the rows shall have.
+        tolerant: accept .tsv rows with more cells than the header; the last cell is the last column's, and a warning
+            says how many there were.
+        skip_short: leave out .tsv rows with fewer cells than the header; a warning says how many there were.
+
+    Returns:
+        An iterator over (line number, row as a dict); in a .parquet file the number of the row stands for the line.
+
+    Raises:
+        InputError: the file cannot be read as what its name says. Raised at once when the file is missing or of an
+            unknown kind, and during the iteration for a broken line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, expected a file ({', '.join(SUFFIXES)})")
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if start == b"\x1f\x8b":
+        raise InputError(f"{path}: is gzip-compressed, expected plain text; unpack it first")
+    suffix = path.suffix.lower()
+    if suffix == ".tsv":
+        return _read_tsv(path, header, rename, tolerant, skip_short)
+    if suffix == ".txt":
+        column = header[0] if header else "text"
+        return ((number, {column: line}) for number, line in _lines(path) if line.strip())
+    if suffix in _READERS:
+        return _READERS[suffix](path)
+    raise InputError(f"{path}: unknown kind of file {suffix!r}, expected one of {', '.join(SUFFIXES)}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, without line ends and without a byte order mark."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path}:{number}: byte 0x{raw[error.start]:02x} at position {error.start + 1} of the line is not "
+                    "UTF-8, expected a file saved as UTF-8"
+                ) from None
+            if "\0" in line:
+                raise InputError(f"{path}:{number}: holds a NUL byte, expected text in UTF-8")
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            yield number, line.removesuffix("\n").removesuffix("\r")
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    doubles = sorted({name for name in header if header.count(name) > 1})
+    if doubles:
+        raise InputError(f"{path}:1: the header names {', '.join(map(repr, doubles))} twice, expected distinct columns")
+
+
+def _read_tsv(
+    path: Path, header: Sequence[str] | None, rename: Callable | None, tolerant: bool, skip_short: bool
+) -> Rows:
+    lines = _lines(path)
+    if header is None:
+        header = next(lines, (1, ""))[1].split("\t")
+        _check_header(path, header)
+        header = rename(header) if rename else header
+    short, long = [], []
+    for number, line in lines:
+        if not line and len(header) > 1:
+            continue
+        cells = line.split("\t")
+        if len(cells) < len(header) and skip_short:
+            short.append(number)
+        elif len(cells) == len(header):
+            yield number, dict(zip(header, cells, strict=True))
+        elif len(cells) > len(header) and tolerant:
+            long.append(number)
+            yield number, dict(zip(header, cells, strict=False)) | {header[-1]: cells[-1]}
+        else:
+            raise InputError(
+                f"{path}:{number}: the row has {len(cells)} cells, expected {len(header)} ({', '.join(header)})"
+            )
+    for kind, numbers, fate in (("fewer", short, "left out"), ("more", long, "read without the surplus")):
+        if numbers:
+            logger.warning(
+                "%s: %d rows have %s cells than the header and were %s (the first is line %d)",
+                *(path, len(numbers), kind, fate, numbers[0]),
+            )
+
+
+def _read_csv(path: Path) -> Rows:
+    # strict: a stray quotation mark would otherwise swallow the rows after it without a word.
+    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    try:
+        header = next(reader, [])
+        _check_header(path, header)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{path}:{reader.line_num}: the row has {len(cells)} cells, expected {len(header)} "
+                    f"({', '.join(header)})"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(
+            f"{path}:{reader.line_num}: broken CSV ({error}), expected quotation marks to be closed, and doubled "
+            "inside a quoted cell"
+        ) from None
+
+
+def _read_json(path: Path) -> Rows:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: broken JSON ({error}), expected one object per line") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: holds a JSON {type(row).__name__}, expected one object per line")
+        yield number, row
+
+
+def _read_parquet(path: Path) -> Rows:
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: broken parquet file ({error})") from error
+
+
+_READERS = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_json, ".parquet": _read_parquet}

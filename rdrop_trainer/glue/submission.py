@@ -1,0 +1,141 @@
+"""Write predictions in the form the leaderboards of GLUE, CLUE and FewCLUE take.
+
+File names and row counts are facts of the tasks (`Task.submission`). FewCLUE adds an "f" to the tasks it shares with
+CLUE ("tnewsf_predict.json"); which of the two is meant follows from the number of rows. OCNLI and CSL have 3000 test
+rows in both and get CLUE's name. The form of CLUENER's file is the one of its training data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A written file; `expected_rows` is the leaderboard's number, None where no leaderboard takes the split."""
+
+    path: Path
+    rows: int
+    expected_rows: int | None
+    complete: bool
+
+
+def write_submission(
+    task: Task,
+    split: str,
+    ids: Sequence[int | str],
+    predictions: Sequence,
+    directory: str | Path,
+    *,
+    texts: Sequence[str] | None = None,
+) -> Submission:
+    """Write the predictions for one split, in its order.
+
+    GLUE gets .tsv files, and so does a custom task; CLUE and FewCLUE get JSON lines. A split no leaderboard takes goes
+    into `<task>_<split>_predict` with the ending of its suite. The file appears at once and whole, or not at all.
+
+    Args:
+        task: the task.
+        split: the split the predictions are for, such as "test" or "test_matched".
+        ids: the rows' `idx`. GLUE numbers its rows from 0 instead.
+        predictions: label ids; numbers for a regression; for token tasks, per row, a list of (type, start,
+            inclusive end).
+        directory: folder to write to; it is made when missing.
+        texts: the rows' texts, for token tasks.
+
+    Returns:
+        What was written; `complete` is false when the leaderboard expects another number of rows.
+
+    Raises:
+        InputError: the arguments differ in length, a prediction is no label or no number, or writing fails.
+    """
+    lengths = {"ids": len(ids), "predictions": len(predictions)}
+    if task.head == "tokens":
+        lengths["texts"] = len(texts or ())
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
+        raise InputError(f"{task.name} {split}: there are {counts}, expected as many of each")
+
+    if task.head == "tokens":
+        answers = [
+            _entities(task, row, text, spans) for row, (text, spans) in enumerate(zip(texts, predictions, strict=True))
+        ]
+    else:
+        answers = [_answer(task, row, prediction) for row, prediction in enumerate(predictions)]
+    if task.suite in ("glue", "custom"):
+        ending = "tsv"
+        lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
+    else:
+        ending = "json"
+        lines = [
+            json.dumps({"id": _plain_id(row_id), "label": answer}, ensure_ascii=False)
+            for row_id, answer in zip(ids, answers, strict=True)
+        ]
+
+    name, expected = _choose_file(task, split, len(answers), ending)
+    path = Path(directory) / name
+    _write(path, "\n".join(lines) + "\n")
+    return Submission(path, len(answers), expected, expected in (None, len(answers)))
+
+
+def _choose_file(task: Task, split: str, rows: int, ending: str) -> tuple[str, int | None]:
+    """The leaderboard file whose row count fits, else the main one."""
+    known = task.submission.get(split, ((f"{task.name}_{split}_predict.{ending}", None),))
+    return next((choice for choice in known if choice[1] == rows), known[0])
+
+
+def _answer(task: Task, row: int, prediction: object) -> str:
+    if task.is_regression:
+        value = float(prediction)
+        if not math.isfinite(value):
+            raise InputError(f"{task.name}: the prediction for row {row} is {value}, expected a finite number")
+        if task.score_range is None:
+            return str(value)
+        lowest, highest = task.score_range
+        return f"{min(max(lowest, value), highest):.3f}"
+    label = operator.index(prediction)
+    names = task.raw_labels or task.labels
+    if not 0 <= label < len(names):
+        raise InputError(f"{task.name}: the prediction for row {row} is {label}, expected 0 to {len(names) - 1}")
+    return names[label]
+
+
+def _entities(task: Task, row: int, text: str, spans: Sequence[tuple[str, int, int]]) -> dict:
+    """{type: {mention: [[start, inclusive end], ...]}}, as in the training data."""
+    kinds = {label[2:] for label in task.labels if label.startswith("B-")}
+    found: dict[str, dict[str, list]] = {}
+    for kind, start, end in spans:
+        start, end = operator.index(start), operator.index(end)
+        if kind not in kinds or not 0 <= start <= end < len(text):
+            raise InputError(
+                f"{task.name}: row {row} has the entity {(kind, start, end)}, expected one of "
+                f"{', '.join(sorted(kinds))} within 0 to {len(text) - 1}"
+            )
+        found.setdefault(kind, {}).setdefault(text[start : end + 1], []).append([start, end])
+    return found
+
+
+def _plain_id(row_id: object) -> int | str:
+    return row_id if isinstance(row_id, str) else operator.index(row_id)
+
+
+def _write(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(content, encoding="utf-8", newline="\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error

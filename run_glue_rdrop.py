@@ -1,0 +1,291 @@
+#!/usr/bin/env python
+"""Fine-tune on GLUE, CLUE or your own data with R-Drop: `python run_glue_rdrop.py --help`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import transformers
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
+
+from rdrop_trainer import InputError, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer.glue import outcome
+from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_arguments
+from rdrop_trainer.glue.checkpoint import load_checkpoint
+from rdrop_trainer.glue.data import load_files, load_task
+from rdrop_trainer.glue.features import (
+    LabelMap,
+    decode_labels,
+    decode_tags,
+    make_compute_metrics,
+    make_features,
+    predict_spans,
+    without_seen_texts,
+)
+from rdrop_trainer.glue.submission import write_submission
+from rdrop_trainer.glue.tasks import Task, get_task
+
+logger = logging.getLogger("run_glue_rdrop")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The script: 0 when all went well, 2 for input that has to be mended."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        model_args, data_args, training_args, given = parse_arguments(argv)
+        if data_args.demo:
+            from rdrop_trainer.glue.demo import run_demo
+
+            run_demo(run, Path(training_args.output_dir) if "output_dir" in given else None)
+        else:
+            results = run(model_args, data_args, training_args, given)
+            if training_args.should_save:
+                print("\n" + outcome.summary(results, outcome.next_command(argv, results["settings"])))
+    except InputError as error:
+        print(f"run_glue_rdrop.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: RDropTrainingArguments, given: set[str]
+) -> dict:
+    """One run: load, train, evaluate, predict, save. Returns what `all_results.json` holds."""
+    clock = Clock()
+    if model_args.model_name_or_path is None:
+        raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")
+    _quiet_logging(training_args)
+
+    # ---- Load ----
+    with clock("load"), training_args.main_process_first(desc="loading the data"):
+        task, data = load_data(model_args, data_args)
+    choose_defaults(task, data, data_args, training_args, given)
+    output_dir = Path(training_args.output_dir)
+    settings = outcome.settings_of(model_args, data_args, training_args)
+    with training_args.main_process_first(desc="looking at the output folder"):
+        checkpoint = outcome.prepare_output_dir(
+            output_dir, settings, training_args.resume_from_checkpoint, data_args.overwrite_output_dir
+        )
+    with clock("load"):
+        transformers.set_seed(training_args.seed)
+        model, tokenizer, labels = load_checkpoint(model_args, task, training_args.do_train)
+        max_length = _max_length(data_args.max_seq_length, tokenizer)
+        with training_args.main_process_first(desc="tokenising"):
+            features = {
+                split: make_features(rows, task, tokenizer, labels, max_length, data_args.pad_to_max_length)
+                for split, rows in data.items()
+            }
+
+    train_features = features.get("train") if training_args.do_train else None
+    if train_features is not None and "unlabeled" in features:
+        train_features = datasets.concatenate_datasets([train_features, features["unlabeled"]])
+    eval_splits = _splits(data, "validation")
+    trainer = RDropTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_features,
+        eval_dataset=features[eval_splits[0]] if eval_splits else None,
+        processing_class=tokenizer,
+        data_collator=_collator(task, tokenizer, data_args.pad_to_max_length, training_args),
+        compute_metrics=_metrics_of(task, labels, features, data, eval_splits[0]) if eval_splits else None,
+    )
+    metrics: dict[str, float] = {}
+
+    # ---- Train ----
+    if training_args.do_train:
+        if training_args.should_save:
+            outcome.write_json(output_dir / outcome.SETTINGS, settings)
+        if checkpoint:
+            logger.warning(f"Resuming from {checkpoint}")
+        try:
+            with clock("train"):
+                trained = trainer.train(resume_from_checkpoint=checkpoint)
+        except BaseException:
+            logger.error(f"Training did not finish. Its checkpoints stay in {output_dir}; the same command goes on.")
+            raise
+        metrics |= {"train_loss": trained.training_loss, "steps": trained.global_step}
+        metrics["total_flos"] = trained.metrics.get("total_flos")
+        trainer.save_model()
+        trainer.save_state()
+
+    # ---- Evaluate ----
+    if training_args.do_eval:
+        with clock("eval"):
+            for split in eval_splits:
+                prefix = "eval_mm" if split.endswith("mismatched") else "eval"
+                trainer.compute_metrics = _metrics_of(task, labels, features, data, split)
+                metrics |= trainer.evaluate(features[split], metric_key_prefix=prefix)
+
+    # ---- Predict ----
+    predictions, complete = [], {}
+    if training_args.do_predict:
+        with clock("predict"):
+            for split in _splits(data, "test"):
+                written, scores = predict(trainer, task, labels, features[split], data[split], split, output_dir)
+                metrics |= scores
+                if written is not None:
+                    predictions.append(str(written.path))
+                    complete[written.path.name] = written.complete
+
+    # ---- Save ----
+    results = {
+        "task": task.name,
+        "headline": outcome.headline(task, metrics),
+        "metrics": {k: v for k, v in metrics.items() if k != "epoch"},
+        "rows": {split: len(rows) for split, rows in data.items()},
+        "predictions": predictions,
+        "complete_submissions": complete,
+        "settings": settings,
+        "seconds": clock.seconds,
+        "versions": outcome.versions(),
+    }
+    if training_args.should_save:
+        outcome.write_json(output_dir / outcome.RESULTS, results)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(tasks="text-classification" if task.head == "sequence" else "token-classification")
+    return results
+
+
+def load_data(model_args: ModelArguments, data_args: DataArguments) -> tuple[Task, datasets.DatasetDict]:
+    """The task and its splits, cut to the numbers of rows asked for; unlabelled texts seen elsewhere are left out."""
+    options = {"text_columns": data_args.text_columns, "label_column": data_args.label_column}
+    options |= {**data_args.files, "unlabeled_file": data_args.unlabeled_file}
+    if data_args.task_name is not None:
+        task = get_task(data_args.task_name)
+        hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+        data = load_task(task, data_dir=data_args.data_dir, **hub, **options)
+    elif data_args.data_dir is not None:
+        raise InputError(f"{data_args.data_dir}: a data_dir needs --task_name, to know which files to read")
+    elif data_args.files:
+        data, task = load_files(**options)
+    else:
+        raise InputError("which data? Give --task_name, or --train_file and --validation_file.")
+    if data_args.unlabeled_file is None:
+        data.pop("unlabeled", None)  # a folder may hold them; they are used when asked for
+    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    limits |= {"test": data_args.max_predict_samples, "unlabeled": data_args.max_unlabeled_samples}
+    if "unlabeled" in data:
+        before = len(data["unlabeled"])
+        data["unlabeled"] = without_seen_texts(data["unlabeled"], [d for s, d in data.items() if s != "unlabeled"])
+        logger.warning(
+            f"{before - len(data['unlabeled']):,} of {before:,} unlabelled rows left out: repeated, or in another split"
+        )
+    for split, rows in data.items():
+        limit = limits[split.split("_")[0]]
+        if limit is not None:
+            data[split] = rows.select(range(min(limit, len(rows))))
+    return task, data
+
+
+def choose_defaults(
+    task: Task,
+    data: datasets.DatasetDict,
+    data_args: DataArguments,
+    args: RDropTrainingArguments,
+    given: set[str],
+) -> None:
+    """Fill in what was not given, and refuse what this task or this data cannot do."""
+    if not (args.do_train or args.do_eval or args.do_predict):
+        args.do_train, args.do_eval = "train" in data, bool(_splits(data, "validation"))
+        args.do_predict = not (args.do_train or args.do_eval)
+    wanted = {"train": args.do_train, "validation": args.do_eval or args.eval_strategy != "no"}
+    wanted["test"] = args.do_predict
+    for split, needed in wanted.items():
+        if needed and not _splits(data, split):
+            flag = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}[split]
+            raise InputError(
+                f"{task.name}: --{flag} needs {split} rows, but the data holds only: {', '.join(data)}. "
+                + (f"Give --{split}_file." if data_args.data_dir is None else f"Is the file in {data_args.data_dir}?")
+            )
+    if "unlabeled" in data and args.do_train:
+        if task.is_regression:
+            raise InputError(
+                f"{data_args.unlabeled_file}: unlabelled rows need labels to predict; {task.name} has none"
+            )
+        if args.rdrop_alpha == 0:
+            raise InputError(
+                f"{data_args.unlabeled_file}: unlabelled rows have no effect at --rdrop_alpha 0; leave one of them out"
+            )
+    if "output_dir" not in given:
+        args.output_dir = f"runs/{task.name}-alpha{args.rdrop_alpha:g}-seed{args.seed}"
+    if args.load_best_model_at_end and "metric_for_best_model" not in given and task.headline:
+        args.metric_for_best_model, args.greater_is_better = task.headline[0], True
+
+
+def predict(trainer, task: Task, labels: LabelMap | None, features, rows, split: str, output_dir: Path):
+    """Predict one split: the leaderboard file written (on the main process), and the scores of a labelled split."""
+    if split == "test_public":
+        trainer.compute_metrics = _metrics_of(task, labels, {split: features}, {split: rows}, split)
+        return None, trainer.predict(features, metric_key_prefix="test_public").metrics
+    trainer.compute_metrics = None
+    # Without labels: a test set's are missing, and a loss over nothing is NaN
+    predicted = trainer.predict(features.remove_columns("labels"), metric_key_prefix=split).predictions
+    if not trainer.is_world_process_zero():
+        return None, {}
+    texts = None
+    if task.head == "tokens":
+        answers = predict_spans(decode_tags(task, predicted, labels, features, rows))
+        texts = rows["text"]
+    else:
+        answers = decode_labels(task, predicted, labels).tolist()
+    written = write_submission(task, split, list(rows["idx"]), answers, output_dir, texts=texts)
+    if not written.complete:
+        logger.warning(
+            f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "
+            "is no valid submission."
+        )
+    return written, {}
+
+
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - start, 3)
+
+
+def _splits(data, kind: str) -> list[str]:
+    """The splits of a kind, the main one first."""
+    return [split for split in data if split.split("_")[0] == kind]
+
+
+def _metrics_of(task, labels, features, data, split):
+    return make_compute_metrics(task, labels, features[split], data[split]) if task.metrics else None
+
+
+def _collator(task: Task, tokenizer, padded: bool, args: RDropTrainingArguments):
+    multiple = 8 if args.fp16 or args.bf16 else None
+    if task.head == "tokens":
+        return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=multiple)
+    return default_data_collator if padded else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+
+
+def _max_length(wanted: int, tokenizer) -> int:
+    if wanted > tokenizer.model_max_length:
+        logger.warning(f"max_seq_length {wanted} is more than the model takes; using {tokenizer.model_max_length}")
+    return min(wanted, tokenizer.model_max_length)
+
+
+def _quiet_logging(args: RDropTrainingArguments) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    level = args.get_process_log_level()
+    datasets.utils.logging.set_verbosity(level)
+    transformers.utils.logging.set_verbosity(level)
+    datasets.disable_progress_bars() if args.disable_tqdm or not args.should_log else datasets.enable_progress_bars()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
