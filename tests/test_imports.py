@@ -15,7 +15,7 @@ LAYERS = [
     ["passes", "dropout", "glue.arguments", "glue.features"],
     ["training_args", "glue.data", "glue.submission", "glue.metrics"],
     ["glue.examples"],
-    ["glue.readers", "glue.tasks"],
+    ["glue.readers", "glue.tasks", "glue.scratch"],
     ["losses"],
     ["losses.rdrop"],
     ["losses.reference", "errors"],

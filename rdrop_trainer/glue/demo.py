@@ -10,19 +10,13 @@ from itertools import count
 from pathlib import Path
 from statistics import mean, stdev
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
 
 from .arguments import parse_arguments
 from .outcome import RESULTS, versions, write_json
+from .scratch import make_bert
 
 SEEDS = (1, 2, 3)
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 TRAIN_ROWS, VALIDATION_ROWS = 200, 600
 # A share of wrong training labels, as real annotation has them: something a model can overfit to
 WRONG_LABELS = 0.15
@@ -80,39 +74,6 @@ def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tupl
     return sentences
 
 
-def make_model(folder: Path, sentences: list[str]) -> None:
-    """Save a two-layer BERT with random weights, and a tokenizer of the words and characters in the sentences."""
-    normalizer, splitter = BertNormalizer(), BertPreTokenizer()
-    words = {w for s in sentences for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(s))}
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *sorted(words)])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=64,
-    )
-    fast.save_pretrained(folder)
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder)
-
-
 def run_demo(run: Callable[..., dict], output_dir: Path | None = None) -> Path:
     """Train baseline and R-Drop on several seeds, print a table of both and save it.
 
@@ -132,7 +93,7 @@ def run_demo(run: Callable[..., dict], output_dir: Path | None = None) -> Path:
         output_dir.mkdir(parents=True, exist_ok=True)
         with open(output_dir / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("sentence", "label"), *rows])
-    make_model(output_dir / "model", [text for text, _ in make_sentences(4000, seed=3)])
+    make_bert(output_dir / "model", [text for text, _ in make_sentences(4000, seed=3)])
     print(
         f"Demo: {TRAIN_ROWS} made-up English and Chinese sentences, {WRONG_LABELS:.0%} of them labelled wrongly, to "
         f"train on; {VALIDATION_ROWS} to evaluate; a two-layer BERT with random weights; {len(SEEDS)} seeds each."

@@ -1,0 +1,68 @@
+"""A small BERT from scratch: a tokenizer of the words in given texts, and random weights. Needs no download."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def make_bert(
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 8000,
+    hidden_size: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    max_length: int = 64,
+    seed: int = 0,
+) -> None:
+    """Save a BERT without a head, and its tokenizer, to a folder that `from_pretrained` reads.
+
+    Args:
+        folder: where to.
+        texts: their characters and most frequent words become the tokens; Chinese characters stand alone, and other
+            words are spelt out.
+        vocab_size: at most so many tokens.
+        hidden_size, layers, heads: the encoder; its inner layers are twice as wide as hidden_size.
+        max_length: the longest input, in tokens.
+        seed: of the random weights.
+    """
+    normalizer, splitter = BertNormalizer(), BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    characters = sorted({character for word in counts for character in word})
+    pieces = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
+    # Not a trained WordPiece vocabulary: its trainer breaks ties differently from run to run
+    vocabulary = {piece: i for i, piece in enumerate(list(dict.fromkeys([*pieces, *by_frequency]))[:vocab_size])}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    names = {name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
+    names["mask_token"] = "[MASK]"
+    names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names).save_pretrained(folder)
+    set_seed(seed)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * hidden_size,
+        max_position_embeddings=max_length,
+    )
+    BertModel(config).save_pretrained(folder)
