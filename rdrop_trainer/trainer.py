@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
-from transformers.utils import logging
 
-from .checks import is_another_loss, no_noise_message, passes_are_identical
-from .dropout import active_dropout
-from .heads import Head, head_of, with_own_loss, with_stock_loss
+from .checks import LossCheck, NoiseCheck
+from .heads import head_of, with_own_loss, with_stock_loss
 from .losses import RDropLoss, rdrop_loss
 from .passes import Passes, run_passes
 from .training_args import RDropArguments
-
-logger = logging.get_logger(__name__)
-
-
-@dataclass
-class _Window:
-    """The micro-batches of one optimizer step, and the items they hold over all processes that share the count."""
-
-    head: Head
-    task_items: torch.Tensor
-    divergence_items: torch.Tensor
-    micro_batches: int
-    processes: int
-    remaining: int
-
-    @property
-    def is_one_batch(self) -> bool:
-        return self.micro_batches == 1 and self.processes == 1
+from .window import LoggedTerms, Window
 
 
 class RDropMixin:
@@ -113,35 +94,35 @@ class RDropMixin:
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
 
         num_passes = settings.rdrop_num_passes if is_rdrop_step else 1
-        passes = run_passes(model, self._model_inputs(inputs, window.head), num_passes, settings.rdrop_forward_mode)
-        terms = self._terms_of(passes, inputs, window, settings, num_items_in_batch)
-        if is_rdrop_step:
-            self._record(terms, window)
+        passes = run_passes(model, self._model_inputs(inputs, window), num_passes, settings.rdrop_forward_mode)
+        terms = self._rdrop_terms(passes, inputs, window, settings, num_items_in_batch)
+        if is_rdrop_step and self._window is not None:
+            self._logged_terms.add(terms, window)
         loss = self._undo_division(terms.loss, num_items_in_batch)
-        self._step_window()
+        self._finish_micro_batch()
         return (loss, _with_loss(passes.output(0), terms.loss)) if return_outputs else loss
 
-    def _terms_of(
+    def _rdrop_terms(
         self,
         passes: Passes,
         inputs: Mapping[str, Any],
-        window: _Window,
+        window: Window,
         settings: RDropArguments,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> RDropLoss:
         """Loss, task loss and divergence of a micro-batch, each its share of the optimizer step's."""
+        alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
         logits, labels = window.head.items(passes["logits"], inputs, passes.num_passes)
-        if passes.num_passes > 1 and not self._noise_checked:
-            self._check_noise(logits, passes.num_passes, settings)
-        if not self._task_loss_checked:
+        if passes.num_passes > 1 and not self._noise_check.done:
+            self._noise_check.look(self.model, logits, passes.num_passes, settings.rdrop_allow_deterministic)
+        if not self._loss_check.done:
             self._check_task_loss(passes, logits, labels, window)
 
-        # Gradients are averaged over processes: an item of one of P processes weighs P / (items of all).
         divergence_items = window.divergence_items / window.processes
         terms = rdrop_loss(
             logits,
             labels,
-            alpha=settings.alpha_at(self.state.global_step, self.state.max_steps),
+            alpha=alpha,
             num_passes=passes.num_passes,
             problem=window.head.problem,
             num_items=window.task_items / window.processes,
@@ -151,14 +132,14 @@ class RDropMixin:
         )
         if not window.head.own_loss:
             return terms
-        own = self._own_task_loss(passes, inputs, window, num_items_in_batch)
-        return RDropLoss(terms.loss - terms.task_loss + own, own, terms.divergence)
+        task_loss = self._own_task_loss(passes, inputs, window, num_items_in_batch)
+        return RDropLoss(task_loss + alpha / 2 * terms.divergence, task_loss, terms.divergence)
 
-    # ---- Plain training and losses that are not ours ----
+    # ---- Plain training, and losses that are not ours ----
 
-    def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: _Window):
+    def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
         """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
-        self._step_window()
+        self._finish_micro_batch()
         result = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if window.head.problem == "single_label":
@@ -170,14 +151,13 @@ class RDropMixin:
         self,
         passes: Passes,
         inputs: Mapping[str, Any],
-        window: _Window,
+        window: Window,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The loss of the user's `compute_loss_func` or of the model itself, mean over passes, scaled to the window."""
         if self.compute_loss_func is not None:
-            labels = inputs["labels"]
             losses = [
-                self.compute_loss_func(passes.output(k), labels, num_items_in_batch=num_items_in_batch)
+                self.compute_loss_func(passes.output(k), inputs["labels"], num_items_in_batch=num_items_in_batch)
                 for k in range(passes.num_passes)
             ]
             scale = window.processes if num_items_in_batch is not None else 1
@@ -189,62 +169,37 @@ class RDropMixin:
                 "own task loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
             )
         # Taken as a mean over the micro-batch's items, which is what a model that is not told the window's count gives
-        items = window.head.count(inputs)[0].to(loss.device)
-        share = items * window.processes / window.task_items.clamp(min=1)
-        return torch.where(items > 0, loss * share, torch.zeros_like(loss))
+        share = window.share(inputs)
+        return torch.where(share > 0, loss * share, torch.zeros_like(loss))
 
-    def _model_inputs(self, inputs: Mapping[str, Any], head: Head) -> dict[str, Any]:
+    def _model_inputs(self, inputs: Mapping[str, Any], window: Window) -> dict[str, Any]:
         """The inputs of a forward pass: without labels, unless the model's own loss is wanted."""
-        needs_loss = self.compute_loss_func is None and (head.own_loss or not self._task_loss_checked)
+        needs_loss = self.compute_loss_func is None and (window.head.own_loss or not self._loss_check.done)
         return {key: value for key, value in inputs.items() if key != "labels" or needs_loss}
 
-    def _check_task_loss(self, passes: Passes, logits: torch.Tensor, labels: torch.Tensor, window: _Window) -> None:
-        """Once per training: is the model's own loss the stock loss of its head? If not, it is kept as it is."""
+    def _check_task_loss(self, passes: Passes, logits: torch.Tensor, labels: torch.Tensor, window: Window) -> None:
         own = passes.loss()
         if window.head.own_loss or self.label_smoother is not None or own is None:
-            self._task_loss_checked = True
+            self._loss_check.done = True
             return
         half = logits.dtype in (torch.float16, torch.bfloat16) or self.accelerator.mixed_precision != "no"
         stock = rdrop_loss(
             logits.detach(), labels, alpha=0, num_passes=passes.num_passes, problem=window.head.problem
         ).task_loss
-        # All processes must come to one verdict
-        verdict = self.accelerator.reduce(is_another_loss(own, stock, half).float(), "sum")
-        self._task_loss_checked, self._own_loss = verdict.bool().tolist()
-        if self._own_loss:
-            logger.warning(
-                f"{type(self.model).__name__} returns a loss of {own.item():.6g} where the stock loss of "
-                f"{window.head.name} would be {stock.item():.6g}; its own loss is kept for the task part, and R-Drop "
-                "adds the divergence of the logits to it."
-            )
+        self._loss_check.look(own.detach(), stock, half, self.accelerator.reduce)
+        if self._loss_check.differs:
             window.head = with_own_loss(window.head)
-
-    def _check_noise(self, logits: torch.Tensor, num_passes: int, settings: RDropArguments) -> None:
-        """Once per training: do the passes differ at all?"""
-        active = active_dropout(self.model)
-        identical = passes_are_identical(logits, num_passes, has_dropout=bool(active))
-        if identical is None:  # a batch without items decides nothing
-            return
-        # Dropout in front of a matrix of zeros (LoRA at its start) shows an effect from the second step on
-        if identical and active and not self._identical_before:
-            self._identical_before = True
-            return
-        self._noise_checked = True
-        if identical:
-            message = no_noise_message(self.model, num_passes, active)
-            if not settings.rdrop_allow_deterministic:
-                raise ValueError(message)
-            logger.warning(message)
 
     # ---- Counting and logging ----
 
     def get_batch_samples(self, *args, **kwargs):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
         batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        self._window = self._count_window(batch_samples, in_loop=True) if batch_samples else None
+        shared = self.args.average_tokens_across_devices
+        self._window = self._count_window(batch_samples, shared) if batch_samples else None
         return batch_samples, num_items_in_batch
 
-    def _count_window(self, batches: list[Mapping[str, Any]], in_loop: bool = False) -> _Window:
+    def _count_window(self, batches: list[Mapping[str, Any]], over_processes: bool = False) -> Window:
         for batch in batches:
             if batch.get("labels") is None:
                 raise ValueError(
@@ -252,34 +207,29 @@ class RDropMixin:
                     "label carry -100."
                 )
         model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT adapter
         head = head_of(model, batches[0]["labels"])
-        if self.compute_loss_func is not None or self._own_loss:
+        if self.compute_loss_func is not None or self._loss_check.differs:
             head = with_own_loss(head)
         elif self.label_smoother is not None:
             head = with_stock_loss(head)
-        counts = sum(head.count(batch) for batch in batches).to(self.args.device)
-        processes = 1
-        if in_loop and self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
-            # Processes of one tensor-parallel group see the same rows
-            replicas = self.get_tp_size()
-            counts = self.accelerator.reduce(counts, "sum") // replicas
-            processes = self.accelerator.num_processes // replicas
-        return _Window(head, counts[0], counts[1], len(batches), processes, remaining=len(batches))
+        # Processes of one tensor-parallel group see the same rows
+        replicas = self.get_tp_size()
+        processes = self.accelerator.num_processes // replicas if over_processes else 1
+        return Window.count(
+            head, batches, self.args.device, processes, lambda counts: self.accelerator.reduce(counts) // replicas
+        )
 
     def _start_rdrop(self) -> None:
-        self._window: _Window | None = None
-        self._own_loss = False
-        self._task_loss_checked = False
-        self._noise_checked = False
-        self._identical_before = False
-        self._terms = torch.zeros(2, device=self.args.device)
-        self._terms_steps = 0
+        self._window: Window | None = None
+        self._noise_check = NoiseCheck()
+        self._loss_check = LossCheck()
+        self._logged_terms = LoggedTerms(self.args.device)
 
-    def _step_window(self) -> None:
+    def _finish_micro_batch(self) -> None:
         if self._window is not None:
-            self._window.remaining -= 1
-            if self._window.remaining == 0:
+            self._window.finished += 1
+            if self._window.finished == self._window.micro_batches:
                 self._window = None
 
     def _undo_division(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
@@ -290,19 +240,10 @@ class RDropMixin:
         divides = not counted and self.compute_loss_func is None
         return loss * self._window.micro_batches if divides else loss
 
-    def _record(self, terms: RDropLoss, window: _Window) -> None:
-        """Add a micro-batch's terms to the logged sums, on the device: reading them would stall it at every step."""
-        if self._window is not None:
-            self._terms += torch.stack([terms.task_loss, terms.divergence]).detach()
-            self._terms_steps += window.remaining == window.micro_batches
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
-        if "loss" in logs and self._terms_steps:
-            terms = self.accelerator.reduce(self._terms, "mean") / self._terms_steps
-            logs["task_loss"], logs["divergence"] = terms.tolist()
-            self._terms = torch.zeros_like(self._terms)
-            self._terms_steps = 0
+        if "loss" in logs:
+            logs |= self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

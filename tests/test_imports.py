@@ -11,8 +11,8 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
     ["trainer", "glue.demo"],
-    ["checks", "heads", "glue.checkpoint", "glue.outcome"],
-    ["passes", "dropout", "glue.arguments", "glue.features"],
+    ["checks", "window", "glue.checkpoint", "glue.outcome"],
+    ["passes", "heads", "dropout", "glue.arguments", "glue.features"],
     ["training_args", "glue.data", "glue.submission", "glue.metrics"],
     ["glue.examples"],
     ["glue.readers", "glue.tasks", "glue.scratch"],

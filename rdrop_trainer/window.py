@@ -1,0 +1,78 @@
+"""The accumulation window: what the micro-batches of one optimizer step hold together, and the terms to log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .heads import Head
+from .losses import RDropLoss
+
+
+@dataclass
+class Window:
+    """The micro-batches of one optimizer step.
+
+    Attributes:
+        head: says what an item is.
+        task_items, divergence_items: counts over all micro-batches and all processes that share them; scalars.
+        micro_batches: on this process.
+        processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
+        finished: micro-batches whose loss was computed.
+    """
+
+    head: Head
+    task_items: torch.Tensor
+    divergence_items: torch.Tensor
+    micro_batches: int
+    processes: int = 1
+    finished: int = 0
+
+    @classmethod
+    def count(
+        cls,
+        head: Head,
+        batches: list[Mapping[str, Any]],
+        device: torch.device,
+        processes: int = 1,
+        sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Window:
+        """Count the items of some micro-batches, over several processes where they share the normalisation."""
+        counts = sum(head.count(batch) for batch in batches).to(device)
+        if processes > 1:
+            counts = sum_over_processes(counts)
+        return cls(head, counts[0], counts[1], len(batches), processes)
+
+    @property
+    def is_one_batch(self) -> bool:
+        """One micro-batch on one process: a mean over it is a mean over the window."""
+        return self.micro_batches == 1 and self.processes == 1
+
+    def share(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The weight that a mean over the items of one micro-batch has in the mean over the window; a scalar."""
+        items = self.head.count(batch)[0].to(self.task_items.device)
+        return items * self.processes / self.task_items.clamp(min=1)
+
+
+class LoggedTerms:
+    """Sums of task loss and divergence over R-Drop steps, kept on the device: reading each step's would stall it."""
+
+    def __init__(self, device: torch.device):
+        self._sums = torch.zeros(2, device=device)
+        self._steps = 0
+
+    def add(self, terms: RDropLoss, window: Window) -> None:
+        """Add a micro-batch's share of an optimizer step."""
+        self._sums += torch.stack([terms.task_loss, terms.divergence]).detach()
+        self._steps += window.finished == 0
+
+    def take(self, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """The averages since the last call, empty if there was no R-Drop step, and start again."""
+        if self._steps == 0:
+            return {}
+        task_loss, divergence = (mean_over_processes(self._sums) / self._steps).tolist()
+        self._sums, self._steps = torch.zeros_like(self._sums), 0
+        return {"task_loss": task_loss, "divergence": divergence}
