@@ -25,8 +25,8 @@ class RDropArguments:
         metadata={
             "help": "Weight of the symmetric KL between the passes, at least 0: loss = task loss + alpha / 2 * "
             "divergence, which is the paper's alpha on the scale of a plain run. 0 is plain fine-tuning, one forward "
-            "per step. The R-Drop paper used 0.1 to 10 (translation 5, GLUE 1 to 5), the Chinese text classification "
-            "of bojone/r-drop 4; too large a value pulls all predictions together and lowers the ceiling."
+            "per step. The R-Drop authors used 5 for translation, 1 for language models and 0.7 for summarisation, "
+            "bojone/r-drop 4 for Chinese text classification. Too large a value pulls all predictions together."
         },
     )
     rdrop_num_passes: int = field(

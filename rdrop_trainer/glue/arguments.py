@@ -17,10 +17,14 @@ from ..errors import InputError
 from ..training_args import RDropArguments, RDropTrainingArguments
 from .tasks import TASKS
 
-RESUME_HELP = (
-    "auto: go on from the last whole checkpoint in output_dir, if there is one (the default). none: start afresh. Or "
-    "the path of a checkpoint."
-)
+# Help for flags of TrainingArguments that mean something of their own here
+_HELP = {
+    "resume_from_checkpoint": "auto: go on from the last whole checkpoint in output_dir, if there is one (the "
+    "default). none: start afresh. Or the path of a checkpoint.",
+    "output_dir": "Folder of the run: model, checkpoints, results, leaderboard files. Default: "
+    "runs/<task>-alpha<rdrop_alpha>-seed<seed>.",
+    "do_train": "Train. Without do_train, do_eval and do_predict: train and evaluate as far as the data allows.",
+}
 
 
 @dataclass
@@ -136,9 +140,11 @@ class _TrainingGroup(TrainingArguments):
 
 
 _DESCRIPTIONS = {
-    "R-Drop": "loss = task loss + alpha / 2 * divergence, the divergence being the mean symmetric KL between two "
-    "passes of the same example with different dropout. alpha is the paper's. --rdrop_alpha 0 is the baseline: plain "
-    "fine-tuning with the same exact normalisation, one forward per step.",
+    "R-Drop": """  loss = task loss + alpha / 2 * divergence
+
+  The divergence is the mean symmetric KL between two passes of the same example with different dropout;
+  alpha is the paper's. --rdrop_alpha 0 is the baseline: plain fine-tuning with the same exact
+  normalisation, one forward per step.""",
 }
 _EXAMPLES = """examples:
   python run_glue_rdrop.py --demo
@@ -175,8 +181,7 @@ def make_parser() -> HfArgumentParser:
     )
     parser.add_argument("recipe", nargs="?", help="A .yaml or .json file of flags; flags given beside it win.")
     for action in parser._actions:
-        if action.dest == "resume_from_checkpoint":
-            action.help = RESUME_HELP
+        action.help = _HELP.get(action.dest, action.help)
     return parser
 
 
