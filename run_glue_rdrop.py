@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ import transformers
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
 from rdrop_trainer import InputError, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer.dropout import active_dropout, dropout_settings
 from rdrop_trainer.glue import outcome
 from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_arguments
-from rdrop_trainer.glue.checkpoint import load_checkpoint
+from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
 from rdrop_trainer.glue.data import load_files, load_task
 from rdrop_trainer.glue.features import (
     LabelMap,
@@ -45,9 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             results = run(model_args, data_args, training_args, given)
             if training_args.should_save:
-                print("\n" + outcome.summary(results, outcome.next_command(argv, results["settings"])))
+                print("\n" + outcome.summary(results, outcome.next_command(argv, results)))
     except InputError as error:
-        print(f"run_glue_rdrop.py: error: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"run_glue_rdrop.py: error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -63,18 +66,24 @@ def run(
 
     # ---- Load ----
     with clock("load"), training_args.main_process_first(desc="loading the data"):
-        task, data = load_data(model_args, data_args)
-    choose_defaults(task, data, data_args, training_args, given)
+        task, found = load_data(model_args, data_args)
+    choose_defaults(task, found, data_args, training_args, given)
+    data = used_splits(found, data_args, training_args)
     output_dir = Path(training_args.output_dir)
     settings = outcome.settings_of(model_args, data_args, training_args)
-    with training_args.main_process_first(desc="looking at the output folder"):
-        checkpoint = outcome.prepare_output_dir(
-            output_dir, settings, training_args.resume_from_checkpoint, data_args.overwrite_output_dir
-        )
     with clock("load"):
+        checkpoint = outcome.check_output_dir(
+            output_dir,
+            settings,
+            training_args.resume_from_checkpoint,
+            data_args.overwrite_output_dir,
+            training_args.do_train,
+        )
         transformers.set_seed(training_args.seed)
         model, tokenizer, labels = load_checkpoint(model_args, task, training_args.do_train)
-        max_length = _max_length(data_args.max_seq_length, tokenizer)
+        if training_args.do_train:
+            _check_dropout(model, training_args)
+        max_length = _max_length(data_args.max_seq_length, tokenizer, model.config)
         with training_args.main_process_first(desc="tokenising"):
             features = {
                 split: make_features(rows, task, tokenizer, labels, max_length, data_args.pad_to_max_length)
@@ -85,16 +94,24 @@ def run(
     if train_features is not None and "unlabeled" in features:
         train_features = datasets.concatenate_datasets([train_features, features["unlabeled"]])
     eval_splits = _splits(data, "validation")
-    trainer = RDropTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_features,
-        eval_dataset=features[eval_splits[0]] if eval_splits else None,
-        processing_class=tokenizer,
-        data_collator=_collator(task, tokenizer, data_args.pad_to_max_length, training_args),
-        compute_metrics=_metrics_of(task, labels, features, data, eval_splits[0]) if eval_splits else None,
-    )
+    try:
+        trainer = RDropTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_features,
+            eval_dataset=features[eval_splits[0]] if eval_splits else None,
+            processing_class=tokenizer,
+            data_collator=_collator(task, tokenizer, data_args.pad_to_max_length, training_args),
+            compute_metrics=_metrics_of(task, labels, features, data, eval_splits[0]) if eval_splits else None,
+        )
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(" ".join(str(error).split())) from error
     metrics: dict[str, float] = {}
+    # Nothing is deleted before all that can be checked was found right
+    with training_args.main_process_first(desc="clearing the output folder"):
+        if data_args.overwrite_output_dir and training_args.should_save:
+            outcome.clear_output_dir(output_dir)
 
     # ---- Train ----
     if training_args.do_train:
@@ -106,10 +123,11 @@ def run(
             with clock("train"):
                 trained = trainer.train(resume_from_checkpoint=checkpoint)
         except BaseException:
-            logger.error(f"Training did not finish. Its checkpoints stay in {output_dir}; the same command goes on.")
+            if any(output_dir.glob("checkpoint-*")):
+                logger.error(f"Training stopped. Its checkpoints stay in {output_dir}; the same command goes on.")
             raise
         metrics |= {"train_loss": trained.training_loss, "steps": trained.global_step}
-        metrics["total_flos"] = trained.metrics.get("total_flos")
+        metrics["total_flos"] = trainer.state.total_flos
         trainer.save_model()
         trainer.save_state()
 
@@ -138,9 +156,13 @@ def run(
         "headline": outcome.headline(task, metrics),
         "metrics": {k: v for k, v in metrics.items() if k != "epoch"},
         "rows": {split: len(rows) for split, rows in data.items()},
+        "splits_found": list(found),
         "predictions": predictions,
         "complete_submissions": complete,
         "settings": settings,
+        "given": sorted(given),
+        "processes": training_args.world_size,
+        "device": str(training_args.device),
         "seconds": clock.seconds,
         "versions": outcome.versions(),
     }
@@ -152,7 +174,7 @@ def run(
 
 
 def load_data(model_args: ModelArguments, data_args: DataArguments) -> tuple[Task, datasets.DatasetDict]:
-    """The task and its splits, cut to the numbers of rows asked for; unlabelled texts seen elsewhere are left out."""
+    """The task and all splits that its source holds."""
     options = {"text_columns": data_args.text_columns, "label_column": data_args.label_column}
     options |= {**data_args.files, "unlabeled_file": data_args.unlabeled_file}
     if data_args.task_name is not None:
@@ -162,24 +184,38 @@ def load_data(model_args: ModelArguments, data_args: DataArguments) -> tuple[Tas
     elif data_args.data_dir is not None:
         raise InputError(f"{data_args.data_dir}: a data_dir needs --task_name, to know which files to read")
     elif data_args.files:
-        data, task = load_files(**options)
+        # Without training data, the labels are those of the model that is to be evaluated
+        labels = None if data_args.train_file else labels_of_checkpoint(model_args)
+        data, task = load_files(**options, labels=labels)
     else:
         raise InputError("which data? Give --task_name, or --train_file and --validation_file.")
-    if data_args.unlabeled_file is None:
-        data.pop("unlabeled", None)  # a folder may hold them; they are used when asked for
+    return task, data
+
+
+def used_splits(
+    found: datasets.DatasetDict, data_args: DataArguments, args: RDropTrainingArguments
+) -> dict[str, datasets.Dataset]:
+    """The splits this run reads, cut to the numbers of rows asked for; unlabelled texts seen elsewhere left out."""
     limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
     limits |= {"test": data_args.max_predict_samples, "unlabeled": data_args.max_unlabeled_samples}
-    if "unlabeled" in data:
-        before = len(data["unlabeled"])
-        data["unlabeled"] = without_seen_texts(data["unlabeled"], [d for s, d in data.items() if s != "unlabeled"])
-        logger.warning(
-            f"{before - len(data['unlabeled']):,} of {before:,} unlabelled rows left out: repeated, or in another split"
-        )
-    for split, rows in data.items():
+    wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    # A folder may hold unlabelled texts; they are used when asked for
+    wanted["unlabeled"] = args.do_train and data_args.unlabeled_file is not None
+    if wanted["unlabeled"] and args.rdrop_alpha == 0:
+        logger.warning("--rdrop_alpha 0: the unlabelled rows have no effect and are left out")
+        wanted["unlabeled"] = False
+    used = {split: rows for split, rows in found.items() if wanted[split.split("_")[0]]}
+    if "unlabeled" in used:
+        new = without_seen_texts(used["unlabeled"], [rows for split, rows in found.items() if split != "unlabeled"])
+        if len(new) == 0:
+            raise InputError(f"{data_args.unlabeled_file}: all texts are also in another split, so none are left")
+        logger.info(f"{len(new):,} of {len(used['unlabeled']):,} unlabelled texts are new and used")
+        used["unlabeled"] = new
+    for split, rows in used.items():
         limit = limits[split.split("_")[0]]
         if limit is not None:
-            data[split] = rows.select(range(min(limit, len(rows))))
-    return task, data
+            used[split] = rows.select(range(min(limit, len(rows))))
+    return used
 
 
 def choose_defaults(
@@ -190,31 +226,31 @@ def choose_defaults(
     given: set[str],
 ) -> None:
     """Fill in what was not given, and refuse what this task or this data cannot do."""
-    if not (args.do_train or args.do_eval or args.do_predict):
+    # Not by their values: an evaluation strategy sets do_eval
+    if not given & {"do_train", "do_eval", "do_predict"}:
         args.do_train, args.do_eval = "train" in data, bool(_splits(data, "validation"))
         args.do_predict = not (args.do_train or args.do_eval)
-    wanted = {"train": args.do_train, "validation": args.do_eval or args.eval_strategy != "no"}
-    wanted["test"] = args.do_predict
-    for split, needed in wanted.items():
+    args.do_eval = args.do_eval or args.eval_strategy != "no"
+    wanted = {"train": ("do_train", args.do_train), "test": ("do_predict", args.do_predict)}
+    wanted["validation"] = ("do_eval" if "do_eval" in given else "eval_strategy", args.do_eval)
+    for split, (flag, needed) in wanted.items():
         if needed and not _splits(data, split):
-            flag = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}[split]
             raise InputError(
                 f"{task.name}: --{flag} needs {split} rows, but the data holds only: {', '.join(data)}. "
                 + (f"Give --{split}_file." if data_args.data_dir is None else f"Is the file in {data_args.data_dir}?")
             )
-    if "unlabeled" in data and args.do_train:
-        if task.is_regression:
-            raise InputError(
-                f"{data_args.unlabeled_file}: unlabelled rows need labels to predict; {task.name} has none"
-            )
-        if args.rdrop_alpha == 0:
-            raise InputError(
-                f"{data_args.unlabeled_file}: unlabelled rows have no effect at --rdrop_alpha 0; leave one of them out"
-            )
+    if data_args.unlabeled_file is not None and (task.is_regression or not args.do_train):
+        why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
+        raise InputError(f"{data_args.unlabeled_file}: unlabelled rows are for training a classifier, but {why}")
     if "output_dir" not in given:
         args.output_dir = f"runs/{task.name}-alpha{args.rdrop_alpha:g}-seed{args.seed}"
-    if args.load_best_model_at_end and "metric_for_best_model" not in given and task.headline:
-        args.metric_for_best_model, args.greater_is_better = task.headline[0], True
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        if "metric_for_best_model" not in given and task.headline:
+            args.metric_for_best_model, args.greater_is_better = task.headline[0], True
+        name = str(args.metric_for_best_model).removeprefix("eval_")
+        if name not in (*task.metrics, "loss") and not (task.head == "tokens" and name.startswith("f1_")):
+            expected = ", ".join((*task.metrics, "loss"))
+            raise InputError(f"--metric_for_best_model {name}: {task.name} has no such score; it has {expected}")
 
 
 def predict(trainer, task: Task, labels: LabelMap | None, features, rows, split: str, output_dir: Path):
@@ -273,10 +309,23 @@ def _collator(task: Task, tokenizer, padded: bool, args: RDropTrainingArguments)
     return default_data_collator if padded else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
 
 
-def _max_length(wanted: int, tokenizer) -> int:
-    if wanted > tokenizer.model_max_length:
-        logger.warning(f"max_seq_length {wanted} is more than the model takes; using {tokenizer.model_max_length}")
-    return min(wanted, tokenizer.model_max_length)
+def _max_length(wanted: int, tokenizer, config) -> int:
+    positions = getattr(config, "max_position_embeddings", None) or wanted
+    if "roberta" in config.model_type:  # counts positions from behind the padding token's
+        positions -= config.pad_token_id + 1
+    limit = min(tokenizer.model_max_length, positions)
+    if wanted > limit:
+        logger.warning(f"max_seq_length {wanted} is more than the model takes; using {limit}")
+    return min(wanted, limit)
+
+
+def _check_dropout(model, args: RDropTrainingArguments) -> None:
+    if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not active_dropout(model):
+        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0)
+        raise InputError(
+            f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
+            "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"
+        )
 
 
 def _quiet_logging(args: RDropTrainingArguments) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,15 +125,98 @@ def test_glue_from_a_folder(model, here, capsys):
     assert following.endswith("--rdrop_alpha 0 --output_dir out-baseline")
 
 
-def test_the_next_command_runs(model, here, capsys):
+def next_command(capsys):
+    return capsys.readouterr().out.split("next      ")[1].strip()
+
+
+def execute(command):
+    words = shlex.split(command)
+    assert words[0] == "python"
+    return subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("source", ["flags", "recipe"])
+def test_the_next_command_runs(source, model, here, capsys, monkeypatch):
+    """The baseline of a semi-supervised R-Drop run, whose flags or recipe it must not follow in everything."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
     write_csv(here / "a file.csv")
-    run(model, "--train_file", "a file.csv", "--validation_file", "a file.csv", "--output_dir", "out")
-    command = capsys.readouterr().out.split("next      ")[1].strip()
-    done = subprocess.run(
-        command.replace("python run_glue_rdrop.py", f"{sys.executable} {SCRIPT}"), shell=True, capture_output=True
-    )
-    assert done.returncode == 0
+    (here / "more.txt").write_text("one\ntwo\n")
+    settings = {
+        "model_name_or_path": str(model), "train_file": "a file.csv", "validation_file": "a file.csv",
+        "unlabeled_file": "more.txt", "max_unlabeled_samples": 1, "use_cpu": True, "num_train_epochs": 1,
+        "save_strategy": "no", "overwrite_output_dir": True, "resume_from_checkpoint": "auto", "output_dir": "out",
+    }  # fmt: skip
+    (here / "recipe.json").write_text(json.dumps(settings))
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    secret = ["--hub_token", "hf_secret"]
+    assert script.main([*(flags if source == "flags" else ["recipe.json"]), *secret]) == 0
+    command = next_command(capsys)
+    assert "hf_secret" not in command
+    done = execute(command)
+    assert done.returncode == 0, done.stderr
     assert results("out-baseline")["settings"]["rdrop_alpha"] == 0
+    assert results("out-baseline")["settings"]["overwrite_output_dir"] is False
+    assert "unlabeled" not in results("out-baseline")["rows"]
+
+
+def test_the_next_command_after_an_evaluation(model, here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    make_cola(here / "CoLA")
+    flags = ["--task_name", "cola", "--data_dir", "CoLA"]
+    assert run(model, *flags, "--do_train", "--output_dir", "out") == 0
+    capsys.readouterr()
+    assert run("out", *flags, "--do_eval", "--output_dir", "scores") == 0
+    assert execute(next_command(capsys)).returncode == 0
+    assert (here / "scores-predict" / "CoLA.tsv").exists()
+    assert run("out", *flags, "--do_eval", "--do_predict", "--output_dir", "both") == 0
+    assert execute(next_command(capsys)).returncode == 0
+    assert "train_loss" in results("both-trained")["metrics"]
+    write_csv(here / "dev.csv", labels=("unacceptable", "acceptable"))
+    assert run("out", "--validation_file", "dev.csv", "--output_dir", "dev") == 0
+    assert next_command(capsys).endswith("--help")
+
+
+def test_scores_and_files_equal_an_independent_computation(model, here):
+    """MCC and predictions of a run against scikit-learn and the saved model called by hand, row by row."""
+    from sklearn.metrics import matthews_corrcoef
+    from transformers import AutoTokenizer
+
+    make_cola(here / "CoLA", train=40)
+    assert run(model, "--task_name", "cola", "--data_dir", ".", "--do_train", "--do_eval", "--do_predict",
+               "--learning_rate", "5e-3", "--num_train_epochs", "4", "--output_dir", "out") == 0  # fmt: skip
+    trained = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out")
+
+    def predict(text):
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=16)
+        return int(trained(**inputs).logits.argmax())
+
+    dev = [line.split("\t") for line in (here / "CoLA" / "dev.tsv").read_text("utf-8").splitlines()]
+    expected = matthews_corrcoef([int(row[1]) for row in dev], [predict(row[3]) for row in dev])
+    assert results("out")["metrics"]["eval_matthews_correlation"] == pytest.approx(expected)
+    assert results("out")["metrics"]["total_flos"] > 0
+    test = [line.split("\t")[1] for line in (here / "CoLA" / "test.tsv").read_text("utf-8").splitlines()[1:]]
+    written = [line.split("\t") for line in (here / "out" / "CoLA.tsv").read_text().splitlines()[1:]]
+    assert written == [[str(i), str(predict(text))] for i, text in enumerate(test)]
+
+
+def test_a_model_trained_on_custom_files_is_used_without_them(model, here):
+    write_csv(here / "train.csv", labels=("b", "a", "A"))
+    assert run(model, "--train_file", "train.csv", "--output_dir", "out") == 0
+    (here / "test.csv").write_text("sentence\nthe film was fine\n这电影很糟糕\n", encoding="utf-8")
+    write_csv(here / "one.csv", labels=("a",))
+    assert run("out", "--test_file", "test.csv", "--validation_file", "one.csv", "--do_eval", "--do_predict",
+               "--output_dir", "used") == 0  # fmt: skip
+    (name,) = results("used")["predictions"]
+    answers = [line.split("\t")[1] for line in Path(name).read_text("utf-8").splitlines()[1:]]
+    assert len(answers) == 2 and set(answers) <= {"a", "A", "b"}
+
+
+def test_minus_100_marks_an_unlabelled_row(model, here):
+    write_csv(here / "train.csv", labels=("yes", "-100", "no"))
+    assert run(model, "--train_file", "train.csv", "--output_dir", "out") == 0
+    config = BertForSequenceClassification.from_pretrained("out").config
+    assert sorted(config.id2label.values()) == ["no", "yes"]
 
 
 def test_mnli_evaluates_both_sets_and_writes_both_files(model, here):
@@ -309,7 +393,8 @@ def test_recipe_and_overriding_flags(model, here):
         "disable_tqdm": True,
     }
     (here / "recipe.json").write_text(json.dumps(recipe))
-    (here / "recipe.yaml").write_text("\n".join(f"{k}: {json.dumps(v)}" for k, v in recipe.items()))
+    yaml_lines = [f"{k}: {json.dumps(v)}" for k, v in recipe.items() if k != "save_strategy"]
+    (here / "recipe.yaml").write_text("\ufeff" + "\n".join([*yaml_lines, "save_strategy: no"]), encoding="utf-8")
     for name, seed in (("recipe.json", 7), ("recipe.yaml", 8)):
         assert script.main([name, "--seed", str(seed), "--output_dir", name + "-out"]) == 0
         settings = results(name + "-out")["settings"]
@@ -404,25 +489,15 @@ def test_public_test_set_is_scored(model, here):
 
 def test_best_model_is_chosen_by_the_tasks_headline(model, here):
     make_cola(here / "CoLA")
-    assert (
-        run(
-            model,
-            "--task_name",
-            "cola",
-            "--data_dir",
-            ".",
-            "--load_best_model_at_end",
-            "--eval_strategy",
-            "epoch",
-            "--save_strategy",
-            "epoch",
-            "--output_dir",
-            "out",
-            fast=[f for f in FAST if f != "no" and f != "--save_strategy"],
-        )
-        == 0
-    )
-    assert results("out")["settings"]["metric_for_best_model"] == "matthews_correlation"
+    fast = [flag for flag in FAST if flag not in ("--save_strategy", "no")]
+    assert run(model, "--task_name", "cola", "--data_dir", ".", "--load_best_model_at_end", "--eval_strategy", "epoch",
+               "--save_strategy", "epoch", "--num_train_epochs", "3", "--learning_rate", "5e-3", "--output_dir", "out",
+               fast=fast) == 0  # fmt: skip
+    found = results("out")
+    assert found["settings"]["metric_for_best_model"] == "matthews_correlation" and "train_loss" in found["metrics"]
+    state = json.loads((here / "out" / "trainer_state.json").read_text())
+    history = [entry["eval_matthews_correlation"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert found["metrics"]["eval_matthews_correlation"] == pytest.approx(max(history))
 
 
 # ---- Interruption and the output folder ----
@@ -436,7 +511,16 @@ def test_a_finished_run_is_not_overwritten(model, here, capsys):
     message = fails(capsys, "--model_name_or_path", model, *FAST, *flags)
     assert "out: holds a finished run" in message and "--overwrite_output_dir" in message
     assert (here / "out" / "all_results.json").read_text() == before
+    # Nothing is deleted by a run that cannot start, nor when it reads what it would delete
+    bad = [*FAST, *flags, "--overwrite_output_dir"]
+    fails(capsys, "--model_name_or_path", "nowhere", *bad)
+    assert "lies in out" in fails(capsys, "--model_name_or_path", "out", *bad)
+    again = fails(capsys, "--model_name_or_path", model, *FAST, *flags, "--resume_from_checkpoint", "out")
+    assert "holds a finished run" in again
+    assert (here / "out" / "all_results.json").read_text() == before
+    (here / "out" / "checkpoint-3").mkdir()
     assert run(model, *flags, "--overwrite_output_dir") == 0
+    assert not (here / "out" / "checkpoint-3").exists()
 
 
 def test_killed_and_resumed(model, here, capsys):
@@ -479,6 +563,8 @@ def test_killed_and_resumed(model, here, capsys):
 
     other = fails(capsys, *flags, "--output_dir", "cut", "--learning_rate", "1e-3")
     assert "unfinished run with other settings (learning_rate was 5e-05, now 0.001)" in other
+    evaluation = fails(capsys, *flags, "--output_dir", "cut", "--validation_file", "train.csv", "--do_eval")
+    assert "this run does not train" in evaluation
     none = fails(capsys, *flags, "--output_dir", "cut", "--resume_from_checkpoint", "none")
     assert "--resume_from_checkpoint none" in none
     (here / "cut" / "checkpoint-15").mkdir()  # cut short while it was written: no trainer_state.json
@@ -486,7 +572,7 @@ def test_killed_and_resumed(model, here, capsys):
     a, b = (BertForSequenceClassification.from_pretrained(name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     missing = fails(capsys, *flags, "--output_dir", "x", "--resume_from_checkpoint", "nowhere")
-    assert "nowhere: no checkpoint" in missing
+    assert "nowhere: is no whole checkpoint" in missing
 
 
 # ---- Wrong input ----
@@ -495,39 +581,56 @@ def test_killed_and_resumed(model, here, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "which model"),
-        (["--model_name_or_path", "M"], "which data"),
-        (["--model_name_or_path", "M", "--task_name", "mprc", "--data_dir", "."], "'mprc': did you mean mrpc"),
-        (["--model_name_or_path", "M", "--data_dir", "."], "needs --task_name"),
-        (["--model_name_or_path", "M", "--task_name", "cola", "--data_dir", "nowhere"], "nowhere"),
-        (["--model_name_or_path", "nowhere", "--train_file", "train.csv"], "nowhere: cannot be loaded"),
-        (["--model_name_or_path", "M", "--train_file", "none.csv"], "none.csv"),
-        (["--model_name_or_path", "M", "--train_file", "train.csv", "--do_predict"], "needs test rows"),
-        (["--model_name_or_path", "M", "--train_file", "train.csv", "--do_eval"], "--do_eval needs validation rows"),
-        (["--model_name_or_path", "M", "--validation_file", "train.csv", "--do_train"], "--do_train needs train rows"),
-        (["--model_name_or_path", "M", "--train_file", "train.csv", "--label_column", "lable"], "lable"),
-        (["--model_name_or_path", "M", "--train_file", "broken.json"], "broken.json:2"),
-        (["--model_name_or_path", "M", "--train_file", "latin.csv"], "latin.csv:2"),
-        (["--model_name_or_path", "M", "--train_file", "empty.csv"], "empty.csv"),
-        (["--model_name_or_path", "M", "--task_name", "sst2", "--train_file", "labels.csv"], "labels.csv:3.*'2'"),
-        (["--model_name_or_path", "M", "--task_name", "cluener"], "cluener.*data_dir"),
-        (["--model_name_or_path", "M", "--train_file", "train.csv", "--unlabeled_file", "more.txt", "--rdrop_alpha",
-          "0"], "no effect at --rdrop_alpha 0"),
-        (["--model_name_or_path", "M", "--train_file", "train.csv", "--output_dir", "train.csv"], "is a file"),
-        (["--rdrop_alpha", "-1"], "rdrop_alpha must be a finite number of at least 0, got -1.0"),
-        (["--rdrop_alpha", "four"], "--rdrop_alpha.*'four'"),
-        (["--rdrop_forward_mode", "both"], "--rdrop_forward_mode.*'both'"),
-        (["--dropout", "1"], "dropout must be in"),
-        (["--max_train_samples", "0"], "max_train_samples must be at least 1"),
-        (["--rdrop_alhpa", "1"], "unknown flag --rdrop_alhpa; did you mean --rdrop_alpha"),
-        (["recipe.toml"], "recipe.toml: expected a .yaml or .json recipe"),
-        (["none.yaml"], "none.yaml: cannot be read"),
-        (["broken.yaml"], "broken.yaml:3: not valid YAML"),
-        (["list.json"], "list.json: expected a mapping"),
-        (["odd.json"], "unknown flag --rdrop_apha; did you mean --rdrop_alpha"),
-        (["--seed", "1", "stray"], "'stray' belongs to no flag"),
+        ("", "which model"),
+        ("MODEL", "which data"),
+        ("MODEL --task_name mprc --data_dir .", "'mprc': did you mean mrpc"),
+        ("MODEL --data_dir .", "needs --task_name"),
+        ("MODEL --task_name cola --data_dir nowhere", "nowhere"),
+        ("--model_name_or_path nowhere --train_file train.csv", "nowhere: cannot be loaded"),
+        ("MODEL --train_file none.csv", "none.csv"),
+        ("MODEL --train_file train.csv --do_predict", "needs test rows"),
+        ("MODEL --train_file train.csv --do_eval", "--do_eval needs validation rows"),
+        ("MODEL --validation_file train.csv --do_train", "--do_train needs train rows"),
+        ("MODEL --train_file train.csv --label_column lable", "lable"),
+        ("MODEL --train_file broken.json", "broken.json:2"),
+        ("MODEL --train_file latin.csv", "latin.csv:2"),
+        ("MODEL --train_file empty.csv", "empty.csv"),
+        ("MODEL --task_name sst2 --train_file labels.csv", "labels.csv:3.*'2'"),
+        ("MODEL --task_name cluener", "cluener.*data_dir"),
+        ("MODEL --train_file train.csv --unlabeled_file train.csv", "none are left"),
+        ("MODEL --train_file float.csv --unlabeled_file more.txt", "custom is a regression"),
+        ("MODEL --train_file train.csv --dropout 0", "no active dropout.*--dropout 0.1"),
+        ("MODEL --train_file multi.json", r"multi.json:2: the label is \[1, 0\]"),
+        ("MODEL --task_name sst2 --validation_file train.csv", "has no trained head"),
+        ("MODEL --train_file train.csv --eval_strategy epoch", "--eval_strategy needs validation rows"),
+        ("MODEL --train_file train.csv --report_to foo", "foo"),
+        (
+            "MODEL --train_file train.csv --validation_file train.csv --eval_strategy epoch --save_strategy epoch "
+            "--load_best_model_at_end --metric_for_best_model bleu",
+            "custom has no such score; it has acc",
+        ),
+        ("--model_name_or_path /nowhere/m --train_file train.csv", "/nowhere/m: no such folder"),
+        ("--per_device_train_batch_size 0", "per_device_train_batch_size must be a number of at least 1, got 0"),
+        ("--gradient_accumulation_steps 0", "gradient_accumulation_steps must be"),
+        ("--learning_rate nan", "learning_rate must be a number of at least 0, got nan"),
+        ("--label_smoothing_factor 2", "label_smoothing_factor must be below 1"),
+        ("--output_dir=", "output_dir is empty"),
+        ("two.json", "two.json: '2' belongs to no flag"),
+        ("MODEL --train_file train.csv --output_dir train.csv", "is a file"),
+        ("--rdrop_alpha -1", "rdrop_alpha must be a finite number of at least 0, got -1.0"),
+        ("--rdrop_alpha four", "--rdrop_alpha.*'four'"),
+        ("--rdrop_forward_mode both", "--rdrop_forward_mode.*'both'"),
+        ("--dropout 1", "dropout must be in"),
+        ("--max_train_samples 0", "max_train_samples must be at least 1"),
+        ("--rdrop_alhpa 1", "unknown flag --rdrop_alhpa; did you mean --rdrop_alpha"),
+        ("recipe.toml", "recipe.toml: expected a .yaml or .json recipe"),
+        ("none.yaml", "none.yaml: cannot be read"),
+        ("broken.yaml", "broken.yaml:3: not valid YAML"),
+        ("list.json", "list.json: expected a mapping"),
+        ("odd.json", "unknown flag --rdrop_apha; did you mean --rdrop_alpha"),
+        ("--seed 1 stray", "'stray' belongs to no flag"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     write_csv(here / "train.csv")
     write_csv(here / "labels.csv", labels=("0", "2"))
@@ -537,8 +640,12 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     (here / "more.txt").write_text("one\ntwo\n")
     (here / "broken.yaml").write_text("a: 1\nb: [1,\n")
     (here / "list.json").write_text("[1]")
+    (here / "two.json").write_text('{"rdrop_alpha": [1, 2]}')
+    (here / "multi.json").write_text('{"sentence": "a", "label": "x"}\n{"sentence": "b", "label": [1, 0]}\n')
+    write_csv(here / "float.csv", labels=("0.5", "1.5"))
     (here / "odd.json").write_text('{"rdrop_apha": 1}')
-    assert re.search(message, fails(capsys, *[str(model) if f == "M" else f for f in flags]))
+    flags = flags.replace("MODEL", f"--model_name_or_path {model}")
+    assert re.search(message, fails(capsys, *flags.split()))
 
 
 def test_a_failure_later_keeps_the_checkpoints(model, here, monkeypatch, caplog):

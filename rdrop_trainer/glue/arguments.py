@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -200,31 +201,62 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     parser = make_parser()
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        argv = _recipe_flags(Path(argv[0])) + argv[1:]
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown or namespace.recipe:
-        raise InputError(_unknown_flag(unknown[0] if unknown else namespace.recipe, parser))
-    values = vars(namespace)
+        recipe = _recipe_flags(Path(argv[0]), parser)
+        try:
+            _parse(parser, recipe)
+        except InputError as error:
+            raise InputError(f"{argv[0]}: {error}") from error
+        argv = recipe + argv[1:]
+    values = vars(_parse(parser, argv))
 
     def build(cls):
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.init and f.name in values})
 
     try:
         model, data = build(ModelArguments), build(DataArguments)
-        # Paths depend on the task, so the output folder is chosen after parsing; TrainingArguments wants one
         training = build(RDropTrainingArguments)
+        _check_ranges(training)
     except (ValueError, TypeError, ImportError) as error:
-        raise InputError(str(error)) from error
+        raise InputError(" ".join(str(error).split())) from error
     given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     return model, data, training, given
 
 
-def _recipe_flags(path: Path) -> list[str]:
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown or namespace.recipe:
+        raise InputError(_unknown_flag(unknown[0] if unknown else namespace.recipe, parser))
+    return namespace
+
+
+def _check_ranges(args: TrainingArguments) -> None:
+    """Refuse values that `TrainingArguments` takes and that fail, or are ignored, only later."""
+    at_least = {
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "dataloader_num_workers": 0,
+        "seed": 0,
+        "learning_rate": 0,
+        "weight_decay": 0,
+        "label_smoothing_factor": 0,
+    }
+    for name, low in at_least.items():
+        value = getattr(args, name)
+        if not (math.isfinite(value) and value >= low):
+            raise ValueError(f"{name} must be a number of at least {low}, got {value}.")
+    if args.label_smoothing_factor >= 1:
+        raise ValueError(f"label_smoothing_factor must be below 1, got {args.label_smoothing_factor}.")
+    if args.output_dir == "":
+        raise ValueError("output_dir is empty, expected the name of a folder.")
+
+
+def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """The entries of a recipe file as command-line flags, so that one parser checks both."""
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise InputError(f"{path}: expected a .yaml or .json recipe first, or flags that begin with --")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
@@ -236,8 +268,11 @@ def _recipe_flags(path: Path) -> list[str]:
         raise InputError(f"{path}{line}: not valid YAML: {problem}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: expected a mapping of flags to values, got {type(recipe).__name__}")
+    choices = {action.dest: action.choices or () for action in parser._actions}
     flags = []
     for key, value in recipe.items():
+        if value is False and "no" in choices.get(key, ()):
+            value = "no"  # YAML reads a bare no as false
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
@@ -249,5 +284,6 @@ def _unknown_flag(word: str, parser: argparse.ArgumentParser) -> str:
     if not word.startswith("--"):
         return f"{word!r} belongs to no flag; flags begin with --, and a recipe file comes first."
     name = word.split("=")[0]
-    close = difflib.get_close_matches(name, parser._option_string_actions, n=2, cutoff=0.6)
+    flags = [flag for flag in parser._option_string_actions if "-" not in flag[2:]]
+    close = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), flags, n=2, cutoff=0.6)
     return f"unknown flag {name}" + (f"; did you mean {' or '.join(close)}?" if close else " (--help lists all flags)")

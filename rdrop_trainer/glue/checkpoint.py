@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -17,7 +18,7 @@ from transformers import (
 from ..dropout import set_config_dropout
 from ..errors import InputError
 from .arguments import ModelArguments
-from .features import LabelMap, match_labels
+from .features import LabelMap, are_nameless, match_labels
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,7 @@ def load_checkpoint(
     Raises:
         InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
     """
-    source = arguments.model_name_or_path
-    options = {
-        "cache_dir": arguments.cache_dir,
-        "revision": arguments.model_revision,
-        "token": arguments.token,
-        "trust_remote_code": arguments.trust_remote_code,
-    }
+    source, options = arguments.model_name_or_path, _options(arguments)
     config = _load(AutoConfig, source, options)
     labels, new_head = _fit_labels(config, task, source, will_train)
     if arguments.dropout is not None:
@@ -66,7 +61,12 @@ def load_checkpoint(
 
 def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:
     """Write the task's labels into the configuration; the map, and whether the head has to be a new one."""
-    has_head = any(name.endswith(HEAD_SUFFIXES[task.head]) for name in config.architectures or ())
+    has_head = _has_head(config, task.head)
+    if not has_head and not will_train:
+        raise InputError(
+            f"{source} has no trained head ({HEAD_SUFFIXES[task.head]}), so it would predict at random; train it on "
+            f"{task.name} first (--do_train), or choose a trained model"
+        )
     if task.is_regression:
         if has_head and config.num_labels != 1 and not will_train:
             raise InputError(f"{source} predicts {config.num_labels} labels, but {task.name} is a regression")
@@ -91,7 +91,33 @@ def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple
     return labels, new_head
 
 
+def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:
+    """The labels that a trained sequence classifier predicts, in its order; empty for a regression, None if unknown."""
+    config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
+    if not _has_head(config, "sequence"):
+        return None
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return []
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    return None if are_nameless(names) else names
+
+
+def _has_head(config: Any, head: str) -> bool:
+    return any(name.endswith(HEAD_SUFFIXES[head]) for name in config.architectures or ())
+
+
+def _options(arguments: ModelArguments) -> dict[str, Any]:
+    return {
+        "cache_dir": arguments.cache_dir,
+        "revision": arguments.model_revision,
+        "token": arguments.token,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+
+
 def _load(cls: type, source: str, options: dict[str, Any]) -> Any:
+    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+        raise InputError(f"{source}: no such folder, expected a model")
     try:
         return cls.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 
 from ..errors import InputError
-from .examples import READ_TEXTS, spelling, to_dataset
+from .examples import IGNORED, READ_TEXTS, spelling, to_dataset
 from .readers import Rows, read_rows
 from .tasks import Task
 
@@ -161,14 +161,16 @@ def _guess_text_columns(path: str | Path, label_column: str) -> tuple[str, ...]:
 def _find_labels(path: str | Path, label_column: str) -> list[str]:
     """The sorted label names of a file; none when they are decimal numbers."""
     found = set()
-    for _, row in read_rows(path):
+    for number, row in read_rows(path):
         value = row.get(label_column)
         if value is not None and value != "":
-            found.add(spelling(value))
+            found.add(spelling(value, f"{path}:{number}"))
+    found.discard(str(IGNORED))
     if not found:
         raise InputError(f"{path}: the column {label_column!r} is missing or empty, expected labels to learn")
     whole = all(name.removeprefix("-").isdecimal() for name in found)
     if not whole and all(_is_number(name) for name in found):
+        logger.warning("%s: the labels are decimal numbers, so this is a regression", path)
         return []
     if len(found) == 1:
         raise InputError(f"{path}: every row has the label {found.pop()!r}, expected at least two different ones")
@@ -198,7 +200,7 @@ def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: 
         changes["text_sources"] = dict(zip(task.text_columns, sources, strict=True))
     if label_column is not None:
         changes["label_sources"] = (label_column,)
-    return dataclasses.replace(task, **changes, tsv=None) if changes else task
+    return dataclasses.replace(task, **changes, tsv=None, headerless=None) if changes else task
 
 
 def _load_file(task: Task, split: str, path: str | Path, *, classic: bool = False) -> datasets.Dataset:

@@ -23,7 +23,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
 
     Args:
         task: the task; its `text_sources` and `label_sources` say which fields to read.
-        split: name of the split. Rows of "train" and "validation" must have labels, rows of "unlabeled" get none.
+        split: name of the split. Rows of "train" and "validation" must have labels, or say -100 for none; rows of
+            "unlabeled" get none.
         rows: (line number, raw row) pairs.
         source: name of the source, for messages.
 
@@ -77,9 +78,12 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def spelling(value: object) -> str:
-    """A raw label as text: JSON writes 0, "0" and true where a .tsv has 0, 0 and true."""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+def spelling(value: object, where: str) -> str:
+    """A raw label as text: JSON writes 0, "0" and true where a .tsv has 0, 0 and true or True."""
+    if isinstance(value, (list, dict)):
+        raise InputError(f"{where}: the label is {value!r}, expected one name or number")
+    text = str(value).strip()
+    return text.lower() if text in ("True", "False") else text
 
 
 def _find(row: dict, names: Sequence[str], where: str, required: bool = True) -> str | None:
@@ -163,9 +167,11 @@ def _label(task: Task, value: object, label_ids: dict[str, int], where: str) -> 
         if not math.isfinite(number):
             raise InputError(f"{where}: the label is {value!r}, expected a number")
         return number
-    text = spelling(value)
+    text = spelling(value, where)
     if text in label_ids:
         return label_ids[text]
+    if text == str(IGNORED):
+        return IGNORED
     if text in ("-", "-1"):
         return None
     raise InputError(f"{where}: unknown label {value!r}, expected {_expected(task)}")

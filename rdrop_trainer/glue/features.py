@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from .tasks import Task
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
 
@@ -39,18 +42,26 @@ class LabelMap:
 def match_labels(task: Task, id2label: Mapping[int, str]) -> LabelMap | None:
     """Match a model's label names with a task's, case aside; None when they are different sets.
 
-    A model whose labels have no names ("LABEL_0", ...) is taken to follow the task's order.
+    A model whose labels have no names ("LABEL_0", ...) is taken to follow the task's order, with a warning.
     """
     names = [str(id2label[i]) for i in range(len(id2label))]
     if len(names) != len(task.labels):
         return None
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+    if are_nameless(names):
+        order = ", ".join(task.labels[:8]) + ("..." if len(task.labels) > 8 else "")
+        logger.warning(f"The model's labels have no names ({names[0]}, ...); taken in {task.name}'s order: {order}")
         return LabelMap(tuple(range(len(names))))
     spellings = {spelling.lower(): name for spelling, name in task.label_aliases.items()}
-    found = [spellings.get(name.lower()) for name in names]
+    # As they are written first: a user's own labels may differ in nothing but case
+    found = [task.label_aliases.get(name, spellings.get(name.lower())) for name in names]
     if set(found) != set(task.labels):
         return None
     return LabelMap(tuple(found.index(name) for name in task.labels))
+
+
+def are_nameless(names: Sequence[str]) -> bool:
+    """Whether label names are the ones a configuration makes up: LABEL_0, LABEL_1, ..."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
 
 
 def make_features(

@@ -8,7 +8,8 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from typing import Any
 from ..errors import InputError
 from .tasks import Task
 
-# Flags of a run that its counterpart does not repeat
-REPLACED_FLAGS = ("rdrop_alpha", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token")
 RESULTS = "all_results.json"
 SETTINGS = "run_settings.json"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "rdrop-trainer")
@@ -30,48 +29,69 @@ FREE_TO_CHANGE = frozenset(
 )
 
 
-def prepare_output_dir(
-    output_dir: Path, settings: Mapping[str, Any], resume: str | None, overwrite: bool
+def check_output_dir(
+    output_dir: Path, settings: Mapping[str, Any], resume: str | None, overwrite: bool, will_train: bool
 ) -> str | None:
-    """Make sure that a run may write to its folder, and find the checkpoint it goes on from.
+    """Make sure that a run may write to its folder, and find the checkpoint it goes on from. Changes nothing.
 
     Args:
         output_dir: the run's folder.
         settings: all settings of the run, as plain values; they are compared with those of an interrupted run.
-        resume: "auto", "none" or the path of a checkpoint.
-        overwrite: delete what an earlier run left.
+        resume: "auto" (or None), "none" or the path of a checkpoint.
+        overwrite: what an earlier run left may be deleted.
+        will_train: whether the run trains.
 
     Returns:
         The checkpoint to resume from, or None.
 
     Raises:
-        InputError: the folder holds a finished run, or an interrupted run with other settings; nothing is deleted.
+        InputError: the folder holds a finished run, or an unfinished one that this run does not continue; or it cannot
+            be written to; or what the run reads lies where it deletes.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir}: output_dir is a file, expected a folder")
-    if resume not in (None, "auto", "none"):
-        if not _is_whole(Path(resume)):
-            raise InputError(f"{resume}: no checkpoint to resume from; expected auto, none or a checkpoint folder")
-        return resume
+    parent = next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{output_dir}: cannot be written to; choose another --output_dir")
     if overwrite:
-        for path in [*output_dir.glob("checkpoint-*"), output_dir / RESULTS, output_dir / SETTINGS]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        return None
+        read = [settings["model_name_or_path"]] + ([] if resume in (None, "auto", "none") else [resume])
+        inside = [
+            path for path in read if output_dir.resolve() in [Path(path).resolve(), *Path(path).resolve().parents]
+        ]
+        if inside:
+            raise InputError(f"{inside[0]}: lies in {output_dir}, which --overwrite_output_dir deletes")
+        return resume if resume not in (None, "auto", "none") else None
     if (output_dir / RESULTS).exists():
         raise InputError(
             f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
-            "--overwrite_output_dir to delete it."
+            "--overwrite_output_dir to delete it"
         )
-    checkpoints = sorted((p for p in output_dir.glob("checkpoint-*") if _is_whole(p)), key=_step)
+    if resume not in (None, "auto", "none"):
+        if not _is_whole(Path(resume)):
+            raise InputError(f"{resume}: is no whole checkpoint; expected auto, none or a folder called checkpoint-...")
+        return resume
+    checkpoints = sorted((path for path in output_dir.glob("checkpoint-*") if _is_whole(path)), key=_step)
     if not checkpoints:
         return None
-    if resume == "none":
+    if resume == "none" or not will_train:
+        why = "--resume_from_checkpoint none" if will_train else "this run does not train"
         raise InputError(
-            f"{output_dir}: holds checkpoints of an unfinished run; with --resume_from_checkpoint none, choose another "
-            "--output_dir, or add --overwrite_output_dir to delete them."
+            f"{output_dir}: holds checkpoints of an unfinished run, and {why}; choose another --output_dir, or add "
+            "--overwrite_output_dir to delete them"
         )
     _check_same_settings(output_dir, settings)
     return str(checkpoints[-1])
+
+
+def clear_output_dir(output_dir: Path) -> None:
+    """Delete what an earlier run of the script left: checkpoints, results, settings and leaderboard files."""
+    results = output_dir / RESULTS
+    if results.exists():
+        predictions = json.loads(results.read_text(encoding="utf-8")).get("predictions", [])
+        for path in (output_dir / Path(name).name for name in predictions):
+            path.unlink(missing_ok=True)
+    for path in [*output_dir.glob("checkpoint-*"), output_dir / SETTINGS, output_dir / "trainer_state.json", results]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
@@ -87,13 +107,13 @@ def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
     if changed:
         raise InputError(
             f"{output_dir}: holds an unfinished run with other settings ({'; '.join(changed[:5])}); repeat those to go "
-            "on, choose another --output_dir, or add --overwrite_output_dir to delete it."
+            "on, choose another --output_dir, or add --overwrite_output_dir to delete it"
         )
 
 
 def _is_whole(checkpoint: Path) -> bool:
     """`trainer_state.json` is written last, so a checkpoint that has it was not cut short."""
-    return (checkpoint / "trainer_state.json").is_file()
+    return checkpoint.name.startswith("checkpoint-") and (checkpoint / "trainer_state.json").is_file()
 
 
 def _step(checkpoint: Path) -> int:
@@ -157,25 +177,52 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
     return "\n".join(lines)
 
 
-def next_command(argv: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """The other run of the comparison: the baseline after R-Drop, R-Drop after the baseline.
+def next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
+    """The command to run next: after training, the other run of the comparison (R-Drop or its baseline, in a folder of
+    its own); after an evaluation, the prediction; else how to train.
 
-    After a run that did not train there is nothing to compare: the command to train.
+    Args:
+        argv: the words of this run's command line.
+        results: what this run left.
     """
-    kept = _without_flags(argv, REPLACED_FLAGS)
+    settings, found = results["settings"], results["splits_found"]
+    changes: dict[str, str | None] = dict.fromkeys(_NOT_REPEATED)
     output_dir = settings["output_dir"].rstrip("/")
-    if not settings["do_train"]:
-        kept = _without_flags(kept, ("do_eval", "do_predict"))
-        return _command([*kept, "--do_train", "--do_eval", "--output_dir", f"{output_dir}-trained"])
-    name, alpha = ("baseline", "0") if settings["rdrop_alpha"] else ("rdrop", "4")
-    return _command([*kept, "--rdrop_alpha", alpha, "--output_dir", f"{output_dir}-{name}"])
+    if settings["do_train"]:
+        name, alpha = ("baseline", "0") if settings["rdrop_alpha"] else ("rdrop", "4")
+        changes |= {"rdrop_alpha": alpha, "output_dir": f"{output_dir}-{name}"}
+    else:
+        changes |= dict.fromkeys(("do_train", "do_eval", "do_predict"))
+        if not settings["do_predict"] and any(split.startswith("test") for split in found):
+            changes |= {"do_predict": "True", "output_dir": f"{output_dir}-predict"}
+        elif "train" in found:
+            changes |= {"do_train": "True", "do_eval": "True", "output_dir": f"{output_dir}-trained"}
+        else:
+            return shlex.join(["python", sys.argv[0], "--help"])
+    if argv and not argv[0].startswith("-"):
+        # A recipe cannot be taken out of the command, so what it says is overruled
+        changes |= {name: value for name, value in _NOT_REPEATED.items() if name in results["given"]}
+    words = _without_flags(argv, changes)
+    for name, value in changes.items():
+        words += [] if value is None else [f"--{name}", value]
+    processes = results["processes"]
+    launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
+    return shlex.join([*launcher, sys.argv[0], *words])
 
 
-def _command(argv: Sequence[str]) -> str:
-    return shlex.join(["python", "run_glue_rdrop.py", *argv])
+# Flags that another run must not repeat, and the value that undoes one in a recipe
+_NOT_REPEATED = {
+    "overwrite_output_dir": "False",
+    "resume_from_checkpoint": "auto",
+    "push_to_hub": "False",
+    "hub_model_id": None,
+    "hub_token": None,
+    "token": None,
+    "run_name": None,
+}
 
 
-def _without_flags(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+def _without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
     kept, skipping = [], False
     for word in argv:
         if word.startswith("--"):
