@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .dropout import ActiveDropout, active_dropout, dropout_settings
+from .dropout import ActiveDropout, active_dropout, dropout_settings, has_other_noise
 
 logger = logging.get_logger(__name__)
 
@@ -16,59 +16,87 @@ logger = logging.get_logger(__name__)
 class NoiseCheck:
     """Stops a training whose passes are all alike: without noise R-Drop does nothing."""
 
+    # Where there is dropout, so many R-Drop steps may pass before it shows: LoRA starts with a matrix of zeros behind
+    # its dropout, and a learning-rate warm-up keeps it there for a while
+    PATIENCE = 20
+
     def __init__(self):
         self.done = False
-        self._alike_before = False
+        self._steps_alike: set[int] = set()
 
-    def look(self, model: nn.Module, logits: torch.Tensor, num_passes: int, allowed: bool) -> None:
-        """Compare the passes of one R-Drop step.
+    def look(
+        self,
+        model: nn.Module,
+        logits: torch.Tensor,
+        num_passes: int,
+        step: int,
+        allowed: bool,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+        again: Callable[[], torch.Tensor] | None,
+    ) -> None:
+        """Compare the passes over one micro-batch.
 
         Args:
             model: to name its dropout in the message.
-            logits: of the step's items, (m·n, C); a step without items decides nothing.
+            logits: of its items, (m·n, C); a micro-batch without items decides nothing.
             num_passes: m.
+            step: the optimizer step.
             allowed: warn instead of raising.
+            reduce: sums a tensor over processes, which must all come to one verdict.
+            again: computes the logits once more; given where all passes ran in one forward, which may round the same
+                row differently at another place in the batch.
 
         Raises:
-            ValueError: the passes are identical.
+            ValueError: the model has no noise.
         """
         active = active_dropout(model)
-        alike = passes_are_identical(logits, num_passes, has_dropout=bool(active))
-        if alike is None:
+        passes = logits.detach().unflatten(0, (num_passes, -1)) if len(logits) else logits
+        alike = bool((passes == passes[:1]).all())
+        if not alike and not active and again is not None and _is_rounding(passes):
+            with torch.no_grad(), torch.random.fork_rng():
+                alike = torch.equal(again(), logits)
+        verdict = torch.tensor([len(logits) > 0, len(logits) > 0 and not alike], device=logits.device).float()
+        compared, differ = reduce(verdict).bool().tolist()
+        if not compared:
             return
-        if alike and active and not self._alike_before:
-            # Dropout in front of a matrix of zeros (LoRA at its start) shows an effect from the second step on
-            self._alike_before = True
+        if differ:
+            self.done = True
+            return
+        self._steps_alike.add(step)
+        if (active or has_other_noise(model)) and len(self._steps_alike) < self.PATIENCE:
             return
         self.done = True
-        if alike and not allowed:
-            raise ValueError(_no_noise(model, num_passes, active))
-        if alike:
-            logger.warning(_no_noise(model, num_passes, active))
+        message = _no_noise(model, num_passes, active)
+        if not allowed:
+            raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
+        logger.warning(message)
 
 
 class LossCheck:
     """Finds out whether a model returns the stock loss of its head, which R-Drop may then compute itself."""
 
+    # One batch may not tell: class weights, for instance, cancel where all rows have one class
+    BATCHES = 8
+
     def __init__(self):
         self.done = False
         self.differs = False
+        self._batches = 0
 
-    def look(
-        self, own: torch.Tensor, stock: torch.Tensor, half: bool, reduce: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def look(self, own: torch.Tensor, stock: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Compare the losses of one batch; a batch without labels, whose own loss is NaN, decides nothing.
 
         Args:
             own: the model's loss.
             stock: the stock loss of its head on the same logits.
-            half: whether half precision had a part in either.
             reduce: sums a tensor over processes, which must all come to one verdict.
         """
-        tolerance = (2e-2 if half else 1e-4) * stock.abs() + 1e-6
+        tolerance = (2e-2 if own.dtype in (torch.float16, torch.bfloat16) else 1e-4) * stock.abs() + 1e-6
         known = own.isfinite()
         verdict = reduce(torch.stack([known, known & ((own - stock).abs() > tolerance)]).float())
-        self.done, self.differs = verdict.bool().tolist()
+        compared, self.differs = verdict.bool().tolist()
+        self._batches += compared
+        self.done = self.differs or self._batches == self.BATCHES
         if self.differs:
             logger.warning(
                 f"The model returns a loss of {own.item():.6g} where the stock loss of its head would be "
@@ -76,22 +104,11 @@ class LossCheck:
             )
 
 
-def passes_are_identical(logits: torch.Tensor, num_passes: int, has_dropout: bool) -> bool | None:
-    """Whether all passes gave the same logits, (m·n, C); None when there are no items to compare.
-
-    Without any active dropout, differences that rounding explains count as none: one forward over all rows may round
-    the same row differently at another place in the batch.
-    """
-    if logits.numel() == 0:
-        return None
-    passes = logits.detach().unflatten(0, (num_passes, -1))  # (m, n, C)
-    # `where` and not a plain difference: two masked classes (-inf) are equal
-    spread = torch.where(passes == passes[0], 0, passes - passes[0]).abs().max().item()
-    finite = passes[passes.isfinite()].abs()
-    rounding = 0.0
-    if not has_dropout and finite.numel():
-        rounding = torch.finfo(passes.dtype).eps ** 0.5 * finite.max().item()
-    return spread <= rounding
+def _is_rounding(passes: torch.Tensor) -> bool:
+    """Whether the differences between passes, (m, n, C), are so small that rounding may explain them."""
+    finite = passes.isfinite().all(0)
+    spread = (passes - passes[0])[:, finite].abs().max()
+    return bool(spread <= torch.finfo(passes.dtype).eps ** 0.5 * passes[:, finite].abs().max())
 
 
 def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout]) -> str:
@@ -100,9 +117,9 @@ def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout]) ->
     if active:
         places = ", ".join(map(str, active[:3]))
         return (
-            f"The {num_passes} passes of {name} are still identical on the second R-Drop step, although it has active "
-            f"dropout ({places}): it does not reach the predictions. R-Drop has no effect; set dropout where it does "
-            "(rdrop_trainer.dropout.set_dropout(model, 0.1)), or pass rdrop_allow_deterministic=True to go on."
+            f"The {num_passes} passes of {name} are still identical after {NoiseCheck.PATIENCE} R-Drop steps, although "
+            f"it has active dropout ({places}): that does not reach the predictions, so R-Drop has no effect. Set "
+            "dropout where it does, for example everywhere with rdrop_trainer.dropout.set_dropout(model, 0.1)."
         )
     zeros = [key for key, p in dropout_settings(model.config).items() if p == 0] if hasattr(model, "config") else []
     reason = f"these of its settings are 0: {', '.join(zeros)}" if zeros else "its configuration has no dropout setting"
@@ -110,5 +127,5 @@ def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout]) ->
     return (
         f"The {num_passes} passes of {name} are identical on the first R-Drop step: the model has no active dropout "
         f"({reason}), so R-Drop has no effect. Set dropout before training with "
-        f"rdrop_trainer.dropout.set_dropout(model, 0.1){example}, or pass rdrop_allow_deterministic=True to go on."
+        f"rdrop_trainer.dropout.set_dropout(model, 0.1){example}."
     )

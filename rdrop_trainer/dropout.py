@@ -7,12 +7,15 @@ which a saved model is built again. They are kept in step here.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 # Attribute names of modules and configurations: dropout, hidden_dropout_prob, attn_pdrop, ... LayerDrop and stochastic
 # depth (drop_path) are noise of another kind and stay as they are.
 _DROPOUT_NAME = re.compile(r"dropout|pdrop", re.IGNORECASE)
+_OTHER_NOISE = re.compile(r"layer_?drop|drop_path", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,39 +58,61 @@ def set_dropout(model: nn.Module, p: float) -> None:
     """Set the probability of every dropout of the model, in place: modules, float attributes and the configuration.
 
     A configuration entry of None (a head that follows the body) stays None, so a model built from the configuration
-    again has the same dropout everywhere, heads included.
+    again has the same dropout, heads included. Where such a model would have a dropout and this one an `nn.Identity`,
+    built from a 0, it gets one.
 
     Args:
         model: any model; `model.config`, where there is one, is changed too.
         p: probability of zeroing an element, in [0, 1).
 
     Raises:
-        ValueError: p outside [0, 1), or a model with nowhere to put dropout.
+        ValueError: p outside [0, 1), a model with nowhere to put dropout, or one whose class refuses the probability;
+            the model is then unchanged.
     """
     if not 0 <= p < 1:
         raise ValueError(f"The dropout probability must be in [0, 1), got {p}.")
-    _replace_identities(model, p)
+    config = copy.deepcopy(model.config) if hasattr(model, "config") else None
+    if config is not None:
+        set_config_dropout(config, p)
+    missing = _missing_dropout(model, config, p)
     places = list(_dropout_attributes(model))
-    if not places:
+    if not places and not missing:
         raise ValueError(
             f"{type(model).__name__} has no dropout module and no dropout attribute, so its dropout cannot be set; "
             "R-Drop needs a model with dropout."
         )
     for _, module, attribute in places:
         setattr(module, attribute, p)
-    if hasattr(model, "config"):
+    for path in missing:
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, name, nn.Dropout(p).train(getattr(owner, name).training))
+    if config is not None:
         set_config_dropout(model.config, p)
 
 
 def set_config_dropout(config: PretrainedConfig, p: float) -> None:
-    """Set every dropout entry of a configuration and of the configurations inside it, in place; None stays None."""
-    for owner, key, _ in _config_entries(config):
-        setattr(owner, key, p)
+    """Set every dropout entry of a configuration and of the configurations inside it, in place; None stays None.
+
+    Raises:
+        ValueError: the configuration refuses the value.
+    """
+    for owner, key, path in _config_entries(config):
+        try:
+            setattr(owner, key, p)
+        except Exception as error:  # strict configurations raise errors of their own kinds
+            raise ValueError(f"{type(config).__name__} does not take {path}={p}: {error}") from error
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
     """The dropout entries of a configuration and of the configurations inside it, by name; entries of None left out."""
     return {path: value for owner, key, path in _config_entries(config) for value in [getattr(owner, key)]}
+
+
+def has_other_noise(model: nn.Module) -> bool:
+    """Whether the configuration asks for noise of another kind: LayerDrop or stochastic depth."""
+    entries = vars(model.config) if hasattr(model, "config") else {}
+    return any(_OTHER_NOISE.search(key) and _is_probability(p) and p > 0 for key, p in entries.items())
 
 
 def _dropout_attributes(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -98,14 +124,27 @@ def _dropout_attributes(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]
                 yield path, module, attribute
 
 
-def _replace_identities(model: nn.Module, p: float) -> None:
-    """Some models build `nn.Identity` where their configuration says 0; give them a dropout that can be set."""
-    for path, module in list(model.named_modules()):
-        name = ".".join(path.split(".")[-2:]).lower()
-        if type(module) is nn.Identity and "drop" in name and "path" not in name:
-            parent = model.get_submodule(path.rpartition(".")[0])
-            replacement = nn.Dropout(p).train(module.training)
-            setattr(parent, path.rpartition(".")[2], replacement)
+def _missing_dropout(model: nn.Module, config: PretrainedConfig | None, p: float) -> list[str]:
+    """Paths of identities that would be dropout, had the model been built with it.
+
+    Judged by a twin without storage that is built from the configuration; by name in an adapter, which is not.
+    """
+    identities = [path for path, module in model.named_modules() if type(module) is nn.Identity]
+    if config is None or not isinstance(model, PreTrainedModel):
+        return [path for path in identities if "lora_dropout" in path]
+    try:
+        with torch.device("meta"):
+            twin = type(model)(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{type(model).__name__} cannot be built with dropout {p}: {error}") from error
+    return [path for path in identities if isinstance(_submodule(twin, path), nn.Dropout)]
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _config_entries(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[PretrainedConfig, str, str]]:

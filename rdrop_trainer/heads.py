@@ -65,6 +65,8 @@ class Head:
         """
         labels = batch["labels"]
         if not self.tokens:
+            if self.problem == "single_label":
+                labels = labels.reshape(-1)
             return logits.reshape(logits.shape[0], -1), labels
         mask = self._divergence_mask(batch)  # (B, T)
         logits = logits[:, -labels.shape[1] :]  # (m·B, T, C)
@@ -73,10 +75,11 @@ class Head:
 
     def _divergence_mask(self, batch: Mapping[str, Any]) -> torch.Tensor:
         labelled = batch["labels"] != IGNORE_INDEX  # (B, T)
-        attention_mask = batch.get("attention_mask")
         if not self.unlabelled_rows:
             return labelled
-        attended = torch.ones_like(labelled) if attention_mask is None else attention_mask.bool()
+        attended = batch.get("attention_mask")
+        # A mask of another shape (per pair of tokens, say) does not say which tokens are text
+        attended = attended.bool() if attended is not None and attended.shape == labelled.shape else True
         unlabelled_row = ~labelled.any(-1, keepdim=True)
         return labelled | (unlabelled_row & attended)
 
@@ -91,8 +94,19 @@ PROBLEM_TYPES = {
     "regression": REGRESSION,
 }
 
-_ROW_CLASSIFIERS = frozenset(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
-_TOKEN_CLASSIFIERS = frozenset(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values())
+
+def _class_names(*mappings: Mapping[str, Any]) -> frozenset[str]:
+    """The class names in mappings of model type to one name or several."""
+    values = [value for mapping in mappings for value in mapping.values()]
+    return frozenset(name for value in values for name in ([value] if isinstance(value, str) else value))
+
+
+_ROW_CLASSIFIERS = _class_names(
+    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+)
+_TOKEN_CLASSIFIERS = _class_names(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
 
 
 def head_of(model: nn.Module, labels: torch.Tensor) -> Head:
@@ -105,25 +119,37 @@ def head_of(model: nn.Module, labels: torch.Tensor) -> Head:
 
     Returns:
         A head of this module. A model whose loss is not known to be the head's stock loss (its forward is defined
-        outside transformers, or its `loss_function` was replaced) keeps its own.
+        outside transformers, or its `loss_function` was replaced) keeps its own. A class that has nothing to do with
+        a head of transformers is judged by its labels alone: (B,) are rows, (B, T) integers are tokens, and floating
+        labels are regression or, with a column per class, multi-label.
 
     Raises:
-        ValueError: a model whose head is not supported.
+        ValueError: a model of transformers whose head is not supported.
     """
     cls, names = type(model), {base.__name__ for base in type(model).__mro__}
     if names & _ROW_CLASSIFIERS:
         head = _row_classifier(model.config, labels)
     elif names & _TOKEN_CLASSIFIERS:
         head = TOKEN
-    else:
+    elif any(base.__module__.startswith("transformers.models.") for base in cls.__mro__ if _is_head(base)):
         raise ValueError(
-            f"RDropTrainer does not know the head of {cls.__name__}. Supported are models for sequence classification "
-            "(single-label, multi-label, regression) and token classification."
+            f"RDropTrainer does not support the head of {cls.__name__}. Supported are models for sequence, image and "
+            "audio classification (single-label, multi-label, regression), for token classification, and models "
+            "defined outside transformers that return their own loss and logits."
         )
+    elif labels.is_floating_point():
+        head = MULTI_LABEL if labels.dim() == 2 and labels.shape[1] > 1 else REGRESSION
+    else:
+        head = TOKEN if labels.dim() == 2 and labels.shape[1] > 1 else SINGLE_LABEL
     stock_forward = cls.forward.__module__.startswith("transformers.")
     if not stock_forward or "_loss_function" in vars(model):
         head = with_own_loss(head)
     return head
+
+
+def _is_head(cls: type) -> bool:
+    """A model of transformers that defines a forward of its own, as against the base classes that users derive from."""
+    return "forward" in vars(cls) and not cls.__name__.endswith("PreTrainedModel")
 
 
 def with_own_loss(head: Head) -> Head:

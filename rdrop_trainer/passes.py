@@ -54,6 +54,14 @@ class Passes:
         rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
         return _take_rows(self.raw[0], rows, self.num_passes * self.batch_size)
 
+    def first_output(self, loss: torch.Tensor) -> Any:
+        """The output of the first pass with another loss, which stands first, as `Trainer` expects it."""
+        output = self.output(0)
+        if isinstance(output, Mapping):
+            return type(output)(**{"loss": loss, **{k: v for k, v in output.items() if k != "loss"}})
+        rest = output if isinstance(output, tuple) else (output,)
+        return (loss, *(rest[1:] if "loss" in self.runs[0] else rest))
+
 
 def run_passes(model: nn.Module, inputs: Mapping[str, Any], num_passes: int, mode: str) -> Passes:
     """Run the model `num_passes` times over `inputs`.
@@ -111,6 +119,10 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
         if key in PACKING_KEYS and value is not None:
             raise _unrepeatable(f"{key!r} describes sequences packed into rows")
         if isinstance(value, torch.Tensor) and value.dim() > 0:
+            if key == "position_ids" and value.dim() == 3:  # (axes, B, T) of multi-axis rotary embeddings
+                if value.shape[1] != batch_size:
+                    raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
+                return value.repeat(1, num_passes, 1)
             if value.shape[0] == batch_size:
                 return value.repeat(num_passes, *[1] * (value.dim() - 1))
             if value.shape[0] == 1 and value.dim() > 1:
@@ -121,6 +133,8 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
         if type(value) in (list, tuple) and value:
             if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
                 return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))
+            if all(isinstance(v, (bool, int, float)) for v in value):  # a setting, such as a list of layers
+                return value
             if len(value) == batch_size:
                 return value * num_passes
             raise _unrepeatable(f"{key!r} is a {type(value).__name__} of {len(value)} entries")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
 from .checks import LossCheck, NoiseCheck
 from .heads import head_of, with_own_loss, with_stock_loss
@@ -16,6 +18,8 @@ from .losses import RDropLoss, rdrop_loss
 from .passes import Passes, run_passes
 from .training_args import RDropArguments
 from .window import LoggedTerms, Window
+
+logger = logging.get_logger(__name__)
 
 
 class RDropMixin:
@@ -65,7 +69,10 @@ class RDropMixin:
                 "cp_size and sp_size of parallelism_config to 1."
             )
         self._start_rdrop()
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._window = None
 
     def compute_loss(
         self,
@@ -97,10 +104,9 @@ class RDropMixin:
         passes = run_passes(model, self._model_inputs(inputs, window), num_passes, settings.rdrop_forward_mode)
         terms = self._rdrop_terms(passes, inputs, window, settings, num_items_in_batch)
         if is_rdrop_step and self._window is not None:
-            self._logged_terms.add(terms, window)
+            self._logged_terms.add(terms, self.state.global_step)
         loss = self._undo_division(terms.loss, num_items_in_batch)
-        self._finish_micro_batch()
-        return (loss, _with_loss(passes.output(0), terms.loss)) if return_outputs else loss
+        return (loss, passes.first_output(terms.loss)) if return_outputs else loss
 
     def _rdrop_terms(
         self,
@@ -114,7 +120,7 @@ class RDropMixin:
         alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
         logits, labels = window.head.items(passes["logits"], inputs, passes.num_passes)
         if passes.num_passes > 1 and not self._noise_check.done:
-            self._noise_check.look(self.model, logits, passes.num_passes, settings.rdrop_allow_deterministic)
+            self._check_noise(passes, logits, inputs, window, settings)
         if not self._loss_check.done:
             self._check_task_loss(passes, logits, labels, window)
 
@@ -139,7 +145,6 @@ class RDropMixin:
 
     def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
         """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
-        self._finish_micro_batch()
         result = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if window.head.problem == "single_label":
@@ -175,18 +180,35 @@ class RDropMixin:
     def _model_inputs(self, inputs: Mapping[str, Any], window: Window) -> dict[str, Any]:
         """The inputs of a forward pass: without labels, unless the model's own loss is wanted."""
         needs_loss = self.compute_loss_func is None and (window.head.own_loss or not self._loss_check.done)
+        needs_loss = needs_loss and self.label_smoother is None
         return {key: value for key, value in inputs.items() if key != "labels" or needs_loss}
+
+    def _check_noise(
+        self, passes: Passes, logits: torch.Tensor, inputs: Mapping[str, Any], window: Window, settings: RDropArguments
+    ) -> None:
+        def again() -> torch.Tensor:
+            repeated = run_passes(self.model, self._model_inputs(inputs, window), passes.num_passes, "concat")
+            return window.head.items(repeated["logits"], inputs, passes.num_passes)[0]
+
+        self._noise_check.look(
+            self.model,
+            logits,
+            passes.num_passes,
+            self.state.global_step,
+            settings.rdrop_allow_deterministic,
+            self.accelerator.reduce,
+            again if settings.rdrop_forward_mode == "concat" else None,
+        )
 
     def _check_task_loss(self, passes: Passes, logits: torch.Tensor, labels: torch.Tensor, window: Window) -> None:
         own = passes.loss()
-        if window.head.own_loss or self.label_smoother is not None or own is None:
+        if window.head.own_loss or own is None:
             self._loss_check.done = True
             return
-        half = logits.dtype in (torch.float16, torch.bfloat16) or self.accelerator.mixed_precision != "no"
         stock = rdrop_loss(
             logits.detach(), labels, alpha=0, num_passes=passes.num_passes, problem=window.head.problem
         ).task_loss
-        self._loss_check.look(own.detach(), stock, half, self.accelerator.reduce)
+        self._loss_check.look(own.detach(), stock, self.accelerator.reduce)
         if self._loss_check.differs:
             window.head = with_own_loss(window.head)
 
@@ -195,6 +217,16 @@ class RDropMixin:
     def get_batch_samples(self, *args, **kwargs):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
         batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        loader = self.callback_handler.train_dataloader
+        has_no_end = loader is not None and not has_length(loader)
+        if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
+            # `Trainer` takes no optimizer step behind them: their gradient would be added to the next step's
+            logger.warning_once(
+                f"The data set has no length, and its last {len(batch_samples)} batches do not fill an accumulation "
+                f"window of {self.args.gradient_accumulation_steps}: they are left out."
+            )
+            batch_samples = []
+        self._logged_terms.start_window(self.state.global_step)
         shared = self.args.average_tokens_across_devices
         self._window = self._count_window(batch_samples, shared) if batch_samples else None
         return batch_samples, num_items_in_batch
@@ -226,12 +258,6 @@ class RDropMixin:
         self._loss_check = LossCheck()
         self._logged_terms = LoggedTerms(self.args.device)
 
-    def _finish_micro_batch(self) -> None:
-        if self._window is not None:
-            self._window.finished += 1
-            if self._window.finished == self._window.micro_batches:
-                self._window = None
-
     def _undo_division(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
         """Older transformers do not ask `loss_is_scaled_for_ga`: undo the division they are about to make."""
         if hasattr(Trainer, "loss_is_scaled_for_ga") or self._window is None:
@@ -243,7 +269,7 @@ class RDropMixin:
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
         if "loss" in logs:
-            logs |= self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))
+            logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -255,10 +281,3 @@ class RDropMixin:
 
 class RDropTrainer(RDropMixin, Trainer):
     """`transformers.Trainer` with R-Drop; the same arguments, methods and checkpoints."""
-
-
-def _with_loss(output: Any, loss: torch.Tensor) -> Any:
-    """A model output carrying `loss` where `Trainer` expects it: as the first entry."""
-    if isinstance(output, Mapping):
-        return type(output)(**{"loss": loss, **{k: v for k, v in output.items() if k != "loss"}})
-    return (loss, *output) if isinstance(output, tuple) else (loss, output)

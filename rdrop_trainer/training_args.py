@@ -44,7 +44,7 @@ class RDropArguments:
         },
     )
     rdrop_warmup_steps: float = field(
-        default=0,
+        default=0.0,
         metadata={
             "help": "Optimizer steps over which alpha rises linearly from alpha / W to alpha: a whole number of "
             "steps, or a share of all steps as a float below 1. 0: no warm-up."
@@ -78,12 +78,14 @@ class RDropArguments:
     )
 
     def __post_init__(self):
-        if not (math.isfinite(self.rdrop_alpha) and self.rdrop_alpha >= 0):
+        # A hyper-parameter search casts its values to the type it finds: an alpha of int 4 would turn 0.5 into 0
+        self.rdrop_alpha = _number("rdrop_alpha", self.rdrop_alpha)
+        self.rdrop_warmup_steps = warmup = _number("rdrop_warmup_steps", self.rdrop_warmup_steps)
+        self.rdrop_num_passes = _whole("rdrop_num_passes", self.rdrop_num_passes, at_least=2)
+        self.rdrop_every_n_steps = _whole("rdrop_every_n_steps", self.rdrop_every_n_steps, at_least=1)
+        if self.rdrop_alpha < 0:
             raise ValueError(f"rdrop_alpha must be a finite number of at least 0, got {self.rdrop_alpha}.")
-        _check_whole("rdrop_num_passes", self.rdrop_num_passes, at_least=2)
-        _check_whole("rdrop_every_n_steps", self.rdrop_every_n_steps, at_least=1)
-        warmup = self.rdrop_warmup_steps
-        if not math.isfinite(warmup) or warmup < 0 or (warmup >= 1 and warmup != int(warmup)):
+        if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):
             raise ValueError(
                 "rdrop_warmup_steps must be a whole number of optimizer steps (0, 1, 2, ...) or a share of all steps "
                 f"as a float below 1, got {warmup}."
@@ -118,6 +120,13 @@ class RDropTrainingArguments(RDropArguments, TrainingArguments):
     """`transformers.TrainingArguments` plus the R-Drop settings of `RDropArguments`."""
 
 
-def _check_whole(name: str, value: int, at_least: int) -> None:
-    if isinstance(value, bool) or value != int(value) or value < at_least:
+def _number(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+    return float(value)
+
+
+def _whole(name: str, value: int, at_least: int) -> int:
+    if _number(name, value) != int(value) or value < at_least:
         raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value}.")
+    return int(value)

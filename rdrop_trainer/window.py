@@ -21,7 +21,6 @@ class Window:
         task_items, divergence_items: counts over all micro-batches and all processes that share them; scalars.
         micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
-        finished: micro-batches whose loss was computed.
     """
 
     head: Head
@@ -29,7 +28,6 @@ class Window:
     divergence_items: torch.Tensor
     micro_batches: int
     processes: int = 1
-    finished: int = 0
 
     @classmethod
     def count(
@@ -63,16 +61,32 @@ class LoggedTerms:
     def __init__(self, device: torch.device):
         self._sums = torch.zeros(2, device=device)
         self._steps = 0
+        self._window = torch.zeros(2, device=device)
+        self._window_step: int | None = None
 
-    def add(self, terms: RDropLoss, window: Window) -> None:
+    def start_window(self, step: int) -> None:
+        """Begin the window of an optimizer step; a window begun again (after running out of memory) counts once."""
+        if self._window_step != step:
+            self._close_window()
+        self._window = torch.zeros_like(self._sums)
+        self._window_step = None
+
+    def add(self, terms: RDropLoss, step: int) -> None:
         """Add a micro-batch's share of an optimizer step."""
-        self._sums += torch.stack([terms.task_loss, terms.divergence]).detach()
-        self._steps += window.finished == 0
+        self._window += torch.stack([terms.task_loss, terms.divergence]).detach()
+        self._window_step = step
 
     def take(self, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """The averages since the last call, empty if there was no R-Drop step, and start again."""
+        self._close_window()
         if self._steps == 0:
             return {}
         task_loss, divergence = (mean_over_processes(self._sums) / self._steps).tolist()
         self._sums, self._steps = torch.zeros_like(self._sums), 0
         return {"task_loss": task_loss, "divergence": divergence}
+
+    def _close_window(self) -> None:
+        if self._window_step is not None:
+            self._sums += self._window
+            self._steps += 1
+            self._window, self._window_step = torch.zeros_like(self._sums), None

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import types
 
 import formulas
 import pytest
@@ -9,16 +10,26 @@ import tiny
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BartConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    RobertaConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    default_data_collator,
+    set_seed,
 )
+from transformers.trainer_utils import HPSearchBackend
 
-from rdrop_trainer import RDropMixin, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import RDropArguments, RDropMixin, RDropTrainer, RDropTrainingArguments
 
 
 def batch_of(trainer):
@@ -127,7 +138,7 @@ def test_loss_of_a_batch_equals_the_definition(head, num_passes, tmp_path):
     before = {k: v.clone() for k, v in batch.items()}
     loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
     assert all(torch.equal(batch[k], before[k]) for k in before) and batch.keys() == before.keys()
-    assert outputs.logits.shape[0] == 5 and outputs.loss == loss
+    assert outputs.logits.shape[0] == 5 and outputs.loss == loss and list(outputs)[0] == "loss"
 
     repeated = {k: v.repeat(num_passes, *[1] * (v.dim() - 1)) for k, v in batch.items() if k != "labels"}
     logits = model(**repeated).logits
@@ -266,19 +277,60 @@ def test_stock_modernbert_has_no_noise(mode, tmp_path):
 
 
 class DeafDropout(BertForSequenceClassification):
-    """Has dropout that reaches nothing, until `listening`."""
+    """Has dropout that reaches nothing."""
 
     def __init__(self, config):
         super().__init__(config)
         self.idle = nn.Dropout(0.5)
 
 
-def test_dropout_that_reaches_nothing_stops_on_the_second_step(tmp_path):
+def test_dropout_that_never_reaches_the_predictions_stops(tmp_path):
     model = DeafDropout(tiny.bert(dropout=0.0).config)
-    trainer = tiny.trainer(model, tiny.dataset(rows=32), tmp_path)
-    with pytest.raises(ValueError, match=r"second R-Drop step.*idle \(p=0.5\)"):
+    trainer = tiny.trainer(model, tiny.dataset(rows=32), tmp_path, num_train_epochs=8)
+    with pytest.raises(ValueError, match=r"after 20 R-Drop steps.*idle \(p=0.5\)"):
         trainer.train()
-    assert trainer.state.global_step == 1
+    assert trainer.state.global_step == 19
+
+
+class ZeroInit(nn.Module):
+    """As LoRA: dropout in front of a matrix that starts as zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.b = nn.Dropout(0.5), nn.Parameter(torch.zeros(16))
+
+    def forward(self, hidden):
+        return hidden + self.dropout(hidden) * self.b
+
+
+def test_dropout_in_front_of_zeros_may_start_late(tmp_path):
+    """With accumulation and a learning-rate warm-up, the passes are identical for some micro-batches of two steps."""
+    model = tiny.bert(dropout=0.0)
+    model.dropout = ZeroInit()
+    trainer = tiny.trainer(model, tiny.dataset(rows=64), tmp_path, per_device_train_batch_size=4, learning_rate=0.1,
+                           gradient_accumulation_steps=2, warmup_steps=4, logging_steps=1)  # fmt: skip
+    trainer.train()
+    divergences = logged(trainer, "divergence")
+    assert divergences[0] == 0 and divergences[-1] > 0
+
+
+def test_noise_that_is_no_dropout_is_noise(tmp_path):
+    """Tiny Gaussian noise, in bfloat16: no dropout is active, and the passes are nearly but not bit-identical."""
+
+    class Gaussian(nn.Module):
+        def forward(self, hidden):
+            return hidden + 0.02 * torch.randn_like(hidden)
+
+    model = tiny.bert(dropout=0.0).to(torch.bfloat16)
+    model.dropout = Gaussian()
+    tiny.trainer(model, tiny.dataset(), tmp_path).train()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_concat_finds_no_noise_whatever_the_rounding(rows, tmp_path):
+    trainer = tiny.trainer(tiny.bert(dropout=0.0), tiny.dataset(rows=rows), tmp_path, per_device_train_batch_size=rows)
+    with pytest.raises(ValueError, match="no active dropout"):
+        trainer.train()
 
 
 # ---- Losses that are not the stock loss ----
@@ -404,12 +456,154 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="needs `labels`.*input_ids"):
         trainer.train()
 
-    class Unknown(nn.Module):
-        def forward(self, input_ids, attention_mask=None, labels=None):
-            return {"loss": input_ids.sum() * 1.0}
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="does not support the head of GPT2LMHeadModel"):
+        tiny.trainer(gpt, tiny.dataset("token"), tmp_path).train()
 
-    with pytest.raises(ValueError, match="does not know the head of Unknown"):
-        tiny.trainer(Unknown(), tiny.dataset(), tmp_path).train()
+
+@pytest.mark.parametrize("head", tiny.HEADS)
+def test_a_model_that_is_not_of_transformers_keeps_its_loss(head, tmp_path):
+    """Any module that returns a loss and logits; the divergence is that of its labels' kind."""
+    inner = tiny.bert(head, dropout=0.2)
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            outputs = self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+            return {"loss": 3 * outputs.loss, "logits": outputs.logits}
+
+    model, data = Own(), tiny.dataset(head, rows=6)
+    trainer = tiny.trainer(model, data, tmp_path, rdrop_forward_mode="sequential", rdrop_alpha=2.0)
+    model.train()
+    batch = batch_of(trainer)
+    torch.manual_seed(3)
+    loss = trainer.compute_loss(model, batch).item()
+    torch.manual_seed(3)
+    runs = [inner(**batch) for _ in range(2)]
+    task = sum(3 * run.loss for run in runs) / 2
+    counts = batch["labels"] != -100 if head == "token" else slice(None)
+    problem = "single_label" if head == "token" else head
+    passes = [run.logits[counts] for run in runs]
+    labels = batch["labels"][counts]
+    divergence = formulas.rdrop(passes, labels, 2.0, problem)[2]
+    assert loss == pytest.approx((task + divergence).item(), rel=1e-5)
+
+
+def test_own_losses_are_weighted_by_their_items(tmp_path):
+    """A token model's own mean over a micro-batch counts by its labelled tokens in the window."""
+    updates = []
+    for rows, steps in ((2, 3), (6, 1)):
+        model = tiny.noisy_bert("token", concat=False)
+        model._loss_function = nn.CrossEntropyLoss()  # marks its loss as its own; the head computes the same one
+        trainer = tiny.trainer(model, tiny.dataset("token", rows=5), tmp_path, per_device_train_batch_size=rows,
+                               gradient_accumulation_steps=steps, rdrop_forward_mode="sequential",
+                               **tiny.PURE_SGD)  # fmt: skip
+        before = tiny.weights(model)
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+    assert tiny.relative(*updates) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["roberta", "gpt2", "bart", "vit"])
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
+def test_other_architectures(family, alpha, tmp_path):
+    """alpha = 0 is Trainer's run bit for bit; R-Drop trains."""
+    sizes = {"vocab_size": 40, "num_labels": 4, "pad_token_id": 0}
+    configs = {
+        "roberta": lambda: RobertaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                         intermediate_size=16, max_position_embeddings=64, **sizes),
+        "gpt2": lambda: GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, **sizes),
+        "bart": lambda: BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                                   decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+                                   max_position_embeddings=32, eos_token_id=2, **sizes),
+        "vit": lambda: ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                                 image_size=8, patch_size=4, hidden_dropout_prob=0.1, num_labels=4),
+    }  # fmt: skip
+    auto = AutoModelForImageClassification if family == "vit" else AutoModelForSequenceClassification
+    data = tiny.dataset(rows=8)
+    for row in data:
+        row["input_ids"][-1] = 2  # where BART reads the row
+    if family == "vit":
+        g = torch.Generator().manual_seed(0)
+        data = [{"pixel_values": torch.randn(3, 8, 8, generator=g), "labels": row["labels"]} for row in data]
+    runs = []
+    for cls in (Trainer, RDropTrainer) if alpha == 0 else (RDropTrainer,):
+        set_seed(0)
+        model = auto.from_config(configs[family]())
+        extra = {"rdrop_alpha": alpha} if cls is RDropTrainer else {}
+        trainer = tiny.trainer(model, data, tmp_path, cls, logging_steps=1, per_device_train_batch_size=4, **extra)
+        if family == "vit":
+            trainer.data_collator = default_data_collator
+        trainer.train()
+        runs.append(tiny.weights(model))
+    assert alpha or tiny.identical(*runs)
+    assert bool(logged(trainer, "divergence")) == bool(alpha)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_bf16_autocast(mode, tmp_path):
+    losses = []
+    for bf16 in (False, True):
+        trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), tmp_path, bf16=bf16, rdrop_forward_mode=mode,
+                               logging_steps=1, max_steps=1)  # fmt: skip
+        trainer.train()
+        losses.append(logged(trainer, "loss")[0])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_labels_with_a_dimension_of_one(tmp_path):
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(rows=4), tmp_path)
+    trainer.model.train()
+    batch = batch_of(trainer)
+    torch.manual_seed(0)
+    flat = trainer.compute_loss(trainer.model, batch)
+    torch.manual_seed(0)
+    column = trainer.compute_loss(trainer.model, {**batch, "labels": batch["labels"][:, None]})
+    assert flat == column
+
+
+def test_a_loss_computed_twice_per_micro_batch_keeps_its_weight(tmp_path):
+    """As adversarial training does: the second loss belongs to the same window."""
+
+    class Twice(RDropTrainer):
+        losses = []
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            for _ in range(2):
+                self.losses.append(self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch).item())
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    for alpha in (0.0, 4.0):
+        Twice.losses = []
+        model = tiny.noisy_bert("single_label", 2 if alpha else 1)
+        tiny.trainer(model, tiny.dataset(rows=8), tmp_path, Twice, rdrop_alpha=alpha, per_device_train_batch_size=2,
+                     gradient_accumulation_steps=4).train()  # fmt: skip
+        assert max(Twice.losses) < 0.5  # each a quarter of about 1.39
+
+
+def test_an_endless_data_set_leaves_out_an_unfilled_window(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(tiny.dataset(rows=7))
+
+    trainer = RDropTrainer(
+        tiny.bert(),
+        RDropTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+                               logging_steps=1, max_steps=4, per_device_train_batch_size=2,
+                               gradient_accumulation_steps=3, rdrop_alpha=3.0),
+        train_dataset=Stream(),
+        processing_class=tiny.tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    entries = [e for e in trainer.state.log_history if "divergence" in e]
+    assert len(entries) == 4
+    for e in entries:
+        assert e["loss"] == pytest.approx(e["task_loss"] + 1.5 * e["divergence"], rel=1e-5)
+        assert e["loss"] == pytest.approx(1.39, rel=0.1)
 
 
 class NoLogits(BertForTokenClassification):
@@ -424,24 +618,22 @@ def test_no_logits_names_what_the_model_returns(tmp_path):
         tiny.trainer(model, tiny.dataset("token"), tmp_path, remove_unused_columns=False).train()
 
 
-def test_hyperparameters_set_on_plain_arguments_take_effect(tmp_path):
-    """What `hyperparameter_search` does: set attributes that exist on `trainer.args`."""
-    args = TrainingArguments(
-        str(tmp_path),
-        report_to="none",
-        use_cpu=True,
-        logging_steps=1,
-        max_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = RDropTrainer(
-        model_init=lambda: tiny.bert(), args=args, train_dataset=tiny.dataset(), processing_class=tiny.tokenizer()
-    )
-    assert hasattr(trainer.args, "rdrop_alpha")
-    trainer.args.rdrop_alpha = 0.0
-    trainer.train()
-    assert not logged(trainer, "divergence")
+@pytest.mark.parametrize("cls", [TrainingArguments, RDropTrainingArguments])
+def test_hyperparameter_search_sets_the_settings(cls, tmp_path):
+    """`hyperparameter_search` casts its values to the type of the attribute that is there: none may be lost."""
+    integers = {"rdrop_alpha": 4, "rdrop_warmup_steps": 0} if cls is RDropTrainingArguments else {}
+    args = cls(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no", disable_tqdm=True,
+               **integers)  # fmt: skip
+    trainer = RDropTrainer(model_init=lambda: tiny.bert(), args=args, train_dataset=tiny.dataset(),
+                           processing_class=tiny.tokenizer())  # fmt: skip
+    trainer.hp_search_backend = HPSearchBackend.OPTUNA
+    trainer.hp_space = lambda trial: trial
+    trial = types.SimpleNamespace(params={"rdrop_alpha": 0.5, "rdrop_warmup_steps": 0.25, "rdrop_num_passes": 3})
+    trial.items = trial.params.items
+    trainer.hp_space = lambda _: trial.params
+    trainer._hp_search_setup(trial)
+    settings = RDropArguments.of(trainer.args)
+    assert (settings.rdrop_alpha, settings.rdrop_warmup_steps, settings.rdrop_num_passes) == (0.5, 0.25, 3)
 
 
 class StopAt(TrainerCallback):

@@ -47,7 +47,10 @@ def load_checkpoint(
     config = _load(AutoConfig, source, options)
     labels, new_head = _fit_labels(config, task, source, will_train)
     if arguments.dropout is not None:
-        set_config_dropout(config, arguments.dropout)
+        try:
+            set_config_dropout(config, arguments.dropout)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from error
     tokenizer = _load(AutoTokenizer, arguments.tokenizer_name or source, options)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

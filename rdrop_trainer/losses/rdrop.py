@@ -47,7 +47,8 @@ def rdrop_loss(
 
     Args:
         logits: (m·N, C), any floating type: all N items of the first pass, then all of the second, and so on. The
-            arithmetic is done in float32 at least. A class whose logit is -inf in all passes contributes 0.
+            arithmetic is done in float32 at least. A class whose logit is -inf in all passes contributes 0; in some
+            passes only, the divergence is not finite.
         labels: for "single_label" (N,) integers, where -100 marks an unlabelled item: no task loss, but its divergence
             counts; for "multi_label" (N, C) in [0, 1]; for "regression" (N,) or (N, C). None: no item has a label.
         alpha: weight of the divergence, at least 0; the paper's alpha.
@@ -79,7 +80,7 @@ def rdrop_loss(
     if problem == "single_label":
         if labels is None:
             labels = torch.full((size,), reference.IGNORE_INDEX, device=logits.device)
-        task, divergence = reference.single_label(z, labels, label_smoothing)
+        task, divergence = reference.single_label(z, labels.long(), label_smoothing)
         labelled = (labels != reference.IGNORE_INDEX).sum()
     else:
         backend = reference.multi_label if problem == "multi_label" else reference.regression
@@ -139,5 +140,12 @@ def _check(logits, labels, alpha, num_passes, problem, reduction, label_smoothin
             f"{tuple(logits.shape)} and num_passes={num_passes}, got {tuple(labels.shape)}: labels are those of one "
             "pass and are not repeated."
         )
-    if problem == "single_label" and (labels.is_floating_point() or labels.dtype == torch.bool):
+    if problem != "single_label":
+        return
+    if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers for problem='single_label', got {labels.dtype}.")
+    # On other devices the check would wait for the device, which reports the index itself
+    if labels.device.type == "cpu":
+        outside = labels[(labels.long() != reference.IGNORE_INDEX) & ((labels < 0) | (labels >= classes))]
+        if len(outside):
+            raise ValueError(f"labels must be {reference.IGNORE_INDEX} or in [0, {classes}), got {outside[0].item()}.")
