@@ -107,6 +107,8 @@ class LossCheck:
 def _is_rounding(passes: torch.Tensor) -> bool:
     """Whether the differences between passes, (m, n, C), are so small that rounding may explain them."""
     finite = passes.isfinite().all(0)
+    if not finite.any():
+        return False
     spread = (passes - passes[0])[:, finite].abs().max()
     return bool(spread <= torch.finfo(passes.dtype).eps ** 0.5 * passes[:, finite].abs().max())
 

@@ -18,7 +18,7 @@ def run(case, model, head, mode, steps, alpha, **arguments):
     trainer = tiny.trainer(
         model,
         # 13 rows: unequal token counts per rank, and a last batch that is short
-        tiny.dataset(head, rows=13, unlabelled=(4,)),
+        tiny.dataset(head, rows=13, unlabelled=() if "compute_loss_func" in arguments else (4,)),
         os.path.join(out, case),
         per_device_train_batch_size=4 // world,
         gradient_accumulation_steps=steps,
@@ -47,7 +47,20 @@ for head in HEADS:
                     model = tiny.noisy_bert(head, num_passes=2 if alpha else 1, concat=mode == "concat")
                 run(f"{head}-{mode}-{steps}-{alpha:g}", model, head, mode, steps, alpha)
 for mode in MODES[1:]:
-    run(f"dropout-{mode}", tiny.bert(dropout=0.2), "single_label", mode, 1, 4.0)
+    for head in tiny.HEADS:
+        run(f"dropout-{mode}-{head}", tiny.bert(head, dropout=0.2), head, mode, 2, 4.0)
+for head in ("multi_label", "regression"):
+    run(f"{head}", tiny.noisy_bert(head), head, "concat", 2, 4.0)
+
+
+def loss_func(outputs, labels, num_items_in_batch):
+    return 3 * torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+run("loss_func", tiny.noisy_bert("single_label"), "single_label", "concat", 2, 4.0, compute_loss_func=loss_func)
+model = tiny.noisy_bert("token")
+model._loss_function = torch.nn.CrossEntropyLoss()  # marks its loss as its own; the head computes the same one
+run("own_loss", model, "token", "concat", 2, 4.0)
 
 if rank == 0:
     torch.save(updates, os.path.join(out, "updates.pt"))

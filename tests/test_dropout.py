@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BartConfig,
     BertConfig,
+    DiffLlamaConfig,
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
@@ -17,6 +18,7 @@ from transformers import (
     T5Config,
     ViTConfig,
     Wav2Vec2Config,
+    XLMConfig,
 )
 
 from rdrop_trainer.dropout import active_dropout, dropout_settings, set_dropout
@@ -33,6 +35,7 @@ CONFIGS = {
     "llama": LlamaConfig(vocab_size=40, num_key_value_heads=2, pad_token_id=0, **WIDTH),
     "bart": BartConfig(vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
                        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32),
+    "xlm": XLMConfig(vocab_size=40, emb_dim=16, n_layers=1, n_heads=2, summary_last_dropout=0.0),
     "t5": T5Config(decoder_start_token_id=0, vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
 }  # fmt: skip
 
@@ -112,6 +115,18 @@ def test_names_functional_dropout_and_frozen_parts():
     model.bert.encoder.layer[0].eval()
     assert 0 < len(active_dropout(model)) < everything
     assert len(active_dropout(model.eval())) == everything
+
+
+def test_a_refused_probability_leaves_the_model_as_it_was():
+    """DiffLlama takes no attention dropout."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    diff = AutoModelForSequenceClassification.from_config(
+        DiffLlamaConfig(num_key_value_heads=2, intermediate_size=16, pad_token_id=0, **sizes)
+    )
+    before = dropout_settings(diff.config)
+    with pytest.raises(ValueError, match="DiffLlamaForSequenceClassification cannot be built with dropout 0.3"):
+        set_dropout(diff, 0.3)
+    assert active_dropout(diff) == [] and dropout_settings(diff.config) == before
 
 
 def test_refusals():

@@ -26,6 +26,14 @@ def test_what_is_no_batch_entry_is_passed_on():
     assert all(repeated[k] is v for k, v in flags.items())
 
 
+def test_settings_and_axes_that_look_like_rows():
+    """As many axes, or listed layers, as there are rows."""
+    ids, positions = torch.zeros(3, 4), torch.arange(36).reshape(3, 3, 4)
+    repeated = repeat_rows({"input_ids": ids, "position_ids": positions, "output_layers": [0, 1, 2]}, 2, 3)
+    assert torch.equal(repeated["position_ids"], torch.cat([positions, positions], dim=1))
+    assert repeated["output_layers"] == [0, 1, 2]
+
+
 def test_nested_entries():
     hidden = torch.randn(3, 4, 5)
     repeated = repeat_rows({"encoder_outputs": (hidden,), "extra": OrderedDict(mask=torch.ones(3, 4))}, 3, 3)
@@ -41,6 +49,7 @@ def test_nested_entries():
         ("max_length_q", 5),
         ("boxes", [[1], [2]]),
         ("spans", torch.zeros(2)),
+        ("position_ids", torch.zeros(3, 2, 4)),
     ],
 )
 def test_layouts_that_cannot_be_repeated_name_sequential(key, value):
@@ -63,10 +72,6 @@ def test_outputs_of_a_pass_have_its_rows(mode):
 
 
 class TupleModel(nn.Module):
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-
     def forward(self, input_ids, labels=None):
         logits = input_ids.float()
         return (logits.mean(), logits) if labels is not None else (logits,)
@@ -74,11 +79,15 @@ class TupleModel(nn.Module):
 
 def test_tuples_and_missing_outputs():
     ids = torch.arange(4).reshape(2, 2)
-    assert run_passes(TupleModel(False), {"input_ids": ids}, 2, "concat")["logits"].shape == (4, 2)
-    passes = run_passes(TupleModel(True), {"input_ids": ids, "labels": torch.zeros(2)}, 2, "sequential")
-    assert passes["logits"].shape == (4, 2) and passes.loss() == 1.5
+    plain = run_passes(TupleModel(), {"input_ids": ids}, 2, "concat")
+    assert plain["logits"].shape == (4, 2)
+    with_loss = run_passes(TupleModel(), {"input_ids": ids, "labels": torch.zeros(2)}, 2, "sequential")
+    assert with_loss["logits"].shape == (4, 2) and with_loss.loss() == 1.5
+    for passes in (plain, with_loss):
+        loss, logits = passes.first_output(torch.tensor(7.0))
+        assert loss == 7 and torch.equal(logits, ids.float())
     with pytest.raises(ValueError, match="'scores'.*loss, logits"):
-        passes["scores"]
+        with_loss["scores"]
 
 
 def test_recompute_keeps_no_activations_of_the_first_pass():

@@ -31,6 +31,9 @@ def test_defaults_and_help():
         ("rdrop_alpha", float("nan")),
         ("rdrop_num_passes", 1),
         ("rdrop_num_passes", 2.5),
+        ("rdrop_num_passes", float("nan")),
+        ("rdrop_alpha", "4"),
+        ("rdrop_alpha", True),
         ("rdrop_every_n_steps", 0),
         ("rdrop_warmup_steps", -1),
         ("rdrop_warmup_steps", 2.5),
@@ -44,6 +47,15 @@ def test_ranges(cls, name, value, tmp_path):
     arguments = {"output_dir": str(tmp_path)} if cls is RDropTrainingArguments else {}
     with pytest.raises(ValueError, match=f"{name}.*{value}"):
         cls(**arguments, **{name: value})
+
+
+def test_whole_floats_become_integers():
+    settings = RDropArguments(rdrop_num_passes=3.0, rdrop_every_n_steps=2.0, rdrop_alpha=1)
+    assert [type(v) for v in (settings.rdrop_num_passes, settings.rdrop_every_n_steps, settings.rdrop_alpha)] == [
+        int,
+        int,
+        float,
+    ]
 
 
 def test_both_parents_are_initialised(tmp_path):

@@ -143,6 +143,8 @@ class PassNoise(nn.Module):
     def __init__(self, num_passes=2, concat=True):
         super().__init__()
         self.num_passes, self.concat, self.calls = num_passes, concat, 0
+        # Saved for the backward, so a second forward must not let data parallelism write to it
+        self.register_buffer("one", torch.ones(()))
 
     def forward(self, hidden):
         if not self.training:
@@ -153,7 +155,7 @@ class PassNoise(nn.Module):
             k = torch.full((len(hidden),), self.calls % self.num_passes)
         self.calls += 1
         k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
-        return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach()))
+        return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
 
 
 def noisy_bert(head, num_passes=2, concat=True, **changes):
