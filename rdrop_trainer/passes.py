@@ -83,9 +83,9 @@ def run_passes(model: nn.Module, inputs: Mapping[str, Any], num_passes: int, mod
     elif mode == "concat":
         outputs = [model(**repeat_rows(inputs, num_passes, batch_size))]
     else:
-        # DistributedDataParallel copies buffers and re-arms its gradient reduction at every call. A second call would
-        # change buffers that the first pass saved for its backward, so exactly one pass goes through the wrapper. When
-        # recomputing, that is the last one: a checkpointed pass runs again in the middle of the backward.
+        # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
+        # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
+        # middle of the backward.
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         if mode == "recompute":
             again = [checkpoint(_call, inner, dict(inputs), use_reentrant=False) for _ in range(num_passes - 1)]

@@ -33,7 +33,7 @@ class RDropMixin:
     its micro-batches and processes, so gradient accumulation and data parallelism give the gradient of one large batch.
     With alpha = 0, and on the steps between R-Drop steps, training is plain fine-tuning: `Trainer`'s own arithmetic
     where the step is one batch on one process, the same exact normalisation elsewhere. Evaluation and prediction are
-    `Trainer`'s.
+    `Trainer`'s. With `average_tokens_across_devices=False` every process counts for itself, as the name says.
 
     The settings are those of `RDropArguments`, read from `args` at every step; arguments without them get the defaults.
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.

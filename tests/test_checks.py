@@ -1,0 +1,73 @@
+"""The verdicts at the start of a training, on logits made for the purpose."""
+
+import pytest
+import tiny
+import torch
+
+from rdrop_trainer.checks import LossCheck, NoiseCheck
+
+
+def look(check, logits, again=None, allowed=False, step=0, model=None):
+    model = model or tiny.bert(dropout=0.0)
+    check.look(model, logits, 2, step, allowed, lambda verdict: verdict, again)
+
+
+def test_rounding_is_no_noise_when_the_same_forward_repeats_itself():
+    """One forward may round a row differently at another place; run again, a model without noise repeats its bits."""
+    row = torch.tensor([[1.0, -2.0, float("-inf")]])
+    logits = torch.cat([row, row * (1 + 1e-6)])
+    with pytest.raises(ValueError, match="identical on the first R-Drop step"):
+        look(NoiseCheck(), logits, again=lambda: logits.clone())
+    check = NoiseCheck()
+    look(check, logits, again=lambda: logits * (1 + 1e-6))
+    assert check.done
+
+
+def test_passes_that_clearly_differ_are_noise_however_they_came_about():
+    check = NoiseCheck()
+    logits = torch.tensor([[1.0, 2.0], [1.1, 2.0]])
+    look(check, logits, again=lambda: logits.clone())
+    assert check.done
+
+
+def test_no_items_decide_nothing_and_nan_is_not_alike():
+    check = NoiseCheck()
+    look(check, torch.empty(0, 3))
+    assert not check.done
+    look(check, torch.full((2, 3), float("nan")))
+    assert check.done
+
+
+def test_allowed_warns_once(caplog):
+    check = NoiseCheck()
+    look(check, torch.ones(2, 3), allowed=True)
+    assert check.done
+
+
+def test_layer_drop_may_drop_nothing_for_a_while():
+    model = tiny.bert(dropout=0.0)
+    model.config.layerdrop = 0.1
+    check = NoiseCheck()
+    for step in range(NoiseCheck.PATIENCE - 1):
+        look(check, torch.ones(2, 3), step=step, model=model)
+    with pytest.raises(ValueError):
+        look(check, torch.ones(2, 3), step=NoiseCheck.PATIENCE, model=model)
+
+
+@pytest.mark.parametrize("own, differs", [(2.0, False), (2.00001, False), (2.01, True)])
+def test_losses(own, differs):
+    check = LossCheck()
+    check.look(torch.tensor(float("nan")), torch.tensor(0.0), lambda verdict: verdict)  # no labels: nothing decided
+    assert not check.done
+    for _ in range(LossCheck.BATCHES):
+        check.look(torch.tensor(own), torch.tensor(2.0), lambda verdict: verdict)
+    assert check.done and check.differs is differs
+
+
+def test_a_loss_that_differs_on_a_later_batch_is_noticed():
+    """Class weights cancel in a batch of one class."""
+    check = LossCheck()
+    check.look(torch.tensor(1.0), torch.tensor(1.0), lambda verdict: verdict)
+    assert not check.done
+    check.look(torch.tensor(1.2), torch.tensor(1.0), lambda verdict: verdict)
+    assert check.done and check.differs
