@@ -112,7 +112,7 @@ def test_glue_from_a_folder(model, here, capsys):
     assert found["rows"] == {"train": 24, "validation": 7, "test": 5}
     assert -1 <= found["metrics"]["eval_matthews_correlation"] <= 1
     assert found["settings"]["rdrop_alpha"] == 2.0 and found["seconds"]["train"] > 0
-    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["rdrop-trainer"]
+    assert torch.__version__.startswith(found["versions"]["torch"]) and found["versions"]["rdrop-trainer"]
     lines = (here / "out" / "CoLA.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 6
     assert all(line.split("\t")[1] in ("0", "1") for line in lines[1:])

@@ -75,9 +75,8 @@ def tokenizer():
     from tokenizers.models import WordLevel
 
     vocab = {"[PAD]": 0, "[UNK]": 1} | {f"w{i}": i for i in range(2, 40)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="[UNK]")), pad_token="[PAD]", unk_token="[UNK]"
-    )
+    words = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="w2")
 
 
 def trainer(model, data, output_dir, cls=RDropTrainer, callbacks=None, **arguments):
