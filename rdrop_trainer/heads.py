@@ -6,6 +6,7 @@ support another head of this kind, add a `Head` and the classes it fits to `head
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,8 +149,8 @@ def head_of(model: nn.Module, labels: torch.Tensor) -> Head:
 
 
 def _is_head(cls: type) -> bool:
-    """A model of transformers that defines a forward of its own, as against the base classes that users derive from."""
-    return "forward" in vars(cls) and not cls.__name__.endswith("PreTrainedModel")
+    """A model with a head, by its name, as against the bodies and base classes that users build their own on."""
+    return re.search(r"For[A-Z]|HeadModel|HeadsModel", cls.__name__) is not None
 
 
 def with_own_loss(head: Head) -> Head:

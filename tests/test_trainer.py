@@ -15,6 +15,7 @@ from transformers import (
     BartConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     ModernBertConfig,
@@ -459,6 +460,24 @@ def test_refusals(tmp_path):
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(ValueError, match="does not support the head of GPT2LMHeadModel"):
         tiny.trainer(gpt, tiny.dataset("token"), tmp_path).train()
+
+
+class OnBody(BertModel):
+    """A user's classifier on a body of transformers."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scores = nn.Linear(config.hidden_size, 4)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.scores(super().forward(input_ids, attention_mask=attention_mask).pooler_output)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_classifier_on_a_body_of_transformers(tmp_path):
+    trainer = tiny.trainer(OnBody(tiny.bert().config), tiny.dataset(), tmp_path, logging_steps=1)
+    trainer.train()
+    assert logged(trainer, "divergence")[0] > 0
 
 
 @pytest.mark.parametrize("head", tiny.HEADS)
