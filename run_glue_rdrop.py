@@ -7,12 +7,18 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import transformers
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from rdrop_trainer import InputError, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
@@ -33,6 +39,8 @@ from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
 
 logger = logging.getLogger("run_glue_rdrop")
+# What transformers raises for settings that do not work, before the first step
+_WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,26 +113,34 @@ def run(
             compute_metrics=_metrics_of(task, labels, features, data, eval_splits[0]) if eval_splits else None,
         )
         output_dir.mkdir(parents=True, exist_ok=True)
-    except (ValueError, TypeError, OSError) as error:
+    except _WRONG_SETTING as error:
         raise InputError(" ".join(str(error).split())) from error
     metrics: dict[str, float] = {}
-    # Nothing is deleted before all that can be checked was found right
-    with training_args.main_process_first(desc="clearing the output folder"):
-        if data_args.overwrite_output_dir and training_args.should_save:
+
+    def begin() -> None:
+        """Claim the folder; called when all that can be checked before the first step was found right."""
+        if training_args.should_save and data_args.overwrite_output_dir:
             outcome.clear_output_dir(output_dir)
+        if training_args.should_save and training_args.do_train:
+            outcome.write_json(output_dir / outcome.SETTINGS, settings)
 
     # ---- Train ----
     if training_args.do_train:
-        if training_args.should_save:
-            outcome.write_json(output_dir / outcome.SETTINGS, settings)
         if checkpoint:
             logger.warning(f"Resuming from {checkpoint}")
+        beginning = OnTrainBegin(begin)
+        trainer.add_callback(beginning)
         try:
             with clock("train"):
                 trained = trainer.train(resume_from_checkpoint=checkpoint)
-        except BaseException:
-            if any(output_dir.glob("checkpoint-*")):
-                logger.error(f"Training stopped. Its checkpoints stay in {output_dir}; the same command goes on.")
+        except BaseException as error:
+            if not beginning.reached and isinstance(error, _WRONG_SETTING):
+                raise InputError(" ".join(str(error).split())) from error
+            if training_args.should_save and any(output_dir.glob("checkpoint-*")):
+                logger.error(
+                    f"Training stopped. Its checkpoints stay in {output_dir}; the same command goes on "
+                    "(without --overwrite_output_dir and --resume_from_checkpoint, if it had them)."
+                )
             raise
         metrics |= {"train_loss": trained.training_loss, "steps": trained.global_step}
         metrics["total_flos"] = trainer.state.total_flos
@@ -132,6 +148,8 @@ def run(
         trainer.save_state()
 
     # ---- Evaluate ----
+    if not training_args.do_train:
+        begin()
     if training_args.do_eval:
         with clock("eval"):
             for split in eval_splits:
@@ -161,6 +179,7 @@ def run(
         "complete_submissions": complete,
         "settings": settings,
         "given": sorted(given),
+        "has_dropout": bool(active_dropout(model)),
         "processes": training_args.world_size,
         "device": str(training_args.device),
         "seconds": clock.seconds,
@@ -276,6 +295,17 @@ def predict(trainer, task: Task, labels: LabelMap | None, features, rows, split:
             "is no valid submission."
         )
     return written, {}
+
+
+class OnTrainBegin(TrainerCallback):
+    """Calls a function when data, optimizer and schedule stand, just before the first step."""
+
+    def __init__(self, function: Callable[[], None]):
+        self.function, self.reached = function, False
+
+    def on_train_begin(self, *args, **kwargs):
+        self.function()
+        self.reached = True
 
 
 class Clock:

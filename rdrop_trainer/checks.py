@@ -83,15 +83,19 @@ class LossCheck:
         self.differs = False
         self._batches = 0
 
-    def look(self, own: torch.Tensor, stock: torch.Tensor, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def look(
+        self, own: torch.Tensor, stock: torch.Tensor, dtype: torch.dtype, reduce: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
         """Compare the losses of one batch; a batch without labels, whose own loss is NaN, decides nothing.
 
         Args:
             own: the model's loss.
             stock: the stock loss of its head on the same logits.
+            dtype: of the logits.
             reduce: sums a tensor over processes, which must all come to one verdict.
         """
-        tolerance = (2e-2 if own.dtype in (torch.float16, torch.bfloat16) else 1e-4) * stock.abs() + 1e-6
+        half = not {own.dtype, dtype}.isdisjoint({torch.float16, torch.bfloat16})
+        tolerance = (2e-2 if half else 1e-4) * stock.abs() + 1e-6
         known = own.isfinite()
         verdict = reduce(torch.stack([known, known & ((own - stock).abs() > tolerance)]).float())
         compared, self.differs = verdict.bool().tolist()

@@ -133,11 +133,19 @@ def _missing_dropout(model: nn.Module, config: PretrainedConfig | None, p: float
     if config is None or not isinstance(model, PreTrainedModel):
         return [path for path in identities if "lora_dropout" in path]
     try:
-        with torch.device("meta"):
-            twin = type(model)(config)
-    except (ValueError, TypeError, NotImplementedError) as error:
+        twin = _build_twin(model, config)
+    except Exception as error:
+        try:
+            _build_twin(model, copy.deepcopy(model.config))
+        except Exception:
+            return []  # a class that is not built from its configuration alone says nothing about its dropout
         raise ValueError(f"{type(model).__name__} cannot be built with dropout {p}: {error}") from error
     return [path for path in identities if isinstance(_submodule(twin, path), nn.Dropout)]
+
+
+def _build_twin(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return type(model)(config)
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -127,7 +127,8 @@ def head_of(model: nn.Module, labels: torch.Tensor) -> Head:
     Raises:
         ValueError: a model of transformers whose head is not supported.
     """
-    cls, names = type(model), {base.__name__ for base in type(model).__mro__}
+    cls = type(model)
+    names = {base.__name__ for base in cls.__mro__ if base.__module__.startswith("transformers.")}
     if names & _ROW_CLASSIFIERS:
         head = _row_classifier(model.config, labels)
     elif names & _TOKEN_CLASSIFIERS:

@@ -208,7 +208,7 @@ class RDropMixin:
         stock = rdrop_loss(
             logits.detach(), labels, alpha=0, num_passes=passes.num_passes, problem=window.head.problem
         ).task_loss
-        self._loss_check.look(own.detach(), stock, self.accelerator.reduce)
+        self._loss_check.look(own.detach(), stock, logits.dtype, self.accelerator.reduce)
         if self._loss_check.differs:
             window.head = with_own_loss(window.head)
 

@@ -63,11 +63,18 @@ class LoggedTerms:
         self._steps = 0
         self._window = torch.zeros(2, device=device)
         self._window_step: int | None = None
+        self._last_step = 0
 
     def start_window(self, step: int) -> None:
-        """Begin the window of an optimizer step; a window begun again (after running out of memory) counts once."""
-        if self._window_step != step:
+        """Begin the window of an optimizer step.
+
+        After running out of memory a step, or the whole training, may begin again; what it had added is forgotten.
+        """
+        if step < self._last_step:
+            self._sums, self._steps = torch.zeros_like(self._sums), 0
+        elif self._window_step != step:
             self._close_window()
+        self._last_step = step
         self._window = torch.zeros_like(self._sums)
         self._window_step = None
 

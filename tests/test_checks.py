@@ -54,20 +54,32 @@ def test_layer_drop_may_drop_nothing_for_a_while():
         look(check, torch.ones(2, 3), step=NoiseCheck.PATIENCE, model=model)
 
 
+def compare(check, own, stock, dtype=torch.float32):
+    check.look(torch.tensor(own), torch.tensor(stock), dtype, lambda verdict: verdict)
+
+
+def test_half_precision_logits_round_the_models_own_loss():
+    check = LossCheck()
+    compare(check, 0.692578, 0.692778, torch.bfloat16)
+    assert not check.differs
+    compare(check, 0.692578, 0.692778)
+    assert check.differs
+
+
 @pytest.mark.parametrize("own, differs", [(2.0, False), (2.00001, False), (2.01, True)])
 def test_losses(own, differs):
     check = LossCheck()
-    check.look(torch.tensor(float("nan")), torch.tensor(0.0), lambda verdict: verdict)  # no labels: nothing decided
+    compare(check, float("nan"), 0.0)  # no labels: nothing decided
     assert not check.done
     for _ in range(LossCheck.BATCHES):
-        check.look(torch.tensor(own), torch.tensor(2.0), lambda verdict: verdict)
+        compare(check, own, 2.0)
     assert check.done and check.differs is differs
 
 
 def test_a_loss_that_differs_on_a_later_batch_is_noticed():
     """Class weights cancel in a batch of one class."""
     check = LossCheck()
-    check.look(torch.tensor(1.0), torch.tensor(1.0), lambda verdict: verdict)
+    compare(check, 1.0, 1.0)
     assert not check.done
-    check.look(torch.tensor(1.2), torch.tensor(1.0), lambda verdict: verdict)
+    compare(check, 1.2, 1.0)
     assert check.done and check.differs

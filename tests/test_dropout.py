@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BartConfig,
     BertConfig,
+    BertPreTrainedModel,
     DiffLlamaConfig,
     DistilBertConfig,
     GPT2Config,
@@ -115,6 +116,20 @@ def test_names_functional_dropout_and_frozen_parts():
     model.bert.encoder.layer[0].eval()
     assert 0 < len(active_dropout(model)) < everything
     assert len(active_dropout(model.eval())) == everything
+
+
+class NeedsMore(BertPreTrainedModel):
+    """A user's class that is not built from its configuration alone."""
+
+    def __init__(self, config, width):
+        super().__init__(config)
+        self.layers = nn.Sequential(nn.Linear(width, 4), nn.Dropout(0.1), nn.Identity())
+
+
+def test_a_class_with_arguments_of_its_own_can_be_set():
+    model = NeedsMore(BertConfig(vocab_size=40, **WIDTH), width=8)
+    set_dropout(model, 0.3)
+    assert [place.p for place in active_dropout(model)] == [0.3] and model.config.hidden_dropout_prob == 0.3
 
 
 def test_a_refused_probability_leaves_the_model_as_it_was():

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +127,8 @@ def test_glue_from_a_folder(model, here, capsys):
 
 
 def next_command(capsys):
-    return capsys.readouterr().out.split("next      ")[1].strip()
+    """The last one printed."""
+    return capsys.readouterr().out.rpartition("next      ")[2].strip()
 
 
 def execute(command):
@@ -169,8 +171,10 @@ def test_the_next_command_after_an_evaluation(model, here, capsys, monkeypatch):
     assert execute(next_command(capsys)).returncode == 0
     assert (here / "scores-predict" / "CoLA.tsv").exists()
     assert run("out", *flags, "--do_eval", "--do_predict", "--output_dir", "both") == 0
-    assert execute(next_command(capsys)).returncode == 0
-    assert "train_loss" in results("both-trained")["metrics"]
+    (here / "CoLA" / "dev.tsv").rename(here / "CoLA" / "hidden")
+    assert run("out", *flags, "--do_predict", "--output_dir", "alone") == 0
+    assert execute(next_command(capsys)).returncode == 0  # trains, and evaluates nothing
+    assert "train_loss" in results("alone-trained")["metrics"]
     write_csv(here / "dev.csv", labels=("unacceptable", "acceptable"))
     assert run("out", "--validation_file", "dev.csv", "--output_dir", "dev") == 0
     assert next_command(capsys).endswith("--help")
@@ -516,7 +520,11 @@ def test_a_finished_run_is_not_overwritten(model, here, capsys):
     fails(capsys, "--model_name_or_path", "nowhere", *bad)
     assert "lies in out" in fails(capsys, "--model_name_or_path", "out", *bad)
     again = fails(capsys, "--model_name_or_path", model, *FAST, *flags, "--resume_from_checkpoint", "out")
-    assert "holds a finished run" in again
+    assert "out: is no whole checkpoint" in again
+    lost = fails(capsys, "--model_name_or_path", model, *bad, "--resume_from_checkpoint", "nowhere")
+    assert "nowhere: is no whole checkpoint" in lost
+    fails(capsys, "--model_name_or_path", model, *bad, "--lr_scheduler_kwargs", '{"bogus": 1}')
+    fails(capsys, "--model_name_or_path", model, *bad, "--dataloader_drop_last", "--per_device_train_batch_size", "99")
     assert (here / "out" / "all_results.json").read_text() == before
     (here / "out" / "checkpoint-3").mkdir()
     assert run(model, *flags, "--overwrite_output_dir") == 0
@@ -563,10 +571,16 @@ def test_killed_and_resumed(model, here, capsys):
 
     other = fails(capsys, *flags, "--output_dir", "cut", "--learning_rate", "1e-3")
     assert "unfinished run with other settings (learning_rate was 5e-05, now 0.001)" in other
-    evaluation = fails(capsys, *flags, "--output_dir", "cut", "--validation_file", "train.csv", "--do_eval")
-    assert "this run does not train" in evaluation
+    evaluate = ["--output_dir", "cut", "--validation_file", "train.csv", "--do_eval", "--model_name_or_path", "whole"]
+    assert "this run does not train" in fails(capsys, *flags, *evaluate)
+    there = ["--resume_from_checkpoint", "cut/checkpoint-5"]
+    assert "this run does not train" in fails(capsys, *flags, *evaluate, *there)
+    (here / "other").mkdir()
+    shutil.copytree(here / "cut" / "checkpoint-5", here / "other" / "checkpoint-5")
+    elsewhere = fails(capsys, *flags, "--output_dir", "other", *there)
+    assert "--resume_from_checkpoint is cut/checkpoint-5" in elsewhere
     none = fails(capsys, *flags, "--output_dir", "cut", "--resume_from_checkpoint", "none")
-    assert "--resume_from_checkpoint none" in none
+    assert "--resume_from_checkpoint is none" in none
     (here / "cut" / "checkpoint-15").mkdir()  # cut short while it was written: no trainer_state.json
     assert script.main([*flags, "--output_dir", "cut"]) == 0
     a, b = (BertForSequenceClassification.from_pretrained(name).state_dict() for name in ("whole", "cut"))
@@ -628,6 +642,7 @@ def test_killed_and_resumed(model, here, capsys):
         ("broken.yaml", "broken.yaml:3: not valid YAML"),
         ("list.json", "list.json: expected a mapping"),
         ("odd.json", "unknown flag --rdrop_apha; did you mean --rdrop_alpha"),
+        ("--seed 99999999999", "seed must be below"),
         ("--seed 1 stray", "'stray' belongs to no flag"),
     ],
 )
@@ -690,6 +705,13 @@ def test_help_groups_the_flags_and_explains_alpha(capsys):
     order = [text.index(f"\n{title}:") for title in ("model", "data", "R-Drop")]
     assert order == sorted(order) and "--rdrop_alpha" in text
     assert "task loss + alpha / 2 * divergence" in " ".join(text.split())
+
+
+def test_the_demo_writes_over_nothing(here, capsys):
+    (here / "mine").mkdir()
+    (here / "mine" / "train.csv").write_text("mine")
+    assert "mine: holds files already" in fails(capsys, "--demo", "--output_dir", "mine")
+    assert (here / "mine" / "train.csv").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -107,7 +107,10 @@ class DataArguments:
     max_unlabeled_samples: int | None = field(default=None, metadata={"help": "Use only the first unlabelled rows."})
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Delete what an earlier run left in output_dir. Without it, a finished run is refused."},
+        metadata={
+            "help": "Delete the checkpoints, results and leaderboard files that an earlier run left in output_dir, as "
+            "soon as training begins; its model is replaced at the end. Without it, a finished run is refused."
+        },
     )
     demo: bool = field(
         default=False,
@@ -216,7 +219,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         model, data = build(ModelArguments), build(DataArguments)
         training = build(RDropTrainingArguments)
         _check_ranges(training)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
     given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     return model, data, training, given
@@ -245,6 +248,8 @@ def _check_ranges(args: TrainingArguments) -> None:
         value = getattr(args, name)
         if not (math.isfinite(value) and value >= low):
             raise ValueError(f"{name} must be a number of at least {low}, got {value}.")
+    if args.seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {args.seed}.")
     if args.label_smoothing_factor >= 1:
         raise ValueError(f"label_smoothing_factor must be below 1, got {args.label_smoothing_factor}.")
     if args.output_dir == "":

@@ -101,7 +101,7 @@ def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:
         return None
     if config.problem_type == "regression" or config.num_labels == 1:
         return []
-    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    names = [str(name) for _, name in sorted(config.id2label.items())]
     return None if are_nameless(names) else names
 
 
@@ -123,7 +123,7 @@ def _load(cls: type, source: str, options: dict[str, Any]) -> Any:
         raise InputError(f"{source}: no such folder, expected a model")
     try:
         return cls.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever a folder may hold; files cut short raise errors of their own kinds
         # OSError carries paragraphs of advice; the first sentence says what happened
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{source}: cannot be loaded as {cls.__name__}: {reason}") from error

@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 from transformers.utils import logging
 
+from ..errors import InputError
 from .arguments import parse_arguments
 from .outcome import RESULTS, versions, write_json
 from .scratch import make_bert
@@ -84,6 +85,8 @@ def run_demo(run: Callable[..., dict], output_dir: Path | None = None) -> Path:
     Returns:
         The file of results.
     """
+    if output_dir is not None and output_dir.exists() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir}: holds files already; choose another --output_dir for the demo")
     if output_dir is None:
         names = (Path("runs") / ("demo" if i == 1 else f"demo-{i}") for i in count(1))
         output_dir = next(path for path in names if not path.exists())

@@ -44,7 +44,7 @@ def match_labels(task: Task, id2label: Mapping[int, str]) -> LabelMap | None:
 
     A model whose labels have no names ("LABEL_0", ...) is taken to follow the task's order, with a warning.
     """
-    names = [str(id2label[i]) for i in range(len(id2label))]
+    names = [str(name) for _, name in sorted(id2label.items())]
     if len(names) != len(task.labels):
         return None
     if are_nameless(names):
@@ -178,7 +178,9 @@ def make_compute_metrics(
             references = [[task.labels[i] for i in tags] for tags in rows["labels"]]
             decoded = decode_tags(task, prediction.predictions, labels, features, rows)
             return metric.compute(predictions=decoded, references=references)
-        return metric.compute(predictions=decode_labels(task, prediction.predictions, labels), references=rows["label"])
+        predictions, references = decode_labels(task, prediction.predictions, labels), np.asarray(rows["label"])
+        scored = slice(None) if task.is_regression else references >= 0  # rows without a label have no score
+        return metric.compute(predictions=predictions[scored], references=references[scored])
 
     return compute
 

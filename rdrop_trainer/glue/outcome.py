@@ -48,33 +48,32 @@ def check_output_dir(
         InputError: the folder holds a finished run, or an unfinished one that this run does not continue; or it cannot
             be written to; or what the run reads lies where it deletes.
     """
+    try:
+        parent = next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())
+    except OSError as error:
+        raise InputError(f"{output_dir}: cannot be an output_dir: {error.strerror}") from error
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir}: output_dir is a file, expected a folder")
-    parent = next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())
     if not os.access(parent, os.W_OK):
         raise InputError(f"{output_dir}: cannot be written to; choose another --output_dir")
+    path = None if resume in (None, "auto", "none") else Path(resume)
+    if path is not None and not will_train:
+        raise InputError(f"--resume_from_checkpoint {resume}: this run does not train, so it cannot go on from there")
+    if path is not None and not _is_whole(path):
+        raise InputError(f"{resume}: is no whole checkpoint; expected auto, none or a folder called checkpoint-...")
     if overwrite:
-        read = [settings["model_name_or_path"]] + ([] if resume in (None, "auto", "none") else [resume])
-        inside = [
-            path for path in read if output_dir.resolve() in [Path(path).resolve(), *Path(path).resolve().parents]
-        ]
-        if inside:
-            raise InputError(f"{inside[0]}: lies in {output_dir}, which --overwrite_output_dir deletes")
-        return resume if resume not in (None, "auto", "none") else None
+        _check_not_deleted(output_dir, [settings.get(name) for name in _PATHS] + [path])
+        return resume if path is not None else None
     if (output_dir / RESULTS).exists():
         raise InputError(
             f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
             "--overwrite_output_dir to delete it"
         )
-    if resume not in (None, "auto", "none"):
-        if not _is_whole(Path(resume)):
-            raise InputError(f"{resume}: is no whole checkpoint; expected auto, none or a folder called checkpoint-...")
-        return resume
     checkpoints = sorted((path for path in output_dir.glob("checkpoint-*") if _is_whole(path)), key=_step)
-    if not checkpoints:
-        return None
-    if resume == "none" or not will_train:
-        why = "--resume_from_checkpoint none" if will_train else "this run does not train"
+    if not checkpoints or (path is not None and path.resolve().parent == output_dir.resolve()):
+        return resume if path is not None else None
+    if resume not in (None, "auto") or not will_train:
+        why = f"--resume_from_checkpoint is {resume}" if will_train else "this run does not train"
         raise InputError(
             f"{output_dir}: holds checkpoints of an unfinished run, and {why}; choose another --output_dir, or add "
             "--overwrite_output_dir to delete them"
@@ -83,13 +82,30 @@ def check_output_dir(
     return str(checkpoints[-1])
 
 
+_PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file test_file unlabeled_file".split()
+
+
+def _check_not_deleted(output_dir: Path, paths: Sequence[str | Path | None]) -> None:
+    """Refuse to delete, or to replace while it is read, what a run reads."""
+    for path in paths:
+        if path is None or not Path(path).exists():
+            continue
+        path = Path(path).resolve()
+        chain = [path, *path.parents]
+        deleted = [folder for folder in output_dir.resolve().glob("checkpoint-*") if folder in chain]
+        if path == output_dir.resolve() or deleted:
+            raise InputError(f"{path}: lies in {output_dir}, which --overwrite_output_dir deletes")
+
+
 def clear_output_dir(output_dir: Path) -> None:
     """Delete what an earlier run of the script left: checkpoints, results, settings and leaderboard files."""
     results = output_dir / RESULTS
-    if results.exists():
-        predictions = json.loads(results.read_text(encoding="utf-8")).get("predictions", [])
-        for path in (output_dir / Path(name).name for name in predictions):
-            path.unlink(missing_ok=True)
+    try:
+        predictions = json.loads(results.read_text(encoding="utf-8"))["predictions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        predictions = []  # there are none, or the file is damaged and names none
+    for path in (output_dir / Path(name).name for name in predictions):
+        path.unlink(missing_ok=True)
     for path in [*output_dir.glob("checkpoint-*"), output_dir / SETTINGS, output_dir / "trainer_state.json", results]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -179,7 +195,7 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
 
 def next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     """The command to run next: after training, the other run of the comparison (R-Drop or its baseline, in a folder of
-    its own); after an evaluation, the prediction; else how to train.
+    its own), and after that another seed; after an evaluation, the prediction; else how to train.
 
     Args:
         argv: the words of this run's command line.
@@ -188,15 +204,22 @@ def next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     settings, found = results["settings"], results["splits_found"]
     changes: dict[str, str | None] = dict.fromkeys(_NOT_REPEATED)
     output_dir = settings["output_dir"].rstrip("/")
-    if settings["do_train"]:
-        name, alpha = ("baseline", "0") if settings["rdrop_alpha"] else ("rdrop", "4")
+    name, alpha = ("baseline", "0") if settings["rdrop_alpha"] else ("rdrop", "4")
+    if settings["do_train"] and output_dir.endswith(("-baseline", "-rdrop")):
+        # The comparison is complete: another seed says whether it holds
+        seed = str(settings["seed"] + 1)
+        changes |= {"seed": seed, "output_dir": f"{output_dir}-seed{seed}"}
+    elif settings["do_train"]:
         changes |= {"rdrop_alpha": alpha, "output_dir": f"{output_dir}-{name}"}
+        if alpha != "0" and not results["has_dropout"]:
+            changes["dropout"] = "0.1"
     else:
         changes |= dict.fromkeys(("do_train", "do_eval", "do_predict"))
         if not settings["do_predict"] and any(split.startswith("test") for split in found):
             changes |= {"do_predict": "True", "output_dir": f"{output_dir}-predict"}
         elif "train" in found:
-            changes |= {"do_train": "True", "do_eval": "True", "output_dir": f"{output_dir}-trained"}
+            has_validation = any(split.startswith("validation") for split in found)
+            changes |= {"do_train": "True", "do_eval": str(has_validation), "output_dir": f"{output_dir}-trained"}
         else:
             return shlex.join(["python", sys.argv[0], "--help"])
     if argv and not argv[0].startswith("-"):
