@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,20 +15,15 @@ HEADS = ("single_label", "token")
 MODES = ("concat", "sequential", "recompute")
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """All runs in one launch each: {processes: {case: (update, logs per rank)}}."""
     found = {}
     for processes in (1, 2):
         out = tmp_path_factory.mktemp(f"{processes}_processes")
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        launch += ["--master_port", str(free_port())]
+        # Standalone: the launcher binds a free port itself, so none can be taken between choosing and using it
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
+        launch += ["--nproc_per_node", str(processes)]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run([*launch, str(WORKER), str(out)], capture_output=True, text=True, env=env, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
