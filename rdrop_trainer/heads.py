@@ -16,8 +16,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from .losses.rdrop import Problem
-
-IGNORE_INDEX = -100
+from .losses.reference import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -581,6 +581,10 @@ def test_killed_and_resumed(model, here, capsys):
     assert "--resume_from_checkpoint is cut/checkpoint-5" in elsewhere
     none = fails(capsys, *flags, "--output_dir", "cut", "--resume_from_checkpoint", "none")
     assert "--resume_from_checkpoint is none" in none
+    settings = here / "cut" / "run_settings.json"
+    settings.rename(here / "kept.json")
+    assert "no readable run_settings.json" in fails(capsys, *flags, "--output_dir", "cut")
+    (here / "kept.json").rename(settings)
     (here / "cut" / "checkpoint-15").mkdir()  # cut short while it was written: no trainer_state.json
     assert script.main([*flags, "--output_dir", "cut"]) == 0
     a, b = (BertForSequenceClassification.from_pretrained(name).state_dict() for name in ("whole", "cut"))

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 
 from ..errors import InputError
+from .examples import IGNORED
 from .metrics import entities_of, load_metric
 from .tasks import Task
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def make_features(
         if task.is_regression:
             encoded["labels"] = batch["label"]
         else:
-            encoded["labels"] = [labels.to_model[i] if i >= 0 else IGNORE_INDEX for i in batch["label"]]
+            encoded["labels"] = [labels.to_model[i] if i >= 0 else IGNORED for i in batch["label"]]
         return dict(encoded)
 
     def encode_characters(batch: dict[str, list]) -> dict[str, list]:
@@ -107,7 +106,7 @@ def make_features(
         first_tokens = [_first_tokens(encoded.word_ids(row)) for row in range(len(batch["text"]))]
         encoded["char_of_token"] = first_tokens
         encoded["labels"] = [
-            [labels.to_model[tags[c]] if c >= 0 and tags else IGNORE_INDEX for c in chars]
+            [labels.to_model[tags[c]] if c >= 0 and tags else IGNORED for c in chars]
             for chars, tags in zip(first_tokens, batch["labels"], strict=True)
         ]
         return dict(encoded)

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,11 @@ def clear_output_dir(output_dir: Path) -> None:
 def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
     try:
         before = json.loads((output_dir / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{output_dir}: holds checkpoints, but no readable {SETTINGS} to say what run they are of; name one with "
+            "--resume_from_checkpoint to go on from it, or choose another --output_dir"
+        ) from error
     changed = [
         f"{name} was {before.get(name)!r}, now {value!r}"
         for name, value in json.loads(json.dumps(settings)).items()
@@ -166,7 +169,14 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a clone that was not installed; a finished run must not end over it
+        return "not installed"
 
 
 def headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
