@@ -194,3 +194,16 @@ def test_stopped_and_resumed_equals_uninterrupted(name, tmp_path):
         finals.append(tiny.weights(trainer.model))
     assert trainer.state.global_step == 6
     assert tiny.identical(finals[0], finals[2]) and not tiny.identical(finals[0], finals[1])
+
+
+def test_the_best_model_is_loaded_under_its_own_names(tmp_path):
+    """Image models are saved under the names they have on the Hub."""
+    data = zoo.dataset("vit")
+    trainer = zoo.trainer(
+        "vit", zoo.build("vit", dropout=0.2), data, tmp_path, eval_dataset=data, per_device_train_batch_size=4,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        learning_rate=1.0, save_total_limit=1,
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses[0] == min(losses) and trainer.evaluate(data)["eval_loss"] == losses[0] != losses[-1]
