@@ -98,19 +98,17 @@ def run(
                 for split, rows in data.items()
             }
 
-    train_features = features.get("train") if training_args.do_train else None
-    if train_features is not None and "unlabeled" in features:
-        train_features = datasets.concatenate_datasets([train_features, features["unlabeled"]])
     eval_splits = _splits(data, "validation")
     try:
         trainer = RDropTrainer(
             model=model,
             args=training_args,
-            train_dataset=train_features,
+            train_dataset=features.get("train"),
             eval_dataset=features[eval_splits[0]] if eval_splits else None,
             processing_class=tokenizer,
             data_collator=_collator(task, tokenizer, data_args.pad_to_max_length, training_args),
             compute_metrics=_metrics_of(task, labels, features, data, eval_splits[0]) if eval_splits else None,
+            unlabeled_dataset=features.get("unlabeled"),
         )
         output_dir.mkdir(parents=True, exist_ok=True)
     except _WRONG_SETTING as error:
@@ -175,6 +173,7 @@ def run(
         "metrics": {k: v for k, v in metrics.items() if k != "epoch"},
         "rows": {split: len(rows) for split, rows in data.items()},
         "splits_found": list(found),
+        "unlabeled_ratio": training_args.rdrop_unlabeled_ratio if "unlabeled" in data else None,
         "predictions": predictions,
         "complete_submissions": complete,
         "settings": settings,

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
@@ -15,6 +17,7 @@ from transformers.utils import logging
 from .checks import LossCheck, NoiseCheck
 from .heads import head_of, with_own_loss, with_stock_loss
 from .losses import RDropLoss, rdrop_loss
+from .mixing import EpochOfSampler, MixedCollator, MixedDataset, MixedSampler, as_seedable, check_rows
 from .passes import Passes, run_passes
 from .training_args import RDropArguments
 from .window import LoggedTerms, Window
@@ -38,16 +41,29 @@ class RDropMixin:
     The settings are those of `RDropArguments`, read from `args` at every step; arguments without them get the defaults.
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.
 
+    Args:
+        unlabeled_dataset: rows without labels (what they have is not looked at), of which `rdrop_unlabeled_ratio` go
+            along with each labelled row in every training batch: they have no task loss, but their divergence counts.
+            Steps, epochs and `num_examples` go on counting labelled rows, in the order of the run without unlabelled
+            ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabelled rows
+            have no effect. With alpha = 0 they are left out.
+        *args, **kwargs: those of the trainer.
+
     Raises:
         ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism and unsupported heads; at
-            the first R-Drop step, for a model without active dropout.
+            the first R-Drop step, for a model without active dropout; for an `unlabeled_dataset` that is empty, has
+            no length, or goes along with labels that have no mark for an unlabelled row.
     """
 
     # `compute_loss` normalises over the accumulation window, so `training_step` must not divide again.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, unlabeled_dataset: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.unlabeled_dataset = unlabeled_dataset
+        if unlabeled_dataset is not None:
+            check_rows("unlabeled_dataset", unlabeled_dataset)
+            self.add_callback(EpochOfSampler)
         # A hyper-parameter search sets only attributes that are there.
         for field in fields(RDropArguments):
             if not hasattr(self.args, field.name):
@@ -140,6 +156,40 @@ class RDropMixin:
             return terms
         task_loss = self._own_task_loss(passes, inputs, window, num_items_in_batch)
         return RDropLoss(task_loss + alpha / 2 * terms.divergence, task_loss, terms.divergence)
+
+    # ---- Unlabelled rows ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """`Trainer.get_train_dataloader`, with the rows of `unlabeled_dataset` mixed in."""
+        if self.unlabeled_dataset is None or self.train_dataset is None:
+            return super().get_train_dataloader()
+        if RDropArguments.of(self.args).rdrop_alpha == 0:
+            logger.warning_once("rdrop_alpha is 0: the rows of unlabeled_dataset have no effect and are left out.")
+            return super().get_train_dataloader()
+        labelled, collator = self.train_dataset, self.data_collator
+        # `Trainer` does not see the columns of the rows inside
+        used = [
+            self._remove_unused_columns(rows) if isinstance(rows, datasets.Dataset) else rows
+            for rows in (labelled, self.unlabeled_dataset)
+        ]
+        self.train_dataset = MixedDataset(*used)
+        self.data_collator = MixedCollator(self._get_collator_with_removed_columns(collator))
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = labelled, collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if not isinstance(train_dataset, MixedDataset):
+            return super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy == "batch_rebalance":
+            raise ValueError("unlabeled_dataset does not go with train_sampling_strategy='batch_rebalance'.")
+        sampler = super()._get_train_sampler(train_dataset.labelled)
+        if self.accelerator.use_seedable_sampler:
+            sampler = as_seedable(sampler, self.args.data_seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        ratio = RDropArguments.of(self.args).rdrop_unlabeled_ratio
+        return MixedSampler(sampler, len(train_dataset.unlabelled), ratio, seed)
 
     # ---- Plain training, and losses that are not ours ----
 

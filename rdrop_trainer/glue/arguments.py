@@ -89,8 +89,9 @@ class DataArguments:
     unlabeled_file: str | None = field(
         default=None,
         metadata={
-            "help": "Texts without labels (also .txt, one a line), mixed into the training data: they add the "
-            "divergence and no task loss. Texts that are also in another split are left out."
+            "help": "Texts without labels (also .txt, one a line), mixed into every batch, --rdrop_unlabeled_ratio of "
+            "them for each labelled row: they add the divergence and no task loss. Texts that are also in another "
+            "split are left out."
         },
     )
     text_columns: list[str] | None = field(

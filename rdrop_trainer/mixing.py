@@ -1,0 +1,197 @@
+"""Unlabelled rows in every training batch (semi-supervised R-Drop): which rows, in which order, with which labels.
+
+The trainer's sampler goes on choosing the labelled rows; each of its indices brings the indices of some unlabelled rows
+along, and the collator gets the rows of both. The labelled rows come in the order of a run without unlabelled ones,
+where that order depends on the seed alone (`group_by_length` draws it from the random state that dropout moves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import Dataset, IterableDataset, RandomSampler, Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
+
+from .losses.reference import IGNORE_INDEX
+
+LABEL_KEYS = ("labels", "label", "label_ids")
+MixedIndex = tuple[int, tuple[int, ...]]
+# So many labelled rows are looked at to learn whether labels stand token by token
+_ROWS_LOOKED_AT = 16
+
+
+class MixedDataset(Dataset):
+    """Labelled and unlabelled rows side by side; its length is that of the labelled ones.
+
+    `dataset[i, (j, k)]` is a list of row mappings: labelled row i, then unlabelled rows j and k, whose labels are
+    replaced by -100: one for a row that has one label, one per entry of `input_ids` where tokens have labels.
+
+    Args:
+        labelled: the training data, map-style, with integer labels.
+        unlabelled: map-style rows of the same inputs; whatever labels they have are not looked at. Where the labels are
+            another sequence than the input (sequence to sequence) they must be there, and all -100.
+
+    Raises:
+        ValueError: data without a length, or labels for which there is no mark for "unlabelled".
+    """
+
+    def __init__(self, labelled: Any, unlabelled: Any):
+        check_rows("train_dataset", labelled)
+        check_rows("unlabeled_dataset", unlabelled)
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.label_key, self._of_tokens, self._of_targets = _kind_of_labels(labelled)
+        self._without_label(unlabelled[0])
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __getitem__(self, index: MixedIndex) -> list[Mapping[str, Any]]:
+        if not isinstance(index, tuple):
+            raise ValueError(
+                "unlabeled_dataset needs the trainer's own sampler: a get_train_dataloader that does not use "
+                "_get_train_sampler cannot mix unlabelled rows in."
+            )
+        labelled, unlabelled = index
+        return [self.labelled[labelled], *(self._without_label(self.unlabelled[i]) for i in unlabelled)]
+
+    def _without_label(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        rest = {key: value for key, value in row.items() if key not in LABEL_KEYS}
+        if self._of_targets:
+            own = row.get(self.label_key)
+            if own is None or bool((torch.as_tensor(own) != IGNORE_INDEX).any()):
+                raise ValueError(
+                    f"The training rows' {self.label_key} are another sequence than their input_ids, so each row of "
+                    f"unlabeled_dataset must bring {self.label_key} of its own, all {IGNORE_INDEX}, and the inputs of "
+                    "the decoder."
+                )
+            return {**rest, self.label_key: own}
+        return {**rest, self.label_key: [IGNORE_INDEX] * len(row["input_ids"]) if self._of_tokens else IGNORE_INDEX}
+
+
+class MixedSampler(Sampler[MixedIndex]):
+    """Around a sampler of labelled rows: each index with the indices of the unlabelled rows that go along.
+
+    Labelled item k of an epoch (from 0) brings floor((k + 1) * ratio) - floor(k * ratio) rows, so any aligned stretch
+    of items holds the ratio. The unlabelled rows come from a stream of permutations, a new one for every round: every
+    row is seen before any is seen again, and which rows an item brings depends on seed, epoch and k alone. A resumed
+    run therefore goes on with the same rows, and processes, which take different k, with different ones.
+
+    Args:
+        labelled: the sampler of labelled rows.
+        unlabelled_rows: how many there are.
+        ratio: unlabelled rows per labelled row, > 0.
+        seed: of the permutations.
+    """
+
+    def __init__(self, labelled: Sampler[int], unlabelled_rows: int, ratio: float, seed: int):
+        self.labelled, self.unlabelled_rows, self.seed = labelled, unlabelled_rows, seed
+        self.ratio = Fraction(ratio).limit_denominator(10**6)  # 0.29 * 100 is less than 29
+        self.epoch = 0
+        self._round, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __iter__(self) -> Iterator[MixedIndex]:
+        start = self.epoch * int(len(self.labelled) * self.ratio)
+        for k, index in enumerate(self.labelled):
+            first, last = int(k * self.ratio), int((k + 1) * self.ratio)
+            yield index, tuple(self._row(start + i) for i in range(first, last))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose rows are drawn next."""
+        self.epoch = epoch
+        if hasattr(self.labelled, "set_epoch"):
+            self.labelled.set_epoch(epoch)
+
+    def _row(self, position: int) -> int:
+        round_, place = divmod(position, self.unlabelled_rows)
+        if round_ != self._round:
+            self._round = round_
+            self._order = np.random.default_rng([self.seed, round_]).permutation(self.unlabelled_rows)
+        return int(self._order[place])
+
+    # accelerate keeps the generator of an unseeded sampler equal over processes, and looks for it here
+    @property
+    def generator(self) -> torch.Generator | None:
+        return getattr(self.labelled, "generator", None)
+
+    @generator.setter
+    def generator(self, generator: torch.Generator) -> None:
+        self.labelled.generator = generator
+
+
+class MixedCollator:
+    """Around a collator of rows: of all rows of a batch of `MixedDataset`, the labelled ones first."""
+
+    def __init__(self, collator: Callable[[list[Mapping[str, Any]]], Any]):
+        self.collator = collator
+
+    def __call__(self, items: Sequence[list[Mapping[str, Any]]]) -> Any:
+        return self.collator([item[0] for item in items] + [row for item in items for row in item[1:]])
+
+
+class EpochOfSampler(TrainerCallback):
+    """Tells a sampler the epoch: accelerate does not reach it behind a resumed loader of several processes."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = train_dataloader
+        while sampler is not None and not isinstance(sampler, MixedSampler):
+            sampler = getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))
+        if sampler is not None:
+            sampler.set_epoch(int(state.epoch))
+
+
+def as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:
+    """What accelerate makes of a random sampler that it sees; behind another sampler it would not see it."""
+    if not isinstance(sampler, RandomSampler):
+        return sampler
+    return SeedableRandomSampler(
+        data_source=sampler.data_source,
+        replacement=sampler.replacement,
+        num_samples=sampler.num_samples,
+        generator=sampler.generator,
+        data_seed=data_seed,
+    )
+
+
+def check_rows(name: str, dataset: Any) -> None:
+    """Refuse data whose rows cannot be chosen by their number.
+
+    Raises:
+        ValueError: an iterable data set, one without length, or an empty one.
+    """
+    if isinstance(dataset, IterableDataset) or not has_length(dataset):
+        raise ValueError(
+            f"unlabeled_dataset needs data sets whose rows can be chosen by number, but {name} is a "
+            f"{type(dataset).__name__} without length."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty.")
+
+
+def _kind_of_labels(labelled: Any) -> tuple[str, bool, bool]:
+    """The key of the labels; whether they stand token by token; whether they are another sequence than the input."""
+    first = labelled[0]
+    key = next((key for key in LABEL_KEYS if first.get(key) is not None), None)
+    if key is None:
+        raise ValueError(
+            f"unlabeled_dataset needs training rows with {' or '.join(LABEL_KEYS)}, got only: {', '.join(first)}."
+        )
+    label = torch.as_tensor(first[key])
+    if label.is_floating_point():
+        raise ValueError(
+            f"unlabeled_dataset needs integer labels: among the numbers in {key} (regression or multi-label "
+            "classification) there is no mark for an unlabelled row."
+        )
+    if label.dim() == 0:
+        return key, False, False
+    rows = [labelled[i] for i in range(min(_ROWS_LOOKED_AT, len(labelled)))]
+    token_by_token = all("input_ids" in row and len(row["input_ids"]) == len(row[key]) for row in rows)
+    return key, token_by_token, not token_by_token
