@@ -14,7 +14,7 @@ steps = {}
 for name, checkpoint in (("whole", None), ("resumed", str(out / "checkpoint-7"))):
     trainer = test_mixing.spy(
         test_mixing.rows(22), out, unlabeled_dataset=test_mixing.rows(40, labelled=False), save_strategy="steps",
-        save_steps=1, per_device_train_batch_size=2, num_train_epochs=2,
+        save_steps=1, save_only_model=True, per_device_train_batch_size=2, num_train_epochs=2,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
     steps[name] = trainer.seen
