@@ -9,7 +9,7 @@ from rdrop_trainer.glue.tasks import TASKS, get_task
 
 NAMES = (
     "cola sst2 mrpc qqp stsb mnli qnli rte wnli ax afqmc tnews iflytek cmnli ocnli cluewsc2020 csl cluener "
-    "eprstmt bustm csldcp"
+    "c3 chid cmrc2018 drcd eprstmt bustm csldcp"
 ).split()
 
 LABELS = {
@@ -60,6 +60,17 @@ def test_regression_and_unscored():
     assert TASKS["stsb"].is_regression and TASKS["stsb"].metrics == ("pearson", "spearmanr")
     assert [name for name in NAMES if TASKS[name].is_regression] == ["stsb"]
     assert [name for name in NAMES if not TASKS[name].metrics] == ["ax"]
+
+
+def test_passages():
+    assert {name: TASKS[name].head for name in NAMES if TASKS[name].reads_passages} == {
+        "c3": "choice",
+        "chid": "choice",
+        "cmrc2018": "question",
+        "drcd": "question",
+    }
+    assert TASKS["cmrc2018"].headline == ("exact_match", "f1") and TASKS["c3"].headline == ("accuracy",)
+    assert [name for name in NAMES if TASKS[name].max_length != 128] == ["c3", "cmrc2018", "drcd"]
 
 
 def test_scores_and_hub():

@@ -98,7 +98,21 @@ class DataArguments:
         default=None, metadata={"help": "Names of the one or two text columns in your files."}
     )
     label_column: str | None = field(default=None, metadata={"help": "Name of the label column. Default: label."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut, in tokens."})
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. "
+            "Default: 128, for c3, cmrc2018 and drcd 512."
+        },
+    )
+    doc_stride: int = field(
+        default=128,
+        metadata={
+            "help": "cmrc2018 and drcd: how many tokens two windows of a long passage have in common, at most a third "
+            "of max_seq_length."
+        },
+    )
+    max_answer_length: int = field(default=50, metadata={"help": "cmrc2018 and drcd: longest answer, in tokens."})
     pad_to_max_length: bool = field(
         default=False, metadata={"help": "Pad every row to max_seq_length instead of to the longest of its batch."}
     )
@@ -126,7 +140,10 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if self.max_seq_length < 4:
+        for name, low in (("doc_stride", 0), ("max_answer_length", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}.")
+        if self.max_seq_length is not None and self.max_seq_length < 4:
             raise ValueError(f"max_seq_length must be at least 4 tokens, got {self.max_seq_length}.")
 
     @property

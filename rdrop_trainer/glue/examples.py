@@ -56,7 +56,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
             left_out += 1
             continue
         texts.append(text)
-        ids.append(_row_id(task, row, position))
+        ids.append(row_id(task, row, position))
         labels.append(label)
     if left_out:
         logger.warning("%s: %d rows without an agreed label were left out of %s", source, left_out, split)
@@ -96,7 +96,8 @@ def _find(row: dict, names: Sequence[str], where: str, required: bool = True) ->
     raise InputError(f"{where}: no column {' or '.join(map(repr, names))}, the columns are {', '.join(row)}")
 
 
-def _text(row: dict, column: str, where: str) -> str:
+def text_of(row: dict, column: str, where: str) -> str:
+    """A field that has to be text."""
     value = row[column]
     if not isinstance(value, str):
         raise InputError(f"{where}: the column {column!r} holds {value!r}, expected text")
@@ -108,7 +109,7 @@ def _text(row: dict, column: str, where: str) -> str:
 
 
 def _read_texts(task: Task, row: dict, where: str) -> tuple[str, ...]:
-    return tuple(_text(row, _find(row, task.sources(column), where), where) for column in task.text_columns)
+    return tuple(text_of(row, _find(row, task.sources(column), where), where) for column in task.text_columns)
 
 
 def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str, ...]:
@@ -116,12 +117,12 @@ def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str,
     words = row[keywords]
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise InputError(f"{where}: the column {keywords!r} holds {words!r}, expected a list of words")
-    return " ".join(words), _text(row, abstract, where)
+    return " ".join(words), text_of(row, abstract, where)
 
 
 def _read_marked_text(task: Task, row: dict, where: str) -> tuple[str, ...]:
     """The text with `_` around the noun phrase and brackets around the pronoun, as in CLUE's own baselines."""
-    text = _text(row, _find(row, ("text",), where), where)
+    text = text_of(row, _find(row, ("text",), where), where)
     target = row[_find(row, ("target",), where)]
     try:
         spans = [
@@ -211,7 +212,8 @@ def _tags(text: str, entities: object, label_ids: dict[str, int], where: str) ->
     return tags
 
 
-def _row_id(task: Task, row: dict, position: int) -> int | str:
+def row_id(task: Task, row: dict, position: int) -> int | str:
+    """A row's own id, or its position when it has none."""
     value = row.get("id", row.get("idx"))
     if value is None or value == "":
         return position

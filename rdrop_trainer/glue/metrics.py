@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from types import ModuleType
 
 import datasets
@@ -23,14 +25,15 @@ def load_metric(task: Task) -> evaluate.Metric:
 
     Returns:
         A metric whose `compute(predictions=..., references=...)` gives the keys of `task.metrics`: label ids for
-        classification, numbers for regression, and for token tasks one list of tag names per row.
+        classification and multiple choice, numbers for regression, for token tasks one list of tag names per row, and
+        for questions a text against a list of texts.
 
     Raises:
         InputError: the task has no labels to score against, or scikit-learn, SciPy or seqeval is not installed.
     """
     if not task.metrics:
         raise InputError(f"{task.name} has no labels to score against; predict it and submit the file")
-    return EntityF1(task) if task.head == "tokens" else TaskMetric(task)
+    return _METRICS.get(task.head, TaskMetric)(task)
 
 
 class _InMemoryMetric(evaluate.Metric):
@@ -43,12 +46,12 @@ class _InMemoryMetric(evaluate.Metric):
     def _build_data_dir(self) -> str:
         return self._data_dir_root  # the parent class would make a folder here, and nothing is stored
 
-    def _describe(self, feature: object) -> evaluate.MetricInfo:
+    def _describe(self, feature: object, reference: object | None = None) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=f"{', '.join(self.task.metrics)} of {self.task.name}",
             citation="",
             inputs_description="\npredictions and references are lists of equal length.",
-            features=datasets.Features({"predictions": feature, "references": feature}),
+            features=datasets.Features({"predictions": feature, "references": reference or feature}),
         )
 
 
@@ -112,6 +115,43 @@ class EntityF1(_InMemoryMetric):
         }
 
 
+class AnswerMatch(_InMemoryMetric):
+    """Exact match and F1 of answers, as the evaluation of CMRC 2018 counts them; the best over a question's answers.
+
+    `exact_match` compares without case and punctuation. `f1` counts Chinese characters and the words, numbers and marks
+    of other scripts; what two answers have in common is their longest common run. The official script takes words from
+    NLTK, which also cuts English contractions ("don't") in two.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return self._describe(text, datasets.List(text))
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[list[str]]) -> dict[str, float]:
+        if not all(references):
+            raise InputError(f"{self.task.name}: there are questions without an answer to compare with")
+        pairs = list(zip(predictions, references, strict=True))
+        exact = [max(_bare(prediction) == _bare(answer) for answer in answers) for prediction, answers in pairs]
+        f1 = [max(_run_f1(prediction, answer) for answer in answers) for prediction, answers in pairs]
+        return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+# The marks of the official script: it counts no others as punctuation
+_PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+# A Chinese character; a word or number, with what joins its parts; any other mark
+_SEGMENT = re.compile(r"[\u4e00-\u9fa5]|(?:(?![\u4e00-\u9fa5])\w)+(?:(?:[.']|,(?=\d))(?:(?![\u4e00-\u9fa5])\w)+)*|\S")
+
+
+def _bare(text: str) -> str:
+    return text.lower().strip().translate(_PUNCTUATION)
+
+
+def _run_f1(prediction: str, answer: str) -> float:
+    predicted, expected = (_SEGMENT.findall(_bare(text)) for text in (prediction, answer))
+    run = SequenceMatcher(None, predicted, expected, autojunk=False).find_longest_match().size
+    return 2 * run / (len(predicted) + len(expected)) if run else 0.0
+
+
 def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
 
@@ -167,3 +207,4 @@ _SCORES = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
+_METRICS = {"tokens": EntityF1, "question": AnswerMatch}
