@@ -11,19 +11,66 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from torch.utils.data import Dataset, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
 from .losses.reference import IGNORE_INDEX
+from .training_args import RDropArguments
+
+logger = logging.get_logger(__name__)
 
 LABEL_KEYS = ("labels", "label", "label_ids")
 MixedIndex = tuple[int, tuple[int, ...]]
 # So many labelled rows are looked at to learn whether labels stand token by token
 _ROWS_LOOKED_AT = 16
+
+
+class UnlabeledRowsMixin:
+    """The part of `RDropMixin` that makes the training batches of labelled and unlabelled rows."""
+
+    def _start_mixing(self, unlabeled_dataset: Any) -> None:
+        self.unlabeled_dataset = unlabeled_dataset
+        if unlabeled_dataset is not None:
+            _check_rows("unlabeled_dataset", unlabeled_dataset)
+            self.add_callback(EpochOfSampler)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """`Trainer.get_train_dataloader`, with the rows of `unlabeled_dataset` mixed in."""
+        if self.unlabeled_dataset is None or self.train_dataset is None:
+            return super().get_train_dataloader()
+        if RDropArguments.of(self.args).rdrop_alpha == 0:
+            logger.warning_once("rdrop_alpha is 0: the rows of unlabeled_dataset have no effect and are left out.")
+            return super().get_train_dataloader()
+        labelled, collator = self.train_dataset, self.data_collator
+        # `Trainer` does not see the columns of the rows inside
+        used = [
+            self._remove_unused_columns(rows) if isinstance(rows, datasets.Dataset) else rows
+            for rows in (labelled, self.unlabeled_dataset)
+        ]
+        self.train_dataset = MixedDataset(*used)
+        self.data_collator = MixedCollator(self._get_collator_with_removed_columns(collator))
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = labelled, collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if not isinstance(train_dataset, MixedDataset):
+            return super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy == "batch_rebalance":
+            raise ValueError("unlabeled_dataset does not go with train_sampling_strategy='batch_rebalance'.")
+        sampler = super()._get_train_sampler(train_dataset.labelled)
+        if self.accelerator.use_seedable_sampler:
+            sampler = _as_seedable(sampler, self.args.data_seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        ratio = RDropArguments.of(self.args).rdrop_unlabeled_ratio
+        return MixedSampler(sampler, len(train_dataset.unlabelled), ratio, seed)
 
 
 class MixedDataset(Dataset):
@@ -42,8 +89,8 @@ class MixedDataset(Dataset):
     """
 
     def __init__(self, labelled: Any, unlabelled: Any):
-        check_rows("train_dataset", labelled)
-        check_rows("unlabeled_dataset", unlabelled)
+        _check_rows("train_dataset", labelled)
+        _check_rows("unlabeled_dataset", unlabelled)
         self.labelled, self.unlabelled = labelled, unlabelled
         self.label_key, self._of_tokens, self._of_targets = _kind_of_labels(labelled)
         self._without_label(unlabelled[0])
@@ -148,7 +195,7 @@ class EpochOfSampler(TrainerCallback):
             sampler.set_epoch(int(state.epoch))
 
 
-def as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:
+def _as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:
     """What accelerate makes of a random sampler that it sees; behind another sampler it would not see it."""
     if not isinstance(sampler, RandomSampler):
         return sampler
@@ -161,12 +208,8 @@ def as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:
     )
 
 
-def check_rows(name: str, dataset: Any) -> None:
-    """Refuse data whose rows cannot be chosen by their number.
-
-    Raises:
-        ValueError: an iterable data set, one without length, or an empty one.
-    """
+def _check_rows(name: str, dataset: Any) -> None:
+    """Refuse data whose rows cannot be chosen by their number, and data without rows."""
     if isinstance(dataset, IterableDataset) or not has_length(dataset):
         raise ValueError(
             f"unlabeled_dataset needs data sets whose rows can be chosen by number, but {name} is a "
