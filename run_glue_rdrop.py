@@ -15,7 +15,7 @@ import datasets
 import transformers
 from transformers import TrainerCallback
 
-from rdrop_trainer import InputError, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
 from rdrop_trainer.glue import outcome
 from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_arguments
@@ -27,6 +27,7 @@ from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
 
 logger = logging.getLogger("run_glue_rdrop")
+TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
 # What transformers raises for settings that do not work, before the first step
 _WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
@@ -79,7 +80,12 @@ def run(
         model, tokenizer, labels = load_checkpoint(model_args, task, training_args.do_train)
         if training_args.do_train:
             _check_dropout(model, training_args)
-        max_length = _max_length(data_args.max_seq_length, tokenizer, model.config)
+        max_length = _max_length("max_seq_length", data_args, tokenizer, model.config)
+        if task.head == "seq2seq":
+            data_args.max_target_length = _max_length("max_target_length", data_args, tokenizer, model.config)
+            training_args.predict_with_generate = True
+            training_args.generation_num_beams = data_args.num_beams
+            training_args.generation_max_length = data_args.max_target_length + 1  # with the token it begins from
         multiple_of = 8 if training_args.fp16 or training_args.bf16 else None
         processor = PROCESSORS[task.head](task, tokenizer, labels, data_args, max_length, multiple_of)
         with training_args.main_process_first(desc="tokenising"):
@@ -91,7 +97,7 @@ def run(
         return processor.compute_metrics(features[split], data[split])
 
     try:
-        trainer = RDropTrainer(
+        trainer = TRAINERS.get(task.head, RDropTrainer)(
             model=model,
             args=training_args,
             train_dataset=features.get("train"),
@@ -283,7 +289,7 @@ def predict(trainer, processor: Processor, features, rows, split: str, output_di
             f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "
             "is no valid submission."
         )
-    return written, {}
+    return written, {f"{split}_{key}": value for key, value in processor.scores(answers, rows).items()}
 
 
 class OnTrainBegin(TrainerCallback):
@@ -317,13 +323,14 @@ def _splits(data, kind: str) -> list[str]:
     return [split for split in data if split.split("_")[0] == kind]
 
 
-def _max_length(wanted: int, tokenizer, config) -> int:
+def _max_length(name: str, data_args: DataArguments, tokenizer, config) -> int:
+    wanted = getattr(data_args, name)
     positions = getattr(config, "max_position_embeddings", None) or wanted
     if "roberta" in config.model_type:  # counts positions from behind the padding token's
         positions -= config.pad_token_id + 1
     limit = min(tokenizer.model_max_length, positions)
     if wanted > limit:
-        logger.warning(f"max_seq_length {wanted} is more than the model takes; using {limit}")
+        logger.warning(f"{name} {wanted} is more than the model takes; using {limit}")
     return min(wanted, limit)
 
 

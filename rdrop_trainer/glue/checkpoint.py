@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -30,6 +31,7 @@ AUTO_CLASSES = {
     "tokens": AutoModelForTokenClassification,
     "choice": AutoModelForMultipleChoice,
     "question": AutoModelForQuestionAnswering,
+    "seq2seq": AutoModelForSeq2SeqLM,
 }
 HEAD_SUFFIXES = {
     "sequence": "ForSequenceClassification",
@@ -78,6 +80,13 @@ def load_checkpoint(
 
 def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:
     """Write the task's labels into the configuration; the map, and whether the head has to be a new one."""
+    if task.head == "seq2seq":
+        if not config.is_encoder_decoder:
+            raise InputError(
+                f"{source} ({config.model_type}) is no encoder-decoder, and {task.name} writes texts; choose a model "
+                "such as BART, T5 or mT5"
+            )
+        return None, False  # the words it writes are those it reads, so there is no head to replace
     has_head = _has_head(config, task.head)
     if not has_head and not will_train:
         raise InputError(

@@ -1,8 +1,8 @@
 """Load a task from the Hub, from a folder of the official files, or from a user's own files, into one form.
 
 Whatever the source, a row has the task's text columns, `idx` and `label` (`labels`, one tag id per character, for
-token tasks), and label ids follow the task's own order: labels are matched by name, never by position. Rows about
-passages are those of `to_passages`.
+token tasks; the text `target` for sequence to sequence, None where unknown), and label ids follow the task's own order:
+labels are matched by name, never by position. Rows about passages are those of `to_passages`.
 """
 
 from __future__ import annotations
@@ -73,10 +73,9 @@ def load_task(
     if data_dir is not None and files:
         given = ", ".join(f"{kind}_file" for kind in files)
         raise InputError(f"both data_dir and {given} are given: give the folder or the files")
-    if unlabeled_file is not None and task.reads_passages:
-        raise InputError(
-            f"{unlabeled_file}: unlabelled rows are for training a classifier, but {task.name} asks about passages"
-        )
+    if unlabeled_file is not None and (task.reads_passages or task.head == "seq2seq"):
+        what = "asks about passages" if task.reads_passages else "writes texts"
+        raise InputError(f"{unlabeled_file}: unlabelled rows are for training a classifier, but {task.name} {what}")
     task = _with_columns(task, text_columns, label_column)
     if files:
         loaded = {}
@@ -220,13 +219,21 @@ def _load_file(task: Task, split: str, path: str | Path, *, classic: bool = Fals
         if split != "unlabeled" or len(task.text_columns) != 1:
             raise InputError(f"{path}: a .txt file can only hold the unlabeled texts of a task with one text column")
         header = task.sources(task.text_columns[0])
-    elif task.headerless and split in ("train", "validation") and path.suffix.lower() == ".tsv":
-        header = task.headerless
+    elif task.headerless and split in task.headerless_splits and path.suffix.lower() == ".tsv":
+        header = None if _has_header(task, path) else task.headerless
     elif classic and task.tsv:
         rename = functools.partial(_name_by_place, task, split)
     skip_short = task.tolerant and split.startswith(("train", "validation"))
     rows = read_rows(path, header=header, rename=rename, tolerant=task.tolerant, skip_short=skip_short)
     return to_dataset(task, split, rows, str(path))
+
+
+def _has_header(task: Task, path: Path) -> bool:
+    """Whether the first line of a file that should have none names the columns after all."""
+    _, first = next(read_rows(path, header=task.headerless), (0, {}))
+    found = {cell.strip() for cell in first.values()}
+    wanted = (task.label_sources, *(task.sources(column) for column in task.text_columns))
+    return all(found.intersection(names) for names in wanted)
 
 
 def _load_passages(task: Task, split: str, paths: Sequence[Path]) -> datasets.Dataset:

@@ -48,6 +48,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
             value = row.get(column)
         if task.head == "tokens":
             label = _tags(text[0], value, label_ids, where)
+        elif task.head == "seq2seq":
+            label = None if value is None else text_of(row, column, where).strip() or None
         else:
             label = _label(task, value, label_ids, where)
         if label is None and kind in ("train", "validation"):
@@ -71,6 +73,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     if task.head == "tokens":
         columns["labels"] = [tags or [] for tags in labels]
         features["labels"] = datasets.List(datasets.Value("int64"))
+    elif task.head == "seq2seq":
+        columns["target"], features["target"] = labels, datasets.Value("string")
     else:
         missing = IGNORED if kind == "unlabeled" else UNLABELLED
         columns["label"] = [missing if label is None else label for label in labels]
@@ -149,6 +153,8 @@ READ_TEXTS = {"csl": _read_keywords_and_abstract, "cluewsc2020": _read_marked_te
 
 
 def _expected(task: Task) -> str:
+    if task.head == "seq2seq":
+        return "a text"
     if task.is_regression:
         return "a number"
     pairs = zip(task.raw_labels or task.labels, task.labels, strict=True)

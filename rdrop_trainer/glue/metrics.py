@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import warnings
 from collections.abc import Sequence
 from difflib import SequenceMatcher
-from types import ModuleType
 
 import datasets
 import evaluate
 import numpy as np
 
 from ..errors import InputError
+from .extras import need
+from .overlap import bleu, rouge
 from .tasks import Task
 
 
@@ -26,10 +26,10 @@ def load_metric(task: Task) -> evaluate.Metric:
     Returns:
         A metric whose `compute(predictions=..., references=...)` gives the keys of `task.metrics`: label ids for
         classification and multiple choice, numbers for regression, for token tasks one list of tag names per row, and
-        for questions a text against a list of texts.
+        for questions a text against a list of texts, and for sequence to sequence one text per row.
 
     Raises:
-        InputError: the task has no labels to score against, or scikit-learn, SciPy or seqeval is not installed.
+        InputError: the task has no labels to score against, or a package that its scores need is not installed.
     """
     if not task.metrics:
         raise InputError(f"{task.name} has no labels to score against; predict it and submit the file")
@@ -63,7 +63,7 @@ class TaskMetric(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        _need("scipy.stats" if task.is_regression else "sklearn.metrics")
+        need("scipy.stats" if task.is_regression else "sklearn.metrics")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -84,7 +84,7 @@ class EntityF1(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        _need("seqeval")
+        need("seqeval")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -152,12 +152,30 @@ def _run_f1(prediction: str, answer: str) -> float:
     return 2 * run / (len(predicted) + len(expected)) if run else 0.0
 
 
+class TextOverlap(_InMemoryMetric):
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures, from 0 to 1, and BLEU, from 0 to 100, of generated texts.
+
+    Chinese is compared character by character, other scripts word by word; see `overlap`.
+    """
+
+    def __init__(self, task: Task):
+        need("rouge_score", "seq2seq")
+        need("sacrebleu", "seq2seq")
+        super().__init__(task)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._describe(datasets.Value("string"))
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        return {**rouge(predictions, references), "bleu": bleu(predictions, references)}
+
+
 def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
 
     An I- tag without its B- in front begins an entity too.
     """
-    return _need("seqeval.metrics.sequence_labeling").get_entities(list(tags))
+    return need("seqeval.metrics.sequence_labeling").get_entities(list(tags))
 
 
 def _f1(predicted: set, reference: set) -> float:
@@ -165,23 +183,16 @@ def _f1(predicted: set, reference: set) -> float:
     return 2 * len(predicted & reference) / both if both else 0.0
 
 
-def _need(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f'scoring needs {module.split(".")[0]}: pip install "rdrop-trainer[glue]"') from error
-
-
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
     return float((predictions == references).mean())
 
 
 def _binary_f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(_need("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
+    return float(need("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
 
 
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(_need("sklearn.metrics").matthews_corrcoef(references, predictions))
+    return float(need("sklearn.metrics").matthews_corrcoef(references, predictions))
 
 
 def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> float:
@@ -189,7 +200,7 @@ def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> 
         return float("nan")
     with warnings.catch_warnings():  # a constant is answered with NaN; SciPy would also warn
         warnings.simplefilter("ignore")
-        return float(getattr(_need("scipy.stats"), name)(predictions, references).statistic)
+        return float(getattr(need("scipy.stats"), name)(predictions, references).statistic)
 
 
 def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -207,4 +218,4 @@ _SCORES = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
-_METRICS = {"tokens": EntityF1, "question": AnswerMatch}
+_METRICS = {"tokens": EntityF1, "question": AnswerMatch, "seq2seq": TextOverlap}

@@ -180,8 +180,8 @@ def _version(package: str) -> str:
 
 
 def headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
-    """The scores to look at first, with their prefix: of the matched set, the mismatched, and a public test set."""
-    prefixes = ("eval_", "eval_mm_", "test_public_")
+    """The scores to look at first, with their prefix: of the matched set, the mismatched, and a test set."""
+    prefixes = ("eval_", "eval_mm_", "test_public_", "test_")
     return {p + key: metrics[p + key] for p in prefixes for key in task.headline if p + key in metrics}
 
 

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    default_data_collator,
+)
 
 from .arguments import DataArguments
 from .choice import ChoiceCollator, decode_choices, make_choice_features
@@ -14,6 +19,7 @@ from .features import LabelMap, decode_labels, decode_tags, make_compute_metrics
 from .metrics import load_metric
 from .questions import POSITIONS, decode_answers, make_question_features
 from .tasks import Task
+from .titles import decode_titles, make_title_features
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -64,6 +70,10 @@ class Processor:
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable | None:
         """The `compute_metrics` of a trainer that evaluates features made of rows; None when nothing can be scored."""
         return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to test rows, where the test set gives the right ones away."""
+        return {}
 
 
 class TokenProcessor(Processor):
@@ -121,9 +131,36 @@ class QuestionProcessor(ChoiceProcessor):
         return decode_answers(predictions, features, rows, self.data_args.max_answer_length)
 
 
+class TitleProcessor(ChoiceProcessor):
+    """Sequence to sequence: titles of texts."""
+
+    # Predicting without labels fails in Seq2SeqTrainer where labels are smoothed; those of a row without a title are
+    # the marks around it, and their loss is not looked at
+    label_columns = ()
+    pipeline = "summarization"
+    references = "target"
+
+    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        (column,) = self.task.text_columns
+        longest = self.data_args.max_target_length
+        return make_title_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
+
+    def collator(self) -> Callable:
+        return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return decode_titles(predictions, self.tokenizer)
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        titles = rows[self.references]
+        known = all(title is not None for title in titles)
+        return load_metric(self.task).compute(predictions=answers, references=titles) if known else {}
+
+
 PROCESSORS = {
     "sequence": Processor,
     "tokens": TokenProcessor,
     "choice": ChoiceProcessor,
     "question": QuestionProcessor,
+    "seq2seq": TitleProcessor,
 }

@@ -50,7 +50,7 @@ def write_submission(
         split: the split the predictions are for, such as "test" or "test_matched".
         ids: the rows' `idx`. GLUE numbers its rows from 0 instead.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of (type, start,
-            inclusive end); places of choices; texts of answers.
+            inclusive end); places of choices; texts of answers or titles.
         directory: folder to write to; it is made when missing.
         texts: the rows' texts, for token tasks.
 
@@ -102,7 +102,7 @@ def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Lea
 
 
 def _answer(task: Task, row: int, prediction: object) -> str | int:
-    if task.head == "question":
+    if task.head in ("question", "seq2seq"):
         return str(prediction)
     if task.head == "choice":
         return operator.index(prediction)

@@ -30,13 +30,13 @@ class Leaderboard(NamedTuple):
     Attributes:
         file: its name.
         rows: the number of predictions it must hold; None where no source states it.
-        form: what a .json file holds: "label" and "answer" are a line per row, {"id": ..., "label": ...} or {"id": ...,
-            "answer": ...}; "object" is one object of all predictions by id.
+        form: what a .json file holds: "label", "answer" and "title" are a line per row, {"id": ..., "label": ...},
+            {"id": ..., "answer": ...} and so on; "object" is one object of all predictions by id.
     """
 
     file: str
     rows: int | None
-    form: Literal["label", "answer", "object"] = "label"
+    form: Literal["label", "answer", "title", "object"] = "label"
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Task:
         name: the task's name, as in `TASKS`; "custom" for a user's own files.
         suite: "glue", "clue", "fewclue" or "custom".
         text_columns: names of the one or two text columns of the loaded data.
-        labels: label names in id order; None for a regression, and where an answer is one of a row's own choices or a
-            part of its text.
-        head: kind of model head: "sequence", "tokens", "choice" (multiple choice) or "question" (extractive answers).
+        labels: label names in id order; None for a regression, and where an answer is one of a row's own choices, a
+            part of its text or a new text.
+        head: kind of model head: "sequence", "tokens", "choice" (multiple choice), "question" (extractive answers) or
+            "seq2seq" (texts from texts).
         raw_labels: the labels as the official files write them, in id order; None when they are `labels`.
         metrics: keys of the scores; empty when nothing can be scored.
         headline: the keys to report first; the first of them is the one to choose models by.
@@ -60,7 +61,8 @@ class Task:
         text_sources: text column -> names it may have in files, where that is not its own name alone.
         label_sources: names the label column may have in files.
         tsv: columns of the classic .tsv, 0-based: texts and label of train and dev, then texts of test.
-        headerless: names of the columns of training and validation .tsv files that have no header line.
+        headerless: names of the columns of .tsv files that have no header line.
+        headerless_splits: the splits whose files are so.
         tolerant: the official files hold rows with missing or extra cells, and empty texts.
         unlabelled_rows: the official files hold rows labelled "-" (no agreement between annotators).
         score_range: a regression's lowest and highest value in a leaderboard file.
@@ -83,6 +85,7 @@ class Task:
     label_sources: tuple[str, ...] = ("label",)
     tsv: tuple[tuple[int, ...], int, tuple[int, ...]] | None = None
     headerless: tuple[str, ...] | None = None
+    headerless_splits: tuple[str, ...] = ("train", "validation")
     tolerant: bool = False
     unlabelled_rows: bool = False
     score_range: tuple[float, float] | None = None
@@ -353,6 +356,27 @@ _ALL = (
             "test": ("test", "DRCD_test"),
         },
         max_length=512,
+    ),
+    # The titles of CSL's abstracts, as the CLUE authors' text generation set has them; no leaderboard takes them
+    _clue(
+        "csl_title",
+        "abstract",
+        None,
+        ("csl_title", None, "title"),
+        head="seq2seq",
+        metrics=("rouge1", "rouge2", "rougeL", "bleu"),
+        headline=("rougeL", "bleu"),
+        hub=None,
+        files={
+            "train": ("csl_title_train", "train"),
+            "validation": ("csl_title_dev", "dev"),
+            "test": ("csl_title_test", "test"),
+        },
+        text_sources={"abstract": ("abstract", "abst", "content")},
+        label_sources=("title",),
+        headerless=("title", "abstract"),
+        headerless_splits=("train", "validation", "test"),
+        max_length=256,
     ),
     _clue("eprstmt", "sentence", "Negative Positive", ("eprstmt", 753), suite="fewclue"),
     _clue("bustm", "sentence1 sentence2", "0 1", ("bustm", 2000), suite="fewclue"),
