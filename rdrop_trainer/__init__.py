@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "RDropMixin": "trainer",
     "RDropTrainer": "trainer",
+    "RDropSeq2SeqTrainer": "trainer",
     "RDropArguments": "training_args",
     "RDropTrainingArguments": "training_args",
+    "RDropSeq2SeqTrainingArguments": "training_args",
     "RDropLoss": "losses",
     "rdrop_loss": "losses",
     "active_dropout": "dropout",

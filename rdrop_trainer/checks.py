@@ -43,8 +43,8 @@ class NoiseCheck:
             step: the optimizer step.
             allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
-            again: computes the logits once more; given where all passes ran in one forward, which may round the same
-                row differently at another place in the batch.
+            again: computes the logits once more, from a random state it gives back; given where all passes ran in one
+                forward, which may round the same row differently at another place in the batch.
 
         Raises:
             ValueError: the model has no noise.
@@ -53,8 +53,7 @@ class NoiseCheck:
         passes = logits.detach().unflatten(0, (num_passes, -1)) if len(logits) else logits
         alike = bool((passes == passes[:1]).all())
         if not alike and not active and again is not None and _is_rounding(passes):
-            with torch.no_grad(), torch.random.fork_rng():
-                alike = torch.equal(again(), logits)
+            alike = torch.equal(again(), logits)
         verdict = torch.tensor([len(logits) > 0, len(logits) > 0 and not alike], device=logits.device).float()
         compared, differ = reduce(verdict).bool().tolist()
         if not compared:

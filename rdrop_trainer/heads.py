@@ -1,7 +1,8 @@
 """What a model predicts: which items a batch holds, which of them count where, and how the loss treats them.
 
-An item is what one prediction is made for: a row for sequence classification, a token for token classification. To
-support another head of this kind, add a `Head` and the classes it fits to `head_of`.
+An item is what one prediction is made for: a row for sequence classification, a token for token classification, a
+target token for language models. To support another head of this kind, add a `Head` and the classes it fits to
+`head_of`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.models.auto import modeling_auto
 
@@ -23,71 +25,134 @@ from .losses.reference import IGNORE_INDEX
 class Head:
     """How the predictions of a model are counted and compared.
 
+    A head has one part, or several that are averaged: extractive QA predicts where the answer starts and where it ends.
+
     Attributes:
         name: for messages.
         problem: the loss, as `rdrop_loss` names it.
+        outputs: names of the logits of each part among the model's outputs.
+        labels: names of the labels of each part in the batch.
         tokens: the items are tokens (logits (B, T, C), labels (B, T)), not rows (logits (B, C)).
-        unlabelled_rows: a row of tokens without a single label is unlabelled text, and all tokens of its attention
-            mask count in the divergence.
-        own_loss: the task loss is what the model itself returns (or the user's `compute_loss_func`).
+        shifted: the logits of a token predict the label of the next one.
+        soft_prompt: learned positions stand before the text, so that even its first token is predicted.
+        unlabelled_mask: name of the mask whose tokens count in the divergence where a row of tokens has no label at
+            all: such a row is unlabelled text. None: such a row counts nowhere.
+        positions: the labels are positions in the text, and those outside it are ignored.
+        task_loss: where the task loss comes from: "stock" (the head's usual loss, computed from the logits), "model"
+            (what the model returns), "function" (the user's `compute_loss_func`) or "trainer" (a `compute_loss` of the
+            trainer's own).
     """
 
     name: str
     problem: Problem = "single_label"
+    outputs: tuple[str, ...] = ("logits",)
+    labels: tuple[str, ...] = ("labels",)
     tokens: bool = False
-    unlabelled_rows: bool = False
-    own_loss: bool = False
+    shifted: bool = False
+    soft_prompt: bool = False
+    unlabelled_mask: str | None = None
+    positions: bool = False
+    task_loss: Literal["stock", "model", "function", "trainer"] = "stock"
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """How many items of a batch have a task loss and how many a divergence: (2,) integers, on the batch's device.
+        """How many items of a batch have a task loss and how many a divergence: (parts, 2) integers, on its device.
 
-        Counts need labels and attention mask only, so a whole accumulation window can be counted before its first
-        forward pass.
+        Counts need labels and masks only, so a whole accumulation window can be counted before its first forward pass.
         """
-        labels = batch["labels"]
-        rows = torch.tensor(labels.shape[0], device=labels.device)
-        labelled = rows if self.problem != "single_label" else (labels != IGNORE_INDEX).sum()
-        return torch.stack([labelled, self._divergence_mask(batch).sum() if self.tokens else rows])
+        return torch.stack([self._count(targets, batch) for targets in self._targets(batch)])
+
+    def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        rows = torch.tensor(targets.shape[0], device=targets.device)
+        labelled = rows if self.problem != "single_label" else (targets != IGNORE_INDEX).sum()
+        return torch.stack([labelled, self._divergence_mask(targets, batch).sum() if self.tokens else rows])
 
     def items(
-        self, logits: torch.Tensor, batch: Mapping[str, Any], num_passes: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The logits and labels of the items that count in the divergence, as `rdrop_loss` takes them.
+        self, logits: Mapping[str, torch.Tensor], batch: Mapping[str, Any], num_passes: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The logits and labels of the items that count in the divergence, as `rdrop_loss` takes them, for each part.
 
         Args:
-            logits: of all passes, (m·B, C), or (m·B, T', C) with T' ≥ T: positions the model put before the text
-                (soft prompts) are left out.
+            logits: the model's outputs by name, those of all passes in each: (m·B, C), or (m·B, T', C) with T' ≥ T:
+                positions the model put before the text (soft prompts) are left out.
             batch: the inputs of one pass, B rows.
             num_passes: m.
 
         Returns:
-            Logits (m·n, C) and labels of n items. Labelled items always count in the divergence.
-        """
-        labels = batch["labels"]
-        if not self.tokens:
-            if self.problem == "single_label":
-                labels = labels.reshape(-1)
-            return logits.reshape(logits.shape[0], -1), labels
-        mask = self._divergence_mask(batch)  # (B, T)
-        logits = logits[:, -labels.shape[1] :]  # (m·B, T, C)
-        logits = logits.unflatten(0, (num_passes, -1))[:, mask]  # (m, n, C)
-        return logits.flatten(0, 1), labels[mask]
+            For each part, logits (m·n, C) and labels of n items. Labelled items always count in the divergence.
 
-    def _divergence_mask(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        labelled = batch["labels"] != IGNORE_INDEX  # (B, T)
-        if not self.unlabelled_rows:
+        Raises:
+            ValueError: an output of another shape.
+        """
+        parts = zip(self.outputs, self._targets(batch), strict=True)
+        return [self._items(name, logits[name], targets, batch, num_passes) for name, targets in parts]
+
+    def _items(self, name, logits, targets, batch, num_passes) -> tuple[torch.Tensor, torch.Tensor]:
+        size = num_passes * targets.shape[0]
+        expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
+        fits = logits.dim() == len(expected) and logits.shape[0] == size
+        if self.tokens:
+            fits = fits and logits.shape[1] >= targets.shape[1]
+        elif self.problem != "single_label":
+            fits = logits.shape[:1] == (size,)
+        if not fits:
+            raise ValueError(
+                f"R-Drop took the head for {self.name}, whose {name!r} have the shape ({', '.join(expected)}) with "
+                f"{size} rows ({num_passes} passes) for labels {tuple(targets.shape)}; the model returned "
+                f"{tuple(logits.shape)}."
+            )
+        if not self.tokens:
+            if self.positions:
+                logits = logits[:, -batch_length(batch) :]
+            return logits.reshape(size, -1), targets
+        mask = self._divergence_mask(targets, batch)  # (B, T)
+        logits = logits[:, -targets.shape[1] :]  # (m·B, T, C)
+        logits = logits.unflatten(0, (num_passes, -1))[:, mask]  # (m, n, C)
+        return logits.flatten(0, 1), targets[mask]
+
+    def _targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What each part's logits predict: (B,), (B, C) for several values a row, or (B, T) aligned with the logits."""
+        labels = [batch[key] for key in self.labels]
+        if self.positions:
+            # The stock loss takes any negative position for the first one
+            length = batch_length(batch)
+            return [y.reshape(-1).clamp(0).masked_fill(y.reshape(-1) >= length, IGNORE_INDEX) for y in labels]
+        if self.shifted and batch.get("shift_labels") is not None:
+            return [batch["shift_labels"]]
+        if self.shifted:
+            labels = [F.pad(y, (0, 1), value=IGNORE_INDEX) for y in labels]
+            return labels if self.soft_prompt else [y[:, 1:] for y in labels]
+        if not self.tokens and self.problem == "single_label":
+            return [y.reshape(-1) for y in labels]
+        return labels
+
+    def _divergence_mask(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        labelled = targets != IGNORE_INDEX  # (B, T)
+        if self.unlabelled_mask is None:
             return labelled
-        attended = batch.get("attention_mask")
-        # A mask of another shape (per pair of tokens, say) does not say which tokens are text
-        attended = attended.bool() if attended is not None and attended.shape == labelled.shape else True
-        unlabelled_row = ~labelled.any(-1, keepdim=True)
-        return labelled | (unlabelled_row & attended)
+        attended = batch.get(self.unlabelled_mask)
+        if attended is not None and attended.shape == labelled.shape:
+            attended = attended.bool()
+        else:
+            # Nothing, or a mask of another shape (per pair of tokens, say), says which tokens are text: all of the
+            # encoder's, but none of a decoder's, whose targets are padded with the mark of an unlabelled token
+            attended = self.unlabelled_mask == "attention_mask"
+        return labelled | (~labelled.any(-1, keepdim=True) & attended)
 
 
 SINGLE_LABEL = Head("single-label classification")
 MULTI_LABEL = Head("multi-label classification", problem="multi_label")
 REGRESSION = Head("regression", problem="regression")
-TOKEN = Head("token classification", tokens=True, unlabelled_rows=True)
+MULTIPLE_CHOICE = Head("multiple choice")
+QUESTION_ANSWERING = Head(
+    "extractive question answering",
+    outputs=("start_logits", "end_logits"),
+    labels=("start_positions", "end_positions"),
+    positions=True,
+)
+TOKEN = Head("token classification", tokens=True, unlabelled_mask="attention_mask")
+MASKED_LM = Head("masked language modelling", tokens=True)
+SEQ2SEQ = Head("sequence-to-sequence language modelling", tokens=True, unlabelled_mask="decoder_attention_mask")
+CAUSAL_LM = Head("causal language modelling", tokens=True, shifted=True)
 PROBLEM_TYPES = {
     "single_label_classification": SINGLE_LABEL,
     "multi_label_classification": MULTI_LABEL,
@@ -95,72 +160,96 @@ PROBLEM_TYPES = {
 }
 
 
-def _class_names(*mappings: Mapping[str, Any]) -> frozenset[str]:
-    """The class names in mappings of model type to one name or several."""
+def _class_names(*tasks: str) -> frozenset[str]:
+    """The class names of transformers' mappings for some tasks; a version may lack a mapping."""
+    mappings = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in tasks]
     values = [value for mapping in mappings for value in mapping.values()]
     return frozenset(name for value in values for name in ([value] if isinstance(value, str) else value))
 
 
 _ROW_CLASSIFIERS = _class_names(
-    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION"
 )
-_TOKEN_CLASSIFIERS = _class_names(modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
+# They count as language models by their names, but predict the token in place
+_IN_PLACE = frozenset({"XLMWithLMHeadModel", "FlaubertWithLMHeadModel", "XLNetLMHeadModel"})
+_GENERATORS = (
+    _class_names("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    - _IN_PLACE
+)
+_HEADS = (
+    (_class_names("TOKEN_CLASSIFICATION"), TOKEN),
+    (_class_names("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"), QUESTION_ANSWERING),
+    (_class_names("MULTIPLE_CHOICE"), MULTIPLE_CHOICE),
+    (_class_names("NEXT_SENTENCE_PREDICTION"), SINGLE_LABEL),
+    ((_class_names("MASKED_LM") | _IN_PLACE) - _GENERATORS, MASKED_LM),
+)
+_GENERATOR_NAMES = re.compile(r"For(CausalLM|ConditionalGeneration)$|LMHeadModel$")
+# Heads whose predictions have no fixed item to compare: boxes matched to objects, alignments, maps of pixels, sounds
+_REFUSED = re.compile(
+    r"For(CTC|RNNT|TDT|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
+    r"|Detection|Segmentation|Estimation|Matching|Matting|Recognition|ImageModeling|TextTo(Speech|Spectrogram|Waveform)"
+    r"|^TapasForQuestionAnswering$"
+)
 
 
-def head_of(model: nn.Module, labels: torch.Tensor) -> Head:
+def head_of(model: nn.Module, batch: Mapping[str, Any]) -> Head:
     """The head of a model, from its class (or the classes it derives from) and configuration.
 
     Args:
         model: the unwrapped model.
-        labels: one batch of labels; where the configuration states no problem type, their type decides it, by the rule
-            of `transformers` (one label is regression, integers are single-label, anything else multi-label).
+        batch: one batch; where the configuration states no problem type, the type of its `labels` decides it, by the
+            rule of `transformers` (one label is regression, integers are single-label, anything else multi-label).
 
     Returns:
         A head of this module. A model whose loss is not known to be the head's stock loss (its forward is defined
-        outside transformers, or its `loss_function` was replaced) keeps its own. A class that has nothing to do with
-        a head of transformers is judged by its labels alone: (B,) are rows, (B, T) integers are tokens, and floating
-        labels are regression or, with a column per class, multi-label.
+        outside transformers, its `loss_function` was replaced, or its router adds a loss) keeps its own. A class that
+        has nothing to do with a head of the table is judged by its name, where that says language model, or by its
+        labels: (B,) are rows, (B, T) integers are tokens, and floating labels are regression or, with a column per
+        class, multi-label.
 
     Raises:
-        ValueError: a model of transformers whose head is not supported.
+        ValueError: a head that R-Drop does not fit, or labels that are no tensor.
     """
     cls = type(model)
     names = {base.__name__ for base in cls.__mro__ if base.__module__.startswith("transformers.")}
+    known = [head for classes, head in _HEADS if names & classes]
+    stock_forward = cls.forward.__module__.startswith(("transformers.", "liger_kernel."))
+    adds_loss = getattr(getattr(model, "config", None), "output_router_logits", False)
     if names & _ROW_CLASSIFIERS:
-        head = _row_classifier(model.config, labels)
-    elif names & _TOKEN_CLASSIFIERS:
-        head = TOKEN
-    elif any(base.__module__.startswith("transformers.models.") for base in cls.__mro__ if _is_head(base)):
+        head = _row_classifier(model.config, _labels_of(batch, cls))
+    elif known:
+        head = known[0]
+    elif names & _GENERATORS:
+        head = _generator(model)
+    elif any(_REFUSED.search(name) for name in names):
         raise ValueError(
-            f"RDropTrainer does not support the head of {cls.__name__}. Supported are models for sequence, image and "
-            "audio classification (single-label, multi-label, regression), for token classification, and models "
-            "defined outside transformers that return their own loss and logits."
+            f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
+            "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
+            "audio and video classification, token classification, multiple choice, extractive question answering, "
+            "masked, causal and sequence-to-sequence language modelling, and models with a loss of their own that "
+            "return logits for rows or tokens."
         )
-    elif labels.is_floating_point():
-        head = MULTI_LABEL if labels.dim() == 2 and labels.shape[1] > 1 else REGRESSION
     else:
-        head = TOKEN if labels.dim() == 2 and labels.shape[1] > 1 else SINGLE_LABEL
-    stock_forward = cls.forward.__module__.startswith("transformers.")
-    if not stock_forward or "_loss_function" in vars(model):
-        head = with_own_loss(head)
-    return head
+        head = _judged(model, _labels_of(batch, cls))
+        stock_forward = False
+    keeps_own = not stock_forward or adds_loss or "_loss_function" in vars(model)
+    return replace(head, task_loss="model") if keeps_own else head
 
 
-def _is_head(cls: type) -> bool:
-    """A model with a head, by its name, as against the bodies and base classes that users build their own on."""
-    return re.search(r"For[A-Z]|HeadModel|HeadsModel", cls.__name__) is not None
+def batch_length(batch: Mapping[str, Any]) -> int:
+    """T, the tokens of a row of text."""
+    return next(batch[key] for key in ("input_ids", "inputs_embeds") if batch.get(key) is not None).shape[1]
 
 
-def with_own_loss(head: Head) -> Head:
-    """The same items and divergence, with the task loss left to the model."""
-    return replace(head, own_loss=True)
-
-
-def with_stock_loss(head: Head) -> Head:
-    """The same items and divergence, with the stock task loss of the head, whatever the model computes."""
-    return replace(head, own_loss=False)
+def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(
+            f"R-Drop needs `labels` as a tensor in every training batch to tell what {cls.__name__} predicts; "
+            + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
+            + " Rows without a label carry -100."
+        )
+    return labels
 
 
 def _row_classifier(config: Any, labels: torch.Tensor) -> Head:
@@ -173,3 +262,17 @@ def _row_classifier(config: Any, labels: torch.Tensor) -> Head:
         else:
             problem_type = "multi_label_classification"
     return PROBLEM_TYPES[problem_type]
+
+
+def _generator(model: nn.Module) -> Head:
+    config = getattr(model, "config", None)
+    return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
+
+
+def _judged(model: nn.Module, labels: torch.Tensor) -> Head:
+    """The head of a class that transformers does not list."""
+    if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
+        return _generator(model)
+    if labels.is_floating_point():
+        return MULTI_LABEL if labels.dim() == 2 and labels.shape[1] > 1 else REGRESSION
+    return TOKEN if labels.dim() == 2 and labels.shape[1] > 1 else SINGLE_LABEL

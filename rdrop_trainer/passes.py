@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,29 @@ class Passes:
 
     def first_output(self, loss: torch.Tensor) -> Any:
         """The output of the first pass with another loss, which stands first, as `Trainer` expects it."""
-        output = self.output(0)
-        if isinstance(output, Mapping):
-            return type(output)(**{"loss": loss, **{k: v for k, v in output.items() if k != "loss"}})
-        rest = output if isinstance(output, tuple) else (output,)
-        return (loss, *(rest[1:] if "loss" in self.runs[0] else rest))
+        return with_loss(self.output(0), loss, "loss" in self.runs[0])
 
 
-def run_passes(model: nn.Module, inputs: Mapping[str, Any], num_passes: int, mode: str) -> Passes:
+def with_loss(output: Any, loss: torch.Tensor, has_loss: bool) -> Any:
+    """An output in its own type, with a loss in front, in the place of its own where it has one."""
+    if isinstance(output, Mapping):
+        return type(output)(**{"loss": loss, **{k: v for k, v in output.items() if k != "loss"}})
+    rest = output if isinstance(output, tuple) else (output,)
+    return (loss, *(rest[1:] if has_loss else rest))
+
+
+def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """One forward of a model."""
+    return model(**inputs)
+
+
+def run_passes(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    num_passes: int,
+    mode: str,
+    call: Callable[[nn.Module, dict[str, Any]], Any] = call_model,
+) -> Passes:
     """Run the model `num_passes` times over `inputs`.
 
     Args:
@@ -73,25 +88,26 @@ def run_passes(model: nn.Module, inputs: Mapping[str, Any], num_passes: int, mod
         mode: "concat" (one forward of m·B rows), "sequential" (m forwards) or "recompute" (m forwards, all but the
             last checkpointed without reentrance, so that they keep no activations). Sequential and recompute draw
             the same dropout from the same random state.
+        call: how the model is run on inputs.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
     """
     batch_size = find_batch_size(model, inputs)
     if num_passes == 1:
-        outputs = [model(**inputs)]
+        outputs = [call(model, dict(inputs))]
     elif mode == "concat":
-        outputs = [model(**repeat_rows(inputs, num_passes, batch_size))]
+        outputs = [call(model, repeat_rows(inputs, num_passes, batch_size))]
     else:
         # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
         # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
         # middle of the backward.
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         if mode == "recompute":
-            again = [checkpoint(_call, inner, dict(inputs), use_reentrant=False) for _ in range(num_passes - 1)]
-            outputs = [*again, model(**inputs)]
+            again = [checkpoint(call, inner, dict(inputs), use_reentrant=False) for _ in range(num_passes - 1)]
+            outputs = [*again, call(model, dict(inputs))]
         else:
-            outputs = [model(**inputs)] + [inner(**inputs) for _ in range(num_passes - 1)]
+            outputs = [call(model, dict(inputs))] + [call(inner, dict(inputs)) for _ in range(num_passes - 1)]
     has_loss = any(inputs.get(key) is not None for key in ("labels", "start_positions"))
     return Passes([_as_dict(o, has_loss) for o in outputs], outputs, num_passes, batch_size)
 
@@ -123,6 +139,8 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
                 if value.shape[1] != batch_size:
                     raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
                 return value.repeat(1, num_passes, 1)
+            if key == "position_ids" and batch_size == 1 and inputs.get("attention_mask") is None and _is_packed(value):
+                raise _unrepeatable("'position_ids' start again within the row: several sequences packed into it")
             if value.shape[0] == batch_size:
                 return value.repeat(num_passes, *[1] * (value.dim() - 1))
             if value.shape[0] == 1 and value.dim() > 1:
@@ -149,8 +167,9 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
     return {key: repeat(key, value) for key, value in inputs.items()}
 
 
-def _call(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    return model(**inputs)
+def _is_packed(position_ids: torch.Tensor) -> bool:
+    """Several sequences in one row, (1, T): flash attention tells them apart only where the batch is that one row."""
+    return bool((position_ids.diff(dim=-1) <= 0).any())
 
 
 def _as_dict(outputs: Any, has_loss: bool) -> dict[str, Any]:

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from .checks import LossCheck, NoiseCheck
-from .heads import head_of, with_own_loss, with_stock_loss
+from .checks import NoiseCheck
 from .losses import RDropLoss, rdrop_loss
-from .passes import Passes, run_passes
+from .passes import Passes
+from .task_loss import TaskLossMixin, mean_of_parts, same_noise
 from .training_args import RDropArguments
 from .window import LoggedTerms, Window
 
 logger = logging.get_logger(__name__)
 
 
-class RDropMixin:
+class RDropMixin(TaskLossMixin):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
     On an R-Drop step every example runs through the model several times with fresh dropout, and the loss is
@@ -93,7 +93,7 @@ class RDropMixin:
             This micro-batch's share of the loss of the optimizer step; outside `train()`, the loss of this batch.
         """
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, self._decodable(inputs), return_outputs, num_items_in_batch)
         settings = RDropArguments.of(self.args)
         is_rdrop_step = settings.is_rdrop_step(self.state.global_step)
         window = self._window or self._count_window([inputs])
@@ -101,7 +101,7 @@ class RDropMixin:
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
 
         num_passes = settings.rdrop_num_passes if is_rdrop_step else 1
-        passes = run_passes(model, self._model_inputs(inputs, window), num_passes, settings.rdrop_forward_mode)
+        passes = self._run(model, inputs, window, num_passes, settings.rdrop_forward_mode)
         terms = self._rdrop_terms(passes, inputs, window, settings, num_items_in_batch)
         if is_rdrop_step and self._window is not None:
             self._logged_terms.add(terms, self.state.global_step)
@@ -118,77 +118,41 @@ class RDropMixin:
     ) -> RDropLoss:
         """Loss, task loss and divergence of a micro-batch, each its share of the optimizer step's."""
         alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
-        logits, labels = window.head.items(passes["logits"], inputs, passes.num_passes)
+        items = window.head.items(passes, inputs, passes.num_passes)
         if passes.num_passes > 1 and not self._noise_check.done:
-            self._check_noise(passes, logits, inputs, window, settings)
+            self._check_noise(passes, items[0][0], inputs, window, settings)
         if not self._loss_check.done:
-            self._check_task_loss(passes, logits, labels, window)
+            self._check_model_loss(passes, items, window)
 
-        divergence_items = window.divergence_items / window.processes
-        terms = rdrop_loss(
-            logits,
-            labels,
-            alpha=alpha,
-            num_passes=passes.num_passes,
-            problem=window.head.problem,
-            num_items=window.task_items / window.processes,
-            num_divergence_items=divergence_items if settings.rdrop_reduction == "mean" else window.micro_batches,
-            reduction=settings.rdrop_reduction,
-            label_smoothing=self.args.label_smoothing_factor if self.label_smoother is not None else 0.0,
+        means = settings.rdrop_reduction == "mean"
+        terms = mean_of_parts(
+            rdrop_loss(
+                logits,
+                labels,
+                alpha=alpha,
+                num_passes=passes.num_passes,
+                problem=window.head.problem,
+                num_items=task_items / window.processes,
+                num_divergence_items=divergence_items / window.processes if means else window.micro_batches,
+                reduction=settings.rdrop_reduction,
+                label_smoothing=self._label_smoothing,
+            )
+            for (logits, labels), task_items, divergence_items in zip(
+                items, window.task_items, window.divergence_items, strict=True
+            )
         )
-        if not window.head.own_loss:
+        if window.head.task_loss == "stock":
             return terms
         task_loss = self._own_task_loss(passes, inputs, window, num_items_in_batch)
         return RDropLoss(task_loss + alpha / 2 * terms.divergence, task_loss, terms.divergence)
-
-    # ---- Plain training, and losses that are not ours ----
-
-    def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
-        """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
-        result = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
-        loss = result[0] if return_outputs else result
-        if window.head.problem == "single_label":
-            # No labelled item: the mean over nothing is NaN there
-            loss = torch.where(window.task_items > 0, loss, torch.zeros_like(loss))
-        return (loss, result[1]) if return_outputs else loss
-
-    def _own_task_loss(
-        self,
-        passes: Passes,
-        inputs: Mapping[str, Any],
-        window: Window,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor:
-        """The loss of the user's `compute_loss_func` or of the model itself, mean over passes, scaled to the window."""
-        if self.compute_loss_func is not None:
-            losses = [
-                self.compute_loss_func(passes.output(k), inputs["labels"], num_items_in_batch=num_items_in_batch)
-                for k in range(passes.num_passes)
-            ]
-            scale = window.processes if num_items_in_batch is not None else 1
-            return torch.stack(losses).mean() * scale
-        loss = passes.loss()
-        if loss is None:
-            raise ValueError(
-                f"{type(passes.raw[0]).__name__} holds no loss although labels were given; R-Drop keeps the model's "
-                "own task loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
-            )
-        # Taken as a mean over the micro-batch's items, which is what a model that is not told the window's count gives
-        share = window.share(inputs)
-        return torch.where(share > 0, loss * share, torch.zeros_like(loss))
-
-    def _model_inputs(self, inputs: Mapping[str, Any], window: Window) -> dict[str, Any]:
-        """The inputs of a forward pass: without labels, unless the model's own loss is wanted."""
-        needs_loss = self.compute_loss_func is None and (window.head.own_loss or not self._loss_check.done)
-        needs_loss = needs_loss and self.label_smoother is None
-        return {key: value for key, value in inputs.items() if key != "labels" or needs_loss}
 
     def _check_noise(
         self, passes: Passes, logits: torch.Tensor, inputs: Mapping[str, Any], window: Window, settings: RDropArguments
     ) -> None:
         def again() -> torch.Tensor:
-            repeated = run_passes(self.model, self._model_inputs(inputs, window), passes.num_passes, "concat")
-            return window.head.items(repeated["logits"], inputs, passes.num_passes)[0]
+            with torch.no_grad(), same_noise(self.args.device):
+                repeated = self._run(self.model, inputs, window, passes.num_passes, "concat")
+            return window.head.items(repeated, inputs, passes.num_passes)[0][0]
 
         self._noise_check.look(
             self.model,
@@ -199,18 +163,6 @@ class RDropMixin:
             self.accelerator.reduce,
             again if settings.rdrop_forward_mode == "concat" else None,
         )
-
-    def _check_task_loss(self, passes: Passes, logits: torch.Tensor, labels: torch.Tensor, window: Window) -> None:
-        own = passes.loss()
-        if window.head.own_loss or own is None:
-            self._loss_check.done = True
-            return
-        stock = rdrop_loss(
-            logits.detach(), labels, alpha=0, num_passes=passes.num_passes, problem=window.head.problem
-        ).task_loss
-        self._loss_check.look(own.detach(), stock, logits.dtype, self.accelerator.reduce)
-        if self._loss_check.differs:
-            window.head = with_own_loss(window.head)
 
     # ---- Counting and logging ----
 
@@ -232,19 +184,7 @@ class RDropMixin:
         return batch_samples, num_items_in_batch
 
     def _count_window(self, batches: list[Mapping[str, Any]], over_processes: bool = False) -> Window:
-        for batch in batches:
-            if batch.get("labels") is None:
-                raise ValueError(
-                    f"R-Drop needs `labels` in every training batch, got only: {', '.join(batch)}. Rows without a "
-                    "label carry -100."
-                )
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT adapter
-        head = head_of(model, batches[0]["labels"])
-        if self.compute_loss_func is not None or self._loss_check.differs:
-            head = with_own_loss(head)
-        elif self.label_smoother is not None:
-            head = with_stock_loss(head)
+        head = self._choose_head(batches)
         # Processes of one tensor-parallel group see the same rows
         replicas = self.get_tp_size()
         processes = self.accelerator.num_processes // replicas if over_processes else 1
@@ -255,16 +195,8 @@ class RDropMixin:
     def _start_rdrop(self) -> None:
         self._window: Window | None = None
         self._noise_check = NoiseCheck()
-        self._loss_check = LossCheck()
+        self._start_task_loss()
         self._logged_terms = LoggedTerms(self.args.device)
-
-    def _undo_division(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
-        """Older transformers do not ask `loss_is_scaled_for_ga`: undo the division they are about to make."""
-        if hasattr(Trainer, "loss_is_scaled_for_ga") or self._window is None:
-            return loss
-        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        divides = not counted and self.compute_loss_func is None
-        return loss * self._window.micro_batches if divides else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
@@ -281,3 +213,7 @@ class RDropMixin:
 
 class RDropTrainer(RDropMixin, Trainer):
     """`transformers.Trainer` with R-Drop; the same arguments, methods and checkpoints."""
+
+
+class RDropSeq2SeqTrainer(RDropMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with R-Drop; it generates during evaluation (`predict_with_generate`) as before."""

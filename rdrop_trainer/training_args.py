@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from numbers import Real
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .losses.rdrop import REDUCTIONS
 
@@ -119,6 +119,11 @@ class RDropArguments:
 @dataclass
 class RDropTrainingArguments(RDropArguments, TrainingArguments):
     """`transformers.TrainingArguments` plus the R-Drop settings of `RDropArguments`."""
+
+
+@dataclass
+class RDropSeq2SeqTrainingArguments(RDropArguments, Seq2SeqTrainingArguments):
+    """`transformers.Seq2SeqTrainingArguments` plus the R-Drop settings of `RDropArguments`."""
 
 
 def _number(name: str, value: float) -> float:

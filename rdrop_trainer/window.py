@@ -18,7 +18,8 @@ class Window:
 
     Attributes:
         head: says what an item is.
-        task_items, divergence_items: counts over all micro-batches and all processes that share them; scalars.
+        task_items, divergence_items: counts over all micro-batches and all processes that share them, for each part of
+            the head; (parts,).
         micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
     """
@@ -42,7 +43,7 @@ class Window:
         counts = sum(head.count(batch) for batch in batches).to(device)
         if processes > 1:
             counts = sum_over_processes(counts)
-        return cls(head, counts[0], counts[1], len(batches), processes)
+        return cls(head, counts[:, 0], counts[:, 1], len(batches), processes)
 
     @property
     def is_one_batch(self) -> bool:
@@ -51,8 +52,8 @@ class Window:
 
     def share(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The weight that a mean over the items of one micro-batch has in the mean over the window; a scalar."""
-        items = self.head.count(batch)[0].to(self.task_items.device)
-        return items * self.processes / self.task_items.clamp(min=1)
+        items = self.head.count(batch)[:, 0].to(self.task_items.device)
+        return (items * self.processes / self.task_items.clamp(min=1)).mean()
 
 
 class LoggedTerms:

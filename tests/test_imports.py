@@ -11,6 +11,7 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
     ["trainer", "glue.demo"],
+    ["task_loss"],
     ["checks", "window", "glue.checkpoint", "glue.outcome", "glue.processors"],
     ["passes", "heads", "dropout", "glue.arguments", "glue.features"],
     ["training_args", "glue.data", "glue.submission", "glue.metrics", "glue.choice", "glue.questions"],
