@@ -138,8 +138,10 @@ class AnswerMatch(_InMemoryMetric):
 
 # The marks of the official script: it counts no others as punctuation
 _PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-# A Chinese character; a word or number, with what joins its parts; any other mark
-_SEGMENT = re.compile(r"[\u4e00-\u9fa5]|(?:(?![\u4e00-\u9fa5])\w)+(?:(?:[.']|,(?=\d))(?:(?![\u4e00-\u9fa5])\w)+)*|\S")
+# An ellipsis; a run of anything but spaces, Chinese characters and marks that stand alone, with full stops and commas
+# inside words and numbers; or a single character
+_HAN, _ALONE = r"\u4e00-\u9fa5", re.escape(';@#$%&?!()[]{}<>"«»—‘')
+_SEGMENT = re.compile(rf"\.{{3}}|(?:[^\s,.{_HAN}{_ALONE}]|,(?=\d)|\.(?=[^\s.{_HAN}]))+|\S")
 
 
 def _bare(text: str) -> str:
