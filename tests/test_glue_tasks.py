@@ -9,7 +9,7 @@ from rdrop_trainer.glue.tasks import TASKS, get_task
 
 NAMES = (
     "cola sst2 mrpc qqp stsb mnli qnli rte wnli ax afqmc tnews iflytek cmnli ocnli cluewsc2020 csl cluener "
-    "c3 chid cmrc2018 drcd eprstmt bustm csldcp"
+    "c3 chid cmrc2018 drcd csl_title eprstmt bustm csldcp"
 ).split()
 
 LABELS = {
@@ -70,7 +70,7 @@ def test_passages():
         "drcd": "question",
     }
     assert TASKS["cmrc2018"].headline == ("exact_match", "f1") and TASKS["c3"].headline == ("accuracy",)
-    assert [name for name in NAMES if TASKS[name].max_length != 128] == ["c3", "cmrc2018", "drcd"]
+    assert [name for name in NAMES if TASKS[name].max_length != 128] == ["c3", "cmrc2018", "drcd", "csl_title"]
 
 
 def test_scores_and_hub():
@@ -79,7 +79,7 @@ def test_scores_and_hub():
     assert TASKS["cluener"].headline[0] == "macro_f1"
     assert all(set(task.headline) <= set(task.metrics) for task in TASKS.values())
     assert TASKS["rte"].hub == ("nyu-mll/glue", "rte") and TASKS["tnews"].hub == ("clue/clue", "tnews")
-    assert [name for name in NAMES if TASKS[name].hub is None] == ["cluener", "eprstmt", "bustm", "csldcp"]
+    assert [name for name in NAMES if TASKS[name].hub is None] == ["cluener", "csl_title", "eprstmt", "bustm", "csldcp"]
 
 
 def test_splits():
