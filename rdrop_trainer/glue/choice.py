@@ -55,11 +55,11 @@ def make_choice_features(
 def _around_blank(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """As much of a passage around its blank as fits beside the choice that stands in it and behind it."""
     before, blank, after = context.partition(BLANK)
-    text = before + after
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - 2 * len(tokenizer.tokenize(choice))
-    if not blank or len(text) <= room // 4:  # no character is more than four tokens
+    if not blank:
         return context
-    tokens = len(tokenizer.tokenize(text))
+    text = before + after
+    encoded = tokenizer([text, choice], add_special_tokens=False, verbose=False)["input_ids"]
+    tokens, room = len(encoded[0]), max_length - tokenizer.num_special_tokens_to_add(pair=True) - 2 * len(encoded[1])
     if tokens <= room:
         return context
     size = max(len(text) * room // tokens, 0)

@@ -170,10 +170,10 @@ def _check_question(question: dict, where: str) -> dict:
     texts, starts = [], []
     for answer in question["answers"]:
         text, start = (answer.get(key) for key in _ANSWER) if isinstance(answer, dict) else (None, None)
-        if not isinstance(text, str) or not text or not isinstance(start, int):
+        if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
             raise InputError(f"{where}: the answer is {answer!r}, expected its text and answer_start")
-        texts.append(text)
-        starts.append(_find(row["context"], text, start))
+        texts.append(text.strip())  # no token covers a space at its ends
+        starts.append(_find(row["context"], texts[-1], start))
     return row | {"answers": texts, "starts": starts}
 
 

@@ -104,7 +104,7 @@ class ChoiceProcessor(Processor):
         return decode_choices(predictions, rows)
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
-        metric, references = load_metric(self.task), rows[self.references]
+        metric, references = load_metric(self.task), rows[self.references][:]
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
             answers = self.answers(prediction.predictions, features, rows)

@@ -109,7 +109,7 @@ def decode_answers(
         rows: the questions they were made of.
         max_answer_length: longest answer, in tokens.
     """
-    contexts = rows["context"]
+    contexts = rows["context"][:]
     best = [(-np.inf, "")] * len(contexts)
     columns = (features["row"], features["char_start"], features["char_end"], *predictions[:2])
     for row, char_start, char_end, start_logits, end_logits in zip(*columns, strict=True):
