@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from .heads import head_of
 from .losses.reference import IGNORE_INDEX
 from .training_args import RDropArguments
 
@@ -53,12 +54,23 @@ class UnlabeledRowsMixin:
             self._remove_unused_columns(rows) if isinstance(rows, datasets.Dataset) else rows
             for rows in (labelled, self.unlabeled_dataset)
         ]
-        self.train_dataset = MixedDataset(*used)
+        mixed = MixedDataset(*used)
+        if mixed.of_tokens:
+            self._check_head()
+        self.train_dataset = mixed
         self.data_collator = MixedCollator(self._get_collator_with_removed_columns(collator))
         try:
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = labelled, collator
+
+    def _check_head(self) -> None:
+        head = head_of(self._base_model, {"labels": torch.full((1, 1), IGNORE_INDEX)})
+        if head.tokens and head.unlabelled_mask is None:
+            raise ValueError(
+                f"unlabeled_dataset would have no effect on {head.name}, where every token that is to be predicted has "
+                "its label: add the texts to train_dataset."
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not isinstance(train_dataset, MixedDataset):
@@ -92,7 +104,7 @@ class MixedDataset(Dataset):
         _check_rows("train_dataset", labelled)
         _check_rows("unlabeled_dataset", unlabelled)
         self.labelled, self.unlabelled = labelled, unlabelled
-        self.label_key, self._of_tokens, self._of_targets = _kind_of_labels(labelled)
+        self.label_key, self.of_tokens, self._of_targets = _kind_of_labels(labelled)
         self._without_label(unlabelled[0])
 
     def __len__(self) -> int:
@@ -118,7 +130,7 @@ class MixedDataset(Dataset):
                     "the decoder."
                 )
             return {**rest, self.label_key: own}
-        return {**rest, self.label_key: [IGNORE_INDEX] * len(row["input_ids"]) if self._of_tokens else IGNORE_INDEX}
+        return {**rest, self.label_key: [IGNORE_INDEX] * len(row["input_ids"]) if self.of_tokens else IGNORE_INDEX}
 
 
 class MixedSampler(Sampler[MixedIndex]):

@@ -11,6 +11,7 @@ import formulas
 import pytest
 import tiny
 import torch
+import zoo
 from transformers import default_data_collator
 
 from rdrop_trainer import RDropTrainer
@@ -226,6 +227,14 @@ def test_refusals(labelled, unlabelled, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer = spy(rows(4), tmp_path, unlabeled_dataset=unlabelled)
         trainer.train_dataset = labelled
+        trainer.train()
+
+
+def test_language_models_are_refused(tmp_path):
+    """Rows of -100 alone would count nowhere, and no one would know."""
+    data = [{**row, "labels": row["input_ids"]} for row in rows(4)]
+    trainer = tiny.trainer(zoo.build("gpt2"), data, tmp_path, unlabeled_dataset=rows(4, labelled=False))
+    with pytest.raises(ValueError, match="no effect on causal language modelling"):
         trainer.train()
 
 
