@@ -15,7 +15,7 @@ import zoo
 from transformers import default_data_collator
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.mixing import MixedSampler
+from rdrop_trainer.mixing import MixedDataset, MixedSampler
 
 
 def rows(number, labelled=True, **columns):
@@ -146,6 +146,11 @@ def test_the_collator_of_the_user_and_its_label_key(key, tmp_path):
     trainer.train()
     assert sorted(flat(trainer.seen, 0)) == list(range(8)) and len(flat(trainer.seen, 1)) == 8
     assert trainer.data_collator is default_data_collator
+
+
+def test_an_unlabelled_row_has_the_label_key_of_the_labelled_alone():
+    labelled, unlabelled = [{"input_ids": [5], "label": 1}], [{"input_ids": [6], "labels": 2, "label_ids": 3}]
+    assert MixedDataset(labelled, unlabelled)[0, (0,)] == [labelled[0], {"input_ids": [6], "label": -100}]
 
 
 def test_loader_workers(tmp_path):
