@@ -160,6 +160,7 @@ def test_cmrc2018(model, here, pad, side):
     assert list(written) == [f"Q{i}" for i in range(5)]
     assert sum(written[f"Q{i}"] == NAMES[i % 4] for i in range(5)) >= 4
     assert BertForQuestionAnswering.from_pretrained("out").config.num_labels == 2
+    assert AutoTokenizer.from_pretrained("out").padding_side == "right"  # positions count from the left
 
 
 def test_the_answer_equals_the_saved_models_own(model, here):
