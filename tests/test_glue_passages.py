@@ -40,7 +40,7 @@ SQUAD = {
                             "question": "字什么？",
                             "id": "D1_Q2",
                             "answers": [
-                                {"id": "1", "text": "太白", "answer_start": 10},
+                                {"id": "1", "text": "太白 ", "answer_start": 10},
                                 {"id": "2", "text": "李白", "answer_start": 7},
                                 {"id": "3", "text": "杜甫", "answer_start": 3},
                             ],
@@ -141,7 +141,7 @@ def test_questions(tmp_path, name, stem, indent, caplog):
     write(tmp_path / f"{stem}.json", SQUAD, indent)
     rows = load(name, tmp_path)["train"].to_list()
     assert [row["idx"] for row in rows] == ["D1_Q1", "D1_Q2"]
-    assert rows[1]["answers"] == ["太白", "李白", "杜甫"]
+    assert rows[1]["answers"] == ["太白", "李白", "杜甫"]  # without the space around the first
     assert rows[1]["starts"] == [11, 8, -1]  # 10 and 7 are off by one; the nearest place counts
     assert (rows[0]["context"], rows[0]["question"]) == ("李白是唐代诗人。李白字太白。", "谁是诗人？")
     assert (rows[0]["answers"], rows[0]["starts"]) == (["李白"], [0])

@@ -144,13 +144,14 @@ def test_chid_of_fewclue(model, here):
     assert lines == ['{"id": 0, "answer": 0}', '{"id": 1, "answer": 1}', '{"id": 2, "answer": 2}']
 
 
-@pytest.mark.parametrize("pad", [False, True])
-def test_cmrc2018(model, here, pad):
+@pytest.mark.parametrize("pad, side", [(False, "left"), (True, "right")])
+def test_cmrc2018(model, here, pad, side):
     make_questions(here / "cmrc2018")
-    flags = ["--task_name", "cmrc2018", "--data_dir", ".", "--doc_stride", 8, "--rdrop_alpha", 1, "--pad_to_max_length"]
-    assert (
-        run(model, *flags, pad, "--learning_rate", "1e-2", "--num_train_epochs", 8, "--max_seq_length", 24, *ALL) == 0
-    )
+    AutoTokenizer.from_pretrained(model, padding_side=side).save_pretrained("tokenizer")
+    flags = ["--task_name", "cmrc2018", "--data_dir", ".", "--max_seq_length", 24, "--doc_stride", 8]
+    flags += ["--tokenizer_name", "tokenizer", "--pad_to_max_length", pad]
+    flags += ["--rdrop_alpha", 1, "--learning_rate", "1e-2", "--num_train_epochs", 8]
+    assert run(model, *flags, *ALL) == 0
     found = results("out")
     assert found["rows"] == {"train": 64, "validation": 12, "test": 5}  # questions, not windows
     assert list(found["headline"]) == ["eval_exact_match", "eval_f1"]
@@ -159,6 +160,7 @@ def test_cmrc2018(model, here, pad):
     assert list(written) == [f"Q{i}" for i in range(5)]
     assert sum(written[f"Q{i}"] == NAMES[i % 4] for i in range(5)) >= 4
     assert BertForQuestionAnswering.from_pretrained("out").config.num_labels == 2
+    assert AutoTokenizer.from_pretrained("out").padding_side == "right"  # positions count from the left
 
 
 def test_the_answer_equals_the_saved_models_own(model, here):
@@ -184,10 +186,9 @@ def test_the_answer_equals_the_saved_models_own(model, here):
 
 def test_a_trained_model_is_evaluated_alone_and_other_heads_are_replaced(model, here, capsys):
     make_c3(here / "c3")
-    dump(
-        here / "afqmc" / "train.json", *({"sentence1": "好", "sentence2": "真", "label": str(i % 2)} for i in range(8))
-    )
-    assert run(model, "--task_name", "afqmc", "--data_dir", ".", "--num_train_epochs", 1, "--output_dir", "pairs") == 0
+    labels = ["neutral", "entailment", "contradiction"]
+    dump(here / "cmnli" / "train.json", *({"sentence1": "好", "sentence2": "真", "label": label} for label in labels))
+    assert run(model, "--task_name", "cmnli", "--data_dir", ".", "--num_train_epochs", 1, "--output_dir", "pairs") == 0
     flags = ["--task_name", "c3", "--data_dir", ".", "--max_seq_length", 32]
     capsys.readouterr()
     assert run("pairs", *flags, "--do_eval", "--output_dir", "x") == 2

@@ -6,13 +6,17 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
+from transformers import AutoTokenizer
 
 from rdrop_trainer import InputError
+from rdrop_trainer.glue.arguments import DataArguments
 from rdrop_trainer.glue.data import load_task
 from rdrop_trainer.glue.metrics import load_metric
 from rdrop_trainer.glue.overlap import bleu, rouge, without_blanks, words_of
+from rdrop_trainer.glue.processors import TitleProcessor
 from rdrop_trainer.glue.scratch import make_bart, make_bert
 from rdrop_trainer.glue.tasks import get_task
 
@@ -201,6 +205,16 @@ def test_the_best_epoch_by_rouge(alpha, model, here):
     files = ["--train_file", train, "--validation_file", dev, "--max_train_samples", 16]
     assert run(model, "--do_train", *files, *best, "--rdrop_alpha", alpha) == 0
     assert results()["settings"]["metric_for_best_model"] == "rougeL" and results()["metrics"]["steps"] == 1
+
+
+def test_rows_repeated_to_fill_the_last_batch_are_left_out(model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = load_task(TASK, train_file=lines(tmp_path / "a.tsv", "图像分类\tx", "语音检测\tx"))["train"]
+    processor = TitleProcessor(TASK, tokenizer, None, DataArguments(), 32)
+    labels = processor.features(rows)["labels"]
+    predictions = np.array([*labels, labels[0]])
+    predictions[1, -1] = -100
+    assert processor.answers(predictions, None, rows) == ["图像分类", "语音检测"]
 
 
 def test_a_test_set_without_titles(model, here):

@@ -149,7 +149,8 @@ class TitleProcessor(ChoiceProcessor):
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        return decode_titles(predictions, self.tokenizer)
+        # Seq2SeqTrainer leaves in the rows that several processes repeat to fill their last batch
+        return decode_titles(predictions[: len(rows)], self.tokenizer)
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
         titles = rows[self.references]
