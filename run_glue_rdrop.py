@@ -13,32 +13,21 @@ from pathlib import Path
 
 import datasets
 import transformers
-from transformers import (
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    TrainerCallback,
-    default_data_collator,
-)
+from transformers import TrainerCallback
 
-from rdrop_trainer import InputError, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
 from rdrop_trainer.glue import outcome
 from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_arguments
 from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
 from rdrop_trainer.glue.data import load_files, load_task
-from rdrop_trainer.glue.features import (
-    LabelMap,
-    decode_labels,
-    decode_tags,
-    make_compute_metrics,
-    make_features,
-    predict_spans,
-    without_seen_texts,
-)
+from rdrop_trainer.glue.features import without_seen_texts
+from rdrop_trainer.glue.processors import PROCESSORS, Processor
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
 
 logger = logging.getLogger("run_glue_rdrop")
+TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
 # What transformers raises for settings that do not work, before the first step
 _WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
@@ -91,26 +80,32 @@ def run(
         model, tokenizer, labels = load_checkpoint(model_args, task, training_args.do_train)
         if training_args.do_train:
             _check_dropout(model, training_args)
-        max_length = _max_length(data_args.max_seq_length, tokenizer, model.config)
+        max_length = _max_length("max_seq_length", data_args, tokenizer, model.config)
+        if task.head == "seq2seq":
+            data_args.max_target_length = _max_length("max_target_length", data_args, tokenizer, model.config)
+            training_args.predict_with_generate = True
+            training_args.generation_num_beams = data_args.num_beams
+            training_args.generation_max_length = data_args.max_target_length + 1  # with the token it begins from
+        multiple_of = 8 if training_args.fp16 or training_args.bf16 else None
+        processor = PROCESSORS[task.head](task, tokenizer, labels, data_args, max_length, multiple_of)
         with training_args.main_process_first(desc="tokenising"):
-            features = {
-                split: make_features(rows, task, tokenizer, labels, max_length, data_args.pad_to_max_length)
-                for split, rows in data.items()
-            }
+            features = {split: processor.features(rows) for split, rows in data.items()}
 
-    train_features = features.get("train") if training_args.do_train else None
-    if train_features is not None and "unlabeled" in features:
-        train_features = datasets.concatenate_datasets([train_features, features["unlabeled"]])
     eval_splits = _splits(data, "validation")
+
+    def metrics_of(split: str) -> Callable | None:
+        return processor.compute_metrics(features[split], data[split])
+
     try:
-        trainer = RDropTrainer(
+        trainer = TRAINERS.get(task.head, RDropTrainer)(
             model=model,
             args=training_args,
-            train_dataset=train_features,
+            train_dataset=features.get("train"),
             eval_dataset=features[eval_splits[0]] if eval_splits else None,
             processing_class=tokenizer,
-            data_collator=_collator(task, tokenizer, data_args.pad_to_max_length, training_args),
-            compute_metrics=_metrics_of(task, labels, features, data, eval_splits[0]) if eval_splits else None,
+            data_collator=processor.collator(),
+            compute_metrics=metrics_of(eval_splits[0]) if eval_splits else None,
+            unlabeled_dataset=features.get("unlabeled"),
         )
         output_dir.mkdir(parents=True, exist_ok=True)
     except _WRONG_SETTING as error:
@@ -154,7 +149,7 @@ def run(
         with clock("eval"):
             for split in eval_splits:
                 prefix = "eval_mm" if split.endswith("mismatched") else "eval"
-                trainer.compute_metrics = _metrics_of(task, labels, features, data, split)
+                trainer.compute_metrics = metrics_of(split)
                 metrics |= trainer.evaluate(features[split], metric_key_prefix=prefix)
 
     # ---- Predict ----
@@ -162,7 +157,7 @@ def run(
     if training_args.do_predict:
         with clock("predict"):
             for split in _splits(data, "test"):
-                written, scores = predict(trainer, task, labels, features[split], data[split], split, output_dir)
+                written, scores = predict(trainer, processor, features[split], data[split], split, output_dir)
                 metrics |= scores
                 if written is not None:
                     predictions.append(str(written.path))
@@ -175,6 +170,7 @@ def run(
         "metrics": {k: v for k, v in metrics.items() if k != "epoch"},
         "rows": {split: len(rows) for split, rows in data.items()},
         "splits_found": list(found),
+        "unlabeled_ratio": training_args.rdrop_unlabeled_ratio if "unlabeled" in data else None,
         "predictions": predictions,
         "complete_submissions": complete,
         "settings": settings,
@@ -188,7 +184,7 @@ def run(
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)
     if training_args.push_to_hub:
-        trainer.push_to_hub(tasks="text-classification" if task.head == "sequence" else "token-classification")
+        trainer.push_to_hub(tasks=processor.pipeline)
     return results
 
 
@@ -261,6 +257,7 @@ def choose_defaults(
     if data_args.unlabeled_file is not None and (task.is_regression or not args.do_train):
         why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
         raise InputError(f"{data_args.unlabeled_file}: unlabelled rows are for training a classifier, but {why}")
+    data_args.max_seq_length = data_args.max_seq_length or task.max_length
     if "output_dir" not in given:
         args.output_dir = f"runs/{task.name}-alpha{args.rdrop_alpha:g}-seed{args.seed}"
     if args.load_best_model_at_end or args.save_strategy == "best":
@@ -272,29 +269,27 @@ def choose_defaults(
             raise InputError(f"--metric_for_best_model {name}: {task.name} has no such score; it has {expected}")
 
 
-def predict(trainer, task: Task, labels: LabelMap | None, features, rows, split: str, output_dir: Path):
+def predict(trainer, processor: Processor, features, rows, split: str, output_dir: Path):
     """Predict one split: the leaderboard file written (on the main process), and the scores of a labelled split."""
+    task = processor.task
     if split == "test_public":
-        trainer.compute_metrics = _metrics_of(task, labels, {split: features}, {split: rows}, split)
+        trainer.compute_metrics = processor.compute_metrics(features, rows)
         return None, trainer.predict(features, metric_key_prefix="test_public").metrics
     trainer.compute_metrics = None
     # Without labels: a test set's are missing, and a loss over nothing is NaN
-    predicted = trainer.predict(features.remove_columns("labels"), metric_key_prefix=split).predictions
+    unlabelled = features.remove_columns(list(processor.label_columns))
+    predicted = trainer.predict(unlabelled, metric_key_prefix=split).predictions
     if not trainer.is_world_process_zero():
         return None, {}
-    texts = None
-    if task.head == "tokens":
-        answers = predict_spans(decode_tags(task, predicted, labels, features, rows))
-        texts = rows["text"]
-    else:
-        answers = decode_labels(task, predicted, labels).tolist()
+    answers = processor.answers(predicted, features, rows)
+    texts = rows["text"] if task.head == "tokens" else None
     written = write_submission(task, split, list(rows["idx"]), answers, output_dir, texts=texts)
     if not written.complete:
         logger.warning(
             f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "
             "is no valid submission."
         )
-    return written, {}
+    return written, {f"{split}_{key}": value for key, value in processor.scores(answers, rows).items()}
 
 
 class OnTrainBegin(TrainerCallback):
@@ -328,24 +323,14 @@ def _splits(data, kind: str) -> list[str]:
     return [split for split in data if split.split("_")[0] == kind]
 
 
-def _metrics_of(task, labels, features, data, split):
-    return make_compute_metrics(task, labels, features[split], data[split]) if task.metrics else None
-
-
-def _collator(task: Task, tokenizer, padded: bool, args: RDropTrainingArguments):
-    multiple = 8 if args.fp16 or args.bf16 else None
-    if task.head == "tokens":
-        return DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=multiple)
-    return default_data_collator if padded else DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
-
-
-def _max_length(wanted: int, tokenizer, config) -> int:
+def _max_length(name: str, data_args: DataArguments, tokenizer, config) -> int:
+    wanted = getattr(data_args, name)
     positions = getattr(config, "max_position_embeddings", None) or wanted
     if "roberta" in config.model_type:  # counts positions from behind the padding token's
         positions -= config.pad_token_id + 1
     limit = min(tokenizer.model_max_length, positions)
     if wanted > limit:
-        logger.warning(f"max_seq_length {wanted} is more than the model takes; using {limit}")
+        logger.warning(f"{name} {wanted} is more than the model takes; using {limit}")
     return min(wanted, limit)
 
 

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .checkpoints import RenamedWeightsMixin
 from .checks import NoiseCheck
 from .losses import RDropLoss, rdrop_loss
+from .mixing import UnlabeledRowsMixin
 from .passes import Passes
 from .task_loss import TaskLossMixin, mean_of_parts, same_noise
 from .training_args import RDropArguments
@@ -23,7 +24,7 @@ from .window import LoggedTerms, Window
 logger = logging.get_logger(__name__)
 
 
-class RDropMixin(TaskLossMixin, RenamedWeightsMixin):
+class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
     On an R-Drop step every example runs through the model several times with fresh dropout, and the loss is
@@ -39,16 +40,26 @@ class RDropMixin(TaskLossMixin, RenamedWeightsMixin):
     The settings are those of `RDropArguments`, read from `args` at every step; arguments without them get the defaults.
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.
 
+    Args:
+        unlabeled_dataset: rows without labels (what they have is not looked at), of which `rdrop_unlabeled_ratio` go
+            along with each labelled row in every training batch: they have no task loss, but their divergence counts.
+            Steps, epochs and `num_examples` go on counting labelled rows, in the order of the run without unlabelled
+            ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabelled rows
+            have no effect. With alpha = 0 they are left out.
+        *args, **kwargs: those of the trainer.
+
     Raises:
         ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism and unsupported heads; at
-            the first R-Drop step, for a model without active dropout.
+            the first R-Drop step, for a model without active dropout; for an `unlabeled_dataset` that is empty, has
+            no length, or goes along with labels that have no mark for an unlabelled row.
     """
 
     # `compute_loss` normalises over the accumulation window, so `training_step` must not divide again.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, unlabeled_dataset: Any = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self._start_mixing(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
         for field in fields(RDropArguments):
             if not hasattr(self.args, field.name):

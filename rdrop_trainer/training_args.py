@@ -70,6 +70,15 @@ class RDropArguments:
             "choices": list(REDUCTIONS),
         },
     )
+    rdrop_unlabeled_ratio: float = field(
+        default=1.0,
+        metadata={
+            "help": "With unlabelled rows: how many go along with each labelled row in every batch, more than 0. A "
+            "batch holds per_device_train_batch_size labelled rows and this many times as many unlabelled ones (0.5: "
+            "one for every second labelled row), and its forward passes and memory grow by them. Steps, epochs and "
+            "schedules count labelled rows, so the supervised run of the same settings has the same steps."
+        },
+    )
     rdrop_allow_deterministic: bool = field(
         default=False,
         metadata={
@@ -84,6 +93,9 @@ class RDropArguments:
         self.rdrop_warmup_steps = warmup = _number("rdrop_warmup_steps", self.rdrop_warmup_steps)
         self.rdrop_num_passes = _whole("rdrop_num_passes", self.rdrop_num_passes, at_least=2)
         self.rdrop_every_n_steps = _whole("rdrop_every_n_steps", self.rdrop_every_n_steps, at_least=1)
+        self.rdrop_unlabeled_ratio = _number("rdrop_unlabeled_ratio", self.rdrop_unlabeled_ratio)
+        if self.rdrop_unlabeled_ratio <= 0:
+            raise ValueError(f"rdrop_unlabeled_ratio must be more than 0, got {self.rdrop_unlabeled_ratio}.")
         if self.rdrop_alpha < 0:
             raise ValueError(f"rdrop_alpha must be a finite number of at least 0, got {self.rdrop_alpha}.")
         if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):

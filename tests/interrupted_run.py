@@ -12,6 +12,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("output_dir")
 parser.add_argument("--kill_at", type=int)
 parser.add_argument("--resume", action="store_true")
+parser.add_argument("--unlabeled", action="store_true")
 options = parser.parse_args()
 
 
@@ -26,6 +27,8 @@ trainer = tiny.trainer(
     tiny.dataset("token", rows=22, unlabelled=(3, 7)),
     options.output_dir,
     callbacks=[Kill()],
+    unlabeled_dataset=tiny.dataset("token", rows=7, seed=1) if options.unlabeled else None,
+    rdrop_unlabeled_ratio=0.7,
     per_device_train_batch_size=2,
     gradient_accumulation_steps=2,
     num_train_epochs=2,

@@ -89,6 +89,39 @@ def test_entity_f1_wants_rows_of_equal_length():
         score("cluener", [["O"], ["O"]], [["O"], ["O", "O"]])
 
 
+def test_choices_are_scored_by_their_places():
+    assert score("c3", [0, 3, 1], [0, 3, 2]) == {"accuracy": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    "prediction, answers, exact, f1",
+    [
+        ("李白", ["李白"], 1, 1),
+        ("“李白”。", ["李白"], 1, 1),  # marks of the official list do not count
+        ("(李白)", ["李白"], 0, 2 * 2 / (4 + 2)),  # others do
+        ("NBA联赛", ["nba联赛"], 1, 1),
+        ("NBA联赛", ["NBA"], 0, 2 * 1 / (3 + 1)),  # a word is one unit, like a character
+        ("1962年5月", ["1962年"], 0, 2 * 2 / (4 + 2)),
+        ("78.1%", ["78.2%"], 0, 2 * 1 / (2 + 2)),
+        ("2008-2009", ["20082009"], 1, 1),
+        ("中国北京人", ["中国人"], 0, 2 * 2 / (5 + 3)),  # one run in common, not all common characters
+        ("甲", ["乙"], 0, 0),
+        ("", ["乙"], 0, 0),
+        ("太白", ["李白", "太白"], 1, 1),
+        ("李太白", ["李白", "太白"], 0, 2 * 2 / (3 + 2)),
+    ],
+)
+def test_answers(prediction, answers, exact, f1):
+    assert score("cmrc2018", [prediction], [answers]) == {"exact_match": exact, "f1": pytest.approx(f1)}
+    halved = score("drcd", [prediction, "x"], [answers, ["y"]])
+    assert halved == {"exact_match": exact / 2, "f1": pytest.approx(f1 / 2)}
+
+
+def test_questions_without_answers_cannot_be_scored():
+    with pytest.raises(InputError, match="questions without an answer"):
+        score("cmrc2018", ["a", "b"], [["a"], []])
+
+
 def test_is_an_evaluate_metric_and_can_be_filled_in_batches():
     metric = load_metric(TASKS["qqp"])
     assert isinstance(metric, evaluate.Metric)

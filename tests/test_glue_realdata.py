@@ -5,8 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from rdrop_trainer.glue.choice import make_choice_features
 from rdrop_trainer.glue.data import load_task
+from rdrop_trainer.glue.passages import BLANK
+from rdrop_trainer.glue.scratch import make_bert
 from rdrop_trainer.glue.tasks import TASKS
 
 pytestmark = pytest.mark.realdata
@@ -23,6 +27,7 @@ ROWS = {
     "csldcp": {"train": 2036, "validation": 2068, "test": 2999, "test_public": 1784},
     "eprstmt": {"train": 160, "validation": 160, "test": 753, "test_public": 610, "unlabeled": 19565},
     "cluener": {"train": 10748, "validation": 1343, "test": 1345},
+    "chid": {"train": 202, "validation": 202, "test": 2000, "test_public": 2002},
 }
 
 # Counts in the order of the label ids.
@@ -48,6 +53,9 @@ LABELS = {
     ("eprstmt", "train"): [76, 84],
     ("eprstmt", "validation"): [86, 74],
     ("eprstmt", "test_public"): [305, 305],
+    ("chid", "train"): [29, 30, 26, 29, 30, 30, 28],
+    ("chid", "validation"): [26, 30, 29, 28, 30, 29, 30],
+    ("chid", "test_public"): [286] * 7,
 }
 
 # One training row has overlapping entities: two short companies inside longer entities give way.
@@ -81,7 +89,7 @@ def test_rows(load, name):
 @pytest.mark.parametrize("name, split", LABELS)
 def test_label_counts(load, name, split):
     counts = Counter(load(name)[split]["label"])
-    assert [counts[label] for label in range(len(TASKS[name].labels))] == LABELS[name, split]
+    assert [counts[label] for label in range(len(LABELS[name, split]))] == LABELS[name, split]
     assert sum(counts.values()) == sum(LABELS[name, split])
 
 
@@ -128,3 +136,16 @@ def test_texts_keep_their_length(load):
         ("cluewsc2020", "train", "text"): 147 + 4,  # the four marks
     }
     assert {key: max(map(len, load(key[0])[key[1]][key[2]])) for key in longest} == longest
+
+
+def test_every_idiom_stands_in_its_place_of_a_cut_passage(load, tmp_path):
+    rows = load("chid")["train"]
+    texts = [text for row in rows for text in (row["context"], *row["choices"])]
+    make_bert(tmp_path, texts, hidden_size=8, layers=1, heads=1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for row, inputs in zip(rows, make_choice_features(rows, tokenizer, 64)["input_ids"], strict=True):
+        before, after = row["context"].split(BLANK)
+        for choice, tokens in zip(row["choices"], inputs, strict=True):
+            first = tokenizer.decode(tokens).split("[SEP]")[0].replace("##", "").replace(" ", "")
+            near = (before[-1:] + choice + after[:1]).replace(" ", "")
+            assert near.lower() in first and len(tokens) <= 64

@@ -62,6 +62,29 @@ def test_text_ids_stay_text(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, ids, predictions, file, content, rows",
+    [
+        ("c3", [0, 1], [2, 0], "c311_predict.json", '{"id": 0, "label": 2}\n{"id": 1, "label": 0}\n', 1625),
+        (
+            "chid",
+            ["#idiom1#", "#idiom2#"],
+            [3, 9],
+            "chid11_predict.json",
+            '{\n"#idiom1#": 3,\n"#idiom2#": 9\n}\n',
+            None,
+        ),
+        ("chid", [7, 9], [6, 0], "chidf_predict.json", '{"id": 7, "answer": 6}\n{"id": 9, "answer": 0}\n', 2000),
+        ("cmrc2018", ["Q_0"], ["李白"], "cmrc2018_predict.json", '{\n"Q_0": "李白"\n}\n', 2000),
+        ("drcd", ["1-1"], ["x"], "drcd_predict.json", '{\n"1-1": "x"\n}\n', 3493),
+    ],
+)
+def test_passages(tmp_path, name, ids, predictions, file, content, rows):
+    done = write_submission(TASKS[name], "test", ids, predictions, tmp_path)
+    assert (done.path.name, done.path.read_text("utf-8"), done.expected_rows) == (file, content, rows)
+    assert done.complete == (rows is None)
+
+
+@pytest.mark.parametrize(
     "name, rows, file",
     [
         ("wnli", 146, "WNLI.tsv"),
@@ -70,6 +93,9 @@ def test_text_ids_stay_text(tmp_path):
         ("cluewsc2020", 2574, "cluewsc11_predict.json"),
         ("cluewsc2020", 290, "cluewscf_predict.json"),
         ("iflytek", 2279, "iflytekf_predict.json"),
+        ("c3", 1625, "c311_predict.json"),
+        ("c3", 3892, "c310_predict.json"),
+        ("chid", 2000, "chidf_predict.json"),
     ],
 )
 def test_complete(tmp_path, name, rows, file):
@@ -106,6 +132,7 @@ def test_splits_without_a_leaderboard(tmp_path):
         ("rte", [0], [-1], None, "row 0 is -1"),
         ("stsb", [0], [float("nan")], None, "row 0 is nan"),
         ("cluener", [0], [[]], None, "0 texts"),
+        ("cmrc2018", ["a", "b", "a"], ["x", "y", "z"], None, "1 ids occur twice"),
         ("cluener", [0], [[("name", 0, 3)]], ["abc"], "within 0 to 2"),
         ("cluener", [0], [[("animal", 0, 1)]], ["abc"], "row 0 has the entity"),
     ],

@@ -9,7 +9,7 @@ from rdrop_trainer.glue.tasks import TASKS, get_task
 
 NAMES = (
     "cola sst2 mrpc qqp stsb mnli qnli rte wnli ax afqmc tnews iflytek cmnli ocnli cluewsc2020 csl cluener "
-    "eprstmt bustm csldcp"
+    "c3 chid cmrc2018 drcd csl_title eprstmt bustm csldcp"
 ).split()
 
 LABELS = {
@@ -62,13 +62,24 @@ def test_regression_and_unscored():
     assert [name for name in NAMES if not TASKS[name].metrics] == ["ax"]
 
 
+def test_passages():
+    assert {name: TASKS[name].head for name in NAMES if TASKS[name].reads_passages} == {
+        "c3": "choice",
+        "chid": "choice",
+        "cmrc2018": "question",
+        "drcd": "question",
+    }
+    assert TASKS["cmrc2018"].headline == ("exact_match", "f1") and TASKS["c3"].headline == ("accuracy",)
+    assert [name for name in NAMES if TASKS[name].max_length != 128] == ["c3", "cmrc2018", "drcd", "csl_title"]
+
+
 def test_scores_and_hub():
     assert TASKS["cola"].headline == ("matthews_correlation",)
     assert TASKS["mrpc"].headline[0] == "f1" and TASKS["qqp"].headline[0] == "accuracy"
     assert TASKS["cluener"].headline[0] == "macro_f1"
     assert all(set(task.headline) <= set(task.metrics) for task in TASKS.values())
     assert TASKS["rte"].hub == ("nyu-mll/glue", "rte") and TASKS["tnews"].hub == ("clue/clue", "tnews")
-    assert [name for name in NAMES if TASKS[name].hub is None] == ["cluener", "eprstmt", "bustm", "csldcp"]
+    assert [name for name in NAMES if TASKS[name].hub is None] == ["cluener", "csl_title", "eprstmt", "bustm", "csldcp"]
 
 
 def test_splits():

@@ -107,14 +107,17 @@ def run_to_the_end(output_dir, *flags):
     )
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    """SIGKILL after step 5, resumed from the checkpoint of step 4, warm-up, every-2-steps and accumulation on."""
-    whole = run_to_the_end(tmp_path / "whole")
+@pytest.mark.parametrize("flags, kill_at", [([], 5), (["--unlabeled"], 9)])
+def test_killed_and_resumed_equals_uninterrupted(flags, kill_at, tmp_path):
+    """SIGKILL in the middle of the first or the second epoch, resumed from the checkpoint of the step before; warm-up,
+    every-2-steps and accumulation on, with and without unlabelled rows."""
+    whole = run_to_the_end(tmp_path / "whole", *flags)
     assert whole.returncode == 0, whole.stderr
-    killed = run_to_the_end(tmp_path / "cut", "--kill_at", "5")
+    killed = run_to_the_end(tmp_path / "cut", "--kill_at", str(kill_at), *flags)
     assert killed.returncode == -signal.SIGKILL
-    assert sorted(p.name for p in (tmp_path / "cut").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    resumed = run_to_the_end(tmp_path / "cut", "--resume")
+    saved = {p.name for p in (tmp_path / "cut").glob("checkpoint-*")}
+    assert saved == {f"checkpoint-{step}" for step in range(2, kill_at, 2)}
+    resumed = run_to_the_end(tmp_path / "cut", "--resume", *flags)
     assert resumed.returncode == 0, resumed.stderr
     weights = [torch.load(tmp_path / name / "final.pt") for name in ("whole", "cut")]
     assert tiny.identical(*weights)

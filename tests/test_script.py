@@ -355,7 +355,7 @@ def test_cluener_learns_entities(model, here):
     assert answers[0] == {"id": 0, "label": CLUENER["label"]}
 
 
-def test_custom_files_and_semi_supervised_rows(model, here):
+def test_custom_files_and_semi_supervised_rows(model, here, capsys):
     write_csv(here / "train.csv", header=("review", "stars"))
     write_csv(here / "dev.csv", rows=6, header=("review", "stars"))
     (here / "more.txt").write_text("the film was fine\nthe book was dull\nthe film was fine\n")
@@ -372,12 +372,17 @@ def test_custom_files_and_semi_supervised_rows(model, here):
             "review",
             "--label_column",
             "stars",
+            "--rdrop_unlabeled_ratio",
+            "0.5",
             "--output_dir",
             "out",
         )
         == 0
     )
-    assert results("out")["rows"] == {"train": 24, "validation": 6, "unlabeled": 2}
+    found = results("out")
+    assert found["rows"] == {"train": 24, "validation": 6, "unlabeled": 2}
+    assert found["unlabeled_ratio"] == 0.5 and found["metrics"]["steps"] == 3
+    assert "batches   0.5 unlabelled rows for each labelled one" in capsys.readouterr().out
 
 
 def test_recipe_and_overriding_flags(model, here):

@@ -18,6 +18,7 @@ def test_defaults_and_help():
         "rdrop_warmup_steps": 0,
         "rdrop_forward_mode": "concat",
         "rdrop_reduction": "mean",
+        "rdrop_unlabeled_ratio": 1.0,
         "rdrop_allow_deterministic": False,
     }
     assert all(len(f.metadata["help"]) > 60 for f in fields(settings))
@@ -38,6 +39,8 @@ def test_defaults_and_help():
         ("rdrop_warmup_steps", -1),
         ("rdrop_warmup_steps", 2.5),
         ("rdrop_warmup_steps", float("nan")),
+        ("rdrop_unlabeled_ratio", 0.0),
+        ("rdrop_unlabeled_ratio", float("inf")),
         ("rdrop_forward_mode", "parallel"),
         ("rdrop_reduction", "batchmean"),
     ],

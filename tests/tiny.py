@@ -90,7 +90,8 @@ def trainer(model, data, output_dir, cls=RDropTrainer, callbacks=None, **argumen
         **arguments,
     }
     args_cls = TrainingArguments if cls is Trainer else RDropTrainingArguments
-    extra = {k: arguments.pop(k) for k in ("compute_loss_func", "eval_dataset", "compute_metrics") if k in arguments}
+    names = ("compute_loss_func", "eval_dataset", "compute_metrics", "unlabeled_dataset")
+    extra = {k: arguments.pop(k) for k in names if k in arguments}
     tok = tokenizer()
     return cls(
         model,

@@ -15,8 +15,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError
-from ..training_args import RDropArguments, RDropTrainingArguments
-from .tasks import TASKS
+from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
+from .tasks import TASKS, get_task
 
 # Help for flags of TrainingArguments that mean something of their own here
 _HELP = {
@@ -89,15 +89,36 @@ class DataArguments:
     unlabeled_file: str | None = field(
         default=None,
         metadata={
-            "help": "Texts without labels (also .txt, one a line), mixed into the training data: they add the "
-            "divergence and no task loss. Texts that are also in another split are left out."
+            "help": "Texts without labels (also .txt, one a line), mixed into every batch, --rdrop_unlabeled_ratio of "
+            "them for each labelled row: they add the divergence and no task loss. Texts that are also in another "
+            "split are left out."
         },
     )
     text_columns: list[str] | None = field(
         default=None, metadata={"help": "Names of the one or two text columns in your files."}
     )
     label_column: str | None = field(default=None, metadata={"help": "Name of the label column. Default: label."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longer inputs are cut, in tokens."})
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. "
+            "Default: 128, for csl_title 256, for c3, cmrc2018 and drcd 512."
+        },
+    )
+    doc_stride: int = field(
+        default=128,
+        metadata={
+            "help": "cmrc2018 and drcd: how many tokens two windows of a long passage have in common, at most a third "
+            "of max_seq_length."
+        },
+    )
+    max_answer_length: int = field(default=50, metadata={"help": "cmrc2018 and drcd: longest answer, in tokens."})
+    max_target_length: int = field(
+        default=64, metadata={"help": "csl_title: longer titles are cut, and none longer is written, in tokens."}
+    )
+    num_beams: int = field(
+        default=4, metadata={"help": "csl_title: beams of the search for the best title; 1 takes the best next token."}
+    )
     pad_to_max_length: bool = field(
         default=False, metadata={"help": "Pad every row to max_seq_length instead of to the longest of its batch."}
     )
@@ -125,7 +146,10 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if self.max_seq_length < 4:
+        for name, low in (("doc_stride", 0), ("max_answer_length", 1), ("max_target_length", 2), ("num_beams", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}.")
+        if self.max_seq_length is not None and self.max_seq_length < 4:
             raise ValueError(f"max_seq_length must be at least 4 tokens, got {self.max_seq_length}.")
 
     @property
@@ -217,7 +241,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 
     try:
         model, data = build(ModelArguments), build(DataArguments)
-        training = build(RDropTrainingArguments)
+        generates = data.task_name is not None and get_task(data.task_name).head == "seq2seq"
+        training = build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments)
         _check_ranges(training)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error

@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -23,8 +26,19 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
-AUTO_CLASSES = {"sequence": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
-HEAD_SUFFIXES = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
+AUTO_CLASSES = {
+    "sequence": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+    "choice": AutoModelForMultipleChoice,
+    "question": AutoModelForQuestionAnswering,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+HEAD_SUFFIXES = {
+    "sequence": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "choice": "ForMultipleChoice",
+    "question": "ForQuestionAnswering",
+}
 
 
 def load_checkpoint(
@@ -38,7 +52,7 @@ def load_checkpoint(
         will_train: whether a head for other labels may be replaced by a new one.
 
     Returns:
-        Model, tokenizer, and how the task's label ids map to the model's (None for a regression).
+        Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
 
     Raises:
         InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
@@ -56,6 +70,8 @@ def load_checkpoint(
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
+    if task.head == "question":
+        tokenizer.padding_side = "right"  # the positions of an answer count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     model = _load(AUTO_CLASSES[task.head], source, {**options, "config": config, "ignore_mismatched_sizes": new_head})
@@ -64,12 +80,23 @@ def load_checkpoint(
 
 def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:
     """Write the task's labels into the configuration; the map, and whether the head has to be a new one."""
+    if task.head == "seq2seq":
+        if not config.is_encoder_decoder:
+            raise InputError(
+                f"{source} ({config.model_type}) is no encoder-decoder, and {task.name} writes texts; choose a model "
+                "such as BART, T5 or mT5"
+            )
+        return None, False  # the words it writes are those it reads, so there is no head to replace
     has_head = _has_head(config, task.head)
     if not has_head and not will_train:
         raise InputError(
             f"{source} has no trained head ({HEAD_SUFFIXES[task.head]}), so it would predict at random; train it on "
             f"{task.name} first (--do_train), or choose a trained model"
         )
+    if task.reads_passages:
+        if task.head == "question":
+            config.num_labels = 2  # start and end; a classifier may come with as many as it has labels
+        return None, not has_head
     if task.is_regression:
         if has_head and config.num_labels != 1 and not will_train:
             raise InputError(f"{source} predicts {config.num_labels} labels, but {task.name} is a regression")

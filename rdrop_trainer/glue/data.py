@@ -1,7 +1,8 @@
 """Load a task from the Hub, from a folder of the official files, or from a user's own files, into one form.
 
 Whatever the source, a row has the task's text columns, `idx` and `label` (`labels`, one tag id per character, for
-token tasks), and label ids follow the task's own order: labels are matched by name, never by position.
+token tasks; the text `target` for sequence to sequence, None where unknown), and label ids follow the task's own order:
+labels are matched by name, never by position. Rows about passages are those of `to_passages`.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
 
 from ..errors import InputError
 from .examples import IGNORED, READ_TEXTS, spelling, to_dataset
-from .readers import Rows, read_rows
+from .passages import to_passages
+from .readers import Rows, read_rows, read_values
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,9 @@ def load_task(
     if data_dir is not None and files:
         given = ", ".join(f"{kind}_file" for kind in files)
         raise InputError(f"both data_dir and {given} are given: give the folder or the files")
+    if unlabeled_file is not None and (task.reads_passages or task.head == "seq2seq"):
+        what = "asks about passages" if task.reads_passages else "writes texts"
+        raise InputError(f"{unlabeled_file}: unlabelled rows are for training a classifier, but {task.name} {what}")
     task = _with_columns(task, text_columns, label_column)
     if files:
         loaded = {}
@@ -188,6 +193,8 @@ def _is_number(text: str) -> bool:
 def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None) -> Task:
     """The task, reading its texts and labels from the columns a user has named."""
     changes = {}
+    if (text_columns or label_column) and task.reads_passages:
+        raise InputError(f"text_columns or label_column are given, but {task.name} reads the fields of its own files")
     if text_columns is not None:
         if task.name in READ_TEXTS or task.head == "tokens":
             raise InputError(f"text_columns are given, but {task.name} reads the fields of its official files")
@@ -205,18 +212,42 @@ def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: 
 
 def _load_file(task: Task, split: str, path: str | Path, *, classic: bool = False) -> datasets.Dataset:
     path = Path(path)
+    if task.reads_passages:
+        return _load_passages(task, split, [path])
     header = rename = None
     if path.suffix.lower() == ".txt":
         if split != "unlabeled" or len(task.text_columns) != 1:
             raise InputError(f"{path}: a .txt file can only hold the unlabeled texts of a task with one text column")
         header = task.sources(task.text_columns[0])
-    elif task.headerless and split in ("train", "validation") and path.suffix.lower() == ".tsv":
-        header = task.headerless
+    elif task.headerless and split in task.headerless_splits and path.suffix.lower() == ".tsv":
+        header = None if _has_header(task, path) else task.headerless
     elif classic and task.tsv:
         rename = functools.partial(_name_by_place, task, split)
     skip_short = task.tolerant and split.startswith(("train", "validation"))
     rows = read_rows(path, header=header, rename=rename, tolerant=task.tolerant, skip_short=skip_short)
     return to_dataset(task, split, rows, str(path))
+
+
+def _has_header(task: Task, path: Path) -> bool:
+    """Whether the first line of a file that should have none names the columns after all."""
+    _, first = next(read_rows(path, header=task.headerless), (0, {}))
+    found = {cell.strip() for cell in first.values()}
+    wanted = (task.label_sources, *(task.sources(column) for column in task.text_columns))
+    return all(found.intersection(names) for names in wanted)
+
+
+def _load_passages(task: Task, split: str, paths: Sequence[Path]) -> datasets.Dataset:
+    """The rows of one or more files; where the answers are in a file of their own (ChID), with these."""
+
+    def values() -> Iterator[tuple[str, object]]:
+        for path in paths:
+            apart = path.with_name(f"{path.stem}_answer.json")
+            answers = next((answers for _, answers in read_values(apart)), None) if apart.exists() else None
+            for line, value in read_values(path):
+                has_answers = answers is not None and isinstance(value, dict)
+                yield f"{path}:{line}", {**value, "answers": answers} if has_answers else value
+
+    return to_passages(task, split, values(), " and ".join(map(str, paths)))
 
 
 def _name_by_place(task: Task, split: str, header: list[str]) -> list[str]:
@@ -243,16 +274,20 @@ def _load_folder(task: Task, data_dir: Path) -> dict[str, datasets.Dataset]:
     suffixes = (".tsv", ".json", ".jsonl", ".csv", ".parquet")
     loaded = {}
     for split, stems in task.files.items():
-        paths = (folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes)
-        path = next((path for path in paths if path.exists()), None)
-        if path is None:
+        candidates = ([folder / f"{part}{suffix}" for part in stem.split("+")] for stem in stems for suffix in suffixes)
+        paths = next((paths for paths in candidates if any(path.exists() for path in paths)), None)
+        if paths is None:
             continue
+        if len(paths) > 1:
+            loaded[split] = _load_passages(task, split, paths)
+            continue
+        (path,) = paths
         if split == "unlabeled" and path.stat().st_size == 0:  # FewCLUE ships cluewsc with such a file
             logger.info("%s: is empty, so there is no split of unlabeled texts", path)
             continue
         loaded[split] = _load_file(task, split, path, classic=path.suffix == ".tsv")
     if not loaded:
-        expected = ", ".join(stems[0] for stems in task.files.values())
+        expected = ", ".join(dict.fromkeys(stems[0] for stems in task.files.values()))
         raise InputError(
             f"data_dir {data_dir}: no data for {task.name}, expected {expected} (.tsv or .json) there or in its folder "
             f"{task.folders[0]}"
@@ -270,11 +305,16 @@ def _load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> di
         raise InputError(
             f"the Hub could not be reached for {path} ({config}): {error}; pass --data_dir with a local copy"
         ) from error
-    loaded = {
-        split: to_dataset(task, split, _hub_rows(raw[split]), f"{path} {config} {split}")
-        for split in task.files
-        if split in raw
-    }
+    # A split may be called there as in the files, such as CMRC 2018's "trial"
+    loaded = {}
+    for split, stems in task.files.items():
+        name = next((name for name in (split, *stems) if name in raw), None)
+        if name is not None:
+            source, rows = f"{path} {config} {name}", _hub_rows(raw[name])
+            if task.reads_passages:
+                loaded[split] = to_passages(task, split, ((f"{source}:{n}", row) for n, row in rows), source)
+            else:
+                loaded[split] = to_dataset(task, split, rows, source)
     if not loaded:
         raise InputError(f"{path} ({config}) has the splits {', '.join(raw)}, expected {', '.join(task.files)}")
     return loaded

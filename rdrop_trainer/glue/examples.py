@@ -48,6 +48,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
             value = row.get(column)
         if task.head == "tokens":
             label = _tags(text[0], value, label_ids, where)
+        elif task.head == "seq2seq":
+            label = None if value is None else text_of(row, column, where).strip() or None
         else:
             label = _label(task, value, label_ids, where)
         if label is None and kind in ("train", "validation"):
@@ -56,7 +58,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
             left_out += 1
             continue
         texts.append(text)
-        ids.append(_row_id(task, row, position))
+        ids.append(row_id(task, row, position))
         labels.append(label)
     if left_out:
         logger.warning("%s: %d rows without an agreed label were left out of %s", source, left_out, split)
@@ -71,6 +73,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     if task.head == "tokens":
         columns["labels"] = [tags or [] for tags in labels]
         features["labels"] = datasets.List(datasets.Value("int64"))
+    elif task.head == "seq2seq":
+        columns["target"], features["target"] = labels, datasets.Value("string")
     else:
         missing = IGNORED if kind == "unlabeled" else UNLABELLED
         columns["label"] = [missing if label is None else label for label in labels]
@@ -96,7 +100,8 @@ def _find(row: dict, names: Sequence[str], where: str, required: bool = True) ->
     raise InputError(f"{where}: no column {' or '.join(map(repr, names))}, the columns are {', '.join(row)}")
 
 
-def _text(row: dict, column: str, where: str) -> str:
+def text_of(row: dict, column: str, where: str) -> str:
+    """A field that has to be text."""
     value = row[column]
     if not isinstance(value, str):
         raise InputError(f"{where}: the column {column!r} holds {value!r}, expected text")
@@ -108,7 +113,7 @@ def _text(row: dict, column: str, where: str) -> str:
 
 
 def _read_texts(task: Task, row: dict, where: str) -> tuple[str, ...]:
-    return tuple(_text(row, _find(row, task.sources(column), where), where) for column in task.text_columns)
+    return tuple(text_of(row, _find(row, task.sources(column), where), where) for column in task.text_columns)
 
 
 def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str, ...]:
@@ -116,12 +121,12 @@ def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str,
     words = row[keywords]
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise InputError(f"{where}: the column {keywords!r} holds {words!r}, expected a list of words")
-    return " ".join(words), _text(row, abstract, where)
+    return " ".join(words), text_of(row, abstract, where)
 
 
 def _read_marked_text(task: Task, row: dict, where: str) -> tuple[str, ...]:
     """The text with `_` around the noun phrase and brackets around the pronoun, as in CLUE's own baselines."""
-    text = _text(row, _find(row, ("text",), where), where)
+    text = text_of(row, _find(row, ("text",), where), where)
     target = row[_find(row, ("target",), where)]
     try:
         spans = [
@@ -148,6 +153,8 @@ READ_TEXTS = {"csl": _read_keywords_and_abstract, "cluewsc2020": _read_marked_te
 
 
 def _expected(task: Task) -> str:
+    if task.head == "seq2seq":
+        return "a text"
     if task.is_regression:
         return "a number"
     pairs = zip(task.raw_labels or task.labels, task.labels, strict=True)
@@ -211,7 +218,8 @@ def _tags(text: str, entities: object, label_ids: dict[str, int], where: str) ->
     return tags
 
 
-def _row_id(task: Task, row: dict, position: int) -> int | str:
+def row_id(task: Task, row: dict, position: int) -> int | str:
+    """A row's own id, or its position when it has none."""
     value = row.get("id", row.get("idx"))
     if value is None or value == "":
         return position

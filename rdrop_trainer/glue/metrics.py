@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import re
 import warnings
 from collections.abc import Sequence
-from types import ModuleType
+from difflib import SequenceMatcher
 
 import datasets
 import evaluate
 import numpy as np
 
 from ..errors import InputError
+from .extras import need
+from .overlap import bleu, rouge
 from .tasks import Task
 
 
@@ -23,14 +25,15 @@ def load_metric(task: Task) -> evaluate.Metric:
 
     Returns:
         A metric whose `compute(predictions=..., references=...)` gives the keys of `task.metrics`: label ids for
-        classification, numbers for regression, and for token tasks one list of tag names per row.
+        classification and multiple choice, numbers for regression, for token tasks one list of tag names per row, and
+        for questions a text against a list of texts, and for sequence to sequence one text per row.
 
     Raises:
-        InputError: the task has no labels to score against, or scikit-learn, SciPy or seqeval is not installed.
+        InputError: the task has no labels to score against, or a package that its scores need is not installed.
     """
     if not task.metrics:
         raise InputError(f"{task.name} has no labels to score against; predict it and submit the file")
-    return EntityF1(task) if task.head == "tokens" else TaskMetric(task)
+    return _METRICS.get(task.head, TaskMetric)(task)
 
 
 class _InMemoryMetric(evaluate.Metric):
@@ -43,12 +46,12 @@ class _InMemoryMetric(evaluate.Metric):
     def _build_data_dir(self) -> str:
         return self._data_dir_root  # the parent class would make a folder here, and nothing is stored
 
-    def _describe(self, feature: object) -> evaluate.MetricInfo:
+    def _describe(self, feature: object, reference: object | None = None) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=f"{', '.join(self.task.metrics)} of {self.task.name}",
             citation="",
             inputs_description="\npredictions and references are lists of equal length.",
-            features=datasets.Features({"predictions": feature, "references": feature}),
+            features=datasets.Features({"predictions": feature, "references": reference or feature}),
         )
 
 
@@ -60,7 +63,7 @@ class TaskMetric(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        _need("scipy.stats" if task.is_regression else "sklearn.metrics")
+        need("scipy.stats" if task.is_regression else "sklearn.metrics")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -81,7 +84,7 @@ class EntityF1(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        _need("seqeval")
+        need("seqeval")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -112,12 +115,69 @@ class EntityF1(_InMemoryMetric):
         }
 
 
+class AnswerMatch(_InMemoryMetric):
+    """Exact match and F1 of answers, as the evaluation of CMRC 2018 counts them; the best over a question's answers.
+
+    `exact_match` compares without case and punctuation. `f1` counts Chinese characters and the words, numbers and marks
+    of other scripts; what two answers have in common is their longest common run. The official script takes words from
+    NLTK, which also cuts English contractions ("don't") in two.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return self._describe(text, datasets.List(text))
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[list[str]]) -> dict[str, float]:
+        if not all(references):
+            raise InputError(f"{self.task.name}: there are questions without an answer to compare with")
+        pairs = list(zip(predictions, references, strict=True))
+        exact = [max(_bare(prediction) == _bare(answer) for answer in answers) for prediction, answers in pairs]
+        f1 = [max(_run_f1(prediction, answer) for answer in answers) for prediction, answers in pairs]
+        return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+# The marks of the official script: it counts no others as punctuation
+_PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+# An ellipsis; a run of anything but spaces, Chinese characters and marks that stand alone, with full stops and commas
+# inside words and numbers; or a single character
+_HAN, _ALONE = r"\u4e00-\u9fa5", re.escape(';@#$%&?!()[]{}<>"«»—‘')
+_SEGMENT = re.compile(rf"\.{{3}}|(?:[^\s,.{_HAN}{_ALONE}]|,(?=\d)|\.(?=[^\s.{_HAN}]))+|\S")
+
+
+def _bare(text: str) -> str:
+    return text.lower().strip().translate(_PUNCTUATION)
+
+
+def _run_f1(prediction: str, answer: str) -> float:
+    predicted, expected = (_SEGMENT.findall(_bare(text)) for text in (prediction, answer))
+    run = SequenceMatcher(None, predicted, expected, autojunk=False).find_longest_match().size
+    return 2 * run / (len(predicted) + len(expected)) if run else 0.0
+
+
+class TextOverlap(_InMemoryMetric):
+    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures, from 0 to 1, and BLEU, from 0 to 100, of generated texts.
+
+    Chinese is compared character by character, other scripts word by word; see `overlap`.
+    """
+
+    def __init__(self, task: Task):
+        need("rouge_score", "seq2seq")
+        need("sacrebleu", "seq2seq")
+        super().__init__(task)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._describe(datasets.Value("string"))
+
+    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        return {**rouge(predictions, references), "bleu": bleu(predictions, references)}
+
+
 def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
 
     An I- tag without its B- in front begins an entity too.
     """
-    return _need("seqeval.metrics.sequence_labeling").get_entities(list(tags))
+    return need("seqeval.metrics.sequence_labeling").get_entities(list(tags))
 
 
 def _f1(predicted: set, reference: set) -> float:
@@ -125,23 +185,16 @@ def _f1(predicted: set, reference: set) -> float:
     return 2 * len(predicted & reference) / both if both else 0.0
 
 
-def _need(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f'scoring needs {module.split(".")[0]}: pip install "rdrop-trainer[glue]"') from error
-
-
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
     return float((predictions == references).mean())
 
 
 def _binary_f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(_need("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
+    return float(need("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
 
 
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(_need("sklearn.metrics").matthews_corrcoef(references, predictions))
+    return float(need("sklearn.metrics").matthews_corrcoef(references, predictions))
 
 
 def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> float:
@@ -149,7 +202,7 @@ def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> 
         return float("nan")
     with warnings.catch_warnings():  # a constant is answered with NaN; SciPy would also warn
         warnings.simplefilter("ignore")
-        return float(getattr(_need("scipy.stats"), name)(predictions, references).statistic)
+        return float(getattr(need("scipy.stats"), name)(predictions, references).statistic)
 
 
 def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -167,3 +220,4 @@ _SCORES = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
+_METRICS = {"tokens": EntityF1, "question": AnswerMatch, "seq2seq": TextOverlap}

@@ -180,8 +180,8 @@ def _version(package: str) -> str:
 
 
 def headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
-    """The scores to look at first, with their prefix: of the matched set, the mismatched, and a public test set."""
-    prefixes = ("eval_", "eval_mm_", "test_public_")
+    """The scores to look at first, with their prefix: of the matched set, the mismatched, and a test set."""
+    prefixes = ("eval_", "eval_mm_", "test_public_", "test_")
     return {p + key: metrics[p + key] for p in prefixes for key in task.headline if p + key in metrics}
 
 
@@ -192,6 +192,8 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
     what = f"R-Drop with alpha {alpha:g}" if alpha else "plain fine-tuning (alpha 0)"
     lines = [f"{results['task']}: {what}, seed {settings['seed']}, {settings['model_name_or_path']}"]
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in results["rows"].items()))
+    if results["unlabeled_ratio"]:
+        lines.append(f"batches   {results['unlabeled_ratio']:g} unlabelled rows for each labelled one")
     if "train_loss" in metrics:
         lines.append(f"training  loss {metrics['train_loss']:.4f}, {metrics['steps']} steps")
     for name, value in results["headline"].items():

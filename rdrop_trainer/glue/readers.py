@@ -73,6 +73,40 @@ def read_rows(
     raise InputError(f"{path}: unknown kind of file {suffix!r}, expected one of {', '.join(SUFFIXES)}")
 
 
+def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
+    """Read a file that may also be one JSON document: an array, or an object over several lines.
+
+    Args:
+        path: the file. A .json file whose first line is no whole object is a document; everything else is read by
+            `read_rows`.
+
+    Returns:
+        An iterator over (line number, row), or over the values of the document: (" item 1", value), ...
+
+    Raises:
+        InputError: as `read_rows`.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    if path.suffix.lower() != ".json" or _is_object(next((line for _, line in _lines(path) if line.strip()), "{}")):
+        return rows
+    try:
+        document = json.loads("\n".join(line for _, line in _lines(path)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg}), expected an object or an array") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: broken JSON ({error}), expected an object or an array") from None
+    values = document if isinstance(document, list) else [document]
+    return ((f" item {number}", value) for number, value in enumerate(values, 1))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, without line ends and without a byte order mark."""
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A small BERT from scratch: a tokenizer of the words in given texts, and random weights. Needs no download."""
+"""A small BERT or BART from scratch: a tokenizer of the words in given texts, and random weights. No download."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -38,6 +45,59 @@ def make_bert(
         max_length: the longest input, in tokens.
         seed: of the random weights.
     """
+    tokenizer = make_tokenizer(texts, vocab_size, max_length)
+    tokenizer.save_pretrained(folder)
+    set_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * hidden_size,
+        max_position_embeddings=max_length,
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+def make_bart(
+    folder: Path,
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 8000,
+    hidden_size: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    max_length: int = 64,
+    seed: int = 0,
+) -> None:
+    """Save a BART, which writes texts from texts, and its tokenizer; the arguments are those of `make_bert`.
+
+    Encoder and decoder have `layers` layers each, and texts end with [SEP].
+    """
+    tokenizer = make_tokenizer(texts, vocab_size, max_length, bos_token="[CLS]", eos_token="[SEP]")
+    tokenizer.save_pretrained(folder)
+    set_seed(seed)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=hidden_size,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=2 * hidden_size,
+        decoder_ffn_dim=2 * hidden_size,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=tokenizer.eos_token_id,
+    )
+    BartForConditionalGeneration(config).save_pretrained(folder)
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, **tokens: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the characters and most frequent words of texts; `tokens` names more of its special tokens."""
     normalizer, splitter = BertNormalizer(), BertPreTokenizer()
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     characters = sorted({character for word in counts for character in word})
@@ -47,6 +107,7 @@ def make_bert(
     vocabulary = {piece: i for i, piece in enumerate(list(dict.fromkeys([*pieces, *by_frequency]))[:vocab_size])}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -55,14 +116,4 @@ def make_bert(
     names = {name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
     names["mask_token"] = "[MASK]"
     names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names).save_pretrained(folder)
-    set_seed(seed)
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=2 * hidden_size,
-        max_position_embeddings=max_length,
-    )
-    BertModel(config).save_pretrained(folder)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **names, **tokens)

@@ -1,8 +1,9 @@
 """Write predictions in the form the leaderboards of GLUE, CLUE and FewCLUE take.
 
 File names and row counts are facts of the tasks (`Task.submission`). FewCLUE adds an "f" to the tasks it shares with
-CLUE ("tnewsf_predict.json"); which of the two is meant follows from the number of rows. OCNLI and CSL have 3000 test
-rows in both and get CLUE's name. The form of CLUENER's file is the one of its training data.
+CLUE ("tnewsf_predict.json"); which of the two is meant follows from the number of rows, and for ChID, where their forms
+differ too, also from the ids: CLUE's are the names of blanks. OCNLI and CSL have 3000 test rows in both and get CLUE's
+name. The form of CLUENER's file is the one of its training data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from .tasks import Task
+from .tasks import Leaderboard, Task
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,16 @@ def write_submission(
 ) -> Submission:
     """Write the predictions for one split, in its order.
 
-    GLUE gets .tsv files, and so does a custom task; CLUE and FewCLUE get JSON lines. A split no leaderboard takes goes
-    into `<task>_<split>_predict` with the ending of its suite. The file appears at once and whole, or not at all.
+    GLUE gets .tsv files, and so does a custom task; CLUE and FewCLUE get JSON of the leaderboard's form. A split no
+    leaderboard takes goes into `<task>_<split>_predict` with the ending of its suite. The file appears at once and
+    whole, or not at all.
 
     Args:
         task: the task.
         split: the split the predictions are for, such as "test" or "test_matched".
         ids: the rows' `idx`. GLUE numbers its rows from 0 instead.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of (type, start,
-            inclusive end).
+            inclusive end); places of choices; texts of answers or titles.
         directory: folder to write to; it is made when missing.
         texts: the rows' texts, for token tasks.
 
@@ -71,29 +73,39 @@ def write_submission(
         ]
     else:
         answers = [_answer(task, row, prediction) for row, prediction in enumerate(predictions)]
+    ids = [_plain_id(row_id) for row_id in ids]
+    leaderboard = _choose_leaderboard(task, split, ids)
     if task.suite in ("glue", "custom"):
-        ending = "tsv"
         lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
+    elif leaderboard.form == "object":
+        by_id = dict(zip(ids, answers, strict=True))
+        if len(by_id) < len(ids):
+            raise InputError(f"{task.name} {split}: {len(ids) - len(by_id)} ids occur twice, expected one for each row")
+        lines = [json.dumps(by_id, ensure_ascii=False, indent=0)]
     else:
-        ending = "json"
-        lines = [
-            json.dumps({"id": _plain_id(row_id), "label": answer}, ensure_ascii=False)
-            for row_id, answer in zip(ids, answers, strict=True)
-        ]
+        rows = ({"id": row_id, leaderboard.form: answer} for row_id, answer in zip(ids, answers, strict=True))
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
 
-    name, expected = _choose_file(task, split, len(answers), ending)
-    path = Path(directory) / name
+    path = Path(directory) / leaderboard.file
     _write(path, "\n".join(lines) + "\n")
-    return Submission(path, len(answers), expected, expected in (None, len(answers)))
+    return Submission(path, len(answers), leaderboard.rows, leaderboard.rows in (None, len(answers)))
 
 
-def _choose_file(task: Task, split: str, rows: int, ending: str) -> tuple[str, int | None]:
-    """The leaderboard file whose row count fits, else the main one."""
-    known = task.submission.get(split, ((f"{task.name}_{split}_predict.{ending}", None),))
-    return next((choice for choice in known if choice[1] == rows), known[0])
+def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Leaderboard:
+    """The one whose row count fits, else the main one; of different forms, an object needs ids that are names."""
+    ending = "tsv" if task.suite in ("glue", "custom") else "json"
+    known = task.submission.get(split, (Leaderboard(f"{task.name}_{split}_predict.{ending}", None),))
+    named = bool(ids) and isinstance(ids[0], str)
+    if len({leaderboard.form for leaderboard in known}) > 1:
+        known = [leaderboard for leaderboard in known if (leaderboard.form == "object") == named]
+    return next((leaderboard for leaderboard in known if leaderboard.rows == len(ids)), known[0])
 
 
-def _answer(task: Task, row: int, prediction: object) -> str:
+def _answer(task: Task, row: int, prediction: object) -> str | int:
+    if task.head in ("question", "seq2seq"):
+        return str(prediction)
+    if task.head == "choice":
+        return operator.index(prediction)
     if task.is_regression:
         value = float(prediction)
         if not math.isfinite(value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from ..errors import InputError
 
@@ -23,6 +24,21 @@ CLUE_FILES = {
 }
 
 
+class Leaderboard(NamedTuple):
+    """A file that a leaderboard takes.
+
+    Attributes:
+        file: its name.
+        rows: the number of predictions it must hold; None where no source states it.
+        form: what a .json file holds: "label", "answer" and "title" are a line per row, {"id": ..., "label": ...},
+            {"id": ..., "answer": ...} and so on; "object" is one object of all predictions by id.
+    """
+
+    file: str
+    rows: int | None
+    form: Literal["label", "answer", "title", "object"] = "label"
+
+
 @dataclass(frozen=True)
 class Task:
     """One task.
@@ -31,22 +47,27 @@ class Task:
         name: the task's name, as in `TASKS`; "custom" for a user's own files.
         suite: "glue", "clue", "fewclue" or "custom".
         text_columns: names of the one or two text columns of the loaded data.
-        labels: label names in id order; None for regression.
-        head: kind of model head, "sequence" or "tokens".
+        labels: label names in id order; None for a regression, and where an answer is one of a row's own choices, a
+            part of its text or a new text.
+        head: kind of model head: "sequence", "tokens", "choice" (multiple choice), "question" (extractive answers) or
+            "seq2seq" (texts from texts).
         raw_labels: the labels as the official files write them, in id order; None when they are `labels`.
         metrics: keys of the scores; empty when nothing can be scored.
         headline: the keys to report first; the first of them is the one to choose models by.
         hub: dataset and configuration on the Hub, or None.
-        files: split name -> stems of the file names that may hold it, first choice first.
+        files: split name -> stems of the file names that may hold it, first choice first; "a+b" is two files that are
+            one split together.
         folders: names the task's folder may have below a data directory, case aside.
         text_sources: text column -> names it may have in files, where that is not its own name alone.
         label_sources: names the label column may have in files.
         tsv: columns of the classic .tsv, 0-based: texts and label of train and dev, then texts of test.
-        headerless: names of the columns of training and validation .tsv files that have no header line.
+        headerless: names of the columns of .tsv files that have no header line.
+        headerless_splits: the splits whose files are so.
         tolerant: the official files hold rows with missing or extra cells, and empty texts.
         unlabelled_rows: the official files hold rows labelled "-" (no agreement between annotators).
         score_range: a regression's lowest and highest value in a leaderboard file.
-        submission: split -> (file name, number of rows) of each leaderboard that takes it, the main one first.
+        submission: split -> each leaderboard that takes it, the main one first.
+        max_length: longest input in tokens, unless the user says otherwise.
     """
 
     name: str
@@ -64,15 +85,22 @@ class Task:
     label_sources: tuple[str, ...] = ("label",)
     tsv: tuple[tuple[int, ...], int, tuple[int, ...]] | None = None
     headerless: tuple[str, ...] | None = None
+    headerless_splits: tuple[str, ...] = ("train", "validation")
     tolerant: bool = False
     unlabelled_rows: bool = False
     score_range: tuple[float, float] | None = None
-    submission: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict, hash=False)
+    submission: Mapping[str, tuple[Leaderboard, ...]] = field(default_factory=dict, hash=False)
+    max_length: int = 128
 
     @property
     def is_regression(self) -> bool:
         """Whether the task predicts a number."""
-        return self.labels is None
+        return self.labels is None and self.head == "sequence"
+
+    @property
+    def reads_passages(self) -> bool:
+        """Whether a row asks something about a passage, and its answer is in the row itself."""
+        return self.head in ("choice", "question")
 
     @property
     def label_aliases(self) -> dict[str, str]:
@@ -98,18 +126,18 @@ def _glue(name: str, columns: str, labels: str | None, rows: int, folder: str, *
         "hub": ("nyu-mll/glue", name),
         "files": GLUE_FILES,
         "folders": (folder, name),
-        "submission": {"test": ((f"{folder}.tsv", rows),)},
+        "submission": {"test": (Leaderboard(f"{folder}.tsv", rows),)},
     }
     return Task(name, "glue", tuple(columns.split()), **facts | fields)
 
 
-def _clue(name: str, columns: str, labels: str, *submissions: tuple[str, int], suite: str = "clue", **fields) -> Task:
+def _clue(name: str, columns: str, labels: str | None, *submissions: tuple, suite: str = "clue", **fields) -> Task:
     facts = {
-        "labels": tuple(labels.split()),
+        "labels": tuple(labels.split()) if labels else None,
         "hub": ("clue/clue", name) if suite == "clue" else None,
         "files": CLUE_FILES,
         "folders": (name, f"{name}_public"),
-        "submission": {"test": tuple((f"{stem}_predict.json", rows) for stem, rows in submissions)},
+        "submission": {"test": tuple(Leaderboard(f"{stem}_predict.json", *rest) for stem, *rest in submissions)},
     }
     return Task(name, suite, tuple(columns.split()), **facts | fields)
 
@@ -118,6 +146,7 @@ _BINARY = ("0", "1")
 _NLI = "entailment neutral contradiction"
 _CLUE_NLI = "neutral entailment contradiction"
 _ACCURACY_F1 = ("accuracy", "f1")
+_EXACT_F1 = ("exact_match", "f1")
 _MNLI_SOURCES = {"premise": ("premise", "sentence1"), "hypothesis": ("hypothesis", "sentence2")}
 _TSV_PAIR = ((1, 2), -1, (1, 2))
 
@@ -206,7 +235,10 @@ _ALL = (
         label_sources=("label", "gold_label"),
         tsv=((8, 9), -1, (8, 9)),
         tolerant=True,
-        submission={"test_matched": (("MNLI-m.tsv", 9796),), "test_mismatched": (("MNLI-mm.tsv", 9847),)},
+        submission={
+            "test_matched": (Leaderboard("MNLI-m.tsv", 9796),),
+            "test_mismatched": (Leaderboard("MNLI-mm.tsv", 9847),),
+        },
     ),
     _glue("qnli", "question sentence", "entailment not_entailment", 5463, "QNLI", tsv=_TSV_PAIR),
     _glue("rte", "sentence1 sentence2", "entailment not_entailment", 3000, "RTE", tsv=_TSV_PAIR),
@@ -262,6 +294,89 @@ _ALL = (
         headline=("macro_f1", "f1"),
         hub=None,
         folders=("cluener", "cluener2020", "cluener_public"),
+    ),
+    # The test sets of CLUE 1.1 and, where its form is the same, of 1.0, which is C3's own
+    _clue(
+        "c3",
+        "context question",
+        None,
+        ("c311", 1625),
+        ("c310", 3892),
+        head="choice",
+        files={
+            "train": ("train", "d-train+m-train", "c3-d-train+c3-m-train"),
+            "validation": ("dev", "d-dev+m-dev", "c3-d-dev+c3-m-dev"),
+            "test": ("test1.1", "test", "test1.0", "c3-d-test+c3-m-test"),
+        },
+        max_length=512,
+    ),
+    # CLUE's rows have several blanks, and how many its test set has in all no source says; FewCLUE's have one each
+    _clue(
+        "chid",
+        "context question",
+        None,
+        ("chid11", None, "object"),
+        ("chidf", 2000, "answer"),
+        head="choice",
+        files={
+            "train": ("train", "train_few_all"),
+            "validation": ("dev", "dev_few_all"),
+            "test": ("test1.1", "test", "test1.0"),
+            "test_public": ("test_public",),
+        },
+    ),
+    _clue(
+        "cmrc2018",
+        "context question",
+        None,
+        ("cmrc2018", 2000, "object"),
+        head="question",
+        metrics=_EXACT_F1,
+        headline=_EXACT_F1,
+        files={
+            "train": ("train", "cmrc2018_train"),
+            "validation": ("dev", "cmrc2018_dev"),
+            "test": ("test",),
+            "test_public": ("trial", "cmrc2018_trial"),
+        },
+        max_length=512,
+    ),
+    # No leaderboard takes it any more; the file is of CMRC 2018's form
+    _clue(
+        "drcd",
+        "context question",
+        None,
+        ("drcd", 3493, "object"),
+        head="question",
+        metrics=_EXACT_F1,
+        headline=_EXACT_F1,
+        files={
+            "train": ("train", "DRCD_training"),
+            "validation": ("dev", "DRCD_dev"),
+            "test": ("test", "DRCD_test"),
+        },
+        max_length=512,
+    ),
+    # The titles of CSL's abstracts, as the CLUE authors' text generation set has them; no leaderboard takes them
+    _clue(
+        "csl_title",
+        "abstract",
+        None,
+        ("csl_title", None, "title"),
+        head="seq2seq",
+        metrics=("rouge1", "rouge2", "rougeL", "bleu"),
+        headline=("rougeL", "bleu"),
+        hub=None,
+        files={
+            "train": ("csl_title_train", "train"),
+            "validation": ("csl_title_dev", "dev"),
+            "test": ("csl_title_test", "test"),
+        },
+        text_sources={"abstract": ("abstract", "abst", "content")},
+        label_sources=("title",),
+        headerless=("title", "abstract"),
+        headerless_splits=("train", "validation", "test"),
+        max_length=256,
     ),
     _clue("eprstmt", "sentence", "Negative Positive", ("eprstmt", 753), suite="fewclue"),
     _clue("bustm", "sentence1 sentence2", "0 1", ("bustm", 2000), suite="fewclue"),

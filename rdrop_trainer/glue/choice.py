@@ -1,0 +1,91 @@
+"""Multiple choice: a passage with each of its choices is an input of its own, and the model gives each a logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+
+from .examples import IGNORED
+from .passages import BLANK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def make_choice_features(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, pad_to_max_length: bool = False
+) -> datasets.Dataset:
+    """Tokenise rows of multiple choice.
+
+    The first segment is the passage, the second the question and the choice. A blank in the passage is filled with the
+    choice; of a passage that is too long the part around the blank stays, or else its beginning.
+
+    Args:
+        dataset: rows as `to_passages` returns them.
+        tokenizer: any.
+        max_length: longer inputs are cut, in tokens.
+        pad_to_max_length: pad here, instead of per batch.
+
+    Returns:
+        Columns of the tokenizer, each a list of token lists, one for each choice, and `labels`, the place of the right
+        one or -100. Rows with fewer choices than another row of the data set get empty ones.
+    """
+    most = max(map(len, dataset["choices"]))
+    between = tokenizer.sep_token or " "
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        first, second = [], []
+        for context, question, choices in zip(batch["context"], batch["question"], batch["choices"], strict=True):
+            choices = [*choices, *[""] * (most - len(choices))]
+            context = _around_blank(context, max(choices, key=len), tokenizer, max_length)
+            first += [context.replace(BLANK, choice) for choice in choices]
+            second += [question + between + choice if question else choice for choice in choices]
+        padding = "max_length" if pad_to_max_length else False
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length, padding=padding)
+        rows = {name: [flat[i : i + most] for i in range(0, len(flat), most)] for name, flat in encoded.items()}
+        return {**rows, "labels": [label if label >= 0 else IGNORED for label in batch["label"]]}
+
+    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenising")
+
+
+def _around_blank(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """As much of a passage around its blank as fits beside the choice that stands in it and behind it."""
+    before, blank, after = context.partition(BLANK)
+    if not blank:
+        return context
+    text = before + after
+    encoded = tokenizer([text, choice], add_special_tokens=False, verbose=False)["input_ids"]
+    tokens, room = len(encoded[0]), max_length - tokenizer.num_special_tokens_to_add(pair=True) - 2 * len(encoded[1])
+    if tokens <= room:
+        return context
+    size = max(len(text) * room // tokens, 0)
+    # What one side does not need is the other's
+    left = min(len(before), max(size // 2, size - len(after)))
+    return before[len(before) - left :] + blank + after[: size - left]
+
+
+class ChoiceCollator:
+    """Pads a batch of `make_choice_features`, with labels or without, to tensors of shape (rows, choices, tokens)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None):
+        self.tokenizer, self.pad_to_multiple_of = tokenizer, pad_to_multiple_of
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        names = [name for name in rows[0] if name != "labels"]
+        choices = (values for row in rows for values in zip(*(row[name] for name in names), strict=True))
+        flat = [dict(zip(names, values, strict=True)) for values in choices]
+        padded = self.tokenizer.pad(flat, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
+        batch = {name: tensor.unflatten(0, (len(rows), -1)) for name, tensor in padded.items()}
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+
+def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
+    """The place of the chosen one among each row's own choices, from logits (N, C)."""
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    return [int(np.argmax(scores[: len(choices)])) for scores, choices in zip(logits, rows["choices"], strict=True)]

@@ -1,0 +1,24 @@
+"""Packages that only some tasks need, imported when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from ..errors import InputError
+
+
+def need(module: str, extra: str = "glue") -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: its dotted name.
+        extra: the extra of this package that installs it.
+
+    Raises:
+        InputError: it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'scoring needs {module.split(".")[0]}: pip install "rdrop-trainer[{extra}]"') from error

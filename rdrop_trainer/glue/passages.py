@@ -1,0 +1,209 @@
+"""Turn rows that ask something about a passage into examples: C3, ChID, CMRC 2018 and DRCD.
+
+The official files nest their questions, each in its own way, and the Hub has them flat; which layout a row is in
+follows from what it holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import datasets
+
+from ..errors import InputError
+from .examples import UNLABELLED, row_id, text_of
+from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+BLANK = "#idiom#"  # stands for the blank that a row asks for
+OTHER_BLANK = "____"
+_ANY_BLANK = re.compile(r"#idiom\d*#")
+
+Questions = Iterator[tuple[str, dict]]
+
+
+def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], source: str) -> datasets.Dataset:
+    """Build one split in memory, a row per question.
+
+    Args:
+        task: a task whose head is "choice" or "question".
+        split: name of the split. Rows of "train" and "validation" must have an answer.
+        values: (place, raw value) pairs; the place, such as "train.json:7", is for messages.
+        source: name of the source, for messages.
+
+    Returns:
+        The columns `idx`, `context` and `question`; for multiple choice `choices` and `label` (the place of the right
+        one, -1 where it is not known); for questions `answers` (texts) and `starts` (their places in the context, in
+        characters; -1 where it does not hold them). A context with a blank to fill holds `BLANK`.
+
+    Raises:
+        InputError: something is missing or not as expected; the message names the place.
+    """
+    choice = task.head == "choice"
+    flatten, check = _LAYOUTS[task.name], _check_choice if choice else _check_question
+    kind = split.split("_")[0]
+    rows, ids, lost = [], [], []
+    for place, value in values:
+        for where, question in flatten(value, place):
+            row = check(question, where)
+            if kind in ("train", "validation") and (row["label"] == UNLABELLED if choice else not row["answers"]):
+                raise InputError(f"{where}: the question has no answer, expected one in {split} rows")
+            if not choice and kind == "train" and max(row["starts"]) < 0:
+                lost.append(where)
+                continue
+            ids.append(row_id(task, question, len(rows)))
+            rows.append(row)
+    if lost:
+        logger.warning("%d questions whose passage does not hold their answer were left out (%s)", len(lost), lost[0])
+    if not rows:
+        raise InputError(f"{source}: is empty, expected rows of data")
+    whole = all(isinstance(value, int) for value in ids)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["idx"] = ids if whole else [str(value) for value in ids]
+    text, number = datasets.Value("string"), datasets.Value("int64")
+    features = {"context": text, "question": text, "idx": number if whole else text}
+    features |= {"choices": datasets.List(text), "label": number} if choice else {}
+    features |= {} if choice else {"answers": datasets.List(text), "starts": datasets.List(number)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+# ---- Layouts: (where, {id, context, question, and choices and answer, or answers}) per question ----
+
+
+def _c3_questions(value: Any, where: str) -> Questions:
+    """`[[line, ...], [{question, choice, answer}, ...], id]`, or flat as on the Hub."""
+    if isinstance(value, list):
+        if len(value) < 2 or not isinstance(value[1], list):
+            raise InputError(f"{where}: expected [[lines], [questions], id]")
+        value = {"context": value[0], "questions": value[1]}
+    row = _mapping(value, where)
+    context = "\n".join(_texts(row, "context", where))
+    for number, question in enumerate(row.get("questions", [row]), 1):
+        place = f"{where}, question {number}" if "questions" in row else where
+        question = _mapping(question, place)
+        choices, answer = _texts(question, "choice", place), question.get("answer")
+        if answer not in (None, ""):
+            spellings = [choice.strip().lower() for choice in choices]
+            if str(answer).strip().lower() not in spellings:
+                raise InputError(f"{place}: the answer {answer!r} is none of the choices {', '.join(choices)}")
+            answer = spellings.index(str(answer).strip().lower())
+        yield place, {**question, "context": context, "choices": choices, "answer": answer}
+
+
+def _chid_questions(value: Any, where: str) -> Questions:
+    """CLUE: several passages with blanks called #idiom000378#. FewCLUE: one passage with one blank, #idiom#."""
+    row = _mapping(value, where)
+    candidates = _texts(row, "candidates", where)
+    if isinstance(row.get("content"), str):
+        if len(_ANY_BLANK.findall(row["content"])) != 1:
+            raise InputError(f"{where}: the content {row['content']!r} is expected to hold one blank, {BLANK}")
+        context = _ANY_BLANK.sub(BLANK, row["content"])
+        yield where, {**row, "context": context, "question": "", "choices": candidates}
+        return
+    answers, number = row.get("answers"), 0
+    if isinstance(answers, list):
+        answers = {"candidate_id": [answer.get("candidate_id") for answer in answers]}
+    for passage in _texts(row, "content", where):
+        for blank in _ANY_BLANK.finditer(passage):
+            before, after = (
+                _ANY_BLANK.sub(OTHER_BLANK, part) for part in (passage[: blank.start()], passage[blank.end() :])
+            )
+            answer = None
+            if answers and "candidate_id" in answers:  # on the Hub in the order of the blanks, else by their names
+                numbers = answers["candidate_id"]
+                answer = numbers[number] if number < len(numbers) else None
+            elif answers:
+                answer = answers.get(blank.group())
+            number += 1
+            context = before + BLANK + after
+            yield where, {
+                "id": blank.group(), "context": context, "question": "", "choices": candidates, "answer": answer
+            }  # fmt: skip
+
+
+def _squad_questions(value: Any, where: str) -> Questions:
+    """`{data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}`, or flat as on the Hub."""
+    row = _mapping(value, where)
+    for key in ("data", "paragraphs"):
+        if isinstance(row.get(key), list):
+            for number, part in enumerate(row[key], 1):
+                yield from _squad_questions(part, f"{where}, {key} {number}")
+            return
+    for number, question in enumerate(row.get("qas", [row]), 1):
+        place = f"{where}, question {number}" if "qas" in row else where
+        question = _mapping(question, place)
+        answers = question.get("answers") or []
+        if isinstance(answers, dict):  # of lists, as on the Hub
+            answers = [{"text": t, "answer_start": s} for t, s in zip(*(answers[k] for k in _ANSWER), strict=True)]
+        yield place, {**question, "context": row.get("context"), "answers": answers}
+
+
+_ANSWER = ("text", "answer_start")
+_LAYOUTS = {
+    "c3": _c3_questions,
+    "chid": _chid_questions,
+    "cmrc2018": _squad_questions,
+    "drcd": _squad_questions,
+}
+
+
+# ---- Checks ----
+
+
+def _check_choice(question: dict, where: str) -> dict:
+    choices, answer = question["choices"], question.get("answer")
+    if len(choices) < 2:
+        raise InputError(f"{where}: the choices are {choices!r}, expected at least two")
+    if answer is None or answer == "":
+        answer = UNLABELLED
+    elif not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise InputError(f"{where}: the answer is {answer!r}, expected a number from 0 to {len(choices) - 1}")
+    return _check_texts(question, where) | {"choices": choices, "label": answer}
+
+
+def _check_question(question: dict, where: str) -> dict:
+    row = _check_texts(question, where)
+    texts, starts = [], []
+    for answer in question["answers"]:
+        text, start = (answer.get(key) for key in _ANSWER) if isinstance(answer, dict) else (None, None)
+        if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
+            raise InputError(f"{where}: the answer is {answer!r}, expected its text and answer_start")
+        texts.append(text.strip())  # no token covers a space at its ends
+        starts.append(_find(row["context"], texts[-1], start))
+    return row | {"answers": texts, "starts": starts}
+
+
+def _find(context: str, text: str, start: int) -> int:
+    """Where a text stands, nearest to where it is said to; official files may be off by some characters."""
+    if start >= 0 and context.startswith(text, start):
+        return start
+    places = (match.start() for match in re.finditer(re.escape(text), context))
+    return min(places, key=lambda place: abs(place - start), default=-1)
+
+
+def _check_texts(question: dict, where: str) -> dict:
+    texts = {}
+    for name in ("context", "question"):
+        if question.get(name) is None:
+            raise InputError(f"{where}: has no {name!r}, it holds {', '.join(question)}")
+        texts[name] = text_of(question, name, where)
+    if not texts["context"].strip():
+        raise InputError(f"{where}: the context is empty, expected a text")
+    return texts
+
+
+def _mapping(value: Any, where: str) -> dict:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _texts(row: dict, name: str, where: str) -> list[str]:
+    value = row.get(name)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{where}: {name!r} holds {value!r}, expected a list of texts")
+    return value

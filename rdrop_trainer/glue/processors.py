@@ -1,0 +1,167 @@
+"""What each kind of head needs on its way from rows to answers: features, batches, decoding and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    default_data_collator,
+)
+
+from .arguments import DataArguments
+from .choice import ChoiceCollator, decode_choices, make_choice_features
+from .features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
+from .metrics import load_metric
+from .questions import POSITIONS, decode_answers, make_question_features
+from .tasks import Task
+from .titles import decode_titles, make_title_features
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+
+class Processor:
+    """Sequence classification and regression, and what the other heads have in common with it.
+
+    Args:
+        task: the task.
+        tokenizer: the model's.
+        labels: how the task's label ids become the model's; None for a task without label names.
+        data_args: the settings of the data.
+        max_length: longest input, in tokens.
+        multiple_of: batches are padded to a multiple of so many tokens.
+    """
+
+    label_columns: tuple[str, ...] = ("labels",)
+    pipeline = "text-classification"  # what the Hub calls models of this kind
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: LabelMap | None,
+        data_args: DataArguments,
+        max_length: int,
+        multiple_of: int | None = None,
+    ):
+        self.task, self.tokenizer, self.labels, self.data_args = task, tokenizer, labels, data_args
+        self.max_length, self.multiple_of = max_length, multiple_of
+        self.padded = data_args.pad_to_max_length
+
+    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """What the model takes, made of rows of the task."""
+        return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+
+    def collator(self) -> Callable:
+        """Makes batches of features."""
+        if self.padded:
+            return default_data_collator
+        return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        """The answers to rows, in the form that `write_submission` takes, from what the model gave for features."""
+        return decode_labels(self.task, predictions, self.labels).tolist()
+
+    def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable | None:
+        """The `compute_metrics` of a trainer that evaluates features made of rows; None when nothing can be scored."""
+        return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to test rows, where the test set gives the right ones away."""
+        return {}
+
+
+class TokenProcessor(Processor):
+    """Token classification."""
+
+    pipeline = "token-classification"
+
+    def collator(self) -> Callable:
+        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return predict_spans(decode_tags(self.task, predictions, self.labels, features, rows))
+
+
+class ChoiceProcessor(Processor):
+    """Multiple choice."""
+
+    pipeline = "multiple-choice"
+    references = "label"  # the column of rows to score against
+
+    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
+
+    def collator(self) -> Callable:
+        return ChoiceCollator(self.tokenizer, self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return decode_choices(predictions, rows)
+
+    def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
+        metric, references = load_metric(self.task), rows[self.references][:]
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            answers = self.answers(prediction.predictions, features, rows)
+            return metric.compute(predictions=answers, references=references)
+
+        return compute
+
+
+class QuestionProcessor(ChoiceProcessor):
+    """Extractive questions; a row has one or more windows of features."""
+
+    label_columns = POSITIONS
+    pipeline = "question-answering"
+    references = "answers"
+
+    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        overlap = self.data_args.doc_stride
+        return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padded)
+
+    def collator(self) -> Callable:
+        return Processor.collator(self)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return decode_answers(predictions, features, rows, self.data_args.max_answer_length)
+
+
+class TitleProcessor(ChoiceProcessor):
+    """Sequence to sequence: titles of texts."""
+
+    # Predicting without labels fails in Seq2SeqTrainer where labels are smoothed; those of a row without a title are
+    # the marks around it, and their loss is not looked at
+    label_columns = ()
+    pipeline = "summarization"
+    references = "target"
+
+    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        (column,) = self.task.text_columns
+        longest = self.data_args.max_target_length
+        return make_title_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
+
+    def collator(self) -> Callable:
+        return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        # Seq2SeqTrainer leaves in the rows that several processes repeat to fill their last batch
+        return decode_titles(predictions[: len(rows)], self.tokenizer)
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        titles = rows[self.references]
+        known = all(title is not None for title in titles)
+        return load_metric(self.task).compute(predictions=answers, references=titles) if known else {}
+
+
+PROCESSORS = {
+    "sequence": Processor,
+    "tokens": TokenProcessor,
+    "choice": ChoiceProcessor,
+    "question": QuestionProcessor,
+    "seq2seq": TitleProcessor,
+}

@@ -1,0 +1,134 @@
+"""Extractive questions: a long passage becomes overlapping windows, and the best span of all of them is the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHORTEST_WINDOW = 16
+POSITIONS = ("start_positions", "end_positions")
+
+
+def make_question_features(
+    dataset: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    overlap: int,
+    pad_to_max_length: bool = False,
+) -> datasets.Dataset:
+    """Tokenise questions with their passages, in windows.
+
+    Args:
+        dataset: rows as `to_passages` returns them.
+        tokenizer: a fast one.
+        max_length: length of a window with its question, in tokens; of the question a quarter of it stays.
+        overlap: tokens that two windows of a passage share; at most a third of max_length is used.
+        pad_to_max_length: pad here, instead of per batch.
+
+    Returns:
+        A row per window: the columns of the tokenizer; `start_positions` and `end_positions`, the first and last token
+        of the (first) answer, both those of the classification token (else the first) where the window does not hold
+        all of it; `row`, the place of its question in the data set; and `char_start` and `char_end`, the characters of
+        the passage that a token covers (-1 for tokens of something else).
+
+    Raises:
+        InputError: the tokenizer or the length will not do.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} cannot tell which token belongs to which character; extractive questions need "
+            "a fast tokenizer (a folder with tokenizer.json)"
+        )
+    if max_length < SHORTEST_WINDOW:
+        raise InputError(f"max_seq_length must be at least {SHORTEST_WINDOW} for questions, got {max_length}")
+    options = {
+        "truncation": "only_second",
+        "max_length": max_length,
+        "stride": min(overlap, max_length // 3),
+        "padding": "max_length" if pad_to_max_length else False,
+        "return_overflowing_tokens": True,
+        "return_offsets_mapping": True,
+    }
+
+    def encode(batch: dict[str, list], places: list[int]) -> dict[str, list]:
+        questions = _cut(batch["question"], tokenizer, max_length // 4)
+        encoded = tokenizer(questions, batch["context"], **options)
+        rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+        names = ("row", "char_start", "char_end", *POSITIONS)
+        windows = {name: [] for name in names}
+        for window, (i, offset) in enumerate(zip(rows, offsets, strict=True)):
+            passage = np.array([segment == 1 for segment in encoded.sequence_ids(window)])
+            starts, ends = (np.where(passage, side, -1) for side in np.array(offset).T)
+            tokens = encoded["input_ids"][window]
+            nowhere = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
+            span = _tokens_of(batch["answers"][i][:1], batch["starts"][i][:1], starts, ends) or (nowhere, nowhere)
+            for name, value in zip(names, (places[i], starts, ends, *span), strict=True):
+                windows[name].append(value)
+        return {**encoded, **windows}
+
+    return dataset.map(encode, batched=True, with_indices=True, remove_columns=dataset.column_names, desc="Tokenising")
+
+
+def _cut(texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[str]:
+    """Texts of at most so many tokens: a question must leave room for its passage."""
+    encoded = tokenizer(
+        texts, add_special_tokens=False, truncation=True, max_length=tokens, return_offsets_mapping=True
+    )
+    ends = (offset[-1][1] if offset else 0 for offset in encoded["offset_mapping"])
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+
+def _tokens_of(texts: list[str], places: list[int], starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
+    """First and last token of the first answer, when there is one and a window holds all of it."""
+    for text, start in zip(texts, places, strict=True):
+        end = start + len(text)
+        inside = np.flatnonzero((starts < end) & (ends > start) & (starts >= 0))
+        if start >= 0 and len(inside) and starts[inside[0]] <= start and ends[inside[-1]] >= end:
+            return int(inside[0]), int(inside[-1])
+    return None
+
+
+def decode_answers(
+    predictions: tuple[np.ndarray, ...], features: datasets.Dataset, rows: datasets.Dataset, max_answer_length: int
+) -> list[str]:
+    """The answer to each question, cut out of its passage: the span with the highest sum of start and end logit.
+
+    Every span of every window is compared, so there is no list of n best starts and ends to choose the length of.
+
+    Args:
+        predictions: start and end logits, (windows, tokens) each, first; in a window's columns beyond its own tokens
+            anything may stand.
+        features: the windows, as `make_question_features` returns them.
+        rows: the questions they were made of.
+        max_answer_length: longest answer, in tokens.
+    """
+    contexts = rows["context"][:]
+    best = [(-np.inf, "")] * len(contexts)
+    columns = (features["row"], features["char_start"], features["char_end"], *predictions[:2])
+    for row, char_start, char_end, start_logits, end_logits in zip(*columns, strict=True):
+        outside = np.array(char_start) < 0
+        score, start, end = _best_span(
+            np.where(outside, -np.inf, start_logits[: len(outside)].astype(np.float64)),
+            np.where(outside, -np.inf, end_logits[: len(outside)].astype(np.float64)),
+            max_answer_length,
+        )
+        if score > best[row][0]:
+            best[row] = (score, contexts[row][char_start[start] : char_end[end]].strip())
+    return [text for _, text in best]
+
+
+def _best_span(start_logits: np.ndarray, end_logits: np.ndarray, longest: int) -> tuple[float, int, int]:
+    """Score, first and last token of the best span of at most so many tokens."""
+    best = (-np.inf, 0, 0)
+    for length in range(min(longest, len(start_logits))):
+        scores = start_logits[: len(start_logits) - length] + end_logits[length:]
+        start = int(scores.argmax())
+        best = max(best, (float(scores[start]), start, start + length), key=lambda span: span[0])
+    return best

@@ -1,0 +1,52 @@
+"""Titles of texts, by a sequence-to-sequence model: what it takes, and the texts it generates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+
+from .examples import IGNORED
+from .overlap import without_blanks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def make_title_features(
+    dataset: datasets.Dataset,
+    column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_target_length: int,
+    pad_to_max_length: bool = False,
+) -> datasets.Dataset:
+    """Tokenise texts and their titles.
+
+    Args:
+        dataset: rows as `load_task` returns them.
+        column: the column of the texts; their titles are the column "target", None where unknown.
+        tokenizer: any.
+        max_length: longer texts are cut, in tokens.
+        max_target_length: longer titles are cut, in tokens.
+        pad_to_max_length: pad the texts here, instead of per batch.
+
+    Returns:
+        The columns of the tokenizer for the texts, and `labels`, the tokens of the titles.
+    """
+    padding = "max_length" if pad_to_max_length else False
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        texts = tokenizer(batch[column], truncation=True, max_length=max_length, padding=padding)
+        titles = [title or "" for title in batch["target"]]
+        labels = tokenizer(text_target=titles, truncation=True, max_length=max_target_length)
+        return {**texts, "labels": labels["input_ids"]}
+
+    return dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenising")
+
+
+def decode_titles(predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The generated texts, from token ids (N, T) that are padded with -100 or the padding token."""
+    tokens = np.where(predictions == IGNORED, tokenizer.pad_token_id, predictions)
+    return [without_blanks(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
