@@ -25,8 +25,13 @@ class TaskLossMixin:
         self._loss_check = LossCheck()
         self._trainer_check = LossCheck()
         self._trainer_hides_logits = False
-        behind = super().compute_loss  # of the trainer this class stands in front of
-        self._trainer_has_own_loss = behind.__func__ is not Trainer.compute_loss
+        self._trainer_has_own_loss = super().compute_loss.__func__ is not Trainer.compute_loss
+
+    @property
+    def _trainer_behind(self) -> type:
+        """The trainer that the mixin stands in front of."""
+        classes = type(self).__mro__
+        return classes[classes.index(TaskLossMixin) + 1]
 
     @property
     def _base_model(self) -> nn.Module:
@@ -50,6 +55,12 @@ class TaskLossMixin:
 
     def _choose_head(self, batches: list[Mapping[str, Any]]) -> Head:
         """The head of the model, with the source of its task loss."""
+        if self._trainer_has_own_loss and not (_is_labelled(batches[0]) or self.compute_loss_func):
+            raise ValueError(
+                f"R-Drop does not fit {self._trainer_behind.__name__}: its batches hold no `labels`, which tell the "
+                "items (rows, tokens) whose predictions two passes share"
+                + (f"; got only: {', '.join(batches[0])}." if isinstance(batches[0], Mapping) else ".")
+            )
         head = head_of(self._base_model, batches[0])
         for batch in batches:
             if any(batch.get(key) is None for key in head.labels):
@@ -222,6 +233,10 @@ class TaskLossMixin:
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         divides = not counted and self.compute_loss_func is None
         return loss * self._window.micro_batches if divides else loss
+
+
+def _is_labelled(batch: Any) -> bool:
+    return isinstance(batch, Mapping) and any(key in batch for key in ("labels", "start_positions"))
 
 
 def mean_of_parts(parts: Iterable[RDropLoss]) -> RDropLoss:

@@ -36,9 +36,15 @@ def prompts(**kwargs):
     return Dataset.from_list(rows)
 
 
-def sft(cls, model, data, output_dir, **arguments):
+def word_tokenizer():
     tok = tiny.tokenizer()
     tok.backend_tokenizer.pre_tokenizer = Whitespace()
+    return tok
+
+
+def sft(cls, model, data, output_dir, **arguments):
+    tok = word_tokenizer()
+    tok.chat_template = arguments.pop("chat_template", None)
     defaults = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
     arguments = defaults | {"num_train_epochs": 1, "per_device_train_batch_size": 4, "logging_steps": 1} | arguments
     settings = {k: arguments.pop(k) for k in list(arguments) if k.startswith("rdrop_")}
@@ -102,9 +108,9 @@ def test_accumulation_equals_one_large_batch(data, alpha, tmp_path):
     for rows, steps in ((2, 4), (8, 1)):
         model = noisy(num_passes=2 if alpha else 1)
         before = tiny.weights(model)
-        trainer = sft(RDropSFTTrainer, model, data(rows=10), tmp_path, rdrop_alpha=alpha, rdrop_allow_deterministic=True,
-                      per_device_train_batch_size=rows, gradient_accumulation_steps=steps,
-                      **tiny.PURE_SGD | {"learning_rate": 0.1})  # fmt: skip
+        trainer = sft(RDropSFTTrainer, model, data(rows=10), tmp_path, rdrop_alpha=alpha, **tiny.PURE_SGD,
+                      rdrop_allow_deterministic=True, per_device_train_batch_size=rows,
+                      gradient_accumulation_steps=steps)  # fmt: skip
         trainer.train()
         updates.append(tiny.update(before, tiny.weights(model)))
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
@@ -165,6 +171,36 @@ def test_packed_rows_are_refused_in_one_forward_and_right_in_two(packed, tmp_pat
     trainer = sft(RDropSFTTrainer, zoo.build("llama"), texts(), tmp_path, **arguments | packed)
     with pytest.raises(ValueError, match='packed into .* rdrop_forward_mode="sequential"'):
         trainer.train()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lora_with_no_other_dropout(mode, tmp_path):
+    config = pytest.importorskip("peft").LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.2)
+    model = zoo.build("llama", 0.0)
+    before = tiny.weights(model)
+    trainer = sft(RDropSFTTrainer, model, texts(rows=16), tmp_path, peft_config=config, rdrop_forward_mode=mode,
+                  learning_rate=0.05, label_smoothing_factor=0.1)  # fmt: skip
+    trainer.train()
+    divergence = [entry["divergence"] for entry in logs_of(trainer)]
+    assert divergence[0] < 1e-12 and all(d > 1e-6 for d in divergence[2:])
+    after = {k.replace("base_layer.", ""): v for k, v in tiny.weights(trainer.model.get_base_model()).items()}
+    assert tiny.identical(before, {k: v for k, v in after.items() if "lora_" not in k})
+
+
+def test_assistant_only_loss(tmp_path):
+    turns = [[("user", row[:3]), ("assistant", row[3:])] for row in words()]
+    data = [{"messages": [{"role": role, "content": " ".join(said)} for role, said in turn]} for turn in turns]
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}w9 {% generation %}{{ m['content'] }}"
+        "{% endgeneration %}{% else %}w8 {{ m['content'] }} {% endif %}{% endfor %}"
+    )
+    trainer = sft(RDropSFTTrainer, zoo.build("llama"), Dataset.from_list(data), tmp_path, chat_template=template,
+                  assistant_only_loss=True)  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert trainer._count_window([batch]).divergence_items.tolist() == [(batch["labels"] != -100).sum()]
+    assert (batch["labels"][:, :5] == -100).all() and (batch["labels"][:, 5] != -100).all()
+    trainer.train()
+    assert all(entry["divergence"] > 0 for entry in logs_of(trainer))
 
 
 def test_a_router_loss_is_kept(tmp_path):

@@ -65,7 +65,9 @@ def predicted(case, logits, labels):
 @pytest.mark.parametrize("case", CASES)
 def test_loss_equals_the_definition(case, tmp_path):
     model = noisy(case).train()
-    trainer = trainer_of(model, CASES[case][0], data_of(case), tmp_path, rdrop_alpha=3.0, rdrop_allow_deterministic=True)
+    trainer = trainer_of(
+        model, CASES[case][0], data_of(case), tmp_path, rdrop_alpha=3.0, rdrop_allow_deterministic=True
+    )
     batch = dict(next(iter(trainer.get_train_dataloader())))
     labels = batch["labels"]
     loss = trainer.compute_loss(model, batch)
