@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from .checkpoints import RenamedWeightsMixin
 from .checks import NoiseCheck
 from .losses import RDropLoss, rdrop_loss
 from .passes import Passes
@@ -22,7 +23,7 @@ from .window import LoggedTerms, Window
 logger = logging.get_logger(__name__)
 
 
-class RDropMixin(TaskLossMixin):
+class RDropMixin(TaskLossMixin, RenamedWeightsMixin):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
     On an R-Drop step every example runs through the model several times with fresh dropout, and the loss is

@@ -1,11 +1,13 @@
 """Runs every case of test_distributed.py in each of its processes; started by torch.distributed.run."""
 
+import functools
 import json
 import os
 import sys
 
 import tiny
 import torch
+import zoo
 from test_distributed import HEADS, MODES
 
 out, world = sys.argv[1], int(os.environ["WORLD_SIZE"])
@@ -15,10 +17,15 @@ updates, logs = {}, {}
 
 def run(case, model, head, mode, steps, alpha, **arguments):
     before = tiny.weights(model)
-    trainer = tiny.trainer(
+    # 13 rows: unequal token counts per rank, and a last batch that is short
+    if head in zoo.CASES:
+        make, data = functools.partial(zoo.trainer, head), zoo.dataset(head, rows=13)
+    else:
+        unlabelled = () if "compute_loss_func" in arguments else (4,)
+        make, data = tiny.trainer, tiny.dataset(head, rows=13, unlabelled=unlabelled)
+    trainer = make(
         model,
-        # 13 rows: unequal token counts per rank, and a last batch that is short
-        tiny.dataset(head, rows=13, unlabelled=() if "compute_loss_func" in arguments else (4,)),
+        data,
         os.path.join(out, case),
         per_device_train_batch_size=4 // world,
         gradient_accumulation_steps=steps,
@@ -49,6 +56,15 @@ for head in HEADS:
 for mode in MODES[1:]:
     for head in tiny.HEADS:
         run(f"dropout-{mode}-{head}", tiny.bert(head, dropout=0.2), head, mode, 2, 4.0)
+for name in zoo.ONE_OF_A_KIND:
+    for mode in MODES:
+        for alpha in (0.0, 4.0) if mode == "concat" else (4.0,):
+            if mode == "recompute":
+                model = zoo.build(name, dropout=0.0).double()
+                model.register_forward_pre_hook(zoo.in_float64, with_kwargs=True)
+            else:
+                model = zoo.noisy(name, num_passes=2 if alpha else 1, concat=mode == "concat")
+            run(f"{name}-{mode}-2-{alpha:g}", model, name, mode, 2, alpha)
 for head in ("multi_label", "regression"):
     run(f"{head}", tiny.noisy_bert(head), head, "concat", 2, 4.0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import zoo
 
 WORKER = Path(__file__).with_name("distributed_run.py")
 HEADS = ("single_label", "token")
@@ -33,7 +34,8 @@ def results(tmp_path_factory):
 
 
 def cases():
-    return [
+    modes = (("concat", 0), ("concat", 4), ("sequential", 4), ("recompute", 4))
+    return [f"{name}-{mode}-2-{alpha}" for name in zoo.ONE_OF_A_KIND for mode, alpha in modes] + [
         f"{head}-{mode}-{steps}-{alpha:g}"
         for head in HEADS
         for mode in MODES

@@ -8,6 +8,7 @@ import zoo
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    TrainerCallback,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
     YolosConfig,
@@ -172,3 +173,37 @@ def test_heads_without_items_are_refused(cls, config):
         model = cls(config())
     with pytest.raises(ValueError, match=f"R-Drop does not fit {cls.__name__}: .*Supported are"):
         head_of(model, {"labels": torch.zeros(2, 3, dtype=torch.long)})
+
+
+class StopAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+
+
+@pytest.mark.parametrize("name", zoo.ONE_OF_A_KIND)
+def test_stopped_and_resumed_equals_uninterrupted(name, tmp_path):
+    finals = []
+    for folder, callbacks in (("whole", []), ("cut", [StopAt()]), ("cut", [])):
+        resume = bool(finals) and not callbacks
+        trainer = zoo.trainer(
+            name, zoo.build(name, dropout=0.2), zoo.dataset(name), tmp_path / folder, callbacks=callbacks,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2, save_strategy="steps",
+            save_steps=2, rdrop_warmup_steps=4, rdrop_every_n_steps=2, learning_rate=1e-2,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2") if resume else None)
+        finals.append(tiny.weights(trainer.model))
+    assert trainer.state.global_step == 6
+    assert tiny.identical(finals[0], finals[2]) and not tiny.identical(finals[0], finals[1])
+
+
+def test_the_best_model_is_loaded_under_its_own_names(tmp_path):
+    """Image models are saved under the names they have on the Hub."""
+    data = zoo.dataset("vit")
+    trainer = zoo.trainer(
+        "vit", zoo.build("vit", dropout=0.2), data, tmp_path, eval_dataset=data, per_device_train_batch_size=4,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        learning_rate=1.0, save_total_limit=1,
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses[0] == min(losses) and trainer.evaluate(data)["eval_loss"] == losses[0] != losses[-1]

@@ -14,7 +14,7 @@ LAYERS = [
     ["task_loss"],
     ["checks", "window", "glue.checkpoint", "glue.outcome"],
     ["passes", "heads", "dropout", "glue.arguments", "glue.features"],
-    ["training_args", "glue.data", "glue.submission", "glue.metrics"],
+    ["training_args", "checkpoints", "glue.data", "glue.submission", "glue.metrics"],
     ["glue.examples"],
     ["glue.readers", "glue.tasks", "glue.scratch"],
     ["losses"],

@@ -165,10 +165,16 @@ CASES = {
     "wav2vec2": Case("audio", wav2vec2, "classifier"),
 }
 
+ONE_OF_A_KIND = ("choice", "question", "masked_lm", "gpt2", "t5", "vit", "wav2vec2")
+
 
 def build(name, dropout=0.1):
     set_seed(0)
     return CASES[name].build(dropout)
+
+
+def in_float64(module, args, kwargs):
+    return args, {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
 
 
 def noisy(name, num_passes=2, concat=True):
@@ -176,9 +182,6 @@ def noisy(name, num_passes=2, concat=True):
     model = build(name, dropout=0.0).double()
     model.pass_noise = tiny.PassNoise(num_passes, concat)
     model.get_submodule(CASES[name].head).register_forward_pre_hook(lambda _, args: (model.pass_noise(args[0]),))
-
-    def in_float64(module, args, kwargs):
-        return args, {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
 
     model.register_forward_pre_hook(in_float64, with_kwargs=True)
     return model

@@ -1,0 +1,336 @@
+"""Where the task loss comes from: label smoothing, users' functions, models and trainers with losses of their own."""
+
+from dataclasses import replace
+
+import formulas
+import pytest
+import tiny
+import torch
+import zoo
+from torch import nn
+from transformers import (
+    DataCollatorForSeq2Seq,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Seq2SeqTrainer,
+    Trainer,
+    set_seed,
+)
+
+from rdrop_trainer import RDropMixin, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer.heads import head_of
+
+SEQ2SEQ = ("t5", "bart", "marian", "mbart")
+SAME = {"rdrop_allow_deterministic": True}
+
+
+def loss_of(trainer, batch, seed=0):
+    trainer.model.train()
+    torch.manual_seed(seed)
+    return trainer.compute_loss(trainer.model, dict(batch))
+
+
+# ---- Label smoothing ----
+
+
+@pytest.mark.parametrize("name", [*SEQ2SEQ, "gpt2", "llama", "masked_lm"])
+def test_smoothed_loss_equals_trainers_and_the_definition(name, tmp_path):
+    """Without noise, R-Drop's loss is Trainer's smoothed loss, and both follow the formula."""
+    model = zoo.build(name, dropout=0.0)
+    data, arguments = zoo.dataset(name), {"label_smoothing_factor": 0.1}
+    batch = zoo.batch(name, model)
+    trainers = (
+        zoo.trainer(name, model, data, tmp_path, plain=True, **arguments),
+        zoo.trainer(name, model, data, tmp_path, **arguments, **SAME),
+    )
+    theirs, ours = (loss_of(trainer, batch).item() for trainer in trainers)
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    [(logits, labels)] = zoo.items(name, model(**batch), batch)
+    expected, _, _ = formulas.rdrop([logits, logits], labels.tolist(), 4.0, smoothing=0.1)
+    assert ours == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_alpha_zero_with_label_smoothing_is_trainer_bit_for_bit(name, tmp_path):
+    runs = []
+    for plain in (True, False):
+        model = zoo.build(name)
+        trainer = zoo.trainer(
+            name, model, zoo.dataset(name), tmp_path, plain, label_smoothing_factor=0.1, rdrop_alpha=0.0
+        )
+        trainer.train()
+        runs.append(tiny.weights(model))
+    assert tiny.identical(*runs)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_decoder_inputs_are_made_where_the_collator_made_none(name, alpha, tmp_path):
+    """`Trainer` takes the labels away to smooth them; the decoder inputs they stand for do not get lost."""
+    runs = []
+    for makes_inputs in (True, False):
+        model = zoo.build(name)
+        collator = DataCollatorForSeq2Seq(tiny.tokenizer(), model=model if makes_inputs else None)
+        data = zoo.dataset(name)
+        assert ("decoder_input_ids" in collator(data[:2])) == makes_inputs
+        trainer = zoo.trainer(
+            name, model, data, tmp_path, data_collator=collator, label_smoothing_factor=0.1, rdrop_alpha=alpha
+        )
+        trainer.train()
+        runs.append((tiny.weights(model), trainer.evaluate(data)["eval_loss"]))
+    assert tiny.identical(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_generation_during_evaluation(name, tmp_path):
+    data, results = zoo.dataset(name), []
+    for plain in (True, False):
+        trainer = zoo.trainer(name, zoo.build(name), data, tmp_path, plain, predict_with_generate=True)
+        predicted = trainer.predict(data)
+        results.append((predicted.predictions, predicted.metrics["test_loss"]))
+    assert results[0][0].shape == results[1][0].shape and (results[0][0] == results[1][0]).all()
+    assert results[0][1] == results[1][1]
+
+
+# ---- What a base class counts wrongly ----
+
+
+def test_the_first_token_of_gpt2_is_not_counted(tmp_path):
+    """alpha=0 gives the mean over predicted tokens, where Trainer divides by one more token per row."""
+    data, batch, losses = zoo.dataset("gpt2"), zoo.batch("gpt2"), {}
+    for plain in (True, False):
+        trainer = zoo.trainer(
+            "gpt2", zoo.build("gpt2", dropout=0.0), data, tmp_path, plain, rdrop_alpha=0.0,
+            per_device_train_batch_size=11, logging_steps=1,
+        )  # fmt: skip
+        trainer.train()
+        losses[plain] = trainer.state.log_history[0]["loss"]
+    batch, model = zoo.batch("gpt2", rows=11), zoo.build("gpt2", dropout=0.0)
+    [(logits, labels)] = zoo.items("gpt2", model(**batch), batch)
+    _, mean, _ = formulas.rdrop([logits, logits], labels.tolist(), 0.0)
+    assert losses[False] == pytest.approx(mean.item(), rel=1e-5)
+    assert losses[True] == pytest.approx(mean.item() * len(labels) / (len(labels) + 11), rel=1e-5)
+
+
+# ---- Losses that are kept ----
+
+
+def mixtral(coefficient=0.02, **changes):
+    set_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=40, **zoo.DECODER, num_key_value_heads=2, num_local_experts=4, attention_dropout=0.2,
+            router_aux_loss_coef=coefficient, bos_token_id=2, **changes,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["config", "input"])
+def test_a_router_loss_is_kept(how, tmp_path):
+    """However small it is beside the cross-entropy."""
+    model = mixtral(1e-6, output_router_logits=how == "config")
+    data, batch = zoo.dataset("llama"), zoo.batch("llama")
+    if how == "input":
+        batch["output_router_logits"] = True
+    trainer = zoo.trainer(
+        "llama", model, data, tmp_path, rdrop_alpha=2.0, rdrop_forward_mode="sequential", logging_steps=1
+    )
+    ours = loss_of(trainer, batch)
+    torch.manual_seed(0)
+    passes = [model(**batch) for _ in range(2)]
+    own = sum(output.loss for output in passes) / 2
+    stock, divergence = formulas.rdrop(
+        [zoo.items("llama", z, batch)[0][0] for z in passes], zoo.items("llama", passes[0], batch)[0][1].tolist(), 2.0
+    )[1:]
+    assert trainer._choose_head([batch]).task_loss == "model"
+    assert ours.item() == pytest.approx((own + divergence).item(), rel=1e-6) and own > stock
+
+
+class Doubled(LlamaForCausalLM):
+    """A language model with a loss of its own."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        outputs.loss = None if outputs.loss is None else 2 * outputs.loss
+        return outputs
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_a_language_models_own_loss_is_kept_under_accumulation(mode, tmp_path):
+    def update(rows, steps, **arguments):
+        model = zoo.build("llama", dropout=0.0)
+        model.__class__ = Doubled
+        before = tiny.weights(model)
+        trainer = zoo.trainer(
+            "llama", model, zoo.dataset("llama", rows=8), tmp_path, rdrop_forward_mode=mode,
+            per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **SAME, **tiny.PURE_SGD, **arguments,
+        )  # fmt: skip
+        trainer.train()
+        return tiny.update(before, tiny.weights(model))
+
+    assert tiny.relative(update(2, 4), update(8, 1)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["question", "llama", "t5"])
+def test_a_users_loss_function_gets_each_pass(name, tmp_path):
+    seen = []
+
+    def loss_func(outputs, labels, num_items_in_batch=None):
+        logits = outputs["start_logits"] if name == "question" else outputs["logits"]
+        seen.append((len(logits), labels, num_items_in_batch))
+        return 7 * logits.square().mean()
+
+    model = zoo.build(name, dropout=0.2)
+    trainer = zoo.trainer(
+        name, model, zoo.dataset(name), tmp_path, compute_loss_func=loss_func, rdrop_forward_mode="sequential",
+        rdrop_alpha=2.0, logging_steps=1, per_device_train_batch_size=11,
+    )  # fmt: skip
+    batch = zoo.batch(name, model)
+    loss = loss_of(trainer, batch)
+    assert [rows for rows, *_ in seen] == [5, 5]
+    assert seen[0][1] is None if name == "question" else torch.equal(seen[0][1], batch["labels"])
+    torch.manual_seed(0)
+    passes = [model(**batch) for _ in range(2)]
+    parts = list(zip(*(zoo.items(name, z, batch) for z in passes), strict=True))
+    divergences = [formulas.rdrop([z for z, _ in part], part[0][1].tolist(), 2.0)[2] for part in parts]
+    own = sum(loss_func(z, None) for z in passes) / 2
+    assert loss.item() == pytest.approx((own + sum(divergences) / len(parts)).item(), rel=1e-5)
+    trainer.train()
+    assert trainer.state.log_history[0]["divergence"] > 0
+
+
+# ---- Trainers with a compute_loss of their own ----
+
+
+class Weighted(Trainer):
+    """A user's trainer, written before R-Drop was thought of."""
+
+    weights = (1.0, 2.0, 3.0, 4.0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = nn.functional.cross_entropy(outputs.logits, labels, torch.tensor(self.weights), reduction="none").mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class RDropWeighted(RDropMixin, Weighted):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_a_trainers_own_loss_is_kept(mode, tmp_path):
+    model, data = tiny.bert(dropout=0.2), tiny.dataset()
+    trainer = tiny.trainer(model, data, tmp_path, RDropWeighted, rdrop_forward_mode=mode, rdrop_alpha=2.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model.train()
+    torch.manual_seed(0)
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    assert "labels" in batch and outputs.logits.shape == (8, 4)
+    inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"]
+    torch.manual_seed(0)
+    if mode == "concat":
+        logits = model(**{k: torch.cat([v, v]) for k, v in inputs.items()}).logits.split(8)
+    else:
+        logits = [model(**inputs).logits for _ in range(2)]
+    weights = torch.tensor(Weighted.weights)
+    own = [nn.functional.cross_entropy(z, labels, weights, reduction="none").mean() for z in logits]
+    divergence = formulas.rdrop(logits, labels.tolist(), 2.0)[2]
+    assert loss.item() == pytest.approx((sum(own) / 2 + divergence).item(), rel=1e-5)
+
+
+def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):
+    def update(cls, rows, steps, **arguments):
+        model = tiny.bert(dropout=0.0)
+        before = tiny.weights(model)
+        trainer = tiny.trainer(
+            model, tiny.dataset(rows=8), tmp_path, cls, per_device_train_batch_size=rows,
+            gradient_accumulation_steps=steps, **tiny.PURE_SGD, **arguments,
+        )  # fmt: skip
+        trainer.train()
+        return tiny.update(before, tiny.weights(model))
+
+    whole = update(RDropWeighted, 8, 1, **SAME)
+    assert tiny.relative(update(RDropWeighted, 2, 4, **SAME), whole) < 1e-5
+    assert tiny.relative(update(RDropWeighted, 2, 4, rdrop_alpha=0.0), whole) < 1e-5
+    assert tiny.relative(update(Weighted, 8, 1), whole) < 1e-5
+
+
+class Hidden(Weighted):
+    """Returns no logits with its loss, as trainers with a fused output head do."""
+
+    weights = (1.0, 1.0, 1.0, 1.0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs)
+        return (result[0], {"accuracy": torch.tensor(0.5)}) if return_outputs else result
+
+
+class HiddenWeighted(Hidden):
+    weights = Weighted.weights
+
+
+def test_a_trainer_that_hides_its_logits_must_have_the_stock_loss(tmp_path):
+    model, data = tiny.bert(dropout=0.2), tiny.dataset()
+    losses = []
+    for base in (Trainer, Hidden):
+        cls = type("Over", (RDropMixin, base), {})
+        trainer = tiny.trainer(model, data, tmp_path, cls, rdrop_alpha=2.0)
+        batch = next(iter(trainer.get_train_dataloader()))
+        losses.append(loss_of(trainer, batch).item())
+    assert losses[0] == losses[1]
+    over = type("OverWeighted", (RDropMixin, HiddenWeighted), {})
+    with pytest.raises(ValueError, match="compute_loss of OverWeighted returns .* and no logits beside it"):
+        tiny.trainer(model, data, tmp_path, over).train()
+
+
+# ---- Settings for which a model returns no logits ----
+
+
+def test_models_that_skip_logits_when_given_labels(tmp_path):
+    """As Liger kernels do: the labels are withheld, so the logits are there."""
+    given = []
+
+    def skips_logits(model, args, kwargs, outputs):
+        given.append("labels" in kwargs)
+        return replace(outputs, logits=None) if "labels" in kwargs else outputs
+
+    data, batch = zoo.dataset("llama"), zoo.batch("llama")
+    trainer = zoo.trainer("llama", zoo.build("llama"), data, tmp_path)
+    usual = loss_of(trainer, batch)
+    trainer.args.use_liger_kernel = True
+    trainer.model.register_forward_hook(skips_logits, with_kwargs=True)
+    assert loss_of(trainer, batch) == usual and given == [False]
+
+    trainer = zoo.trainer("llama", mixtral(output_router_logits=True), data, tmp_path)
+    trainer.args.use_liger_kernel = True
+    with pytest.raises(ValueError, match="own loss of MixtralForCausalLM.*fused_linear_cross_entropy': False"):
+        loss_of(trainer, batch)
+
+
+def test_a_model_without_logits_is_refused_with_the_outputs_it_has(tmp_path):
+    class NoLogits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            return {"loss": self.scale, "scores": self.scale}
+
+    with pytest.raises(ValueError, match="needs the model to return 'logits'.*: loss, scores"):
+        tiny.trainer(NoLogits(), tiny.dataset(), tmp_path).train()
+    with pytest.raises(ValueError, match="labels.*to tell what NoLogits predicts; they are a list"):
+        head_of(NoLogits(), {"labels": [{"boxes": 1}]})
+
+
+def test_mixins_go_over_any_trainer_of_transformers(tmp_path):
+    class Mine(RDropMixin, Seq2SeqTrainer):
+        pass
+
+    args = RDropTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, disable_tqdm=True)
+    trainer = RDropTrainer(tiny.bert(), args, train_dataset=tiny.dataset(), processing_class=tiny.tokenizer())
+    assert not trainer._trainer_has_own_loss
+    trainer = zoo.trainer("t5", zoo.build("t5"), zoo.dataset("t5"), tmp_path)
+    trainer.__class__ = Mine
+    trainer.train()
