@@ -31,7 +31,7 @@ class TaskLossMixin:
     def _trainer_behind(self) -> type:
         """The trainer that the mixin stands in front of."""
         classes = type(self).__mro__
-        return classes[classes.index(TaskLossMixin) + 1]
+        return next(cls for cls in classes[classes.index(TaskLossMixin) :] if issubclass(cls, Trainer))
 
     @property
     def _base_model(self) -> nn.Module:
@@ -216,13 +216,16 @@ class TaskLossMixin:
             passes = run_passes(model, self._model_inputs(inputs, head), 1, "sequential")
         items = head.items(passes, inputs, 1)
         kept = passes.loss() if head.task_loss == "model" else self._stock_loss(items, head, 1)
-        self._trainer_check.look(loss, kept, items[0][0].dtype, self.accelerator.reduce)
+        # Mixed precision returns float32, but the two forward passes have rounded to less
+        mixed = self.accelerator.mixed_precision != "no"
+        dtype = torch.bfloat16 if mixed else items[0][0].dtype
+        self._trainer_check.look(loss, kept, dtype, self.accelerator.reduce)
         if self._trainer_check.differs:
             names = " or ".join(head.outputs)
             raise ValueError(
                 f"The compute_loss of {type(self).__name__} returns {loss.item():.6g} where the loss for {head.name} "
-                f"is {kept.item():.6g}, and no {names} with a gradient beside it, so R-Drop can neither keep this loss "
-                f"nor replace it. Let compute_loss(..., return_outputs=True) return the {names} its loss is made of."
+                f"is {kept.item():.6g}, and no {names} beside it that have a gradient, so R-Drop can neither keep this "
+                f"loss nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
             )
         window.head = head
 
