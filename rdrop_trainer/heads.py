@@ -204,8 +204,8 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> Head:
         A head of this module. A model whose loss is not known to be the head's stock loss (its forward is defined
         outside transformers, its `loss_function` was replaced, or its router adds a loss) keeps its own. A class that
         has nothing to do with a head of the table is judged by its name, where that says language model, or by its
-        labels: (B,) are rows, (B, T) integers are tokens, and floating labels are regression or, with a column per
-        class, multi-label.
+        labels: start and end positions are question answering, (B,) are rows, (B, T) integers are tokens, and floating
+        labels are regression or, with a column per class, multi-label.
 
     Raises:
         ValueError: a head that R-Drop does not fit, or labels that are no tensor.
@@ -230,7 +230,7 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> Head:
             "return logits for rows or tokens."
         )
     else:
-        head = _judged(model, _labels_of(batch, cls))
+        head = _judged(model, batch)
         stock_forward = False
     keeps_own = not stock_forward or adds_loss or "_loss_function" in vars(model)
     return replace(head, task_loss="model") if keeps_own else head
@@ -269,8 +269,11 @@ def _generator(model: nn.Module) -> Head:
     return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
 
 
-def _judged(model: nn.Module, labels: torch.Tensor) -> Head:
+def _judged(model: nn.Module, batch: Mapping[str, Any]) -> Head:
     """The head of a class that transformers does not list."""
+    if all(batch.get(key) is not None for key in QUESTION_ANSWERING.labels):
+        return QUESTION_ANSWERING
+    labels = _labels_of(batch, type(model))
     if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
         return _generator(model)
     if labels.is_floating_point():
