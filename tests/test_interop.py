@@ -1,5 +1,7 @@
 """`RDropMixin` over trainers of other packages: trl's `SFTTrainer`, and what others can or cannot do."""
 
+from dataclasses import dataclass
+
 import formulas
 import pytest
 import tiny
@@ -9,7 +11,7 @@ from datasets import Dataset
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
-from rdrop_trainer import RDropMixin
+from rdrop_trainer import RDropArguments, RDropMixin
 
 trl = pytest.importorskip("trl")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
@@ -17,6 +19,11 @@ MODES = ("concat", "sequential", "recompute")
 
 
 class RDropSFTTrainer(RDropMixin, trl.SFTTrainer):
+    pass
+
+
+@dataclass
+class RDropSFTConfig(RDropArguments, trl.SFTConfig):
     pass
 
 
@@ -47,13 +54,10 @@ def sft(cls, model, data, output_dir, **arguments):
     tok.chat_template = arguments.pop("chat_template", None)
     defaults = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
     arguments = defaults | {"num_train_epochs": 1, "per_device_train_batch_size": 4, "logging_steps": 1} | arguments
-    settings = {k: arguments.pop(k) for k in list(arguments) if k.startswith("rdrop_")}
     extra = {k: arguments.pop(k) for k in ("peft_config", "compute_loss_func", "eval_dataset") if k in arguments}
-    args = trl.SFTConfig(str(output_dir), **arguments)
-    trainer = cls(model, args, train_dataset=data, processing_class=tok, **extra)
-    for key, value in settings.items():
-        setattr(trainer.args, key, value)
-    return trainer
+    config = RDropSFTConfig if any(key.startswith("rdrop_") for key in arguments) else trl.SFTConfig
+    args = config(str(output_dir), **arguments)
+    return cls(model, args, train_dataset=data, processing_class=tok, **extra)
 
 
 def logs_of(trainer, key="divergence"):

@@ -1,5 +1,7 @@
 """`RDropMixin` over trainers with losses and inputs of their own: gliclass's, which fits, and some that do not."""
 
+from dataclasses import dataclass
+
 import formulas
 import pytest
 import tiny
@@ -9,7 +11,7 @@ from datasets import Dataset
 from test_interop import word_tokenizer, words
 from transformers import BertConfig, LlamaConfig, LlamaForSequenceClassification, set_seed
 
-from rdrop_trainer import RDropMixin
+from rdrop_trainer import RDropArguments, RDropMixin
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
@@ -50,13 +52,13 @@ def gliclass_trainer(model, output_dir, **arguments):
     class RDropGLiClassTrainer(RDropMixin, Trainer):
         pass
 
-    settings = {k: arguments.pop(k) for k in list(arguments) if k.startswith("rdrop_")}
-    args = TrainingArguments(str(output_dir), **QUIET | {"logging_steps": 1} | arguments)
+    @dataclass
+    class RDropGLiClassArguments(RDropArguments, TrainingArguments):
+        pass
+
+    args = RDropGLiClassArguments(str(output_dir), **QUIET | {"logging_steps": 1} | arguments)
     collate = DataCollatorWithPadding("cpu", model.config)
-    trainer = RDropGLiClassTrainer(model=model, args=args, train_dataset=gliclass_rows(), data_collator=collate)
-    for key, value in settings.items():
-        setattr(trainer.args, key, value)
-    return trainer
+    return RDropGLiClassTrainer(model=model, args=args, train_dataset=gliclass_rows(), data_collator=collate)
 
 
 def noisy_gliclass(num_passes=2):
