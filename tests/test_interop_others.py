@@ -129,6 +129,17 @@ def dpo_trainer(output_dir):
     }
 
 
+def kto_trainer(output_dir):
+    trl = pytest.importorskip("trl")
+    rows = [{"prompt": "w5 ", "completion": " ".join(row), "label": i % 2 == 0} for i, row in enumerate(words())]
+    return trl.KTOTrainer, {
+        "model": zoo.build("llama"),
+        "ref_model": zoo.build("llama"),
+        "args": trl.KTOConfig(output_dir, bf16=False, **QUIET),
+        "train_dataset": Dataset.from_list(rows),
+    }
+
+
 def grpo_trainer(output_dir):
     trl = pytest.importorskip("trl")
     args = {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4, "max_steps": 1}
@@ -166,7 +177,7 @@ def sentence_trainer(output_dir):
 
 @pytest.mark.parametrize(
     "build",
-    [reward_trainer, dpo_trainer, grpo_trainer, cross_encoder_trainer, sentence_trainer],
+    [reward_trainer, dpo_trainer, kto_trainer, grpo_trainer, cross_encoder_trainer, sentence_trainer],
     ids=lambda f: f.__name__,
 )
 def test_batches_without_labels_are_refused_by_the_name_of_the_trainer(build, tmp_path):
