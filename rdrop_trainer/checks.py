@@ -64,10 +64,10 @@ class NoiseCheck:
         self._steps_alike.add(step)
         if (active or has_other_noise(model)) and len(self._steps_alike) < self.PATIENCE:
             return
-        self.done = True
         message = _no_noise(model, num_passes, active)
-        if not allowed:
+        if not allowed:  # again at the next step, where a trainer catches errors and goes on
             raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
+        self.done = True
         logger.warning(message)
 
 

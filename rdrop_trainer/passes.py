@@ -72,6 +72,11 @@ def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
     return model(**inputs)
 
 
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The model inside `DistributedDataParallel`, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def run_passes(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -102,7 +107,7 @@ def run_passes(
         # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
         # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
         # middle of the backward.
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        inner = without_ddp(model)
         if mode == "recompute":
             again = [checkpoint(call, inner, dict(inputs), use_reentrant=False) for _ in range(num_passes - 1)]
             outputs = [*again, call(model, dict(inputs))]

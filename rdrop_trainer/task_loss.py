@@ -14,7 +14,7 @@ from transformers import Trainer
 from .checks import LossCheck
 from .heads import Head, head_of
 from .losses import RDropLoss, rdrop_loss
-from .passes import Passes, call_model, run_passes, with_loss
+from .passes import Passes, call_model, run_passes, with_loss, without_ddp
 from .window import Window
 
 
@@ -25,8 +25,13 @@ class TaskLossMixin:
         self._loss_check = LossCheck()
         self._trainer_check = LossCheck()
         self._trainer_hides_logits = False
-        behind = super().compute_loss  # of the trainer this class stands in front of
-        self._trainer_has_own_loss = behind.__func__ is not Trainer.compute_loss
+        self._trainer_has_own_loss = super().compute_loss.__func__ is not Trainer.compute_loss
+
+    @property
+    def _trainer_behind(self) -> type:
+        """The trainer that the mixin stands in front of."""
+        classes = type(self).__mro__
+        return next(cls for cls in classes[classes.index(TaskLossMixin) :] if issubclass(cls, Trainer))
 
     @property
     def _base_model(self) -> nn.Module:
@@ -50,6 +55,12 @@ class TaskLossMixin:
 
     def _choose_head(self, batches: list[Mapping[str, Any]]) -> Head:
         """The head of the model, with the source of its task loss."""
+        if self._trainer_has_own_loss and not (_is_labelled(batches[0]) or self.compute_loss_func):
+            raise ValueError(
+                f"R-Drop does not fit {self._trainer_behind.__name__}: its batches hold no `labels`, which tell the "
+                "items (rows, tokens) whose predictions two passes share"
+                + (f"; got only: {', '.join(batches[0])}." if isinstance(batches[0], Mapping) else ".")
+            )
         head = head_of(self._base_model, batches[0])
         for batch in batches:
             if any(batch.get(key) is None for key in head.labels):
@@ -184,29 +195,38 @@ class TaskLossMixin:
             window.head = replace(window.head, task_loss="model")
 
     def _check_trainer_loss(self, model: nn.Module, inputs: Mapping[str, Any], window: Window) -> None:
-        """Whether the trainer's own `compute_loss` returns logits; if not, it must be the stock loss of the head.
+        """Whether the trainer's own `compute_loss` returns logits to train on; if not, its loss must be replaceable.
+
+        Logits without a gradient (trl's `SFTTrainer` makes them in a forward of their own, for metrics) do not count.
 
         Raises:
-            ValueError: a loss of its own without logits.
+            ValueError: a loss of its own, other than the head's or the model's, without logits.
         """
-        head = replace(window.head, task_loss="stock")
-        with torch.no_grad(), same_noise(self.args.device):
-            own = run_passes(model, inputs, 1, "sequential", self._call_trainer)
-        if all(own.runs[0].get(name) is not None for name in head.outputs):
+        with torch.enable_grad(), same_noise(self.args.device):
+            own = run_passes(without_ddp(model), inputs, 1, "sequential", self._call_trainer)
+        logits = [own.runs[0].get(name) for name in window.head.outputs]
+        if all(value is not None and value.requires_grad for value in logits):
             self._trainer_check.done = True
             return
+        loss = own.loss().detach()
+        del own, logits  # and with them the activations
+        self._trainer_hides_logits = True
+        head = self._choose_head([inputs])
         with torch.no_grad(), same_noise(self.args.device):
             passes = run_passes(model, self._model_inputs(inputs, head), 1, "sequential")
         items = head.items(passes, inputs, 1)
-        stock = self._stock_loss(items, head, 1)
-        self._trainer_check.look(own.loss(), stock, items[0][0].dtype, self.accelerator.reduce)
+        kept = passes.loss() if head.task_loss == "model" else self._stock_loss(items, head, 1)
+        # Mixed precision returns float32, but the two forward passes have rounded to less
+        mixed = self.accelerator.mixed_precision != "no"
+        dtype = torch.bfloat16 if mixed else items[0][0].dtype
+        self._trainer_check.look(loss, kept, dtype, self.accelerator.reduce)
         if self._trainer_check.differs:
+            names = " or ".join(head.outputs)
             raise ValueError(
-                f"The compute_loss of {type(self).__name__} returns {own.loss().item():.6g} where the stock loss for "
-                f"{head.name} is {stock.item():.6g}, and no {' or '.join(head.outputs)} beside it, so R-Drop can "
-                "neither keep this loss nor replace it. Let compute_loss(..., return_outputs=True) return the logits."
+                f"The compute_loss of {type(self).__name__} returns {loss.item():.6g} where the loss for {head.name} "
+                f"is {kept.item():.6g}, and no {names} beside it that have a gradient, so R-Drop can neither keep this "
+                f"loss nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
             )
-        self._trainer_hides_logits = True
         window.head = head
 
     def _undo_division(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
@@ -216,6 +236,10 @@ class TaskLossMixin:
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         divides = not counted and self.compute_loss_func is None
         return loss * self._window.micro_batches if divides else loss
+
+
+def _is_labelled(batch: Any) -> bool:
+    return isinstance(batch, Mapping) and any(key in batch for key in ("labels", "start_positions"))
 
 
 def mean_of_parts(parts: Iterable[RDropLoss]) -> RDropLoss:

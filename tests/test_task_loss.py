@@ -269,22 +269,56 @@ class Hidden(Weighted):
         return (result[0], {"accuracy": torch.tensor(0.5)}) if return_outputs else result
 
 
-class HiddenWeighted(Hidden):
-    weights = Weighted.weights
+class Detached(Hidden):
+    """Returns logits of another forward pass, for metrics, as trl's SFTTrainer does."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, dict(inputs))
+        with torch.no_grad():
+            outputs = model(**inputs)
+        return (loss, outputs) if return_outputs else loss
 
 
-def test_a_trainer_that_hides_its_logits_must_have_the_stock_loss(tmp_path):
-    model, data = tiny.bert(dropout=0.2), tiny.dataset()
-    losses = []
-    for base in (Trainer, Hidden):
+@pytest.mark.parametrize("hiding", [Hidden, Detached])
+def test_a_trainer_that_hides_its_logits_must_have_the_stock_loss(hiding, tmp_path):
+    data, results = tiny.dataset(), []
+    for base in (Trainer, hiding):
+        model = tiny.bert(dropout=0.2)
         cls = type("Over", (RDropMixin, base), {})
         trainer = tiny.trainer(model, data, tmp_path, cls, rdrop_alpha=2.0)
         batch = next(iter(trainer.get_train_dataloader()))
-        losses.append(loss_of(trainer, batch).item())
-    assert losses[0] == losses[1]
-    over = type("OverWeighted", (RDropMixin, HiddenWeighted), {})
+        loss = loss_of(trainer, batch)
+        loss.backward()
+        results.append((loss.item(), model.classifier.weight.grad.clone()))
+    assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
+    over = type("OverWeighted", (RDropMixin, type("HidingWeighted", (hiding,), {"weights": Weighted.weights})), {})
     with pytest.raises(ValueError, match="compute_loss of OverWeighted returns .* and no logits beside it"):
         tiny.trainer(model, data, tmp_path, over).train()
+
+
+def test_a_fused_head_may_round_otherwise_in_mixed_precision(tmp_path):
+    class Rounded(Hidden):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            return (1.002 * loss, outputs) if return_outputs else 1.002 * loss
+
+    over = type("OverRounded", (RDropMixin, Rounded), {})
+    tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, over, bf16=True).train()
+    with pytest.raises(ValueError, match="compute_loss of OverRounded returns"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, over).train()
+
+
+def test_a_trainer_whose_batches_hold_no_labels_is_refused_by_name(tmp_path):
+    class Contrastive(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            raise AssertionError
+
+    data = [{key: value for key, value in row.items() if key != "labels"} for row in tiny.dataset()]
+    over = type("Over", (RDropMixin, Contrastive), {})
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, over)
+    trainer.train_dataset = data
+    with pytest.raises(ValueError, match="R-Drop does not fit Contrastive: its batches hold no `labels`.*input_ids"):
+        trainer.train()
 
 
 # ---- Settings for which a model returns no logits ----

@@ -1,0 +1,112 @@
+"""PEFT adapters: what counts, what is trained, and noise that comes from the adapter alone."""
+
+import formulas
+import pytest
+import tiny
+import torch
+import zoo
+from transformers import DataCollatorWithPadding, set_seed
+
+from rdrop_trainer import RDropTrainer, RDropTrainingArguments
+
+peft = pytest.importorskip("peft")
+pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
+VIRTUAL = 4  # tokens of a soft prompt
+MODES = ("concat", "sequential", "recompute")
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.2}
+# B is not zero from the start, so that the adapter shows in the loss
+SHOWN = LORA | {"lora_dropout": 0.0, "init_lora_weights": False}
+CASES = {
+    "lora": ("llama", lambda: peft.LoraConfig(task_type="CAUSAL_LM", **SHOWN)),
+    "lora_on_the_head": ("qwen2", lambda: lora("CAUSAL_LM", target_modules=["q_proj", "lm_head"], **SHOWN)),
+    "head_trained_whole": ("llama", lambda: lora("CAUSAL_LM", modules_to_save=["lm_head"], **SHOWN)),
+    "prompt": ("llama", lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)),
+    "prefix": ("llama", lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)),
+    "seq2seq": ("t5", lambda: peft.LoraConfig(task_type="SEQ_2_SEQ_LM", **SHOWN)),
+    "rows": ("bert", lambda: peft.LoraConfig(task_type="SEQ_CLS", **SHOWN)),
+}
+
+
+def lora(task_type, **settings):
+    return peft.LoraConfig(task_type=task_type, **settings)
+
+
+def noisy(case, num_passes=2):
+    """The adapted model in float64, without dropout, with noise that is fixed by the pass."""
+    name, config = CASES[case]
+    model = tiny.noisy_bert("single_label", num_passes) if name == "bert" else zoo.noisy(name, num_passes)
+    set_seed(1)
+    return peft.get_peft_model(model, config()).double()
+
+
+def data_of(case, rows=11):
+    name, _ = CASES[case]
+    return tiny.dataset(rows=rows) if name == "bert" else zoo.dataset(name, rows)
+
+
+def trainer_of(model, name, data, output_dir, **arguments):
+    defaults = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    collate = DataCollatorWithPadding(tiny.tokenizer()) if name == "bert" else zoo.collator(name, model)
+    args = RDropTrainingArguments(str(output_dir), **defaults | {"num_train_epochs": 1} | arguments)
+    return RDropTrainer(model, args, train_dataset=data, data_collator=collate)
+
+
+def predicted(case, logits, labels):
+    """By the definition: the logits and labels of the items of one pass."""
+    if CASES[case][0] == "bert":
+        return logits, labels
+    if case == "prompt":  # the last virtual token predicts the first of the text
+        logits = logits[:, VIRTUAL - 1 : -1]
+    elif case != "seq2seq":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return logits[labels != -100], labels[labels != -100]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_equals_the_definition(case, tmp_path):
+    model = noisy(case).train()
+    trainer = trainer_of(
+        model, CASES[case][0], data_of(case), tmp_path, rdrop_alpha=3.0, rdrop_allow_deterministic=True
+    )
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    labels = batch["labels"]
+    loss = trainer.compute_loss(model, batch)
+    with torch.no_grad():
+        together = model(**{k: torch.cat([v, v]) for k, v in batch.items()}).logits
+    passes = [predicted(case, z, labels) for z in together.chunk(2)]
+    expected, _, divergence = formulas.rdrop([z for z, _ in passes], passes[0][1].tolist(), 3.0)
+    assert divergence > 0 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert trainer._count_window([batch]).task_items.tolist() == [len(passes[0][1])]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
+@pytest.mark.parametrize("case", CASES)
+def test_accumulation_equals_one_large_batch(case, alpha, tmp_path):
+    updates = []
+    for rows, steps in ((2, 4), (8, 1)):
+        model = noisy(case, 2 if alpha else 1)
+        before = tiny.weights(model)
+        trainer = trainer_of(
+            model, CASES[case][0], data_of(case), tmp_path, rdrop_alpha=alpha, rdrop_allow_deterministic=True,
+            per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **tiny.PURE_SGD,
+        )  # fmt: skip
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_dropout_of_the_adapter_alone_is_noise_enough(mode, checkpointing, tmp_path):
+    """LoRA begins with B = 0: its first passes are alike, and training must not stop for that."""
+    model = peft.get_peft_model(zoo.build("llama", 0.0), lora("CAUSAL_LM", **LORA))
+    before = tiny.weights(model)
+    trainer = trainer_of(
+        model, "llama", zoo.dataset("llama", 16), tmp_path, rdrop_forward_mode=mode, learning_rate=0.05,
+        per_device_train_batch_size=4, gradient_checkpointing=checkpointing,
+    )  # fmt: skip
+    trainer.train()
+    divergence = [entry["divergence"] for entry in trainer.state.log_history if "divergence" in entry]
+    assert divergence[0] < 1e-12 and all(d > 1e-6 for d in divergence[2:])
+    changed = {k for k, v in tiny.weights(model).items() if not torch.equal(v, before[k])}
+    assert changed and all("lora_" in k for k in changed)
