@@ -9,8 +9,9 @@ few steps, so that their times can be compared on a machine that does other thin
     python benchmarks/translation.py --data_dir multi30k --max_steps 15000 --batch_size 256 --warmup_steps 2000 \\
         --bf16 --do_predict
 
-The settings are those of the translation recipes: dropout 0.3, label smoothing 0.1, Adam with betas (0.9, 0.98), inverse
-square root schedule, vocabulary and embeddings shared by both languages; with --do_predict, beam 5 and sacrebleu.
+The settings are those of the translation recipes: dropout 0.3, label smoothing 0.1, Adam with betas (0.9, 0.98),
+inverse square root schedule, vocabulary and embeddings shared by both languages; with --do_predict, beam 5 and
+sacrebleu. The losses, also on the validation set, are the smoothed ones.
 """
 
 import argparse
