@@ -36,5 +36,8 @@ class RenamedWeightsMixin:
     def _load_missed(self, folder: str) -> None:
         if self._weights_missed:
             self._weights_missed = False
-            saved = type(self.model).from_pretrained(folder, config=deepcopy(self.model.config), dtype="auto")
-            self.model.load_state_dict(saved.state_dict())
+            saved, info = type(self.model).from_pretrained(
+                folder, config=deepcopy(self.model.config), dtype="auto", output_loading_info=True
+            )
+            found = {name: value for name, value in saved.state_dict().items() if name not in info["missing_keys"]}
+            super()._issue_warnings_after_load(self.model.load_state_dict(found, strict=False))

@@ -98,10 +98,11 @@ class Head:
             raise ValueError(
                 f"R-Drop took the head for {self.name}, whose {name!r} have the shape ({', '.join(expected)}) with "
                 f"{size} rows ({num_passes} passes) for labels {tuple(targets.shape)}; the model returned "
-                f"{tuple(logits.shape)}."
+                f"{tuple(logits.shape)}. For a class that transformers does not know the labels decide: integers of "
+                "shape (B, T) mean tokens, floating ones multi-label classification or regression."
             )
         if not self.tokens:
-            if self.positions:
+            if self.positions and self.soft_prompt:
                 logits = logits[:, -batch_length(batch) :]
             return logits.reshape(size, -1), targets
         mask = self._divergence_mask(targets, batch)  # (B, T)
@@ -232,7 +233,9 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> Head:
     else:
         head = _judged(model, batch)
         stock_forward = False
-    keeps_own = not stock_forward or adds_loss or "_loss_function" in vars(model)
+    loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
+    stock_loss = loss_function.__module__.startswith(("transformers.", "torch."))
+    keeps_own = not (stock_forward and stock_loss) or adds_loss or "_loss_function" in vars(model)
     return replace(head, task_loss="model") if keeps_own else head
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -62,7 +62,9 @@ class Passes:
 def with_loss(output: Any, loss: torch.Tensor, has_loss: bool) -> Any:
     """An output in its own type, with a loss in front, in the place of its own where it has one."""
     if isinstance(output, Mapping):
-        return type(output)(**{"loss": loss, **{k: v for k, v in output.items() if k != "loss"}})
+        merged = {"loss": loss, **{k: v for k, v in output.items() if k != "loss"}}
+        takes_loss = not is_dataclass(output) or "loss" in {field.name for field in fields(output)}
+        return type(output)(**merged) if takes_loss else merged
     rest = output if isinstance(output, tuple) else (output,)
     return (loss, *(rest[1:] if has_loss else rest))
 
@@ -109,7 +111,8 @@ def run_passes(
         # middle of the backward.
         inner = without_ddp(model)
         if mode == "recompute":
-            again = [checkpoint(call, inner, dict(inputs), use_reentrant=False) for _ in range(num_passes - 1)]
+            # A copy for each run: what a call takes out of its inputs must be there when it runs again
+            again = [checkpoint(lambda: call(inner, dict(inputs)), use_reentrant=False) for _ in range(num_passes - 1)]
             outputs = [*again, call(model, dict(inputs))]
         else:
             outputs = [call(model, dict(inputs))] + [call(inner, dict(inputs)) for _ in range(num_passes - 1)]

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .checks import LossCheck
 from .heads import Head, head_of
-from .losses import RDropLoss, rdrop_loss
+from .loss_checks import LossChecksMixin
 from .passes import Passes, call_model, run_passes, with_loss, without_ddp
 from .window import Window
 
 
-class TaskLossMixin:
+class TaskLossMixin(LossChecksMixin):
     """The part of `RDropMixin` that finds out which task loss a training has, and keeps it."""
 
     def _start_task_loss(self) -> None:
-        self._loss_check = LossCheck()
-        self._trainer_check = LossCheck()
-        self._trainer_hides_logits = False
+        self._start_checks()
         self._trainer_has_own_loss = super().compute_loss.__func__ is not Trainer.compute_loss
 
     @property
@@ -39,9 +36,9 @@ class TaskLossMixin:
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    @property
-    def _label_smoothing(self) -> float:
-        return self.args.label_smoothing_factor if self.label_smoother is not None else 0.0
+    def _label_smoothing(self, head: Head) -> float:
+        """`Trainer` smooths `labels` alone, so answers to questions are not."""
+        return self.args.label_smoothing_factor if self.label_smoother and head.labels == ("labels",) else 0.0
 
     @property
     def _logits_hidden_by(self) -> str | None:
@@ -77,7 +74,7 @@ class TaskLossMixin:
             return replace(head, task_loss="trainer")
         if self._loss_check.differs:
             head = replace(head, task_loss="model")
-        elif self.label_smoother is not None:
+        elif self._label_smoothing(head):
             head = replace(head, task_loss="stock")
         if head.task_loss == "model" and self._logits_hidden_by:
             raise ValueError(
@@ -90,26 +87,37 @@ class TaskLossMixin:
 
     def _run(self, model: nn.Module, inputs: Mapping[str, Any], window: Window, num_passes: int, mode: str) -> Passes:
         """Run the model several times; through the trainer's own `compute_loss` where that is kept."""
-        if self._trainer_has_own_loss and not self._trainer_check.done and self.compute_loss_func is None:
-            self._check_trainer_loss(model, inputs, window)
+        if self._trainer_has_own_loss and not self._trainer_check.done:
+            check = self._check_trainer_loss if self.compute_loss_func is None else self._check_function
+            check(without_ddp(model), inputs, window)
+        if num_passes > 1 and mode == "concat" and not self._rows_checked:
+            self._check_rows(without_ddp(model), inputs, window, num_passes)
         if window.head.task_loss == "trainer":
             return run_passes(model, inputs, num_passes, mode, self._call_trainer)
         return run_passes(model, self._model_inputs(inputs, window.head), num_passes, mode, call_model)
 
     def _call_trainer(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        return with_loss(outputs, loss, has_loss=True)
+        result = super().compute_loss(model, self._decodable(inputs), return_outputs=True)
+        if not isinstance(result, tuple):
+            raise ValueError(
+                f"The compute_loss of {type(self).__name__} must return (loss, outputs) when it is called with "
+                f"return_outputs=True, because R-Drop needs the logits; it returned a {type(result).__name__}."
+            )
+        loss, outputs = result
+        return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and outputs[0].dim() == 0)
 
     def _model_inputs(self, inputs: Mapping[str, Any], head: Head) -> dict[str, Any]:
         """The inputs of a forward pass: without labels, unless the loss that the model makes of them is wanted."""
-        to_be_checked = not self._loss_check.done and self.label_smoother is None and not self._logits_hidden_by
+        smooths = self._label_smoothing(head) > 0
+        to_be_checked = not self._loss_check.done and not smooths and not self._logits_hidden_by
         if head.task_loss == "model" or (head.task_loss == "stock" and to_be_checked):
             return dict(inputs)
         # A decoder makes its inputs from the labels, where the collator did not
         decoder_inputs = self._decoder_inputs(inputs)
         if decoder_inputs is None:
             return dict(inputs)
-        return {key: value for key, value in inputs.items() if key not in head.labels} | decoder_inputs
+        withheld = ("labels",) if head.task_loss == "function" else head.labels
+        return {key: value for key, value in inputs.items() if key not in withheld} | decoder_inputs
 
     def _decodable(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs that `Trainer` can work with where it takes the labels away from an encoder-decoder."""
@@ -130,12 +138,23 @@ class TaskLossMixin:
 
     # ---- Losses that are not ours ----
 
+    def _trainer_counts_right(self, window: Window) -> bool:
+        """Whether `Trainer`'s own loss of a whole step is the mean over its items."""
+        head = window.head
+        if head.shifted and self._label_smoothing(head):  # its smoother shifts the labels for the classes listed here
+            return type(self._base_model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        # Without a single start (or end) inside the text, the mean over them, and with it the sum of both, is NaN
+        return len(head.labels) == 1 or bool((window.task_items > 0).all())
+
     def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
         """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
         if window.head.shifted and window.head.task_loss != "function" and num_items_in_batch is not None:
             # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
             num_items_in_batch = window.task_items[0].clamp(min=1)
-        result = super().compute_loss(model, dict(self._decodable(inputs)), return_outputs, num_items_in_batch)
+        inputs = dict(self._decodable(inputs))
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
         loss = result[0] if return_outputs else result
         if window.head.problem == "single_label":
             # No labelled item: the mean over nothing is NaN there
@@ -167,68 +186,6 @@ class TaskLossMixin:
         share = window.share(inputs)
         return torch.where(share > 0, loss * share, torch.zeros_like(loss))
 
-    def _stock_loss(self, items: list[tuple[torch.Tensor, torch.Tensor]], head: Head, num_passes: int) -> torch.Tensor:
-        """The stock task loss of one micro-batch, without a gradient."""
-        return mean_of_parts(
-            rdrop_loss(
-                logits.detach(),
-                labels,
-                alpha=0,
-                num_passes=num_passes,
-                problem=head.problem,
-                label_smoothing=self._label_smoothing,
-            )
-            for logits, labels in items
-        ).task_loss
-
-    def _check_model_loss(self, passes: Passes, items: list[tuple[torch.Tensor, torch.Tensor]], window: Window) -> None:
-        """Whether the model's own loss is the stock loss; if it is not, it is kept from here on."""
-        check, own = self._loss_check, passes.loss()
-        if window.head.task_loss != "stock" or own is None:
-            check.done = True
-        elif any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
-            check.done = check.differs = True  # a router adds to it, maybe less than the comparison would see
-        else:
-            stock = self._stock_loss(items, window.head, passes.num_passes)
-            check.look(own.detach(), stock, items[0][0].dtype, self.accelerator.reduce)
-        if check.differs:
-            window.head = replace(window.head, task_loss="model")
-
-    def _check_trainer_loss(self, model: nn.Module, inputs: Mapping[str, Any], window: Window) -> None:
-        """Whether the trainer's own `compute_loss` returns logits to train on; if not, its loss must be replaceable.
-
-        Logits without a gradient (trl's `SFTTrainer` makes them in a forward of their own, for metrics) do not count.
-
-        Raises:
-            ValueError: a loss of its own, other than the head's or the model's, without logits.
-        """
-        with torch.enable_grad(), same_noise(self.args.device):
-            own = run_passes(without_ddp(model), inputs, 1, "sequential", self._call_trainer)
-        logits = [own.runs[0].get(name) for name in window.head.outputs]
-        if all(value is not None and value.requires_grad for value in logits):
-            self._trainer_check.done = True
-            return
-        loss = own.loss().detach()
-        del own, logits  # and with them the activations
-        self._trainer_hides_logits = True
-        head = self._choose_head([inputs])
-        with torch.no_grad(), same_noise(self.args.device):
-            passes = run_passes(model, self._model_inputs(inputs, head), 1, "sequential")
-        items = head.items(passes, inputs, 1)
-        kept = passes.loss() if head.task_loss == "model" else self._stock_loss(items, head, 1)
-        # Mixed precision returns float32, but the two forward passes have rounded to less
-        mixed = self.accelerator.mixed_precision != "no"
-        dtype = torch.bfloat16 if mixed else items[0][0].dtype
-        self._trainer_check.look(loss, kept, dtype, self.accelerator.reduce)
-        if self._trainer_check.differs:
-            names = " or ".join(head.outputs)
-            raise ValueError(
-                f"The compute_loss of {type(self).__name__} returns {loss.item():.6g} where the loss for {head.name} "
-                f"is {kept.item():.6g}, and no {names} beside it that have a gradient, so R-Drop can neither keep this "
-                f"loss nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
-            )
-        window.head = head
-
     def _undo_division(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
         """Older transformers do not ask `loss_is_scaled_for_ga`: undo the division they are about to make."""
         if hasattr(Trainer, "loss_is_scaled_for_ga") or self._window is None:
@@ -240,15 +197,3 @@ class TaskLossMixin:
 
 def _is_labelled(batch: Any) -> bool:
     return isinstance(batch, Mapping) and any(key in batch for key in ("labels", "start_positions"))
-
-
-def mean_of_parts(parts: Iterable[RDropLoss]) -> RDropLoss:
-    """The terms of a head with several parts: their means."""
-    return RDropLoss(*(torch.stack(values).mean(0) for values in zip(*parts, strict=True)))
-
-
-@contextmanager
-def same_noise(device: torch.device):
-    """Give the random state back as it was, so that what follows draws the same dropout."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

@@ -14,10 +14,11 @@ from transformers.utils import logging
 
 from .checkpoints import RenamedWeightsMixin
 from .checks import NoiseCheck
+from .loss_checks import mean_of_parts, same_noise
 from .losses import RDropLoss, rdrop_loss
 from .mixing import UnlabeledRowsMixin
 from .passes import Passes
-from .task_loss import TaskLossMixin, mean_of_parts, same_noise
+from .task_loss import TaskLossMixin
 from .training_args import RDropArguments
 from .window import LoggedTerms, Window
 
@@ -105,11 +106,14 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
             This micro-batch's share of the loss of the optimizer step; outside `train()`, the loss of this batch.
         """
         if not model.training:
-            return super().compute_loss(model, self._decodable(inputs), return_outputs, num_items_in_batch)
+            inputs = self._decodable(inputs)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         settings = RDropArguments.of(self.args)
         is_rdrop_step = settings.is_rdrop_step(self.state.global_step)
         window = self._window or self._count_window([inputs])
-        if window.is_one_batch and not is_rdrop_step:
+        if window.is_one_batch and not is_rdrop_step and self._trainer_counts_right(window):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
 
         num_passes = settings.rdrop_num_passes if is_rdrop_step else 1
@@ -140,14 +144,14 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
         terms = mean_of_parts(
             rdrop_loss(
                 logits,
-                labels,
+                labels if window.head.task_loss == "stock" else None,
                 alpha=alpha,
                 num_passes=passes.num_passes,
                 problem=window.head.problem,
                 num_items=task_items / window.processes,
                 num_divergence_items=divergence_items / window.processes if means else window.micro_batches,
                 reduction=settings.rdrop_reduction,
-                label_smoothing=self._label_smoothing,
+                label_smoothing=self._label_smoothing(window.head),
             )
             for (logits, labels), task_items, divergence_items in zip(
                 items, window.task_items, window.divergence_items, strict=True

@@ -12,6 +12,7 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 LAYERS = [
     ["trainer", "glue.demo"],
     ["task_loss"],
+    ["loss_checks"],
     ["checks", "mixing", "window", "glue.checkpoint", "glue.outcome", "glue.processors"],
     ["passes", "heads", "dropout", "glue.arguments", "glue.features"],
     ["training_args", "checkpoints", "glue.data", "glue.submission", "glue.metrics"],

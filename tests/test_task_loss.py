@@ -9,6 +9,7 @@ import torch
 import zoo
 from torch import nn
 from transformers import (
+    BertForSequenceClassification,
     DataCollatorForSeq2Seq,
     LlamaForCausalLM,
     MixtralConfig,
@@ -95,7 +96,64 @@ def test_generation_during_evaluation(name, tmp_path):
     assert results[0][1] == results[1][1]
 
 
+def test_a_trainers_own_loss_with_smoothing_and_without_decoder_inputs(tmp_path):
+    class Own(Seq2SeqTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    losses = []
+    for cls, collated_for in ((Own, True), (Own, False), (Seq2SeqTrainer, True)):
+        model = zoo.build("bart")
+        trainer = zoo.trainer("bart", model, zoo.dataset("bart"), tmp_path, label_smoothing_factor=0.1)
+        trainer.__class__ = type("Over", (RDropMixin, cls), {})
+        trainer._start_rdrop()
+        losses.append(loss_of(trainer, zoo.batch("bart", model if collated_for else None)).item())
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-6)
+
+
+def test_answers_are_not_smoothed(tmp_path):
+    """`Trainer` smooths `labels` alone."""
+    batch, losses = zoo.batch("question"), []
+    for plain, smoothing in ((True, 0.3), (False, 0.3), (False, 0.0)):
+        trainer = zoo.trainer(
+            "question", zoo.build("question", dropout=0.0), zoo.dataset("question"), tmp_path, plain,
+            label_smoothing_factor=smoothing, rdrop_allow_deterministic=True,
+        )  # fmt: skip
+        losses.append(loss_of(trainer, batch).item())
+    assert losses[1] == losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+class Renamed(LlamaForCausalLM):
+    pass
+
+
+def test_a_renamed_language_model_is_smoothed_like_its_like(tmp_path):
+    """`Trainer`'s smoother shifts the labels of classes it knows by name."""
+    losses = []
+    for cls in (LlamaForCausalLM, Renamed):
+        for alpha in (0.0, 4.0):
+            model = zoo.build("llama", dropout=0.0)
+            model.__class__ = cls
+            trainer = zoo.trainer(
+                "llama", model, zoo.dataset("llama"), tmp_path, label_smoothing_factor=0.1, rdrop_alpha=alpha, **SAME
+            )
+            losses.append(loss_of(trainer, zoo.batch("llama")).item())
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+
+
 # ---- What a base class counts wrongly ----
+
+
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
+def test_answers_that_all_end_outside_still_begin_somewhere(alpha, tmp_path):
+    batch, model = zoo.batch("question"), zoo.build("question", dropout=0.0)
+    batch["end_positions"] = torch.full((5,), 99)
+    trainer = zoo.trainer("question", model, zoo.dataset("question"), tmp_path, rdrop_alpha=alpha, **SAME)
+    loss = loss_of(trainer, batch)
+    expected = nn.functional.cross_entropy(model(**batch).start_logits, batch["start_positions"]) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_the_first_token_of_gpt2_is_not_counted(tmp_path):
@@ -147,6 +205,25 @@ def test_a_router_loss_is_kept(how, tmp_path):
     )[1:]
     assert trainer._choose_head([batch]).task_loss == "model"
     assert ours.item() == pytest.approx((own + divergence).item(), rel=1e-6) and own > stock
+
+
+class RareClass(BertForSequenceClassification):
+    @property
+    def loss_function(self):
+        return lambda labels, pooled_logits, config, **kwargs: nn.functional.cross_entropy(
+            pooled_logits, labels, torch.tensor([1.0, 1.0, 1.0, 50.0])
+        )
+
+
+def test_a_loss_function_of_the_class_is_kept_from_the_start(tmp_path):
+    """Although on the classes of the first batches it looks like the stock loss."""
+    model = tiny.bert()
+    model.__class__ = RareClass
+    assert head_of(model, {"labels": torch.tensor([0, 1])}).task_loss == "model"
+    model = tiny.bert()
+    assert head_of(model, {"labels": torch.tensor([0, 1])}).task_loss == "stock"
+    model.loss_function = RareClass.loss_function.fget(model)
+    assert head_of(model, {"labels": torch.tensor([0, 1])}).task_loss == "model"
 
 
 class Doubled(LlamaForCausalLM):
@@ -239,7 +316,13 @@ def test_a_trainers_own_loss_is_kept(mode, tmp_path):
     weights = torch.tensor(Weighted.weights)
     own = [nn.functional.cross_entropy(z, labels, weights, reduction="none").mean() for z in logits]
     divergence = formulas.rdrop(logits, labels.tolist(), 2.0)[2]
-    assert loss.item() == pytest.approx((sum(own) / 2 + divergence).item(), rel=1e-5)
+    expected = sum(own) / 2 + divergence
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()  # which runs recomputed passes again
+    gradient = model.classifier.weight.grad.clone()
+    model.zero_grad()
+    expected.backward()
+    assert torch.allclose(gradient, model.classifier.weight.grad, atol=1e-6)
 
 
 def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):
@@ -257,6 +340,71 @@ def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):
     assert tiny.relative(update(RDropWeighted, 2, 4, **SAME), whole) < 1e-5
     assert tiny.relative(update(RDropWeighted, 2, 4, rdrop_alpha=0.0), whole) < 1e-5
     assert tiny.relative(update(Weighted, 8, 1), whole) < 1e-5
+
+
+def test_a_trainer_that_takes_keywords_alone(tmp_path):
+    """Evaluation and plain steps call the trainer behind as `Trainer` does."""
+
+    class Keywords(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    cls = type("Over", (RDropMixin, Keywords), {})
+    trainer = tiny.trainer(
+        tiny.bert(), tiny.dataset(), tmp_path, cls, eval_dataset=tiny.dataset(), eval_strategy="epoch",
+        rdrop_every_n_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.log_history[-2]["eval_loss"] > 0
+
+
+def test_a_trainers_own_loss_needs_outputs(tmp_path):
+    class Alone(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return super().compute_loss(model, inputs)
+
+    with pytest.raises(ValueError, match="compute_loss of Over must return .loss, outputs.*returned a Tensor"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, type("Over", (RDropMixin, Alone), {})).train()
+
+
+def test_a_trainers_own_loss_beside_a_loss_function(tmp_path):
+    """The function is the task loss where the trainer uses it; where it does not, there is no telling."""
+
+    def half(outputs, labels, num_items_in_batch=None):
+        return 0.5 * nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    class Uses(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+
+    cls, data = type("Over", (RDropMixin, Uses), {}), tiny.dataset()
+    trainer = tiny.trainer(tiny.bert(), data, tmp_path, cls, compute_loss_func=half, logging_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["task_loss"] == pytest.approx(0.5 * 1.386, rel=0.05)
+    with pytest.raises(ValueError, match="compute_loss of Weighted returns .* where compute_loss_func gives"):
+        tiny.trainer(tiny.bert(), data, tmp_path, RDropWeighted, compute_loss_func=half).train()
+
+
+class Summed(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        if labels is not None:
+            outputs.loss = nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
+        return outputs
+
+
+def test_losses_that_depend_on_the_number_of_rows_need_passes_of_their_own(tmp_path):
+    model = tiny.bert()
+    model.__class__ = Summed
+    with pytest.raises(ValueError, match='loss of Summed depends on the number of rows.*"sequential"'):
+        tiny.trainer(model, tiny.dataset(), tmp_path).train()
+    assert model.training and all(module.training for module in model.modules())
+    trainer = tiny.trainer(
+        model, tiny.dataset(), tmp_path, rdrop_forward_mode="sequential", logging_steps=1,
+        per_device_train_batch_size=12,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.log_history[0]["task_loss"] == pytest.approx(12 * 1.386, rel=0.1)
 
 
 class Hidden(Weighted):

@@ -451,6 +451,10 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="DataParallel.*torchrun"):
         trainer.train()
     trainer.args._n_gpu = 0
+    for size in ("get_cp_size", "get_sp_size"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="context or sequence parallelism"):
+            patch.setattr(trainer, size, lambda: 2)
+            trainer.train()
     data = [{k: v for k, v in row.items() if k != "labels"} for row in tiny.dataset()]
     trainer.train_dataset = data
     with pytest.raises(ValueError, match="needs `labels`.*input_ids"):

@@ -51,6 +51,16 @@ def test_answers_outside_the_text_are_ignored_in_their_part_alone():
     assert start[1].tolist() == [0, 3, -100] and end[1].tolist() == [-100, 3, -100]
 
 
+def test_positions_behind_the_text_are_no_soft_prompt():
+    """LayoutLMv3 has those of the page's image there; a prompt stands in front."""
+    batch = {"input_ids": torch.zeros(2, 4), "start_positions": torch.tensor([0, 3])}
+    batch["end_positions"] = batch["start_positions"]
+    logits = {"start_logits": torch.arange(12.0).reshape(2, 6), "end_logits": torch.zeros(2, 6)}
+    assert torch.equal(QUESTION_ANSWERING.items(logits, batch, 1)[0][0], logits["start_logits"])
+    prompted = replace(QUESTION_ANSWERING, soft_prompt=True)
+    assert torch.equal(prompted.items(logits, batch, 1)[0][0], logits["start_logits"][:, 2:])
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (4, 5, 6), (4,)])
 def test_outputs_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"single-label classification, whose 'logits' .* returned \("):
