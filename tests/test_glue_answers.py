@@ -1,5 +1,7 @@
 """Multiple choice and extractive questions: inputs, batches, and from logits back to answers."""
 
+import itertools
+
 import datasets
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ def tokenizer(tmp_path_factory):
 
 def choice_rows(*rows):
     names = ("context", "question", "choices", "label")
-    return datasets.Dataset.from_list([dict(zip(names, row, strict=True)) | {"idx": i} for i, row in enumerate(rows)])
+    return datasets.Dataset.from_list(
+        [dict(zip(names, row, strict=True)) | {"idx": i, "group": f"{i}"} for i, row in enumerate(rows)]
+    )
 
 
 def texts(tokenizer, row):
@@ -86,6 +90,30 @@ def test_an_empty_choice_is_never_chosen():
     rows = choice_rows(("x", "", ["a", "b"], 0), ("x", "", ["a", "b", "c"], 0))
     assert decode_choices(np.array([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]]), rows) == [1, 2]
     assert decode_choices((np.array([[3.0, 2.0, 9.0], [1.0, 2.0, 0.0]]), None), rows) == [0, 1]
+
+
+def test_blanks_of_one_group_get_different_choices():
+    rng = np.random.default_rng(0)
+    rows = choice_rows(*[(BLANK, "", ["a", "b", "c", "d"], -1)] * 8)
+    groups = ["x", "x", "y", "x", "z", "y", "u", "v"]
+    rows = rows.remove_columns("group").add_column("group", groups)
+    for _ in range(20):
+        logits = rng.normal(size=(8, 5))  # the last column is no choice of theirs
+        chosen = decode_choices(logits, rows)
+        for members in ([0, 1, 3], [2, 5], [4], [6], [7]):
+            best = max(
+                itertools.permutations(range(4), len(members)),
+                key=lambda places: sum(logits[i, place] for i, place in zip(members, places, strict=True)),
+            )
+            assert [chosen[i] for i in members] == list(best)
+
+
+def test_groups_of_more_blanks_than_choices_and_logits_that_are_no_numbers():
+    rows = choice_rows(*[(BLANK, "", ["a", "b"], -1)] * 3)
+    logits = np.array([[0.0, 1.0], [0.0, 2.0], [3.0, 0.0]])
+    assert decode_choices(logits, rows.map(lambda row: {"group": "x"})) == [1, 1, 0]
+    two = rows.select(range(2)).map(lambda row: {"group": "x"})
+    assert decode_choices(np.array([[np.nan, np.nan], [0.0, np.inf]]), two) == [0, 1]
 
 
 # ---- Questions ----

@@ -87,6 +87,7 @@ def test_c3_test_sets_have_ids_and_the_newer_one_counts(tmp_path):
     write(tmp_path / "test1.0.json", [[["x"], [question]]])
     test = load("c3", tmp_path)["test"]
     assert list(test["idx"]) == [31, 32] and list(test["label"]) == [-1, -1]
+    assert len(set(test["group"])) == 2  # questions about one text may have the same answer
 
 
 def test_c3_answers_are_found_without_case_and_spaces(tmp_path):
@@ -116,6 +117,7 @@ def test_chid_of_clue(tmp_path):
         f"这里{BLANK}。",
     ]
     assert rows[2]["choices"] == CLOZE["candidates"] and set(data["test"]["label"]) == {-1}
+    assert len(set(data["train"]["group"])) == 1  # the blanks of one item share their candidates
 
 
 def test_chid_of_fewclue(tmp_path):
@@ -127,7 +129,8 @@ def test_chid_of_fewclue(tmp_path):
     data = load("chid", tmp_path)
     assert set(data) == {"train", "test", "test_public"}
     assert data["train"].to_list()[0] == {
-        "idx": 7, "context": f"不能{BLANK}。", "question": "", "choices": FEW["candidates"], "label": 1
+        "idx": 7, "context": f"不能{BLANK}。", "question": "", "choices": FEW["candidates"], "label": 1,
+        "group": f"{tmp_path / 'train_few_all.json'}:1",
     }  # fmt: skip
     assert list(data["test"]["label"]) == [-1]
 
@@ -159,8 +162,9 @@ def test_questions_whose_answer_is_not_in_the_passage(tmp_path, caplog):
 
 def test_questions_without_answers_and_the_trial_set(tmp_path):
     document = json.loads(json.dumps(SQUAD))
-    for question in document["data"][0]["paragraphs"][0]["qas"]:
-        del question["answers"]
+    first, second = document["data"][0]["paragraphs"][0]["qas"]
+    del first["answers"]
+    second["answers"] = [{"text": "", "answer_start": -1}]
     write(tmp_path / "cmrc2018_public" / "test.json", document)
     write(tmp_path / "cmrc2018_public" / "trial.json", SQUAD)
     data = load("cmrc2018", tmp_path)
@@ -180,7 +184,14 @@ def test_hub_c3(monkeypatch):
     hub(monkeypatch, train=[row], test=[row | {"answer": ""}])
     data = load_task(TASKS["c3"])
     assert data["train"].to_list() == [
-        {"idx": 4, "context": "甲\n乙", "question": "谁？", "choices": ["丙", "乙"], "label": 1}
+        {
+            "idx": 4,
+            "context": "甲\n乙",
+            "question": "谁？",
+            "choices": ["丙", "乙"],
+            "label": 1,
+            "group": "clue/clue c3 train:1",
+        }
     ]
     assert list(data["test"]["label"]) == [-1]
 

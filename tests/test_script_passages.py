@@ -184,6 +184,19 @@ def test_the_answer_equals_the_saved_models_own(model, here):
     assert written["Q0"] == spans[max(spans)]
 
 
+def test_a_test_set_with_its_answers_is_scored(model, here):
+    make_questions(here / "drcd")
+    (here / "drcd" / "test.json").write_bytes((here / "drcd" / "dev.json").read_bytes())
+    flags = ["--data_dir", ".", *LEARN, *ALL, "--task_name"]
+    assert run(model, *flags, "drcd") == 0
+    found = results("out")
+    assert found["headline"]["test_exact_match"] == found["headline"]["eval_exact_match"] > 0
+    make_c3(here / "c3")
+    (here / "c3" / "test1.1.json").write_bytes((here / "c3" / "m-dev.json").read_bytes())
+    assert run(model, *flags, "c3", "--output_dir", "choices") == 0
+    assert results("choices")["headline"]["test_accuracy"] > 0.5
+
+
 def test_a_trained_model_is_evaluated_alone_and_other_heads_are_replaced(model, here, capsys):
     make_c3(here / "c3")
     labels = ["neutral", "entailment", "contradiction"]

@@ -224,6 +224,13 @@ def test_a_test_set_without_titles(model, here):
     assert not results()["headline"] and len(Path("out/csl_title_predict.json").read_text().splitlines()) == 3
 
 
+def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    assert run(model, "--data_dir", ".", "--do_train", "--do_predict") == 2
+    assert 'scoring needs rouge_score: pip install "rdrop-trainer[seq2seq]"' in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_a_model_that_cannot_write(here, tmp_path, capsys):
     make_bert(tmp_path / "bert", ["图像"], hidden_size=16, heads=2)
     assert run(tmp_path / "bert", "--data_dir", ".", "--do_train") == 2

@@ -37,7 +37,8 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
 
     Returns:
         The columns `idx`, `context` and `question`; for multiple choice `choices` and `label` (the place of the right
-        one, -1 where it is not known); for questions `answers` (texts) and `starts` (their places in the context, in
+        one, -1 where it is not known) and `group` (the same for blanks that share their candidates, of which each
+        fills one blank at most); for questions `answers` (texts) and `starts` (their places in the context, in
         characters; -1 where it does not hold them). A context with a blank to fill holds `BLANK`.
 
     Raises:
@@ -46,7 +47,7 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     choice = task.head == "choice"
     flatten, check = _LAYOUTS[task.name], _check_choice if choice else _check_question
     kind = split.split("_")[0]
-    rows, ids, lost = [], [], []
+    rows, ids, groups, lost = [], [], [], []
     for place, value in values:
         for where, question in flatten(value, place):
             row = check(question, where)
@@ -57,6 +58,7 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
                 continue
             ids.append(row_id(task, question, len(rows)))
             rows.append(row)
+            groups.append(where)
     if lost:
         logger.warning("%d questions whose passage does not hold their answer were left out (%s)", len(lost), lost[0])
     if not rows:
@@ -66,12 +68,16 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     columns["idx"] = ids if whole else [str(value) for value in ids]
     text, number = datasets.Value("string"), datasets.Value("int64")
     features = {"context": text, "question": text, "idx": number if whole else text}
-    features |= {"choices": datasets.List(text), "label": number} if choice else {}
-    features |= {} if choice else {"answers": datasets.List(text), "starts": datasets.List(number)}
+    if choice:
+        columns["group"] = groups
+        features |= {"choices": datasets.List(text), "label": number, "group": text}
+    else:
+        features |= {"answers": datasets.List(text), "starts": datasets.List(number)}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 # ---- Layouts: (where, {id, context, question, and choices and answer, or answers}) per question ----
+# Questions that exclude each other's choices, the blanks of one item of ChID, have the same `where`; others do not.
 
 
 def _c3_questions(value: Any, where: str) -> Questions:
@@ -170,6 +176,8 @@ def _check_question(question: dict, where: str) -> dict:
     texts, starts = [], []
     for answer in question["answers"]:
         text, start = (answer.get(key) for key in _ANSWER) if isinstance(answer, dict) else (None, None)
+        if text == "":  # stands for none in test sets
+            continue
         if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
             raise InputError(f"{where}: the answer is {answer!r}, expected its text and answer_start")
         texts.append(text.strip())  # no token covers a space at its ends
