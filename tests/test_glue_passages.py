@@ -231,13 +231,21 @@ def test_hub_cmrc2018(monkeypatch):
         ("c3", [[["x"], [{"choice": ["a", "b"], "answer": "a"}], "1"]], "question 1: has no 'question'"),
         ("c3", ["text"], "item 1: holds a JSON str, expected an object"),
         ("c3", [], "train.json: is empty"),
-        ("chid", CLOZE, "train.json:1: the question has no answer"),
+        ("chid", CLOZE, "train.json:1: the question #idiom000001# has no answer"),
+        ("chid", CLOZE | {"answers": [1]}, "train.json:1: holds a JSON int, expected an object"),
+        ("chid", CLOZE | {"answers": 1}, "train.json:1: the answers are 1, expected an object with one for each"),
+        ("chid", FEW | {"answer": True}, "train.json:1: the answer is True, expected a number from 0 to 1"),
         ("chid", FEW | {"content": "没有空"}, "train.json:1: the content '没有空' is expected to hold one blank"),
         ("chid", FEW | {"answer": 2}, "train.json:1: the answer is 2, expected a number from 0 to 1"),
         ("chid", FEW | {"candidates": "ab"}, "train.json:1: 'candidates' holds 'ab', expected a list of texts"),
         ("cmrc2018", {"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "q"}]}]}]},
          "train.json:1, data 1, paragraphs 1, question 1: has no 'context'"),
-        ("cmrc2018", {"id": "1", "question": "q", "context": "c"}, "train.json:1: the question has no answer"),
+        ("cmrc2018", {"id": "1", "question": "q", "context": "c"}, "train.json:1: the question 1 has no answer"),
+        ("cmrc2018", {"question": "q", "context": "c", "answers": {"text": ["c"]}}, "expected lists of text and"),
+        ("cmrc2018", {"question": "q", "context": "c", "answers": {"text": [], "answer_start": [0]}},
+         "train.json:1: the answers are .*, expected lists of text and answer_start"),
+        ("cmrc2018", {"question": "q", "context": "c", "answers": [{"text": "x", "answer_start": 0}]},
+         "train.json: no passage holds the answer to its question"),
         ("cmrc2018", {"question": "q", "context": " ", "answers": []}, "train.json:1: the context is empty"),
         ("cmrc2018", {"question": "q", "context": "c", "answers": ["c"]}, "the answer is 'c', expected its text and"),
     ],
@@ -246,6 +254,21 @@ def test_wrong_rows(tmp_path, name, content, message):
     write(tmp_path / "train.json", content)
     with pytest.raises(InputError, match=message):
         load(name, tmp_path)
+
+
+def test_ids_that_occur_twice_are_refused_where_answers_go_by_ids(tmp_path):
+    write(tmp_path / "test.json", [{"id": "Q", "question": "q", "context": "c"}] * 2)
+    with pytest.raises(InputError, match="test.json: the id 'Q' occurs twice"):
+        load("cmrc2018", tmp_path)
+    write(tmp_path / "test_public.json", [FEW, FEW], lines=True)
+    (tmp_path / "test.json").unlink()
+    assert len(load("chid", tmp_path)["test_public"]) == 2
+
+
+def test_a_document_in_another_encoding(tmp_path):
+    (tmp_path / "train.json").write_bytes('[\n"甲"]'.encode("gbk"))
+    with pytest.raises(InputError, match="train.json:2: byte 0xbc at position 2 of the line is not UTF-8[^)]*$"):
+        load("c3", tmp_path)
 
 
 def test_a_broken_document_names_the_line(tmp_path):
