@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,14 @@ def test_a_test_set_with_its_answers_is_scored(model, here):
     (here / "c3" / "test1.1.json").write_bytes((here / "c3" / "m-dev.json").read_bytes())
     assert run(model, *flags, "c3", "--output_dir", "choices") == 0
     assert results("choices")["headline"]["test_accuracy"] > 0.5
+
+
+def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):
+    make_chid(here / "chid")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    assert run(model, "--task_name", "chid", "--data_dir", ".", "--do_train", "--output_dir", "out") == 2
+    assert 'scoring needs scipy: pip install "rdrop-trainer[glue]"' in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_a_trained_model_is_evaluated_alone_and_other_heads_are_replaced(model, here, capsys):

@@ -15,6 +15,7 @@ from transformers import (
 
 from .arguments import DataArguments
 from .choice import ChoiceCollator, decode_choices, make_choice_features
+from .extras import need
 from .features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
 from .metrics import load_metric
 from .questions import POSITIONS, decode_answers, make_question_features
@@ -95,6 +96,7 @@ class ChoiceProcessor(Processor):
     references = "label"  # the column of rows to score against
 
     def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        need("scipy.optimize")  # for the answers: missed now, not when they are computed
         return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
 
     def collator(self) -> Callable:
