@@ -1,5 +1,6 @@
 """Multiple choice and extractive questions: inputs, batches, and from logits back to answers."""
 
+import copy
 import itertools
 
 import datasets
@@ -149,6 +150,17 @@ def test_windows(tokenizer):
     assert [(f["start_positions"], f["end_positions"]) for f in features.select([0, 2, 4])] == [(0, 0)] * 3
     assert covered(rows[0], features[1]) == "子丑" and covered(rows[1], features[3]) == "km"
     assert features[1]["char_start"][:5] == [-1, -1, -1, -1, 7]
+
+
+def test_an_answer_that_a_window_cuts_is_at_its_classification_token(tokenizer):
+    rows = question_rows((ALPHABET, "谁？", [ALPHABET[6:8]], [6]))
+    features = make_question_features(rows, tokenizer, 16, overlap=4)
+    assert covered(rows[0], features[0]) == ALPHABET[6:8]
+    assert (features[1]["start_positions"], features[1]["end_positions"]) == (0, 0)  # it begins with the second half
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    last = make_question_features(rows, left, 16, 4, pad_to_max_length=True)[2]
+    assert last["start_positions"] == last["end_positions"] == last["input_ids"].index(tokenizer.cls_token_id) > 0
 
 
 def test_overlap_and_question_leave_room_for_the_passage(tokenizer):

@@ -192,6 +192,10 @@ def test_a_test_set_with_its_answers_is_scored(model, here):
     assert run(model, *flags, "drcd") == 0
     found = results("out")
     assert found["headline"]["test_exact_match"] == found["headline"]["eval_exact_match"] > 0
+    secret = [{"id": "Q", "question": "谁？", "context": "小明", "answers": [{"text": "FAKE", "answer_start": -1}]}]
+    dump(here / "drcd" / "test.json", secret)
+    again = ["--model_name_or_path", "out", "--task_name", "drcd", "--data_dir", ".", "--do_predict"]
+    assert run(model, *again, "--output_dir", "again") == 0 and not results("again")["headline"]
     make_c3(here / "c3")
     (here / "c3" / "test1.1.json").write_bytes((here / "c3" / "m-dev.json").read_bytes())
     assert run(model, *flags, "c3", "--output_dir", "choices") == 0
