@@ -22,6 +22,7 @@ from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_ar
 from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
 from rdrop_trainer.glue.data import load_files, load_task
 from rdrop_trainer.glue.features import without_seen_texts
+from rdrop_trainer.glue.metrics import load_metric
 from rdrop_trainer.glue.processors import PROCESSORS, Processor
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
@@ -92,6 +93,8 @@ def run(
             features = {split: processor.features(rows) for split, rows in data.items()}
 
     eval_splits = _splits(data, "validation")
+    if any(processor.has_answers(data[split]) for split in _splits(data, "test")):
+        load_metric(task)  # a package that scoring needs is missed here, not when all is computed
 
     def metrics_of(split: str) -> Callable | None:
         return processor.compute_metrics(features[split], data[split])
@@ -289,7 +292,8 @@ def predict(trainer, processor: Processor, features, rows, split: str, output_di
             f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "
             "is no valid submission."
         )
-    return written, {f"{split}_{key}": value for key, value in processor.scores(answers, rows).items()}
+    scores = processor.scores(answers, rows) if processor.has_answers(rows) else {}
+    return written, {f"{split}_{key}": value for key, value in scores.items()}
 
 
 class OnTrainBegin(TrainerCallback):

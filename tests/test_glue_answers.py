@@ -1,5 +1,8 @@
 """Multiple choice and extractive questions: inputs, batches, and from logits back to answers."""
 
+import copy
+import itertools
+
 import datasets
 import numpy as np
 import pytest
@@ -23,7 +26,9 @@ def tokenizer(tmp_path_factory):
 
 def choice_rows(*rows):
     names = ("context", "question", "choices", "label")
-    return datasets.Dataset.from_list([dict(zip(names, row, strict=True)) | {"idx": i} for i, row in enumerate(rows)])
+    return datasets.Dataset.from_list(
+        [dict(zip(names, row, strict=True)) | {"idx": i, "group": f"{i}"} for i, row in enumerate(rows)]
+    )
 
 
 def texts(tokenizer, row):
@@ -88,6 +93,30 @@ def test_an_empty_choice_is_never_chosen():
     assert decode_choices((np.array([[3.0, 2.0, 9.0], [1.0, 2.0, 0.0]]), None), rows) == [0, 1]
 
 
+def test_blanks_of_one_group_get_different_choices():
+    rng = np.random.default_rng(0)
+    rows = choice_rows(*[(BLANK, "", ["a", "b", "c", "d"], -1)] * 8)
+    groups = ["x", "x", "y", "x", "z", "y", "x", "v"]
+    rows = rows.remove_columns("group").add_column("group", groups)
+    for _ in range(20):
+        logits = rng.normal(size=(8, 5))  # the last column is no choice of theirs
+        chosen = decode_choices(logits, rows)
+        for members in ([0, 1, 3, 6], [2, 5], [4], [7]):
+            best = max(
+                itertools.permutations(range(4), len(members)),
+                key=lambda places: sum(logits[i, place] for i, place in zip(members, places, strict=True)),
+            )
+            assert [chosen[i] for i in members] == list(best)
+
+
+def test_groups_of_more_blanks_than_choices_and_logits_that_are_no_numbers():
+    rows = choice_rows(*[(BLANK, "", ["a", "b"], -1)] * 3)
+    logits = np.array([[0.0, 1.0], [0.0, 2.0], [3.0, 0.0]])
+    assert decode_choices(logits, rows.map(lambda row: {"group": "x"})) == [1, 1, 0]
+    two = rows.select(range(2)).map(lambda row: {"group": "x"})
+    assert decode_choices(np.array([[np.nan, np.nan], [0.0, np.inf]]), two) == [0, 1]
+
+
 # ---- Questions ----
 
 
@@ -121,6 +150,17 @@ def test_windows(tokenizer):
     assert [(f["start_positions"], f["end_positions"]) for f in features.select([0, 2, 4])] == [(0, 0)] * 3
     assert covered(rows[0], features[1]) == "子丑" and covered(rows[1], features[3]) == "km"
     assert features[1]["char_start"][:5] == [-1, -1, -1, -1, 7]
+
+
+def test_an_answer_that_a_window_cuts_is_at_its_classification_token(tokenizer):
+    rows = question_rows((ALPHABET, "谁？", [ALPHABET[6:8]], [6]))
+    features = make_question_features(rows, tokenizer, 16, overlap=4)
+    assert covered(rows[0], features[0]) == ALPHABET[6:8]
+    assert (features[1]["start_positions"], features[1]["end_positions"]) == (0, 0)  # it begins with the second half
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    last = make_question_features(rows, left, 16, 4, pad_to_max_length=True)[2]
+    assert last["start_positions"] == last["end_positions"] == last["input_ids"].index(tokenizer.cls_token_id) > 0
 
 
 def test_overlap_and_question_leave_room_for_the_passage(tokenizer):

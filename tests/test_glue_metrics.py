@@ -117,6 +117,11 @@ def test_answers(prediction, answers, exact, f1):
     assert halved == {"exact_match": exact / 2, "f1": pytest.approx(f1 / 2)}
 
 
+def test_long_answers():
+    """One character many times over is no less in common."""
+    assert score("cmrc2018", ["甲" * 250], [["乙" + "甲" * 250]])["f1"] == pytest.approx(500 / 501)
+
+
 def test_questions_without_answers_cannot_be_scored():
     with pytest.raises(InputError, match="questions without an answer"):
         score("cmrc2018", ["a", "b"], [["a"], []])

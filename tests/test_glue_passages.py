@@ -87,6 +87,7 @@ def test_c3_test_sets_have_ids_and_the_newer_one_counts(tmp_path):
     write(tmp_path / "test1.0.json", [[["x"], [question]]])
     test = load("c3", tmp_path)["test"]
     assert list(test["idx"]) == [31, 32] and list(test["label"]) == [-1, -1]
+    assert len(set(test["group"])) == 2  # questions about one text may have the same answer
 
 
 def test_c3_answers_are_found_without_case_and_spaces(tmp_path):
@@ -116,6 +117,7 @@ def test_chid_of_clue(tmp_path):
         f"这里{BLANK}。",
     ]
     assert rows[2]["choices"] == CLOZE["candidates"] and set(data["test"]["label"]) == {-1}
+    assert len(set(data["train"]["group"])) == 1  # the blanks of one item share their candidates
 
 
 def test_chid_of_fewclue(tmp_path):
@@ -127,7 +129,8 @@ def test_chid_of_fewclue(tmp_path):
     data = load("chid", tmp_path)
     assert set(data) == {"train", "test", "test_public"}
     assert data["train"].to_list()[0] == {
-        "idx": 7, "context": f"不能{BLANK}。", "question": "", "choices": FEW["candidates"], "label": 1
+        "idx": 7, "context": f"不能{BLANK}。", "question": "", "choices": FEW["candidates"], "label": 1,
+        "group": f"{tmp_path / 'train_few_all.json'}:1",
     }  # fmt: skip
     assert list(data["test"]["label"]) == [-1]
 
@@ -159,8 +162,9 @@ def test_questions_whose_answer_is_not_in_the_passage(tmp_path, caplog):
 
 def test_questions_without_answers_and_the_trial_set(tmp_path):
     document = json.loads(json.dumps(SQUAD))
-    for question in document["data"][0]["paragraphs"][0]["qas"]:
-        del question["answers"]
+    first, second = document["data"][0]["paragraphs"][0]["qas"]
+    del first["answers"]
+    second["answers"] = [{"text": "", "answer_start": -1}]
     write(tmp_path / "cmrc2018_public" / "test.json", document)
     write(tmp_path / "cmrc2018_public" / "trial.json", SQUAD)
     data = load("cmrc2018", tmp_path)
@@ -180,7 +184,14 @@ def test_hub_c3(monkeypatch):
     hub(monkeypatch, train=[row], test=[row | {"answer": ""}])
     data = load_task(TASKS["c3"])
     assert data["train"].to_list() == [
-        {"idx": 4, "context": "甲\n乙", "question": "谁？", "choices": ["丙", "乙"], "label": 1}
+        {
+            "idx": 4,
+            "context": "甲\n乙",
+            "question": "谁？",
+            "choices": ["丙", "乙"],
+            "label": 1,
+            "group": "clue/clue c3 train:1",
+        }
     ]
     assert list(data["test"]["label"]) == [-1]
 
@@ -220,13 +231,21 @@ def test_hub_cmrc2018(monkeypatch):
         ("c3", [[["x"], [{"choice": ["a", "b"], "answer": "a"}], "1"]], "question 1: has no 'question'"),
         ("c3", ["text"], "item 1: holds a JSON str, expected an object"),
         ("c3", [], "train.json: is empty"),
-        ("chid", CLOZE, "train.json:1: the question has no answer"),
+        ("chid", CLOZE, "train.json:1: the question #idiom000001# has no answer"),
+        ("chid", CLOZE | {"answers": [1]}, "train.json:1: holds a JSON int, expected an object"),
+        ("chid", CLOZE | {"answers": 1}, "train.json:1: the answers are 1, expected an object with one for each"),
+        ("chid", FEW | {"answer": True}, "train.json:1: the answer is True, expected a number from 0 to 1"),
         ("chid", FEW | {"content": "没有空"}, "train.json:1: the content '没有空' is expected to hold one blank"),
         ("chid", FEW | {"answer": 2}, "train.json:1: the answer is 2, expected a number from 0 to 1"),
         ("chid", FEW | {"candidates": "ab"}, "train.json:1: 'candidates' holds 'ab', expected a list of texts"),
         ("cmrc2018", {"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "q"}]}]}]},
          "train.json:1, data 1, paragraphs 1, question 1: has no 'context'"),
-        ("cmrc2018", {"id": "1", "question": "q", "context": "c"}, "train.json:1: the question has no answer"),
+        ("cmrc2018", {"id": "1", "question": "q", "context": "c"}, "train.json:1: the question 1 has no answer"),
+        ("cmrc2018", {"question": "q", "context": "c", "answers": {"text": ["c"]}}, "expected lists of text and"),
+        ("cmrc2018", {"question": "q", "context": "c", "answers": {"text": [], "answer_start": [0]}},
+         "train.json:1: the answers are .*, expected lists of text and answer_start"),
+        ("cmrc2018", {"question": "q", "context": "c", "answers": [{"text": "x", "answer_start": 0}]},
+         "train.json: no passage holds the answer to its question"),
         ("cmrc2018", {"question": "q", "context": " ", "answers": []}, "train.json:1: the context is empty"),
         ("cmrc2018", {"question": "q", "context": "c", "answers": ["c"]}, "the answer is 'c', expected its text and"),
     ],
@@ -235,6 +254,21 @@ def test_wrong_rows(tmp_path, name, content, message):
     write(tmp_path / "train.json", content)
     with pytest.raises(InputError, match=message):
         load(name, tmp_path)
+
+
+def test_ids_that_occur_twice_are_refused_where_answers_go_by_ids(tmp_path):
+    write(tmp_path / "test.json", [{"id": "Q", "question": "q", "context": "c"}] * 2)
+    with pytest.raises(InputError, match="test.json: the id 'Q' occurs twice"):
+        load("cmrc2018", tmp_path)
+    write(tmp_path / "test_public.json", [FEW, FEW], lines=True)
+    (tmp_path / "test.json").unlink()
+    assert len(load("chid", tmp_path)["test_public"]) == 2
+
+
+def test_a_document_in_another_encoding(tmp_path):
+    (tmp_path / "train.json").write_bytes('[\n"甲"]'.encode("gbk"))
+    with pytest.raises(InputError, match="train.json:2: byte 0xbc at position 2 of the line is not UTF-8[^)]*$"):
+        load("c3", tmp_path)
 
 
 def test_a_broken_document_names_the_line(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,31 @@ def test_the_answer_equals_the_saved_models_own(model, here):
         if i <= j
     }
     assert written["Q0"] == spans[max(spans)]
+
+
+def test_a_test_set_with_its_answers_is_scored(model, here):
+    make_questions(here / "drcd")
+    (here / "drcd" / "test.json").write_bytes((here / "drcd" / "dev.json").read_bytes())
+    flags = ["--data_dir", ".", *LEARN, *ALL, "--task_name"]
+    assert run(model, *flags, "drcd") == 0
+    found = results("out")
+    assert found["headline"]["test_exact_match"] == found["headline"]["eval_exact_match"] > 0
+    secret = [{"id": "Q", "question": "谁？", "context": "小明", "answers": [{"text": "FAKE", "answer_start": -1}]}]
+    dump(here / "drcd" / "test.json", secret)
+    again = ["--model_name_or_path", "out", "--task_name", "drcd", "--data_dir", ".", "--do_predict"]
+    assert run(model, *again, "--output_dir", "again") == 0 and not results("again")["headline"]
+    make_c3(here / "c3")
+    (here / "c3" / "test1.1.json").write_bytes((here / "c3" / "m-dev.json").read_bytes())
+    assert run(model, *flags, "c3", "--output_dir", "choices") == 0
+    assert results("choices")["headline"]["test_accuracy"] > 0.5
+
+
+def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):
+    make_chid(here / "chid")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    assert run(model, "--task_name", "chid", "--data_dir", ".", "--do_train", "--output_dir", "out") == 2
+    assert 'scoring needs scipy: pip install "rdrop-trainer[glue]"' in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_a_trained_model_is_evaluated_alone_and_other_heads_are_replaced(model, here, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BartForConditionalGeneration
 
 from rdrop_trainer import InputError
 from rdrop_trainer.glue.arguments import DataArguments
@@ -222,6 +222,25 @@ def test_a_test_set_without_titles(model, here):
     test = lines(here / "test.json", *map(json.dumps, rows))
     assert run(model, "--do_predict", "--test_file", test) == 0
     assert not results()["headline"] and len(Path("out/csl_title_predict.json").read_text().splitlines()) == 3
+
+
+def test_the_search_has_the_beams_and_the_length_asked_for(model, here, monkeypatch):
+    seen, generate = [], BartForConditionalGeneration.generate
+
+    def watch(self, *args, **options):
+        seen.append((options["num_beams"], options["max_length"]))
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(BartForConditionalGeneration, "generate", watch)
+    assert run(model, "--data_dir", ".", "--do_predict", "--num_beams", 3, "--max_target_length", 9) == 0
+    assert set(seen) == {(3, 10)}  # nine tokens behind the one it begins from
+
+
+def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    assert run(model, "--data_dir", ".", "--do_train", "--do_predict") == 2
+    assert 'scoring needs rouge_score: pip install "rdrop-trainer[seq2seq]"' in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_a_model_that_cannot_write(here, tmp_path, capsys):

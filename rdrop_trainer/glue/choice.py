@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from .examples import IGNORED
+from .extras import need
 from .passages import BLANK
 
 if TYPE_CHECKING:
@@ -86,6 +88,24 @@ class ChoiceCollator:
 
 
 def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
-    """The place of the chosen one among each row's own choices, from logits (N, C)."""
+    """The place of the chosen one among each row's own choices, from logits (N, C).
+
+    Rows of a group get different choices, those of the highest sum of logits, and so of the highest product of
+    probabilities; a group of more rows than choices is chosen row by row.
+
+    Raises:
+        InputError: SciPy is not installed.
+    """
+    assign = need("scipy.optimize").linear_sum_assignment
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
-    return [int(np.argmax(scores[: len(choices)])) for scores, choices in zip(logits, rows["choices"], strict=True)]
+    scores = [row[: len(choices)] for row, choices in zip(logits, rows["choices"], strict=True)]
+    chosen = [int(np.argmax(row)) for row in scores]
+    groups = defaultdict(list)
+    for i, group in enumerate(rows["group"]):
+        groups[group].append(i)
+    for group in groups.values():
+        if 1 < len(group) <= len(scores[group[0]]):
+            _, places = assign(np.nan_to_num(np.stack([scores[i] for i in group])), maximize=True)
+            for i, place in zip(group, places, strict=True):
+                chosen[i] = int(place)
+    return chosen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -37,7 +38,8 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
 
     Returns:
         The columns `idx`, `context` and `question`; for multiple choice `choices` and `label` (the place of the right
-        one, -1 where it is not known); for questions `answers` (texts) and `starts` (their places in the context, in
+        one, -1 where it is not known) and `group` (the same for blanks that share their candidates, of which each
+        fills one blank at most); for questions `answers` (texts) and `starts` (their places in the context, in
         characters; -1 where it does not hold them). A context with a blank to fill holds `BLANK`.
 
     Raises:
@@ -46,32 +48,44 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     choice = task.head == "choice"
     flatten, check = _LAYOUTS[task.name], _check_choice if choice else _check_question
     kind = split.split("_")[0]
-    rows, ids, lost = [], [], []
+    rows, ids, groups, lost = [], [], [], []
     for place, value in values:
         for where, question in flatten(value, place):
             row = check(question, where)
             if kind in ("train", "validation") and (row["label"] == UNLABELLED if choice else not row["answers"]):
-                raise InputError(f"{where}: the question has no answer, expected one in {split} rows")
+                name = f" {question['id']}" if "id" in question else ""
+                raise InputError(f"{where}: the question{name} has no answer, expected one in {split} rows")
             if not choice and kind == "train" and max(row["starts"]) < 0:
                 lost.append(where)
                 continue
             ids.append(row_id(task, question, len(rows)))
             rows.append(row)
+            groups.append(where)
     if lost:
         logger.warning("%d questions whose passage does not hold their answer were left out (%s)", len(lost), lost[0])
     if not rows:
-        raise InputError(f"{source}: is empty, expected rows of data")
+        what = "no passage holds the answer to its question" if lost else "is empty"
+        raise InputError(f"{source}: {what}, expected rows of data")
+    doubles = [name for name, count in Counter(ids).items() if count > 1]
+    if doubles and any(leaderboard.form == "object" for leaderboard in task.submission.get(split, ())):
+        raise InputError(
+            f"{source}: the id {doubles[0]!r} occurs twice, but the leaderboard's file has one answer per id"
+        )
     whole = all(isinstance(value, int) for value in ids)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     columns["idx"] = ids if whole else [str(value) for value in ids]
     text, number = datasets.Value("string"), datasets.Value("int64")
     features = {"context": text, "question": text, "idx": number if whole else text}
-    features |= {"choices": datasets.List(text), "label": number} if choice else {}
-    features |= {} if choice else {"answers": datasets.List(text), "starts": datasets.List(number)}
+    if choice:
+        columns["group"] = groups
+        features |= {"choices": datasets.List(text), "label": number, "group": text}
+    else:
+        features |= {"answers": datasets.List(text), "starts": datasets.List(number)}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 # ---- Layouts: (where, {id, context, question, and choices and answer, or answers}) per question ----
+# Questions that exclude each other's choices, the blanks of one item of ChID, have the same `where`; others do not.
 
 
 def _c3_questions(value: Any, where: str) -> Questions:
@@ -106,7 +120,9 @@ def _chid_questions(value: Any, where: str) -> Questions:
         return
     answers, number = row.get("answers"), 0
     if isinstance(answers, list):
-        answers = {"candidate_id": [answer.get("candidate_id") for answer in answers]}
+        answers = {"candidate_id": [_mapping(answer, where).get("candidate_id") for answer in answers]}
+    elif not isinstance(answers, (dict, type(None))):
+        raise InputError(f"{where}: the answers are {answers!r}, expected an object with one for each blank")
     for passage in _texts(row, "content", where):
         for blank in _ANY_BLANK.finditer(passage):
             before, after = (
@@ -138,7 +154,10 @@ def _squad_questions(value: Any, where: str) -> Questions:
         question = _mapping(question, place)
         answers = question.get("answers") or []
         if isinstance(answers, dict):  # of lists, as on the Hub
-            answers = [{"text": t, "answer_start": s} for t, s in zip(*(answers[k] for k in _ANSWER), strict=True)]
+            columns = [answers.get(key) for key in _ANSWER]
+            if not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
+                raise InputError(f"{place}: the answers are {answers!r}, expected lists of text and answer_start")
+            answers = [dict(zip(_ANSWER, answer, strict=True)) for answer in zip(*columns, strict=True)]
         yield place, {**question, "context": row.get("context"), "answers": answers}
 
 
@@ -160,7 +179,7 @@ def _check_choice(question: dict, where: str) -> dict:
         raise InputError(f"{where}: the choices are {choices!r}, expected at least two")
     if answer is None or answer == "":
         answer = UNLABELLED
-    elif not isinstance(answer, int) or not 0 <= answer < len(choices):
+    elif type(answer) is not int or not 0 <= answer < len(choices):  # True is an int, too
         raise InputError(f"{where}: the answer is {answer!r}, expected a number from 0 to {len(choices) - 1}")
     return _check_texts(question, where) | {"choices": choices, "label": answer}
 
@@ -170,6 +189,8 @@ def _check_question(question: dict, where: str) -> dict:
     texts, starts = [], []
     for answer in question["answers"]:
         text, start = (answer.get(key) for key in _ANSWER) if isinstance(answer, dict) else (None, None)
+        if text == "":  # stands for none in test sets
+            continue
         if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
             raise InputError(f"{where}: the answer is {answer!r}, expected its text and answer_start")
         texts.append(text.strip())  # no token covers a space at its ends

@@ -15,6 +15,7 @@ from transformers import (
 
 from .arguments import DataArguments
 from .choice import ChoiceCollator, decode_choices, make_choice_features
+from .extras import need
 from .features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
 from .metrics import load_metric
 from .questions import POSITIONS, decode_answers, make_question_features
@@ -71,9 +72,9 @@ class Processor:
         """The `compute_metrics` of a trainer that evaluates features made of rows; None when nothing can be scored."""
         return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
 
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of answers to test rows, where the test set gives the right ones away."""
-        return {}
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        """Whether test rows give all their right answers away; they are then scored."""
+        return False
 
 
 class TokenProcessor(Processor):
@@ -95,6 +96,7 @@ class ChoiceProcessor(Processor):
     references = "label"  # the column of rows to score against
 
     def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        need("scipy.optimize")  # for the answers: missed now, not when they are computed
         return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
 
     def collator(self) -> Callable:
@@ -104,13 +106,20 @@ class ChoiceProcessor(Processor):
         return decode_choices(predictions, rows)
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
-        metric, references = load_metric(self.task), rows[self.references][:]
+        metric = load_metric(self.task)
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
             answers = self.answers(prediction.predictions, features, rows)
-            return metric.compute(predictions=answers, references=references)
+            return metric.compute(predictions=answers, references=rows[self.references][:])
 
         return compute
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to rows that `has_answers` is true of."""
+        return load_metric(self.task).compute(predictions=answers, references=rows[self.references][:])
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return min(rows["label"]) >= 0
 
 
 class QuestionProcessor(ChoiceProcessor):
@@ -129,6 +138,10 @@ class QuestionProcessor(ChoiceProcessor):
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return decode_answers(predictions, features, rows, self.data_args.max_answer_length)
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        # What the passage does not hold may be a stand-in for an answer that is kept secret
+        return all(max(starts, default=-1) >= 0 for starts in rows["starts"])
 
 
 class TitleProcessor(ChoiceProcessor):
@@ -152,10 +165,8 @@ class TitleProcessor(ChoiceProcessor):
         # Seq2SeqTrainer leaves in the rows that several processes repeat to fill their last batch
         return decode_titles(predictions[: len(rows)], self.tokenizer)
 
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        titles = rows[self.references]
-        known = all(title is not None for title in titles)
-        return load_metric(self.task).compute(predictions=answers, references=titles) if known else {}
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return all(title is not None for title in rows["target"])
 
 
 PROCESSORS = {

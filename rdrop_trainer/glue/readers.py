@@ -90,8 +90,9 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
     rows = read_rows(path)
     if path.suffix.lower() != ".json" or _is_object(next((line for _, line in _lines(path) if line.strip()), "{}")):
         return rows
+    text = "\n".join(line for _, line in _lines(path))
     try:
-        document = json.loads("\n".join(line for _, line in _lines(path)))
+        document = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg}), expected an object or an array") from None
     except (ValueError, RecursionError) as error:
