@@ -248,7 +248,8 @@ def main():
     print(
         f"Marian {options.layers}+{options.layers} x {options.d_model}, "
         f"{next(iter(figures.values()))['parameters'] / 1e6:.1f} M parameters, {options.max_steps} steps of "
-        f"{options.batch_size} sentences, seed {options.seed}; losses of the last {options.logging_steps} steps\n"
+        f"{options.batch_size} sentences, seed {options.seed}; losses of the last "
+        f"{min(options.logging_steps, options.max_steps)} steps\n"
     )
     print("| alpha | loss | task loss | divergence | val loss | BLEU | s a step | ratio | processor s a step | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|")
