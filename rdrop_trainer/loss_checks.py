@@ -122,9 +122,9 @@ class LossChecksMixin:
         Raises:
             ValueError: it depends on the number of rows, as a sum does, or negatives within the batch.
         """
-        self._rows_checked = True
         if window.head.task_loss not in ("model", "trainer"):
-            return
+            return  # and may become one of them, once the model's loss was found to differ
+        self._rows_checked = True
         by_trainer = window.head.task_loss == "trainer"
         call = self._call_trainer if by_trainer else call_model
         repeated = repeat_rows(inputs, num_passes, find_batch_size(model, inputs))

@@ -2,4 +2,13 @@
 
 import os
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to run the script in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

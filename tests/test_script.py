@@ -36,12 +36,6 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(model, *flags, fast=FAST):
     return script.main(["--model_name_or_path", str(model), *fast, *map(str, flags)])
 

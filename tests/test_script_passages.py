@@ -32,12 +32,6 @@ def model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(model, *flags):
     return script.main(["--model_name_or_path", str(model), *FAST, *map(str, flags)])
 

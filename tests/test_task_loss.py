@@ -1,5 +1,6 @@
 """Where the task loss comes from: label smoothing, users' functions, models and trainers with losses of their own."""
 
+import functools
 from dataclasses import replace
 
 import formulas
@@ -387,7 +388,7 @@ def test_a_trainers_own_loss_beside_a_loss_function(tmp_path):
 
 class Summed(BertForSequenceClassification):
     def forward(self, input_ids, attention_mask=None, labels=None):
-        outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        outputs = BertForSequenceClassification.forward(self, input_ids=input_ids, attention_mask=attention_mask)
         if labels is not None:
             outputs.loss = nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
         return outputs
@@ -405,6 +406,14 @@ def test_losses_that_depend_on_the_number_of_rows_need_passes_of_their_own(tmp_p
     )  # fmt: skip
     trainer.train()
     assert trainer.state.log_history[0]["task_loss"] == pytest.approx(12 * 1.386, rel=0.1)
+
+
+def test_a_loss_found_to_differ_is_looked_at_too(tmp_path):
+    """The class says stock loss; this one model was given another."""
+    model = tiny.bert()
+    model.forward = functools.partial(Summed.forward, model)
+    with pytest.raises(ValueError, match="loss of BertForSequenceClassification depends on the number of rows"):
+        tiny.trainer(model, tiny.dataset(), tmp_path, per_device_train_batch_size=4).train()
 
 
 class Hidden(Weighted):

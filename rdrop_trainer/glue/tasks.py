@@ -147,6 +147,7 @@ _NLI = "entailment neutral contradiction"
 _CLUE_NLI = "neutral entailment contradiction"
 _ACCURACY_F1 = ("accuracy", "f1")
 _EXACT_F1 = ("exact_match", "f1")
+_QUESTIONS = {"head": "question", "metrics": _EXACT_F1, "headline": _EXACT_F1, "max_length": 512}
 _MNLI_SOURCES = {"premise": ("premise", "sentence1"), "hypothesis": ("hypothesis", "sentence2")}
 _TSV_PAIR = ((1, 2), -1, (1, 2))
 
@@ -330,16 +331,13 @@ _ALL = (
         "context question",
         None,
         ("cmrc2018", 2000, "object"),
-        head="question",
-        metrics=_EXACT_F1,
-        headline=_EXACT_F1,
         files={
             "train": ("train", "cmrc2018_train"),
             "validation": ("dev", "cmrc2018_dev"),
             "test": ("test",),
             "test_public": ("trial", "cmrc2018_trial"),
         },
-        max_length=512,
+        **_QUESTIONS,
     ),
     # No leaderboard takes it any more; the file is of CMRC 2018's form
     _clue(
@@ -347,15 +345,12 @@ _ALL = (
         "context question",
         None,
         ("drcd", 3493, "object"),
-        head="question",
-        metrics=_EXACT_F1,
-        headline=_EXACT_F1,
         files={
             "train": ("train", "DRCD_training"),
             "validation": ("dev", "DRCD_dev"),
             "test": ("test", "DRCD_test"),
         },
-        max_length=512,
+        **_QUESTIONS,
     ),
     # The titles of CSL's abstracts, as the CLUE authors' text generation set has them; no leaderboard takes them
     _clue(
