@@ -532,3 +532,33 @@ def test_mixins_go_over_any_trainer_of_transformers(tmp_path):
     trainer = zoo.trainer("t5", zoo.build("t5"), zoo.dataset("t5"), tmp_path)
     trainer.__class__ = Mine
     trainer.train()
+
+
+def test_a_micro_batch_without_labels_adds_nothing_to_a_models_own_loss(tmp_path):
+    """Its own mean over nothing is NaN; the window's other rows weigh as they would alone."""
+
+    def update(rows, **arguments):
+        model = tiny.bert(dropout=0.0)
+        model.forward = functools.partial(Tripled.forward, model)
+        before = tiny.weights(model)
+        trainer = tiny.trainer(
+            model, rows, tmp_path, rdrop_forward_mode="sequential", per_device_train_batch_size=2,
+            train_sampling_strategy="sequential", logging_steps=1, **SAME, **tiny.PURE_SGD, **arguments,
+        )  # fmt: skip
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["task_loss"])
+        return tiny.update(before, tiny.weights(model))
+
+    losses = []
+    rows = tiny.dataset(rows=4, unlabelled=(2, 3))
+    with_nothing, alone = update(rows, gradient_accumulation_steps=2), update(rows[:2])
+    assert tiny.relative(with_nothing, alone) < 1e-5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+class Tripled(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = BertForSequenceClassification.forward(self, input_ids=input_ids, attention_mask=attention_mask)
+        if labels is not None:
+            outputs.loss = 3 * nn.functional.cross_entropy(outputs.logits, labels)
+        return outputs
