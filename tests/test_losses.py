@@ -46,7 +46,7 @@ def test_equals_the_definition(problem, m, n, c):
     assert logits.grad.reshape(m, n, c).abs().sum((1, 2)).gt(0).all()  # every pass learns
 
 
-@pytest.mark.parametrize("n, c", [(64, 10), (64, 5000), (4, 150_000)])
+@pytest.mark.parametrize("n, c", [(64, 10), (64, 5000), (3, 150_000)])
 @pytest.mark.parametrize("noise", [1.0, 0.1, 0.001])
 def test_float32_keeps_its_digits_when_passes_are_close(n, c, noise):
     g = torch.Generator().manual_seed(1)

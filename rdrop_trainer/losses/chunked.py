@@ -1,0 +1,222 @@
+"""The fused backend for any device: rows in chunks that fit the cache, gradients in closed form.
+
+With logits z_k of pass k, p_k = softmax(z_k), means over the m passes z̄ and p̄, and the one-hot target y, an item adds
+
+    task        mean_k (logsumexp(z_k) - z_k[y])
+    divergence  1/(m-1) sum_k s_k,  s_k = sum_v p_k (z_k - z̄)
+
+to the sums. With w_t and w_d the weights of these, a = w_t/m and b = w_d/(m-1), its gradient is
+
+    a (p_k - y) + b [(p_k - p̄) + p_k ((z_k - z̄) - s_k)].
+
+Label smoothing ε takes (1 - ε) y + ε/C for y. Source: R-Drop paper, equations 1-4; in the symmetric KL the normalisers
+of the softmax cancel, so that logits take the place of log-probabilities, and its mean over pairs is linear in m.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+
+from .reference import IGNORE_INDEX
+
+# Logits of one pass in a chunk, per thread: large enough that starting an operation costs little beside doing it, and
+# small enough that the logits, their exponentials and the scratch of a chunk stay in the cache. A GPU wants more.
+CHUNK_PER_THREAD = 2**18
+CHUNK_ON_DEVICE = 2**24
+# A sum of exponentials of bare logits is right within these limits. Beyond them the largest logit is taken off first,
+# which costs two more rounds through the cache.
+SAFE_SUMS = (1e-30, 1e30)
+HUGE_PAGES_FROM = 2**25  # bytes
+
+
+def walk(
+    logits: Sequence[torch.Tensor],
+    task_weight: torch.Tensor,
+    divergence_weight: torch.Tensor,
+    with_gradient: bool,
+    *,
+    labels: torch.Tensor,
+    num_passes: int,
+    mask: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    overwrite: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor] | None]:
+    """Sums over items of cross-entropy and categorical divergence, and the gradient of their weighted sum.
+
+    Args:
+        logits: all passes in one tensor, (m·N, C), or m of (N, C).
+        task_weight, divergence_weight: of the sums in the loss; scalars on the device, in the type of the arithmetic.
+        with_gradient: False: the sums alone.
+        labels: (N,) integers; -100 marks an unlabelled item.
+        num_passes: m.
+        mask: (N,) booleans, the items that count. None: all of them.
+        label_smoothing: ε.
+        overwrite: put the gradient in the place of the logits, which must then be one tensor, without a mask.
+
+    Returns:
+        The two sums, and the gradient in the shapes and types of `logits`.
+    """
+    m, classes, dtype, device = num_passes, logits[0].shape[1], task_weight.dtype, labels.device
+    is_one = len(logits) == 1
+    z = logits[0].unflatten(0, (m, -1)) if is_one else logits  # m of (N, C)
+    size = len(z[0])
+    chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
+    labels = labels if chosen is None else labels[chosen]  # (n,)
+    labelled = labels != IGNORE_INDEX
+    target = labels.where(labelled, 0)
+    a, b = labelled * (task_weight / m), divergence_weight / max(m - 1, 1)
+    weights = (a + b * (1 - 1 / m)).unsqueeze(-1), b / m, (a * (label_smoothing / classes)).unsqueeze(-1)
+    at_target = torch.arange(len(labels), device=device) if chosen is None else chosen, target
+    logit_of_target = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
+    gradient = None
+    if with_gradient:
+        gradient = z if overwrite else _fresh((m, size, classes), logits[0], zero=chosen is not None)
+
+    # Where rows are picked or of another type, they are worked on in copies, a chunk at a time
+    as_they_are = chosen is None and logits[0].dtype == dtype
+    reads_in_place, writes_in_place = as_they_are and is_one, as_they_are and with_gradient and not overwrite
+    rows = _rows_of_a_chunk(len(labels), classes, device)
+    scratch, copy, exponentials = (
+        None if unused else torch.empty((m, rows, classes), dtype=dtype, device=device)
+        for unused in (False, reads_in_place, writes_in_place)
+    )
+    sums = torch.zeros((5, m, len(labels), 1), dtype=dtype, device=device)
+    for start in range(0, len(labels), rows):
+        here = slice(start, start + rows)
+        at = here if chosen is None else chosen[here]
+        sums_here = sums[:, :, here].unbind()
+        used = slice(sums_here[0].shape[1])
+        if reads_in_place:
+            x = z[:, at]
+        else:
+            x = copy[:, used]
+            for x_k, z_k in zip(x, z, strict=True):
+                x_k.copy_(z_k[at])
+        e = gradient[:, at] if writes_in_place else exponentials[:, used]
+        weights_here = weights[0][here], weights[1], weights[2][here] if label_smoothing else None
+        arguments = x, e, scratch[:, used], sums_here, *weights_here, with_gradient
+        if device.type != "cpu" or not _chunk(*arguments, careful=False):
+            _chunk(*arguments, careful=True)
+        if with_gradient and not writes_in_place:
+            _subtract(e, target[here], a[here] * (1 - label_smoothing))
+            gradient[:, at] = e.to(gradient.dtype)
+    if writes_in_place:
+        _subtract(gradient, target, a * (1 - label_smoothing))
+
+    total, top, spread, logit_sum, masked = sums.squeeze(-1)
+    lse = total.log() + top
+    task = lse - logit_of_target
+    if label_smoothing:
+        uniform = ((classes - masked) * lse - logit_sum) / classes
+        task = (1 - label_smoothing) * task + label_smoothing * uniform
+    task, divergence = task.where(labelled, 0).sum() / m, spread.sum() / b
+    if gradient is not None:
+        gradient = (gradient.flatten(0, 1),) if is_one else gradient.unbind()
+    return task, divergence, gradient
+
+
+def _chunk(
+    x: torch.Tensor,
+    e: torch.Tensor,
+    u: torch.Tensor,
+    sums: Sequence[torch.Tensor],
+    own: torch.Tensor,
+    share: torch.Tensor,
+    per_class: torch.Tensor | None,
+    with_gradient: bool,
+    careful: bool,
+) -> bool:
+    """The gradient of some rows but for their targets; False if they need care and did not get it.
+
+    Args:
+        x: (m, r, C) logits.
+        e: (m, r, C), where the gradient goes; before, the exponentials e_k of the logits, not divided by their sum.
+        u: (m, r, C) scratch, for b p_k (z_k - z̄) and what else comes to the gradient.
+        sums: to be filled for each pass and row, (m, r, 1) each: the sum of the exponentials, what was taken off the
+            logits before, b s_k, and with label smoothing the sum of the logits and the number of masked classes.
+        own: (r, 1), a + b (1 - 1/m), what p_k weighs in its own gradient but for s_k.
+        share: b/m, what it weighs in that of another pass.
+        per_class: (r, 1), a ε/C; None without label smoothing.
+        careful: take off the largest logit before the exponentials; before the divergence, what all classes of a pass
+            have in common; and leave out classes that are -inf in all passes, which are masked.
+    """
+    total, top, spread, logit_sum, masked_classes = sums
+    if careful:
+        torch.amax(x, -1, keepdim=True, out=top)
+        torch.sub(x, top, out=e).exp_()
+        masked = x.isneginf().all(0)  # (r, C)
+    else:
+        torch.exp(x, out=e)
+    torch.sum(e, -1, keepdim=True, out=total)
+    inverse = total.reciprocal()
+    if len(x) > 1:
+        weight = inverse * share
+        minus = weight.neg()
+        if len(x) == 2:  # in the fewest rounds through memory
+            torch.sub(x[0], x[1], out=u[0])
+            torch.mul(u[0], minus[1], out=u[1])
+            u[0].mul_(weight[0])
+        else:
+            torch.sub(x, x.mean(0), out=u).mul_(len(x) * weight)
+        if careful:
+            lse = total.log() + top
+            u.sub_(len(x) * weight * (lse - lse.mean(0))).masked_fill_(masked, 0)
+        u.mul_(e)
+        torch.sum(u, -1, keepdim=True, out=spread)
+    if per_class is not None:
+        torch.sum(x.masked_fill(masked, 0) if careful else x, -1, keepdim=True, out=logit_sum)
+        if careful:
+            masked_classes.copy_(masked.sum(-1, keepdim=True))
+    if not careful:
+        low, high = torch.aminmax(total)
+        numbers = spread.sum() if per_class is None else spread.sum() + logit_sum.sum()
+        if not (SAFE_SUMS[0] < low.item() and high.item() < SAFE_SUMS[1] and math.isfinite(numbers.item())):
+            return False
+    if not with_gradient:
+        return True
+
+    if len(x) == 1:
+        u.zero_()
+    for k in range(len(x)):
+        for j in range(len(x)):
+            if j != k:
+                u[k].addcmul_(e[j], minus[j])
+    if per_class is not None:
+        u.sub_(per_class * ~masked if careful else per_class)
+        own = own - per_class * masked_classes if careful else own
+    torch.addcmul(u, e, (own - spread).mul_(inverse), out=e)
+    return True
+
+
+def _subtract(gradient: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> None:
+    """Take the weight of each row, (n,), off the gradient (m, n, C) at its target, (n,)."""
+    index, value = (v.unsqueeze(-1).expand(len(gradient), -1, 1) for v in (target, -weight))
+    gradient.scatter_add_(-1, index, value)
+
+
+def _rows_of_a_chunk(items: int, classes: int, device: torch.device) -> int:
+    if device.type != "cpu":
+        return max(1, min(items, CHUNK_ON_DEVICE // classes))
+    threads = torch.get_num_threads()
+    return max(1, min(items, threads * max(4, round(CHUNK_PER_THREAD / classes))))
+
+
+def _fresh(shape: Sequence[int], like: torch.Tensor, zero: bool) -> torch.Tensor:
+    """New memory in the type and on the device of a tensor, of zeros if wanted.
+
+    Writing to hundreds of MiB for the first time, page by page, takes as long as half the rest, so on Linux they are
+    asked for in huge pages, which are zero without being written to.
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size < HUGE_PAGES_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return (torch.zeros if zero else torch.empty)(shape, dtype=like.dtype, device=like.device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        pass
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
