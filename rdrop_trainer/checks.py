@@ -19,6 +19,8 @@ class NoiseCheck:
     # Where there is dropout, so many R-Drop steps may pass before it shows: LoRA starts with a matrix of zeros behind
     # its dropout, and a learning-rate warm-up keeps it there for a while
     PATIENCE = 20
+    # So many items of a micro-batch are compared: each has gone through every dropout of the model
+    ITEMS = 256
 
     def __init__(self):
         self.done = False
@@ -27,8 +29,7 @@ class NoiseCheck:
     def look(
         self,
         model: nn.Module,
-        logits: torch.Tensor,
-        num_passes: int,
+        passes: torch.Tensor,
         step: int,
         allowed: bool,
         reduce: Callable[[torch.Tensor], torch.Tensor],
@@ -38,23 +39,21 @@ class NoiseCheck:
 
         Args:
             model: to name its dropout in the message.
-            logits: of its items, (m·n, C); a micro-batch without items decides nothing.
-            num_passes: m.
+            passes: the outputs of some of its items, (m, n, C); a micro-batch without items decides nothing.
             step: the optimizer step.
             allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
-            again: computes the logits once more, from a random state it gives back; given where all passes ran in one
+            again: computes the outputs once more, from a random state it gives back; given where all passes ran in one
                 forward, which may round the same row differently at another place in the batch.
 
         Raises:
             ValueError: the model has no noise.
         """
         active = active_dropout(model)
-        passes = logits.detach().unflatten(0, (num_passes, -1)) if len(logits) else logits
         alike = bool((passes == passes[:1]).all())
         if not alike and not active and again is not None and _is_rounding(passes):
-            alike = torch.equal(again(), logits)
-        verdict = torch.tensor([len(logits) > 0, len(logits) > 0 and not alike], device=logits.device).float()
+            alike = torch.equal(again(), passes)
+        verdict = torch.tensor([passes.numel() > 0, passes.numel() > 0 and not alike], device=passes.device).float()
         compared, differ = reduce(verdict).bool().tolist()
         if not compared:
             return
@@ -64,7 +63,7 @@ class NoiseCheck:
         self._steps_alike.add(step)
         if (active or has_other_noise(model)) and len(self._steps_alike) < self.PATIENCE:
             return
-        message = _no_noise(model, num_passes, active)
+        message = _no_noise(model, len(passes), active)
         if not allowed:  # again at the next step, where a trainer catches errors and goes on
             raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
         self.done = True

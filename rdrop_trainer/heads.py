@@ -8,9 +8,9 @@ target token for language models. To support another head of this kind, add a `H
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,26 @@ from transformers.models.auto import modeling_auto
 
 from .losses.rdrop import Problem
 from .losses.reference import IGNORE_INDEX
+
+
+class Items(NamedTuple):
+    """The predictions of m passes that are compared, N items each, in the arguments of `rdrop_loss`.
+
+    Attributes:
+        outputs: logits, all passes in one tensor, (m·N, C), or m of (N, C).
+        labels: (N,), or (N, C) for several values a row.
+        mask: (N,) booleans, those that count in the divergence, among them all labelled ones. None: all.
+    """
+
+    outputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def counted(self, num_passes: int, at_most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs (m, n, C) and labels (n, ...) of the items that count, or of the first of them."""
+        which = slice(at_most) if self.mask is None else self.mask.nonzero()[:at_most, 0]
+        passes = self.outputs[0].unflatten(0, (num_passes, -1)) if len(self.outputs) == 1 else self.outputs
+        return torch.stack([z[which] for z in passes]), self.labels[which]
 
 
 @dataclass(frozen=True)
@@ -67,48 +87,45 @@ class Head:
         return torch.stack([labelled, self._divergence_mask(targets, batch).sum() if self.tokens else rows])
 
     def items(
-        self, logits: Mapping[str, torch.Tensor], batch: Mapping[str, Any], num_passes: int
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The logits and labels of the items that count in the divergence, as `rdrop_loss` takes them, for each part.
+        self, outputs: Mapping[str, Sequence[torch.Tensor]], batch: Mapping[str, Any], num_passes: int
+    ) -> list[Items]:
+        """The items of a batch, for each part.
 
         Args:
-            logits: the model's outputs by name, those of all passes in each: (m·B, C), or (m·B, T', C) with T' ≥ T:
-                positions the model put before the text (soft prompts) are left out.
+            outputs: the model's outputs by name, all passes in one tensor or a tensor each: (m·B, C) or B rows, or with
+                tokens (m·B, T', C), T' ≥ T: positions the model put before the text (soft prompts) are left out.
             batch: the inputs of one pass, B rows.
             num_passes: m.
-
-        Returns:
-            For each part, logits (m·n, C) and labels of n items. Labelled items always count in the divergence.
 
         Raises:
             ValueError: an output of another shape.
         """
         parts = zip(self.outputs, self._targets(batch), strict=True)
-        return [self._items(name, logits[name], targets, batch, num_passes) for name, targets in parts]
+        return [self._items(name, tuple(outputs[name]), targets, batch, num_passes) for name, targets in parts]
 
-    def _items(self, name, logits, targets, batch, num_passes) -> tuple[torch.Tensor, torch.Tensor]:
-        size = num_passes * targets.shape[0]
+    def _items(self, name, outputs, targets, batch, num_passes) -> Items:
+        size = num_passes // len(outputs) * targets.shape[0]
         expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
-        fits = logits.dim() == len(expected) and logits.shape[0] == size
+        first = outputs[0]
+        fits = first.dim() == len(expected) and first.shape[0] == size
         if self.tokens:
-            fits = fits and logits.shape[1] >= targets.shape[1]
+            fits = fits and first.shape[1] >= targets.shape[1]
         elif self.problem != "single_label":
-            fits = logits.shape[:1] == (size,)
+            fits = first.shape[:1] == (size,)
         if not fits:
             raise ValueError(
                 f"R-Drop took the head for {self.name}, whose {name!r} have the shape ({', '.join(expected)}) with "
-                f"{size} rows ({num_passes} passes) for labels {tuple(targets.shape)}; the model returned "
-                f"{tuple(logits.shape)}. For a class that transformers does not know the labels decide: integers of "
-                "shape (B, T) mean tokens, floating ones multi-label classification or regression."
+                f"{size} rows ({num_passes // len(outputs)} passes) for labels {tuple(targets.shape)}; the model "
+                f"returned {tuple(first.shape)}. For a class that transformers does not know the labels decide: "
+                "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression."
             )
         if not self.tokens:
             if self.positions and self.soft_prompt:
-                logits = logits[:, -batch_length(batch) :]
-            return logits.reshape(size, -1), targets
+                outputs = [z[:, -batch_length(batch) :] for z in outputs]
+            return Items(tuple(z.reshape(size, -1) for z in outputs), targets)
         mask = self._divergence_mask(targets, batch)  # (B, T)
-        logits = logits[:, -targets.shape[1] :]  # (m·B, T, C)
-        logits = logits.unflatten(0, (num_passes, -1))[:, mask]  # (m, n, C)
-        return logits.flatten(0, 1), targets[mask]
+        outputs = (z[:, -targets.shape[1] :].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
+        return Items(tuple(outputs), targets.flatten(), mask.flatten())
 
     def _targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         """What each part's logits predict: (B,), (B, C) for several values a row, or (B, T) aligned with the logits."""

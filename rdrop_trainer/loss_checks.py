@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .checks import LossCheck
-from .heads import Head
+from .heads import Head, Items
 from .losses import RDropLoss, rdrop_loss
 from .passes import Passes, call_model, find_batch_size, repeat_rows, run_passes
 from .window import Window
@@ -26,21 +26,22 @@ class LossChecksMixin:
         self._trainer_hides_logits = False
         self._rows_checked = False
 
-    def _stock_loss(self, items: list[tuple[torch.Tensor, torch.Tensor]], head: Head, num_passes: int) -> torch.Tensor:
+    def _stock_loss(self, items: list[Items], head: Head, num_passes: int) -> torch.Tensor:
         """The stock task loss of one micro-batch, without a gradient."""
         return mean_of_parts(
             rdrop_loss(
-                logits.detach(),
-                labels,
+                [z.detach() for z in part.outputs],
+                part.labels,
                 alpha=0,
                 num_passes=num_passes,
                 problem=head.problem,
+                mask=part.mask,
                 label_smoothing=self._label_smoothing(head),
             )
-            for logits, labels in items
+            for part in items
         ).task_loss
 
-    def _check_model_loss(self, passes: Passes, items: list[tuple[torch.Tensor, torch.Tensor]], window: Window) -> None:
+    def _check_model_loss(self, passes: Passes, items: list[Items], window: Window) -> None:
         """Whether the model's own loss is the stock loss; if it is not, it is kept from here on."""
         check, own = self._loss_check, passes.loss()
         if window.head.task_loss != "stock" or own is None:
@@ -49,7 +50,7 @@ class LossChecksMixin:
             check.done = check.differs = True  # a router adds to it, maybe less than the comparison would see
         else:
             stock = self._stock_loss(items, window.head, passes.num_passes)
-            check.look(own.detach(), stock, items[0][0].dtype, self.accelerator.reduce)
+            check.look(own.detach(), stock, items[0].outputs[0].dtype, self.accelerator.reduce)
         if check.differs:
             window.head = replace(window.head, task_loss="model")
 
@@ -82,7 +83,7 @@ class LossChecksMixin:
             )
         # Mixed precision returns float32, but the two forward passes have rounded to less
         mixed = self.accelerator.mixed_precision != "no"
-        dtype = torch.bfloat16 if mixed else items[0][0].dtype
+        dtype = torch.bfloat16 if mixed else items[0].outputs[0].dtype
         self._trainer_check.look(loss, kept, dtype, self.accelerator.reduce)
         if self._trainer_check.differs:
             names = " or ".join(head.outputs)

@@ -31,15 +31,15 @@ class Passes:
     num_passes: int
     batch_size: int
 
-    def __getitem__(self, key: str) -> torch.Tensor:
-        """An output of all passes, (m·B, ...), pass after pass."""
+    def __getitem__(self, key: str) -> tuple[torch.Tensor, ...]:
+        """An output of all passes: one tensor of m·B rows, or m of B rows."""
         missing = [run for run in self.runs if run.get(key) is None]
         if missing:
             raise ValueError(
                 f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
                 f"{', '.join(k for k, v in missing[0].items() if v is not None) or 'nothing'}."
             )
-        return self.runs[0][key] if len(self.runs) == 1 else torch.cat([run[key] for run in self.runs])
+        return tuple(run[key] for run in self.runs)
 
     def loss(self) -> torch.Tensor | None:
         """The model's own loss, mean over passes; None where the model computed none."""

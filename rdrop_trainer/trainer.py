@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .checkpoints import RenamedWeightsMixin
 from .checks import NoiseCheck
+from .heads import Items
 from .loss_checks import mean_of_parts, same_noise
 from .losses import RDropLoss, rdrop_loss
 from .mixing import UnlabeledRowsMixin
@@ -136,44 +137,47 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
         alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
         items = window.head.items(passes, inputs, passes.num_passes)
         if passes.num_passes > 1 and not self._noise_check.done:
-            self._check_noise(passes, items[0][0], inputs, window, settings)
+            self._check_noise(passes, items[0], inputs, window, settings)
         if not self._loss_check.done:
             self._check_model_loss(passes, items, window)
 
         means = settings.rdrop_reduction == "mean"
         terms = mean_of_parts(
             rdrop_loss(
-                logits,
-                labels if window.head.task_loss == "stock" else None,
+                part.outputs,
+                part.labels if window.head.task_loss == "stock" else None,
                 alpha=alpha,
                 num_passes=passes.num_passes,
                 problem=window.head.problem,
+                mask=part.mask,
                 num_items=task_items / window.processes,
                 num_divergence_items=divergence_items / window.processes if means else window.micro_batches,
                 reduction=settings.rdrop_reduction,
                 label_smoothing=self._label_smoothing(window.head),
             )
-            for (logits, labels), task_items, divergence_items in zip(
+            for part, task_items, divergence_items in zip(
                 items, window.task_items, window.divergence_items, strict=True
             )
         )
         if window.head.task_loss == "stock":
             return terms
         task_loss = self._own_task_loss(passes, inputs, window, num_items_in_batch)
-        return RDropLoss(task_loss + alpha / 2 * terms.divergence, task_loss, terms.divergence)
+        return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
 
     def _check_noise(
-        self, passes: Passes, logits: torch.Tensor, inputs: Mapping[str, Any], window: Window, settings: RDropArguments
+        self, passes: Passes, items: Items, inputs: Mapping[str, Any], window: Window, settings: RDropArguments
     ) -> None:
+        def some(items: Items) -> torch.Tensor:
+            return items.counted(passes.num_passes, NoiseCheck.ITEMS)[0].detach()
+
         def again() -> torch.Tensor:
             with torch.no_grad(), same_noise(self.args.device):
                 repeated = self._run(self.model, inputs, window, passes.num_passes, "concat")
-            return window.head.items(repeated, inputs, passes.num_passes)[0][0]
+            return some(window.head.items(repeated, inputs, passes.num_passes)[0])
 
         self._noise_check.look(
             self.model,
-            logits,
-            passes.num_passes,
+            some(items),
             self.state.global_step,
             settings.rdrop_allow_deterministic,
             self.accelerator.reduce,

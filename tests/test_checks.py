@@ -9,7 +9,9 @@ from rdrop_trainer.checks import LossCheck, NoiseCheck
 
 def look(check, logits, again=None, allowed=False, step=0, model=None):
     model = model or tiny.bert(dropout=0.0)
-    check.look(model, logits, 2, step, allowed, lambda verdict: verdict, again)
+    passes = logits.unflatten(0, (2, -1)) if len(logits) else logits
+    again_in_passes = again and (lambda: again().unflatten(0, (2, -1)))
+    check.look(model, passes, step, allowed, lambda verdict: verdict, again_in_passes)
 
 
 def test_rounding_is_no_noise_when_the_same_forward_repeats_itself():

@@ -10,11 +10,17 @@ from rdrop_trainer.losses import RDropLoss
 from rdrop_trainer.window import LoggedTerms, Window
 
 
+def counted(items, num_passes=1):
+    [part] = items
+    chosen, labels = part.counted(num_passes)
+    return chosen.flatten(0, 1), labels
+
+
 def test_items_of_tokens_behind_a_soft_prompt():
     """Positions that the model put before the text are left out: logits and labels align from the right."""
     labels = torch.tensor([[-100, 1, 2], [0, -100, -100]])
     logits = torch.arange(4 * 5 * 3.0).reshape(4, 5, 3)  # two passes of two rows, two positions of a prompt
-    [(chosen, kept)] = TOKEN.items({"logits": logits}, {"labels": labels}, num_passes=2)
+    chosen, kept = counted(TOKEN.items({"logits": (logits,)}, {"labels": labels}, num_passes=2), 2)
     assert kept.tolist() == [1, 2, 0]
     expected = [logits[0, 3], logits[0, 4], logits[1, 2], logits[2, 3], logits[2, 4], logits[3, 2]]
     assert torch.equal(chosen, torch.stack(expected))
@@ -24,13 +30,13 @@ def test_items_of_a_language_model_behind_a_soft_prompt():
     """The last position of the prompt predicts the first token of the text."""
     batch = {"labels": torch.tensor([[7, 1, -100]])}
     logits = torch.arange(5 * 9.0).reshape(1, 5, 9)
-    [(chosen, kept)] = CAUSAL_LM.items({"logits": logits[:, 2:]}, batch, num_passes=1)
+    chosen, kept = counted(CAUSAL_LM.items({"logits": (logits[:, 2:],)}, batch, num_passes=1))
     assert kept.tolist() == [1] and torch.equal(chosen, logits[0, 2:3]) and CAUSAL_LM.count(batch)[0, 0] == 1
     prompted = replace(CAUSAL_LM, soft_prompt=True)
-    [(chosen, kept)] = prompted.items({"logits": logits}, batch, num_passes=1)
+    chosen, kept = counted(prompted.items({"logits": (logits,)}, batch, num_passes=1))
     assert kept.tolist() == [7, 1] and torch.equal(chosen, logits[0, 1:3]) and prompted.count(batch)[0, 0] == 2
     shifted = {"labels": batch["labels"], "shift_labels": torch.tensor([[-100, 4, 5]])}
-    [(chosen, kept)] = CAUSAL_LM.items({"logits": logits[:, 2:]}, shifted, num_passes=1)
+    chosen, kept = counted(CAUSAL_LM.items({"logits": (logits[:, 2:],)}, shifted, num_passes=1))
     assert kept.tolist() == [4, 5] and torch.equal(chosen, logits[0, 3:])
 
 
@@ -46,25 +52,25 @@ def test_answers_outside_the_text_are_ignored_in_their_part_alone():
     batch = {"input_ids": torch.zeros(3, 4), "start_positions": torch.tensor([0, 3, 4])}
     batch["end_positions"] = torch.tensor([[9], [3], [9]])
     assert QUESTION_ANSWERING.count(batch).tolist() == [[2, 3], [1, 3]]
-    logits = {"start_logits": torch.zeros(6, 4), "end_logits": torch.ones(6, 4)}
+    logits = {"start_logits": (torch.zeros(6, 4),), "end_logits": (torch.ones(6, 4),)}
     start, end = QUESTION_ANSWERING.items(logits, batch, num_passes=2)
-    assert start[1].tolist() == [0, 3, -100] and end[1].tolist() == [-100, 3, -100]
+    assert start.labels.tolist() == [0, 3, -100] and end.labels.tolist() == [-100, 3, -100]
 
 
 def test_positions_behind_the_text_are_no_soft_prompt():
     """LayoutLMv3 has those of the page's image there; a prompt stands in front."""
     batch = {"input_ids": torch.zeros(2, 4), "start_positions": torch.tensor([0, 3])}
     batch["end_positions"] = batch["start_positions"]
-    logits = {"start_logits": torch.arange(12.0).reshape(2, 6), "end_logits": torch.zeros(2, 6)}
-    assert torch.equal(QUESTION_ANSWERING.items(logits, batch, 1)[0][0], logits["start_logits"])
+    logits = {"start_logits": (torch.arange(12.0).reshape(2, 6),), "end_logits": (torch.zeros(2, 6),)}
+    assert torch.equal(QUESTION_ANSWERING.items(logits, batch, 1)[0].outputs[0], logits["start_logits"][0])
     prompted = replace(QUESTION_ANSWERING, soft_prompt=True)
-    assert torch.equal(prompted.items(logits, batch, 1)[0][0], logits["start_logits"][:, 2:])
+    assert torch.equal(prompted.items(logits, batch, 1)[0].outputs[0], logits["start_logits"][0][:, 2:])
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (4, 5, 6), (4,)])
 def test_outputs_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"single-label classification, whose 'logits' .* returned \("):
-        SINGLE_LABEL.items({"logits": torch.zeros(shape)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
+        SINGLE_LABEL.items({"logits": (torch.zeros(shape),)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
 
 
 def test_counts():
