@@ -15,6 +15,7 @@ _EXPORTS = {
     "RDropTrainingArguments": "training_args",
     "RDropSeq2SeqTrainingArguments": "training_args",
     "RDropLoss": "losses",
+    "rdrop_linear_loss": "losses",
     "rdrop_loss": "losses",
     "active_dropout": "dropout",
     "set_dropout": "dropout",

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.auto import modeling_auto
 
-from .losses.rdrop import Problem
+from .losses.chunked import split_passes
 from .losses.reference import IGNORE_INDEX
+from .losses.validation import Problem
 
 
 class Items(NamedTuple):
@@ -37,8 +38,7 @@ class Items(NamedTuple):
     def counted(self, num_passes: int, at_most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (m, n, C) and labels (n, ...) of the items that count, or of the first of them."""
         which = slice(at_most) if self.mask is None else self.mask.nonzero()[:at_most, 0]
-        passes = self.outputs[0].unflatten(0, (num_passes, -1)) if len(self.outputs) == 1 else self.outputs
-        return torch.stack([z[which] for z in passes]), self.labels[which]
+        return torch.stack([z[which] for z in split_passes(self.outputs, num_passes)]), self.labels[which]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Passes:
         if len(self.runs) == self.num_passes:
             return self.raw[k]
         rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
-        return _take_rows(self.raw[0], rows, self.num_passes * self.batch_size)
+        return take_rows(self.raw[0], rows, self.num_passes * self.batch_size)
 
     def first_output(self, loss: torch.Tensor) -> Any:
         """The output of the first pass with another loss, which stands first, as `Trainer` expects it."""
@@ -189,11 +189,12 @@ def _as_dict(outputs: Any, has_loss: bool) -> dict[str, Any]:
     return dict(zip(names, outputs, strict=False))
 
 
-def _take_rows(value: Any, rows: slice, total: int) -> Any:
+def take_rows(value: Any, rows: slice, total: int) -> Any:
+    """Some rows of an input or output, wherever tensors of `total` rows stand in it; all else as it is."""
     if isinstance(value, torch.Tensor):
         return value[rows] if value.dim() > 0 and value.shape[0] == total else value
     if isinstance(value, Mapping):
-        return type(value)(**{k: _take_rows(v, rows, total) for k, v in value.items()})
+        return type(value)(**{k: take_rows(v, rows, total) for k, v in value.items()})
     if isinstance(value, tuple):
-        return tuple(_take_rows(v, rows, total) for v in value)
+        return tuple(take_rows(v, rows, total) for v in value)
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +12,19 @@ from torch import nn
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .fused_head import FusedHeadMixin
 from .heads import Head, head_of
-from .loss_checks import LossChecksMixin
+from .output_head import OutputHead
 from .passes import Passes, call_model, run_passes, with_loss, without_ddp
 from .window import Window
 
 
-class TaskLossMixin(LossChecksMixin):
+class TaskLossMixin(FusedHeadMixin):
     """The part of `RDropMixin` that finds out which task loss a training has, and keeps it."""
 
     def _start_task_loss(self) -> None:
         self._start_checks()
+        self._start_fused_head()
         self._trainer_has_own_loss = super().compute_loss.__func__ is not Trainer.compute_loss
 
     @property
@@ -85,8 +88,26 @@ class TaskLossMixin(LossChecksMixin):
 
     # ---- Running the model ----
 
-    def _run(self, model: nn.Module, inputs: Mapping[str, Any], window: Window, num_passes: int, mode: str) -> Passes:
-        """Run the model several times; through the trainer's own `compute_loss` where that is kept."""
+    def _run(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        window: Window,
+        num_passes: int,
+        mode: str,
+        output_head: OutputHead | None = None,
+        whole: bool = False,
+    ) -> Passes:
+        """Run the model several times; through the trainer's own `compute_loss` where that is kept.
+
+        Args:
+            output_head: stop in front of it.
+            whole: keep all that the model returns, not only what the loss is made of.
+        """
+        if output_head is not None:
+            wanted = {key: value for key, value in inputs.items() if key not in window.head.labels}
+            wanted |= self._decoder_inputs(inputs)
+            return run_passes(model, wanted, num_passes, mode, output_head.call)
         if self._trainer_has_own_loss and not self._trainer_check.done:
             check = self._check_trainer_loss if self.compute_loss_func is None else self._check_function
             check(without_ddp(model), inputs, window)
@@ -94,7 +115,10 @@ class TaskLossMixin(LossChecksMixin):
             self._check_rows(without_ddp(model), inputs, window, num_passes)
         if window.head.task_loss == "trainer":
             return run_passes(model, inputs, num_passes, mode, self._call_trainer)
-        return run_passes(model, self._model_inputs(inputs, window.head), num_passes, mode, call_model)
+        call = (
+            call_model if whole or window.head.task_loss == "function" else partial(_call_for_loss, window.head.outputs)
+        )
+        return run_passes(model, self._model_inputs(inputs, window.head), num_passes, mode, call)
 
     def _call_trainer(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         result = super().compute_loss(model, self._decodable(inputs), return_outputs=True)
@@ -193,6 +217,14 @@ class TaskLossMixin(LossChecksMixin):
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
         divides = not counted and self.compute_loss_func is None
         return loss * self._window.micro_batches if divides else loss
+
+
+def _call_for_loss(names: tuple[str, ...], model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """One forward of a model, whose outputs the loss does not need are let go at once."""
+    outputs = call_model(model, inputs)
+    if not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in names):
+        return outputs
+    return {key: value for key, value in outputs.items() if key in names or key.endswith("loss")}
 
 
 def _is_labelled(batch: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .heads import Items
 from .loss_checks import mean_of_parts, same_noise
 from .losses import RDropLoss, rdrop_loss
 from .mixing import UnlabeledRowsMixin
+from .output_head import OutputHead
 from .passes import Passes
 from .task_loss import TaskLossMixin
 from .training_args import RDropArguments
@@ -118,8 +120,13 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
 
         num_passes = settings.rdrop_num_passes if is_rdrop_step else 1
-        passes = self._run(model, inputs, window, num_passes, settings.rdrop_forward_mode)
-        terms = self._rdrop_terms(passes, inputs, window, settings, num_items_in_batch)
+        output_head = None
+        if not return_outputs:
+            output_head = self._head_to_fuse(inputs, window, num_passes, settings.rdrop_fused_head)
+        passes = self._run(
+            model, inputs, window, num_passes, settings.rdrop_forward_mode, output_head, whole=return_outputs
+        )
+        terms = self._rdrop_terms(passes, inputs, window, settings, num_items_in_batch, output_head)
         if is_rdrop_step and self._window is not None:
             self._logged_terms.add(terms, self.state.global_step)
         loss = self._undo_division(terms.loss, num_items_in_batch)
@@ -132,23 +139,24 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
         window: Window,
         settings: RDropArguments,
         num_items_in_batch: torch.Tensor | int | None,
+        output_head: OutputHead | None,
     ) -> RDropLoss:
         """Loss, task loss and divergence of a micro-batch, each its share of the optimizer step's."""
         alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
-        items = window.head.items(passes, inputs, passes.num_passes)
+        items = _items(passes, inputs, window, output_head)
         if passes.num_passes > 1 and not self._noise_check.done:
-            self._check_noise(passes, items[0], inputs, window, settings)
-        if not self._loss_check.done:
+            self._check_noise(passes, items[0], inputs, window, settings, output_head)
+        if not self._loss_check.done and self._output_head is None:
             self._check_model_loss(passes, items, window)
 
         means = settings.rdrop_reduction == "mean"
+        loss = partial(rdrop_loss, problem=window.head.problem) if output_head is None else output_head.loss
         terms = mean_of_parts(
-            rdrop_loss(
+            loss(
                 part.outputs,
                 part.labels if window.head.task_loss == "stock" else None,
                 alpha=alpha,
                 num_passes=passes.num_passes,
-                problem=window.head.problem,
                 mask=part.mask,
                 num_items=task_items / window.processes,
                 num_divergence_items=divergence_items / window.processes if means else window.micro_batches,
@@ -165,15 +173,21 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
         return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
 
     def _check_noise(
-        self, passes: Passes, items: Items, inputs: Mapping[str, Any], window: Window, settings: RDropArguments
+        self,
+        passes: Passes,
+        items: Items,
+        inputs: Mapping[str, Any],
+        window: Window,
+        settings: RDropArguments,
+        output_head: OutputHead | None,
     ) -> None:
         def some(items: Items) -> torch.Tensor:
             return items.counted(passes.num_passes, NoiseCheck.ITEMS)[0].detach()
 
         def again() -> torch.Tensor:
             with torch.no_grad(), same_noise(self.args.device):
-                repeated = self._run(self.model, inputs, window, passes.num_passes, "concat")
-            return some(window.head.items(repeated, inputs, passes.num_passes)[0])
+                repeated = self._run(self.model, inputs, window, passes.num_passes, "concat", output_head)
+            return some(_items(repeated, inputs, window, output_head)[0])
 
         self._noise_check.look(
             self.model,
@@ -229,6 +243,12 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
         settings = RDropArguments.of(self.args)
         is_rdrop_step = settings.is_rdrop_step(self.state.global_step)
         return super().floating_point_ops(inputs) * (settings.rdrop_num_passes if is_rdrop_step else 1)
+
+
+def _items(passes: Passes, inputs: Mapping[str, Any], window: Window, output_head: OutputHead | None) -> list[Items]:
+    """The items of a micro-batch, by their logits, or by their hidden states in front of a fused output head."""
+    head = window.head if output_head is None else replace(window.head, outputs=("hidden_states",))
+    return head.items(passes, inputs, passes.num_passes)
 
 
 class RDropTrainer(RDropMixin, Trainer):

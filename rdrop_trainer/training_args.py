@@ -8,9 +8,10 @@ from numbers import Real
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .losses.rdrop import REDUCTIONS
+from .losses.validation import REDUCTIONS
 
 FORWARD_MODES = ("concat", "sequential", "recompute")
+FUSED_HEAD = ("auto", "true", "false")
 
 
 @dataclass
@@ -79,6 +80,16 @@ class RDropArguments:
             "schedules count labelled rows, so the supervised run of the same settings has the same steps."
         },
     )
+    rdrop_fused_head: str = field(
+        default="auto",
+        metadata={
+            "help": "Language models: compute the output head and the loss together, some rows at a time, so that the "
+            "logits never exist as a whole; less memory than plain training where vocabularies are large, at the same "
+            "arithmetic. auto: where a micro-batch has 2^24 logits or more. true: always. false: never. A model for "
+            "which that is not possible trains as without, and one warning says why.",
+            "choices": list(FUSED_HEAD),
+        },
+    )
     rdrop_allow_deterministic: bool = field(
         default=False,
         metadata={
@@ -103,7 +114,12 @@ class RDropArguments:
                 "rdrop_warmup_steps must be a whole number of optimizer steps (0, 1, 2, ...) or a share of all steps "
                 f"as a float below 1, got {warmup}."
             )
-        for name, choices in (("rdrop_forward_mode", FORWARD_MODES), ("rdrop_reduction", REDUCTIONS)):
+        self.rdrop_fused_head = str(self.rdrop_fused_head).lower()  # a bool is welcome
+        for name, choices in (
+            ("rdrop_forward_mode", FORWARD_MODES),
+            ("rdrop_reduction", REDUCTIONS),
+            ("rdrop_fused_head", FUSED_HEAD),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         # TrainingArguments stands behind this class in RDropTrainingArguments; alone, there is nothing behind it.

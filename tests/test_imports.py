@@ -13,17 +13,19 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 LAYERS = [
     ["trainer", "glue.demo"],
     ["task_loss"],
+    ["fused_head"],
     ["loss_checks"],
     ["checks", "mixing", "window", "glue.checkpoint", "glue.outcome", "glue.processors"],
-    ["passes", "heads", "dropout", "glue.arguments", "glue.features"],
+    ["passes", "heads", "dropout", "output_head", "glue.arguments", "glue.features"],
     ["training_args", "checkpoints", "glue.data", "glue.submission", "glue.metrics"],
     ["glue.choice", "glue.questions", "glue.titles"],
     ["glue.passages", "glue.overlap"],
     ["glue.examples"],
     ["glue.readers", "glue.tasks", "glue.scratch", "glue.extras"],
     ["losses"],
+    ["losses.linear"],
     ["losses.rdrop"],
-    ["losses.chunked", "losses.fused"],
+    ["losses.chunked", "losses.fused", "losses.validation"],
     ["losses.reference", "errors"],
 ]
 

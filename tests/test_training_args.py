@@ -19,6 +19,7 @@ def test_defaults_and_help():
         "rdrop_forward_mode": "concat",
         "rdrop_reduction": "mean",
         "rdrop_unlabeled_ratio": 1.0,
+        "rdrop_fused_head": "auto",
         "rdrop_allow_deterministic": False,
     }
     assert all(len(f.metadata["help"]) > 60 for f in fields(settings))

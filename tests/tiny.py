@@ -150,7 +150,7 @@ class PassNoise(nn.Module):
         if not self.training:
             return hidden
         if self.concat:
-            k = torch.arange(len(hidden)) // (len(hidden) // self.num_passes)
+            k = torch.arange(len(hidden)) // max(1, len(hidden) // self.num_passes)
         else:
             k = torch.full((len(hidden),), self.calls % self.num_passes)
         self.calls += 1

@@ -1,5 +1,6 @@
-"""The R-Drop loss as a plain function of logits. Needs torch alone."""
+"""The R-Drop loss as a plain function of logits, or of hidden states and an output head. Needs torch alone."""
 
+from .linear import rdrop_linear_loss
 from .rdrop import RDropLoss, rdrop_loss
 
-__all__ = ["RDropLoss", "rdrop_loss"]
+__all__ = ["RDropLoss", "rdrop_linear_loss", "rdrop_loss"]

@@ -62,7 +62,7 @@ def walk(
     """
     m, classes, dtype, device = num_passes, logits[0].shape[1], task_weight.dtype, labels.device
     is_one = len(logits) == 1
-    z = logits[0].unflatten(0, (m, -1)) if is_one else logits  # m of (N, C)
+    z = split_passes(logits, m)
     size = len(z[0])
     chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
     labels = labels if chosen is None else labels[chosen]  # (n,)
@@ -74,7 +74,7 @@ def walk(
     logit_of_target = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
     gradient = None
     if with_gradient:
-        gradient = z if overwrite else _fresh((m, size, classes), logits[0], zero=chosen is not None)
+        gradient = z if overwrite else fresh((m, size, classes), logits[0], zero=chosen is not None)
 
     # Where rows are picked or of another type, they are worked on in copies, a chunk at a time
     as_they_are = chosen is None and logits[0].dtype == dtype
@@ -113,7 +113,8 @@ def walk(
     if label_smoothing:
         uniform = ((classes - masked) * lse - logit_sum) / classes
         task = (1 - label_smoothing) * task + label_smoothing * uniform
-    task, divergence = task.where(labelled, 0).sum() / m, spread.sum() / b
+    task = task.where(labelled, 0).sum() / m
+    divergence = spread.sum() / b if m > 1 else torch.zeros_like(task)
     if gradient is not None:
         gradient = (gradient.flatten(0, 1),) if is_one else gradient.unbind()
     return task, divergence, gradient
@@ -198,6 +199,13 @@ def _subtract(gradient: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     gradient.scatter_add_(-1, index, value)
 
 
+def split_passes(tensors: Sequence[torch.Tensor], num_passes: int) -> torch.Tensor | Sequence[torch.Tensor]:
+    """All passes in one tensor as (m, N, ...), a view; tensors of a pass each as they are."""
+    if len(tensors) > 1:
+        return tensors
+    return tensors[0].unflatten(0, (num_passes, tensors[0].shape[0] // num_passes))
+
+
 def _rows_of_a_chunk(items: int, classes: int, device: torch.device) -> int:
     if device.type != "cpu":
         return max(1, min(items, CHUNK_ON_DEVICE // classes))
@@ -205,7 +213,7 @@ def _rows_of_a_chunk(items: int, classes: int, device: torch.device) -> int:
     return max(1, min(items, threads * max(4, round(CHUNK_PER_THREAD / classes))))
 
 
-def _fresh(shape: Sequence[int], like: torch.Tensor, zero: bool) -> torch.Tensor:
+def fresh(shape: Sequence[int], like: torch.Tensor, zero: bool) -> torch.Tensor:
     """New memory in the type and on the device of a tensor, of zeros if wanted.
 
     Writing to hundreds of MiB for the first time, page by page, takes as long as half the rest, so on Linux they are

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 # walk(tensors, task_weight, divergence_weight, with_gradient) returns the sums over items of task loss and divergence
 # and, if wanted, the gradients of task_weight * task + divergence_weight * divergence for the tensors
 Walk = Callable[
-    [tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor, bool],
+    [tuple[torch.Tensor | None, ...], torch.Tensor, torch.Tensor, bool],
     tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...] | None],
 ]
 
@@ -29,7 +29,7 @@ class FusedLoss(torch.autograd.Function):
         """`divergence_weight` None: the divergence is reported, but no part of the loss."""
         ctx.set_materialize_grads(False)
         needed = any(ctx.needs_input_grad)
-        ahead = needed and divergence_weight is not None and all(t.dtype != torch.float16 for t in tensors)
+        ahead = needed and divergence_weight is not None and all(t is None or t.dtype != torch.float16 for t in tensors)
         weight = torch.ones_like(task_weight) if divergence_weight is None else divergence_weight
         task, divergence, ctx.gradients = walk(tensors, task_weight, weight, ahead)
         if needed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -14,11 +13,8 @@ import torch
 
 from . import reference
 from .fused import FusedLoss, Walk
+from .validation import Problem, check_labels, check_passes, check_settings
 
-Problem = Literal["single_label", "multi_label", "regression"]
-PROBLEMS = ("single_label", "multi_label", "regression")
-REDUCTIONS = ("mean", "sum")
-IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 # From so many logits on the closed form is faster than autograd through the formulas
 CHUNKED_FROM = 2**13
 # Up to so many the work is done in float64: at that size it costs next to nothing, and the difference of two nearly
@@ -97,47 +93,81 @@ def rdrop_loss(
     appendix A.4 for regression.
     """
     logits = (logits,) if isinstance(logits, torch.Tensor) else tuple(logits)
-    _check(logits, labels, mask, alpha, num_passes, problem, reduction, label_smoothing, implementation)
-    device = logits[0].device
-    size = logits[0].shape[0] // (num_passes if len(logits) == 1 else 1)
+    check_settings(alpha, num_passes, problem, reduction, label_smoothing, implementation)
+    size = check_passes("logits", logits, num_passes)
+    check_labels(labels, mask, problem, size, logits[0].shape[1])
     if labels is None and problem == "single_label":
-        labels = torch.full((size,), reference.IGNORE_INDEX, device=device)
+        labels = torch.full((size,), reference.IGNORE_INDEX, device=logits[0].device)
 
-    counted = size if mask is None else mask.sum()
-    if num_items is None and problem == "single_label":
-        labelled = labels != reference.IGNORE_INDEX
-        num_items = (labelled if mask is None else labelled & mask).sum()
-    elif num_items is None:
-        num_items = counted
-    if num_divergence_items is None:
-        num_divergence_items = counted if reduction == "mean" else 1
-
+    num_items, num_divergence_items = counts(
+        size, labels if problem == "single_label" else None, mask, reduction, num_items, num_divergence_items
+    )
     backend = _choose(implementation, logits, problem, alpha)
-    if backend == "reference":
-        task, divergence = _by_reference(logits, labels, mask, num_passes, problem, label_smoothing)
-        task_weight, divergence_weight = _one_over(num_items, task), _one_over(num_divergence_items, task)
-        loss = task_weight * task
-        if divergence is None:
-            divergence = torch.zeros_like(task)
-        else:
-            loss = loss + alpha / 2 * (divergence_weight * divergence)
-    else:
-        dtype = working_dtype(_size(logits), logits[0]) if backend == "chunked" else torch.float32
-        one = torch.ones((), dtype=dtype, device=device)
-        task_weight, divergence_weight = _one_over(num_items, one), _one_over(num_divergence_items, one)
+    if backend != "reference":
         walk = partial(
-            _walk_of(backend),
+            walk_of(backend),
             labels=labels.long(),
             num_passes=num_passes,
             mask=mask,
             label_smoothing=label_smoothing,
         )
-        # Without a weight in the loss the divergence is still reported, and may have a gradient of its own
-        in_loss = divergence_weight * (alpha / 2) if num_passes > 1 and alpha > 0 else None
-        with torch.autocast(device.type, enabled=False):
-            loss, task, divergence = FusedLoss.apply(walk, task_weight, in_loss, *logits)
-    result_dtype = torch.promote_types(logits[0].dtype, torch.float32)
-    return RDropLoss(*(term.to(result_dtype) for term in (loss, task_weight * task, divergence_weight * divergence)))
+        dtype = working_dtype(_size(logits), logits[0]) if backend == "chunked" else torch.float32
+        return fused(walk, logits, dtype, num_passes, float(alpha), num_items, num_divergence_items)
+    task, divergence = _by_reference(logits, labels, mask, num_passes, problem, label_smoothing)
+    task_loss = _one_over(num_items, task) * task
+    if divergence is None:
+        return _result(task_loss, task_loss, torch.zeros_like(task_loss), logits[0].dtype)
+    divergence = _one_over(num_divergence_items, task) * divergence
+    return _result(task_loss + alpha / 2 * divergence, task_loss, divergence, logits[0].dtype)
+
+
+def fused(
+    walk: Walk,
+    tensors: Sequence[torch.Tensor | None],
+    dtype: torch.dtype,
+    num_passes: int,
+    alpha: float,
+    num_items: int | float | torch.Tensor,
+    num_divergence_items: int | float | torch.Tensor,
+) -> RDropLoss:
+    """`rdrop_loss` by a walk over the items of some tensors, with its arithmetic in the given type."""
+    device = tensors[0].device
+    one = torch.ones((), dtype=dtype, device=device)
+    task_weight, divergence_weight = _one_over(num_items, one), _one_over(num_divergence_items, one)
+    # Without a weight in the loss a divergence is still reported, and may have a gradient of its own
+    in_loss = None if num_passes > 1 and alpha == 0 else divergence_weight * (alpha / 2)
+    with torch.autocast(device.type, enabled=False):
+        loss, task, divergence = FusedLoss.apply(walk, task_weight, in_loss, *tensors)
+    return _result(loss, task_weight * task, divergence_weight * divergence, tensors[0].dtype)
+
+
+def counts(
+    size: int,
+    labels: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    reduction: str,
+    num_items: int | float | torch.Tensor | None,
+    num_divergence_items: int | float | torch.Tensor | None,
+) -> tuple[int | float | torch.Tensor, int | float | torch.Tensor]:
+    """What the sums over items are divided by, where the caller does not say.
+
+    Args:
+        size: N.
+        labels: (N,), where -100 marks an item without a task loss; None: all have one.
+        mask: (N,) booleans, the items that count; None: all.
+        reduction: of the divergence.
+    """
+    counted = size if mask is None else mask.sum()
+    if num_items is None and labels is not None:
+        labelled = labels != reference.IGNORE_INDEX
+        num_items = (labelled if mask is None else labelled & mask).sum()
+    if num_divergence_items is None:
+        num_divergence_items = counted if reduction == "mean" else 1
+    return counted if num_items is None else num_items, num_divergence_items
+
+
+def _result(loss: torch.Tensor, task_loss: torch.Tensor, divergence: torch.Tensor, dtype: torch.dtype) -> RDropLoss:
+    return RDropLoss(*(term.to(torch.promote_types(dtype, torch.float32)) for term in (loss, task_loss, divergence)))
 
 
 def _by_reference(logits, labels, mask, num_passes, problem, label_smoothing):
@@ -164,24 +194,34 @@ def _choose(implementation: str, logits: tuple[torch.Tensor, ...], problem: Prob
         ValueError: an implementation that does not do this problem, or that this device does not have.
     """
     closed_form = problem == "single_label" and not (isinstance(alpha, torch.Tensor) and alpha.requires_grad)
-    if implementation == "triton" and not _triton_fits(logits):
-        raise ValueError(
-            "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
-            f"triton (it comes with torch for CUDA); got {logits[0].dtype} on {logits[0].device}. Use 'auto'."
-        )
     if implementation in ("chunked", "triton") and not closed_form:
         raise ValueError(
             f"implementation={implementation!r} computes problem='single_label' with a number for alpha, got "
             f"{problem!r} and alpha={alpha!r}. Use 'auto' or 'reference'."
         )
-    if implementation != "auto":
-        return implementation
     # A compiler fuses the formulas by itself, better than it could look into an autograd Function
-    if not closed_form or torch.compiler.is_compiling():
+    unfused = not closed_form or torch.compiler.is_compiling()
+    if implementation == "reference" or (implementation == "auto" and unfused):
         return "reference"
-    if logits[0].is_cuda and _triton_fits(logits):
-        return "triton"
-    return "chunked" if _size(logits) >= CHUNKED_FROM else "reference"
+    backend = choose_fused(implementation, logits[0])
+    is_small = backend == "chunked" and implementation == "auto" and _size(logits) < CHUNKED_FROM
+    return "reference" if is_small else backend
+
+
+def choose_fused(implementation: str, like: torch.Tensor) -> str:
+    """The fused backend for logits of the type and on the device of a tensor.
+
+    Raises:
+        ValueError: Triton is asked for, and is not there or cannot run on them.
+    """
+    # Away from a GPU the kernel runs in Triton's interpreter
+    fits = like.dtype != torch.float64 and find_spec("triton") is not None
+    if implementation == "triton" and not (fits and (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")):
+        raise ValueError(
+            "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
+            f"triton (it comes with torch for CUDA); got {like.dtype} on {like.device}. Use 'auto'."
+        )
+    return "triton" if implementation == "triton" or (implementation == "auto" and fits and like.is_cuda) else "chunked"
 
 
 def _one_over(count: int | float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -202,64 +242,7 @@ def _size(logits: Sequence[torch.Tensor]) -> int:
     return sum(z.numel() for z in logits)
 
 
-def _triton_fits(logits: tuple[torch.Tensor, ...]) -> bool:
-    """Whether the kernel can run on these logits: on a CUDA device, or anywhere in Triton's interpreter."""
-    there = logits[0].is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return there and logits[0].dtype != torch.float64 and find_spec("triton") is not None
-
-
-def _walk_of(backend: str) -> Walk:
+def walk_of(backend: str) -> Walk:
+    """The walk over logits of a fused implementation."""
     # Triton is there on some machines only, and slow to import
     return import_module(f".{backend}", __package__).walk
-
-
-def _check(logits, labels, mask, alpha, num_passes, problem, reduction, label_smoothing, implementation) -> None:
-    known = {"problem": PROBLEMS, "reduction": REDUCTIONS, "implementation": IMPLEMENTATIONS}
-    for (name, choices), value in zip(known.items(), (problem, reduction, implementation), strict=True):
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} is unknown; expected one of {', '.join(choices)}.")
-    if not (isinstance(alpha, torch.Tensor) or (math.isfinite(alpha) and alpha >= 0)):
-        raise ValueError(f"alpha must be a finite number of at least 0, got {alpha}.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
-    if label_smoothing and problem != "single_label":
-        raise ValueError(f"label_smoothing={label_smoothing} only fits problem='single_label', got {problem!r}.")
-    if num_passes < 1:
-        raise ValueError(f"num_passes must be at least 1, got {num_passes}.")
-    first, shapes = logits[0], [tuple(z.shape) for z in logits]
-    if not first.is_floating_point() or any(z.dtype != first.dtype for z in logits):
-        raise ValueError(f"logits must have one floating type, got {', '.join(str(z.dtype) for z in logits)}.")
-    if len(logits) not in (1, num_passes) or first.dim() != 2 or len(set(shapes)) > 1:
-        raise ValueError(
-            f"logits must be one tensor of shape (num_passes * N, C) or {num_passes} of (N, C), with "
-            f"num_passes={num_passes}, got {', '.join(map(str, shapes))}."
-        )
-    if len(logits) == 1 and first.shape[0] % num_passes:
-        raise ValueError(
-            f"logits must have shape (num_passes * N, C) with num_passes={num_passes}, got {shapes[0]}; "
-            "stack the passes one after the other along dimension 0 and flatten tokens into it."
-        )
-    size, classes = first.shape[0] // (num_passes if len(logits) == 1 else 1), first.shape[1]
-    if mask is not None and (tuple(mask.shape) != (size,) or mask.dtype != torch.bool):
-        raise ValueError(f"mask must be booleans of shape ({size},), got {mask.dtype} of {tuple(mask.shape)}.")
-    if labels is None:
-        return
-    expected = {"single_label": [(size,)], "multi_label": [(size, classes)], "regression": [(size, classes)]}[problem]
-    if problem == "regression" and classes == 1:
-        expected.append((size,))
-    if tuple(labels.shape) not in expected:
-        raise ValueError(
-            f"labels must have shape {' or '.join(map(str, expected))} for problem={problem!r} with logits "
-            f"{shapes[0]} and num_passes={num_passes}, got {tuple(labels.shape)}: labels are those of one "
-            "pass and are not repeated."
-        )
-    if problem != "single_label":
-        return
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels must be integers for problem='single_label', got {labels.dtype}.")
-    # On other devices the check would wait for the device, which reports the index itself
-    if labels.device.type == "cpu":
-        wrong = (labels.long() != reference.IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
-        outside = labels[wrong if mask is None else wrong & mask]
-        if len(outside):
-            raise ValueError(f"labels must be {reference.IGNORE_INDEX} or in [0, {classes}), got {outside[0].item()}.")
