@@ -16,7 +16,6 @@ of the softmax cancel, so that logits take the place of log-probabilities, and i
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 
 import torch
@@ -28,9 +27,10 @@ from .reference import IGNORE_INDEX
 CHUNK_PER_THREAD = 2**18
 CHUNK_ON_DEVICE = 2**24
 # A sum of exponentials of bare logits is right within these limits. Beyond them the largest logit is taken off first,
-# which costs two more rounds through the cache.
+# which costs two more rounds through memory.
 SAFE_SUMS = (1e-30, 1e30)
-HUGE_PAGES_FROM = 2**25  # bytes
+# So are the deviations between passes while what all classes have in common is not much of them
+SAFE_RATIO = 3.0
 
 
 def walk(
@@ -74,7 +74,8 @@ def walk(
     logit_of_target = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
     gradient = None
     if with_gradient:
-        gradient = z if overwrite else fresh((m, size, classes), logits[0], zero=chosen is not None)
+        new = torch.empty if chosen is None else torch.zeros
+        gradient = z if overwrite else new((m, size, classes), dtype=logits[0].dtype, device=device)
 
     # Where rows are picked or of another type, they are worked on in copies, a chunk at a time
     as_they_are = chosen is None and logits[0].dtype == dtype
@@ -114,7 +115,7 @@ def walk(
         uniform = ((classes - masked) * lse - logit_sum) / classes
         task = (1 - label_smoothing) * task + label_smoothing * uniform
     task = task.where(labelled, 0).sum() / m
-    divergence = spread.sum() / b if m > 1 else torch.zeros_like(task)
+    divergence = spread.sum() / divergence_weight if m > 1 else torch.zeros_like(task)
     if gradient is not None:
         gradient = (gradient.flatten(0, 1),) if is_one else gradient.unbind()
     return task, divergence, gradient
@@ -173,9 +174,10 @@ def _chunk(
         if careful:
             masked_classes.copy_(masked.sum(-1, keepdim=True))
     if not careful:
-        low, high = torch.aminmax(total)
+        low, high = torch.aminmax(total, dim=0)
         numbers = spread.sum() if per_class is None else spread.sum() + logit_sum.sum()
-        if not (SAFE_SUMS[0] < low.item() and high.item() < SAFE_SUMS[1] and math.isfinite(numbers.item())):
+        in_range = SAFE_SUMS[0] < low.amin().item() and high.amax().item() < SAFE_SUMS[1]
+        if not (in_range and (high / low).amax().item() < SAFE_RATIO and math.isfinite(numbers.item())):
             return False
     if not with_gradient:
         return True
@@ -211,20 +213,3 @@ def _rows_of_a_chunk(items: int, classes: int, device: torch.device) -> int:
         return max(1, min(items, CHUNK_ON_DEVICE // classes))
     threads = torch.get_num_threads()
     return max(1, min(items, threads * max(4, round(CHUNK_PER_THREAD / classes))))
-
-
-def fresh(shape: Sequence[int], like: torch.Tensor, zero: bool) -> torch.Tensor:
-    """New memory in the type and on the device of a tensor, of zeros if wanted.
-
-    Writing to hundreds of MiB for the first time, page by page, takes as long as half the rest, so on Linux they are
-    asked for in huge pages, which are zero without being written to.
-    """
-    size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < HUGE_PAGES_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return (torch.zeros if zero else torch.empty)(shape, dtype=like.dtype, device=like.device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        pass
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from .chunked import fresh, split_passes
+from .chunked import split_passes
 from .rdrop import RDropLoss, choose_fused, counts, fused, walk_of
 from .reference import IGNORE_INDEX
 from .validation import check_labels, check_passes, check_settings
@@ -128,7 +128,7 @@ def walk(
         if any(needed[: len(hidden)]):
             of_hidden = torch.zeros((m, *passes[0].shape), dtype=dtype, device=device)
         if needed[-2]:
-            of_weight = fresh(weight.shape, torch.empty(0, dtype=sum_dtype, device=device), zero=True)
+            of_weight = torch.zeros_like(weight, dtype=sum_dtype)
         if needed[-1]:
             of_bias = torch.zeros_like(bias, dtype=sum_dtype)
 

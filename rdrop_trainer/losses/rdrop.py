@@ -214,14 +214,18 @@ def choose_fused(implementation: str, like: torch.Tensor) -> str:
     Raises:
         ValueError: Triton is asked for, and is not there or cannot run on them.
     """
+    if implementation == "chunked" or (implementation == "auto" and not like.is_cuda):
+        return "chunked"
     # Away from a GPU the kernel runs in Triton's interpreter
-    fits = like.dtype != torch.float64 and find_spec("triton") is not None
-    if implementation == "triton" and not (fits and (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")):
-        raise ValueError(
-            "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
-            f"triton (it comes with torch for CUDA); got {like.dtype} on {like.device}. Use 'auto'."
-        )
-    return "triton" if implementation == "triton" or (implementation == "auto" and fits and like.is_cuda) else "chunked"
+    there = like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    if there and like.dtype != torch.float64 and find_spec("triton") is not None:
+        return "triton"
+    if implementation == "auto":
+        return "chunked"
+    raise ValueError(
+        "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
+        f"triton (it comes with torch for CUDA); got {like.dtype} on {like.device}. Use 'auto'."
+    )
 
 
 def _one_over(count: int | float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:

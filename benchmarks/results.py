@@ -1,0 +1,87 @@
+"""What the benchmarks share: the machine they ran on, memory, tables and files."""
+
+import contextlib
+import ctypes
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_M_MMAP_THRESHOLD = -3
+
+
+def machine():
+    """Versions and the device, in one line."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
+    if "transformers" in sys.modules:
+        versions.append(f"transformers {sys.modules['transformers'].__version__}")
+    return ", ".join([*versions, device])
+
+
+def resident():
+    """MiB that this process holds (on a GPU, of the CUDA allocator)."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 2**20
+    return _status("VmRSS")
+
+
+def high_water():
+    """The most MiB it held since the last reset."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "linux":
+        return _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
+def reset_high_water():
+    """Let the high-water mark start from what is held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextlib.contextmanager
+def freed_memory_given_back():
+    """Let what is freed (64 KiB and more) go back to the system at once, so that memory in use is what is resident."""
+    libc = ctypes.CDLL(None)
+    with_glibc = hasattr(libc, "mallopt")
+    if with_glibc:
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
+    yield
+    if with_glibc:
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # where glibc's own, moving limit ends up
+
+
+def _status(key):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def table(rows):
+    """Rows {name: {column: number}} as text."""
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{column:>{max(11, len(column) + 2)}s}" for column in columns)]
+    for name, row in rows.items():
+        cells = "".join(f"{_short(row[column]):>{max(11, len(column) + 2)}s}" for column in columns)
+        lines.append(f"{name:{width}s}{cells}")
+    return "\n".join(lines)
+
+
+def _short(value):
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+
+
+def save(path, options, results):
+    """Write figures, options and machine as JSON."""
+    content = {"machine": machine(), "options": vars(options), "results": results}
+    Path(path).write_text(json.dumps(content, indent=2, default=str) + "\n")
