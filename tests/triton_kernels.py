@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in a row of few classes, the last of them not full."""
-    monkeypatch.setattr(triton, "BLOCK_LOGITS", 64)
+    monkeypatch.setattr(triton, "BLOCK_BYTES", 256)
 
 
 def example(n, m=2, dtype=torch.float32, **options):

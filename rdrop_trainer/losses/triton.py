@@ -26,8 +26,9 @@ import triton.language as tl
 from .chunked import split_passes
 from .reference import IGNORE_INDEX
 
-# Logits of all passes in a block, and the warps that work on it
-BLOCK_LOGITS = 2**14
+# Logits of all passes in a block, and the warps that work on it: enough loads under way to keep the memory busy. While
+# a block is worked on, two are on their way into shared memory, of which the smallest devices have 99 KiB.
+BLOCK_BYTES = 2**15
 WARPS = 16
 SCALE_BLOCK = 2**12
 SCALE_PROGRAMS = 2**10
@@ -217,7 +218,7 @@ def walk(
         gradient = logits if overwrite else [torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in logits]
 
     z, g = (None if tensors is None else tuple(split_passes(tensors, m)) for tensors in (logits, gradient))
-    columns = BLOCK_LOGITS // triton.next_power_of_2(m)
+    columns = BLOCK_BYTES // (logits[0].element_size() * triton.next_power_of_2(m))
     block = min(triton.next_power_of_2(classes), columns)
     terms = torch.empty((2, len(labels)), dtype=torch.float32, device=labels.device)
     with torch.cuda.device_of(labels):
