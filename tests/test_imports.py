@@ -25,7 +25,9 @@ LAYERS = [
     ["losses"],
     ["losses.linear"],
     ["losses.rdrop"],
-    ["losses.chunked", "losses.fused", "losses.validation"],
+    ["losses.fused"],
+    ["losses.triton"],
+    ["losses.chunked", "losses.validation"],
     ["losses.reference", "errors"],
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -50,8 +52,17 @@ class FusedLoss(torch.autograd.Function):
                 for own, direct in ((ctx.task_weight, of_task), (ctx.divergence_weight, of_divergence))
             ]
             gradients = ctx.walk(ctx.saved_tensors, *weights, True)[2]
-        elif of_loss.device.type != "cpu" or of_loss != 1:
+        else:
             for gradient in gradients:
                 if gradient is not None:
-                    gradient.mul_(of_loss)
+                    _scale_(gradient, of_loss)
         return None, None, None, *gradients
+
+
+def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply in place, leaving memory alone where the factor is 1, as it nearly always is, if that can be found out
+    without waiting for the device."""
+    if tensor.is_cuda and find_spec("triton") is not None:
+        import_module(".triton", __package__).scale_(tensor, factor)
+    elif tensor.device.type != "cpu" or factor != 1:
+        tensor.mul_(factor)
