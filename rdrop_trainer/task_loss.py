@@ -86,6 +86,12 @@ class TaskLossMixin(FusedHeadMixin):
             )
         return head
 
+    def _check_own_loss(self, model: nn.Module, inputs: Mapping[str, Any], window: Window) -> None:
+        """What a trainer's own `compute_loss` returns, looked at in the first micro-batches."""
+        if self._trainer_has_own_loss and not self._trainer_check.done:
+            check = self._check_trainer_loss if self.compute_loss_func is None else self._check_function
+            check(without_ddp(model), inputs, window)
+
     # ---- Running the model ----
 
     def _run(
@@ -108,9 +114,6 @@ class TaskLossMixin(FusedHeadMixin):
             wanted = {key: value for key, value in inputs.items() if key not in window.head.labels}
             wanted |= self._decoder_inputs(inputs)
             return run_passes(model, wanted, num_passes, mode, output_head.call)
-        if self._trainer_has_own_loss and not self._trainer_check.done:
-            check = self._check_trainer_loss if self.compute_loss_func is None else self._check_function
-            check(without_ddp(model), inputs, window)
         if num_passes > 1 and mode == "concat" and not self._rows_checked:
             self._check_rows(without_ddp(model), inputs, window, num_passes)
         if window.head.task_loss == "trainer":

@@ -120,6 +120,7 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
 
         num_passes = settings.rdrop_num_passes if is_rdrop_step else 1
+        self._check_own_loss(model, inputs, window)
         output_head = None
         if not return_outputs:
             output_head = self._head_to_fuse(inputs, window, num_passes, settings.rdrop_fused_head)

@@ -120,6 +120,21 @@ def test_accumulation_equals_one_large_batch(data, alpha, tmp_path):
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
 
 
+@pytest.mark.parametrize("make", [texts, prompts])
+def test_the_head_is_fused_behind_a_trainer_that_hides_its_logits(make, tmp_path):
+    updates = []
+    for fused in (False, True):
+        model, shapes = noisy(), []
+        model.register_forward_hook(lambda *args, shapes=shapes: shapes.append(args[-1]["logits"].shape))
+        before = tiny.weights(model)
+        trainer = sft(RDropSFTTrainer, model, make(rows=10), tmp_path, rdrop_fused_head=fused, **tiny.PURE_SGD,
+                      rdrop_allow_deterministic=True)  # fmt: skip
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+        assert ((1, 1, 40) in shapes) == fused
+    assert updates[0].norm() > 0 and tiny.relative(updates[1], updates[0]) < 1e-6
+
+
 def test_alpha_zero_and_evaluation_are_sft_trainers_bit_for_bit(tmp_path):
     runs = []
     for cls in (trl.SFTTrainer, RDropSFTTrainer):
