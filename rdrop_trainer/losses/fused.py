@@ -51,7 +51,8 @@ class FusedLoss(torch.autograd.Function):
                 (zero if own is None or of_loss is None else own * of_loss) + (zero if direct is None else direct)
                 for own, direct in ((ctx.task_weight, of_task), (ctx.divergence_weight, of_divergence))
             ]
-            gradients = ctx.walk(ctx.saved_tensors, *weights, True)[2]
+            with torch.autocast(ctx.task_weight.device.type, enabled=False):
+                gradients = ctx.walk(ctx.saved_tensors, *weights, True)[2]
         else:
             for gradient in gradients:
                 if gradient is not None:

@@ -60,7 +60,7 @@ def rdrop_linear_loss(
         `RDropLoss(loss, task_loss, divergence)`.
 
     Raises:
-        ValueError: as `rdrop_loss`, and for a weight or bias whose shape does not fit.
+        ValueError: as `rdrop_loss`, and for a weight or bias whose shape does not fit, or an alpha with a gradient.
 
     Source: the loss as in `rdrop_loss`; soft-capping as in Gemma 2 (Gemma Team, 2024, section 2).
     """
@@ -70,6 +70,8 @@ def rdrop_linear_loss(
             "implementation='reference' computes logits as a whole: use rdrop_loss(hidden @ weight.T, ...)."
         )
     check_settings(alpha, num_passes, "single_label", reduction, label_smoothing, implementation)
+    if isinstance(alpha, torch.Tensor) and alpha.requires_grad:
+        raise ValueError(f"alpha must be a number, got {alpha}: rdrop_loss alone has a gradient for it.")
     size = check_passes("hidden", hidden, num_passes)
     classes = _check_head(hidden[0], weight, bias, softcap)
     check_labels(labels, mask, "single_label", size, classes)

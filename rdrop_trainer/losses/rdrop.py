@@ -112,7 +112,7 @@ def rdrop_loss(
             label_smoothing=label_smoothing,
         )
         dtype = working_dtype(_size(logits), logits[0]) if backend == "chunked" else torch.float32
-        return fused(walk, logits, dtype, num_passes, float(alpha), num_items, num_divergence_items)
+        return fused(walk, logits, dtype, num_passes, alpha, num_items, num_divergence_items)
     task, divergence = _by_reference(logits, labels, mask, num_passes, problem, label_smoothing)
     task_loss = _one_over(num_items, task) * task
     if divergence is None:
@@ -126,12 +126,14 @@ def fused(
     tensors: Sequence[torch.Tensor | None],
     dtype: torch.dtype,
     num_passes: int,
-    alpha: float,
+    alpha: float | torch.Tensor,
     num_items: int | float | torch.Tensor,
     num_divergence_items: int | float | torch.Tensor,
 ) -> RDropLoss:
     """`rdrop_loss` by a walk over the items of some tensors, with its arithmetic in the given type."""
-    device = tensors[0].device
+    device, alpha = tensors[0].device, float(alpha)
+    if not torch.is_grad_enabled():  # a Function is told which tensors have gradients, not that nobody wants them
+        tensors = [None if t is None else t.detach() for t in tensors]
     one = torch.ones((), dtype=dtype, device=device)
     task_weight, divergence_weight = _one_over(num_items, one), _one_over(num_divergence_items, one)
     # Without a weight in the loss a divergence is still reported, and may have a gradient of its own

@@ -34,6 +34,8 @@ def check_settings(alpha, num_passes, problem, reduction, label_smoothing, imple
 
 def check_passes(name: str, passes: Sequence[torch.Tensor], num_passes: int) -> int:
     """The logits or hidden states of all passes, in one tensor (m·N, C) or m of (N, C); returns N."""
+    if not passes:
+        raise ValueError(f"{name} must be one tensor or {num_passes}, got an empty sequence.")
     first, shapes = passes[0], [tuple(z.shape) for z in passes]
     if not first.is_floating_point() or any(z.dtype != first.dtype for z in passes):
         raise ValueError(f"{name} must have one floating type, got {', '.join(str(z.dtype) for z in passes)}.")
