@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils import logging
 
 from .heads import CAUSAL_LM, MASKED_LM, SEQ2SEQ, Head
 from .loss_checks import LossChecksMixin, same_noise
-from .output_head import CannotFuse, OutputHead
+from .output_head import CannotFuse, OutputHead, vocabulary_size
 from .passes import Passes, find_batch_size, take_rows
 from .window import Window
 
@@ -32,7 +33,9 @@ class FusedHeadMixin(LossChecksMixin):
 
     def _start_fused_head(self) -> None:
         self._output_head: OutputHead | None = None
+        self._output_head_compared = False
         self._not_fused_because: str | None = None
+        self._classes = 0
 
     def _head_to_fuse(
         self, inputs: Mapping[str, Any], window: Window, num_passes: int, wanted: str
@@ -55,7 +58,7 @@ class FusedHeadMixin(LossChecksMixin):
         if self._not_fused_because is None:
             try:
                 self._output_head = self._output_head or self._find_output_head(inputs, window.head)
-                if not self._output_head.is_known and not self._loss_check.done:
+                if not (self._output_head_compared and self._loss_check.done):
                     self._look_at_a_row(self._output_head, inputs, window)
                 if window.head.task_loss != "stock":
                     raise CannotFuse(_OWN_LOSS[window.head.task_loss])
@@ -66,9 +69,9 @@ class FusedHeadMixin(LossChecksMixin):
                         'sharding, or set rdrop_fused_head to "auto" or False.'
                     ) from None
                 self._output_head, self._not_fused_because = None, str(error)
+                self._classes = vocabulary_size(self._base_model)
         head = self._output_head
-        classes = head.linear.out_features if head else self._base_model.config.get_text_config(decoder=True).vocab_size
-        if wanted == "auto" and num_passes * inputs[window.head.labels[0]].numel() * classes < AUTO_FROM:
+        if wanted == "auto" and num_passes * inputs[window.head.labels[0]].numel() * self._classes < AUTO_FROM:
             return None
         if head is None:
             logger.warning_once(
@@ -82,14 +85,16 @@ class FusedHeadMixin(LossChecksMixin):
             raise CannotFuse(_OWN_LOSS[head.task_loss])
         if self.is_fsdp_enabled:
             raise CannotFuse("FSDP shards the weights of the output head over processes", sharded=True)
-        if self.args.torch_compile:
-            raise CannotFuse("torch_compile compiles the model as a whole")
+        if self.args.torch_compile or any(map(_is_compiled, (self.model, self._base_model))):
+            raise CannotFuse("the model is compiled as a whole")
         if self._logits_hidden_by:
             raise CannotFuse(self._logits_hidden_by)
         if self._decoder_inputs(inputs) is None:
             raise CannotFuse(f"{type(self._base_model).__name__} makes the inputs of its decoder from labels by itself")
         found = OutputHead.of(self._base_model)
-        self._loss_check.done = self._loss_check.done or found.is_known
+        self._classes = found.classes
+        if found.is_known:
+            self._output_head_compared = self._loss_check.done = True
         return found
 
     def _look_at_a_row(self, head: OutputHead, inputs: Mapping[str, Any], window: Window) -> None:
@@ -101,10 +106,19 @@ class FusedHeadMixin(LossChecksMixin):
         try:
             with torch.no_grad(), same_noise(self.args.device):
                 same, outputs = head.makes(model, shown)
+        except CannotFuse as error:
+            reason = str(error)
         except Exception as error:  # whatever goes wrong with a row by itself, the training can do without
             reason = f"{type(error).__name__}: {error}"
         verdict = torch.tensor([float(same)], device=self.args.device)
         if self.accelerator.reduce(verdict) < self.accelerator.num_processes:
             raise CannotFuse(reason)
-        passes = Passes([dict(outputs)], [outputs], 1, 1)
-        self._check_model_loss(passes, window.head.items(passes, row, 1), window)
+        self._output_head_compared = True
+        if not self._loss_check.done:
+            passes = Passes([dict(outputs)], [outputs], 1, 1)
+            self._check_model_loss(passes, window.head.items(passes, row, 1), window)
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """A compiled model runs without the hook that catches its hidden states."""
+    return hasattr(model, "_orig_mod") or model._compiled_call_impl is not None

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from .losses import RDropLoss, rdrop_linear_loss
 
@@ -60,11 +59,13 @@ class OutputHead:
             raise CannotFuse(f"{type(model).__name__} names no output embeddings")
         if type(linear) is not nn.Linear:
             raise CannotFuse(f"the output head is a {type(linear).__module__}.{type(linear).__name__}, no plain Linear")
-        if isinstance(linear.weight, DTensor) or hasattr(linear.weight, "ds_id"):
+        if hasattr(linear.weight, "device_mesh") or hasattr(linear.weight, "ds_id"):  # a DTensor, DeepSpeed's ZeRO 3
             raise CannotFuse("the weights of the output head are sharded over processes", sharded=True)
+        if type(linear.weight.data) is not torch.Tensor:
+            raise CannotFuse(f"the weight of the output head is a {type(linear.weight.data).__name__}, no plain tensor")
         if linear._forward_hooks or "forward" in vars(linear):
             raise CannotFuse("the output head carries hooks or a forward of its own")
-        config = model.config.get_text_config(decoder=True)
+        config = _text_config(model)
         bias = getattr(model, "final_logits_bias", None)
         scale = getattr(config, "logit_scale", None) or 1.0
         return cls(
@@ -79,7 +80,7 @@ class OutputHead:
     @property
     def classes(self) -> int:
         """C."""
-        return self.linear.out_features
+        return len(self.linear.weight)
 
     def call(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Run a model as far as its head: {"hidden_states": (B, T, H)}, in the type the head would compute in.
@@ -131,3 +132,18 @@ class OutputHead:
         if len(caught) != 1 or caught[0].dim() != 3:
             raise CannotFuse("the model does not call its output head once, on hidden states (B, T, H)")
         return caught[0], outputs
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """C by the configuration of a model whose head is not known; 0 where that does not say."""
+    size = getattr(_text_config(model), "vocab_size", None)
+    return size if isinstance(size, int) else 0
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The part of a model's configuration that describes its text output; None where it has no configuration."""
+    config = getattr(model, "config", None)
+    try:
+        return config.get_text_config(decoder=True)
+    except (AttributeError, ValueError):  # a configuration of another library, or one with several such parts
+        return config

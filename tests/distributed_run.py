@@ -8,7 +8,9 @@ import sys
 import tiny
 import torch
 import zoo
-from test_distributed import HEADS, MODES
+from test_distributed import FUSED, HEADS, MODES
+
+from rdrop_trainer import RDropTrainer, fused_head
 
 out, world = sys.argv[1], int(os.environ["WORLD_SIZE"])
 rank = int(os.environ["RANK"])
@@ -41,6 +43,7 @@ def run(case, model, head, mode, steps, alpha, **arguments):
     trainer.train()
     updates[case] = tiny.update(before, tiny.weights(trainer.model))
     logs[case] = {k: v for k, v in trainer.state.log_history[0].items() if k in ("loss", "task_loss", "divergence")}
+    return trainer
 
 
 for head in HEADS:
@@ -65,6 +68,22 @@ for name in zoo.ONE_OF_A_KIND:
             else:
                 model = zoo.noisy(name, num_passes=2 if alpha else 1, concat=mode == "concat")
             run(f"{name}-{mode}-2-{alpha:g}", model, name, mode, 2, alpha)
+for name in FUSED:
+    for mode in MODES:
+        for steps in (1, 2) if mode == "concat" else (2,):
+            if mode == "recompute":
+                model = zoo.build(name, dropout=0.0).double()
+            else:
+                model = zoo.noisy(name, concat=mode == "concat")
+            trainer = run(f"fused-{name}-{mode}-{steps}", model, name, mode, steps, 4.0, rdrop_fused_head=True)
+            assert trainer._output_head is not None
+# Micro-batches of which some have enough logits for "auto", which may be those of one process
+fused_head.AUTO_FROM = 2 * (4 // world) * 11 * zoo.VOCABULARY
+chosen, head_to_fuse = [], RDropTrainer._head_to_fuse
+RDropTrainer._head_to_fuse = lambda *args: chosen.append(head_to_fuse(*args)) or chosen[-1]
+run("fused-auto", zoo.noisy("masked_lm"), "masked_lm", "concat", 2, 4.0)
+RDropTrainer._head_to_fuse = head_to_fuse
+logs["chosen"] = [head is not None for head in chosen]
 for head in ("multi_label", "regression"):
     run(f"{head}", tiny.noisy_bert(head), head, "concat", 2, 4.0)
 

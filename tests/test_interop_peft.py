@@ -1,5 +1,7 @@
 """PEFT adapters: what counts, what is trained, and noise that comes from the adapter alone."""
 
+import logging
+
 import formulas
 import pytest
 import tiny
@@ -7,7 +9,7 @@ import torch
 import zoo
 from transformers import DataCollatorWithPadding, set_seed
 
-from rdrop_trainer import RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import RDropTrainer, RDropTrainingArguments, fused_head
 
 peft = pytest.importorskip("peft")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
@@ -110,3 +112,29 @@ def test_dropout_of_the_adapter_alone_is_noise_enough(mode, checkpointing, tmp_p
     assert divergence[0] < 1e-12 and all(d > 1e-6 for d in divergence[2:])
     changed = {k for k, v in tiny.weights(model).items() if not torch.equal(v, before[k])}
     assert changed and all("lora_" in k for k in changed)
+
+
+@pytest.mark.parametrize("case, fuses", [("lora", True), ("prompt", True), ("seq2seq", True), ("prefix", True),
+                                         ("lora_on_the_head", False), ("head_trained_whole", False)])  # fmt: skip
+@pytest.mark.parametrize("mode", ["concat", "sequential"])
+def test_a_fused_output_head(case, fuses, mode, tmp_path, caplog):
+    """Frozen or tied it is fused; with an adapter of its own it is not, and one warning says so."""
+    logging.getLogger("transformers").propagate = True
+    fused_head.logger.warning_once.cache_clear()
+    updates = []
+    for fused in (False, True):
+        model = noisy(case)
+        for module in model.modules():
+            if isinstance(module, tiny.PassNoise):
+                module.concat = mode == "concat"
+        before = tiny.weights(model)
+        trainer = trainer_of(
+            model, CASES[case][0], data_of(case), tmp_path, rdrop_fused_head=fused, rdrop_forward_mode=mode,
+            rdrop_allow_deterministic=True, per_device_train_batch_size=4, **tiny.PURE_SGD,
+        )  # fmt: skip
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+        assert (trainer._output_head is not None) == (fused and fuses)
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-6
+    warned = [record.message for record in caplog.records if "is not fused" in record.message]
+    assert len(warned) == (not fuses) and all("no plain Linear" in message for message in warned)

@@ -107,10 +107,10 @@ def run_to_the_end(output_dir, *flags):
     )
 
 
-@pytest.mark.parametrize("flags, kill_at", [([], 5), (["--unlabeled"], 9)])
+@pytest.mark.parametrize("flags, kill_at", [([], 5), (["--unlabeled"], 9), (["--fused"], 5)])
 def test_killed_and_resumed_equals_uninterrupted(flags, kill_at, tmp_path):
     """SIGKILL in the middle of the first or the second epoch, resumed from the checkpoint of the step before; warm-up,
-    every-2-steps and accumulation on, with and without unlabelled rows."""
+    every-2-steps and accumulation on; with unlabelled rows, and with a fused output head."""
     whole = run_to_the_end(tmp_path / "whole", *flags)
     assert whole.returncode == 0, whole.stderr
     killed = run_to_the_end(tmp_path / "cut", "--kill_at", str(kill_at), *flags)
