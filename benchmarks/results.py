@@ -56,6 +56,7 @@ def freed_memory_given_back():
     with_glibc = hasattr(libc, "mallopt")
     if with_glibc:
         libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
+        libc.malloc_trim(0)
     yield
     if with_glibc:
         libc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # where glibc's own, moving limit ends up
