@@ -121,6 +121,16 @@ def test_a_float16_gradient_survives_a_small_loss(chunks):
     assert relative(h.grad, 65536 * gradients[0]) < 1e-2 and relative(w.grad, 65536 * gradients[1]) < 1e-2
 
 
+def test_the_gradient_of_a_half_precision_weight_is_summed_up_in_float32(monkeypatch):
+    """Over many chunks: rounded once, at the end."""
+    monkeypatch.setattr(linear, "ROWS_ON_CPU", 8)
+    hidden, weight, bias, labels = make(n=1000, c=5, dtype=torch.bfloat16)
+    _, gradients = unfused(hidden, weight, labels, bias, {}, alpha=0)
+    h, w = leaves(hidden, weight)
+    rdrop_linear_loss(h, w, labels, alpha=0).loss.backward()
+    assert w.grad.dtype == torch.bfloat16 and relative(w.grad, gradients[1]) < 4e-3
+
+
 @pytest.mark.parametrize("m", [1, 2, 3])
 def test_a_tensor_a_pass_is_the_same(m, chunks):
     hidden, weight, _, labels = make(m=m)
