@@ -1,0 +1,154 @@
+"""Talking to the Hub: who asks, which failures pass by themselves, and what to say of those that do not."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+
+from ..errors import HubError, InputError
+
+try:
+    from huggingface_hub.utils import httpx  # the one that this client is built on, whatever it is called
+except ImportError:  # huggingface_hub before 2.0
+    import httpx
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
+LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
+_DROPPED = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+
+
+def connect(token: str | bool | None = None) -> HfApi:
+    """A client of the Hub at `HF_ENDPOINT`.
+
+    Args:
+        token: a token; None or True for the stored one (`hf auth login` or HF_TOKEN), False for none.
+
+    Raises:
+        InputError: the token holds characters that no token has; the message does not show it.
+    """
+    if isinstance(token, str):
+        token = token.strip()
+        # A HTTP library would refuse the header, and show the token in its message
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise InputError("token: is empty or holds spaces or other characters that no token has; copy it again")
+    return HfApi(token=token, library_name="rdrop-trainer")
+
+
+def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
+    """A repository's name, checked before it becomes part of an address or a path.
+
+    Raises:
+        InputError: it is no name of a repository.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r}: is no repository's name, expected USER/NAME: {error}") from error
+    if with_owner and "/" not in repo_id:
+        raise InputError(f"{repo_id!r}: expected USER/NAME")
+    return repo_id
+
+
+def patient(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
+    """Call, and call again where the failure may pass: rate limits (429), server errors (5xx), dropped connections.
+
+    Waits 1, 2, 4, 8 and 16 seconds between the tries, or as long as the server asks for (Retry-After), 10 minutes at
+    most. The call must be one that may be repeated.
+
+    Raises:
+        Exception: the last failure.
+    """
+    for wait in waits:
+        try:
+            return call()
+        except Exception as error:
+            seconds = seconds_to_wait(error, wait)
+            if seconds is None:
+                raise
+            logger.warning(f"{reason(error)}; trying again in {seconds:.0f} s")
+            time.sleep(seconds)
+    return call()
+
+
+def seconds_to_wait(error: BaseException, otherwise: float) -> float | None:
+    """How long to wait before a call that failed is tried again; None when that would be no use."""
+    response = response_of(error)
+    if response is None:
+        return otherwise if any(isinstance(e, _DROPPED) for e in _chain(error)) else None
+    if response.status_code not in (408, 429) and response.status_code < 500:
+        return None
+    asked = _asked_to_wait(response)
+    if asked is None:
+        return otherwise
+    return max(asked, otherwise) if asked <= LONGEST_WAIT else None
+
+
+def _asked_to_wait(response: Any) -> float | None:
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def response_of(error: BaseException) -> Any | None:
+    """The server's answer behind an error, if there was one."""
+    return next((e.response for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error, if the server answered."""
+    response = response_of(error)
+    return None if response is None else response.status_code
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+_REASONS = {
+    401: "the token is missing, wrong or without the right to do this: run `hf auth login`, or set HF_TOKEN",
+    403: "this account may not do this there; check the owner's name and the token's rights",
+    404: "no such repository, revision or file, or it is private and the token has no right to it",
+    413: "a file is larger than the Hub takes",
+    429: "the Hub asks to wait before more requests",
+}
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line without addresses (they may hold signatures) and tokens."""
+    response = response_of(error)
+    if response is None:
+        dropped = next((e for e in _chain(error) if isinstance(e, _DROPPED)), None)
+        if dropped is not None:
+            return f"the connection failed ({type(dropped).__name__})"
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, so the Hub is not asked"
+        return " ".join(str(error).split()) or type(error).__name__
+    http_error = next(e for e in _chain(error) if isinstance(e, HfHubHTTPError))
+    said = " ".join((http_error.server_message or "").split())[:300]
+    known = _REASONS.get(response.status_code) or ("the Hub has a fault" if response.status_code >= 500 else "refused")
+    return f"{known} (HTTP {response.status_code}{': ' + said if said else ''})"
+
+
+def failure(what: str, error: BaseException, advice: str = "") -> HubError:
+    """The `HubError` to raise from an error: what was tried, why it failed, what to do."""
+    return HubError(f"{what}: {reason(error)}" + (f". {advice}" if advice else ""))

@@ -1,0 +1,73 @@
+"""What a trained model is for: its task on the Hub, and the Auto class that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import transformers
+from transformers.models.auto import modeling_auto as auto
+
+# The Hub's task -> Auto class. Of tasks with one Auto class, the first is what a model is tagged with unasked.
+AUTO_CLASSES = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "summarization": "AutoModelForSeq2SeqLM",
+    "translation": "AutoModelForSeq2SeqLM",
+    "image-classification": "AutoModelForImageClassification",
+    "video-classification": "AutoModelForVideoClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
+    "image-text-to-text": "AutoModelForImageTextToText",
+}
+# BART-like models stand in three lists; their class writes texts, so that list comes first
+_CLASSES_OF = {
+    "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForMultipleChoice": auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    "AutoModelForQuestionAnswering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "AutoModelForMaskedLM": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForVideoClassification": auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForAudioClassification": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForSpeechSeq2Seq": auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+}
+
+
+def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | None = None) -> str | None:
+    """The Auto class of a model.
+
+    The class that the weights were saved from decides, since another head would begin with random weights; where it is
+    not one of transformers', the Hub's task does.
+
+    Args:
+        architectures: class names, as a configuration lists them.
+        pipeline_tag: the Hub's task, such as "text-classification".
+
+    Returns:
+        Such as "AutoModelForSequenceClassification"; None where neither says.
+    """
+    for architecture in architectures or ():
+        for name, classes in _CLASSES_OF.items():
+            # A few types of models have several classes for one task
+            if any(architecture == c or (not isinstance(c, str) and architecture in c) for c in classes.values()):
+                return name
+    return AUTO_CLASSES.get(pipeline_tag)
+
+
+def auto_class(name: str) -> type:
+    """The Auto class of a name."""
+    return getattr(transformers, name)
+
+
+def pipeline_tag_of(architecture: str) -> str | None:
+    """The Hub's task of a model class; None for a class that transformers does not have."""
+    name = auto_class_name([architecture])
+    return next((tag for tag, auto_name in AUTO_CLASSES.items() if auto_name == name), None)
