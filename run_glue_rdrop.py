@@ -14,11 +14,13 @@ from pathlib import Path
 import datasets
 import transformers
 from transformers import TrainerCallback
+from transformers.trainer_utils import HubStrategy
 
-from rdrop_trainer import InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import HubError, InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
 from rdrop_trainer.glue import outcome
 from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_arguments
+from rdrop_trainer.glue.card import card_facts, find_baseline, scores_of
 from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
 from rdrop_trainer.glue.data import load_files, load_task
 from rdrop_trainer.glue.features import without_seen_texts
@@ -28,13 +30,14 @@ from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
 
 logger = logging.getLogger("run_glue_rdrop")
+NOT_PUSHED = 3  # exit code: all is computed and on disk, but the Hub did not take it
 TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
 # What transformers raises for settings that do not work, before the first step
 _WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script: 0 when all went well, 2 for input that has to be mended."""
+    """The script: 0 when all went well, 2 for input that has to be mended, 3 when only the push failed."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         model_args, data_args, training_args, given = parse_arguments(argv)
@@ -46,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
             results = run(model_args, data_args, training_args, given)
             if training_args.should_save:
                 print("\n" + outcome.summary(results, outcome.next_command(argv, results)))
+            if results["push_error"]:
+                return NOT_PUSHED
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"run_glue_rdrop.py: error: {error}", file=sys.stderr)
@@ -110,6 +115,7 @@ def run(
             compute_metrics=metrics_of(eval_splits[0]) if eval_splits else None,
             unlabeled_dataset=features.get("unlabeled"),
         )
+        trainer.card_facts = card_facts(task, processor.pipeline, data)
         output_dir.mkdir(parents=True, exist_ok=True)
     except _WRONG_SETTING as error:
         raise InputError(" ".join(str(error).split())) from error
@@ -142,7 +148,7 @@ def run(
             raise
         metrics |= {"train_loss": trained.training_loss, "steps": trained.global_step}
         metrics["total_flos"] = trainer.state.total_flos
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # pushed below, when everything is on disk
         trainer.save_state()
 
     # ---- Evaluate ----
@@ -183,11 +189,25 @@ def run(
         "device": str(training_args.device),
         "seconds": clock.seconds,
         "versions": outcome.versions(),
+        "pushed": None,
+        "push_error": None,
     }
+    trainer.card_facts.scores = scores_of(metrics)
+    trainer.card_facts.baseline = find_baseline(output_dir, settings)
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)
+        trainer.create_model_card()
+
+    # ---- Push ----
     if training_args.push_to_hub:
-        trainer.push_to_hub(tasks=processor.pipeline)
+        try:
+            commit = trainer.push_to_hub()
+            results["pushed"] = commit and commit.commit_url
+        except (HubError, InputError) as error:
+            results["push_error"] = str(error)
+            logger.error(str(error))
+        if training_args.should_save:
+            outcome.write_json(output_dir / outcome.RESULTS, results)
     return results
 
 
@@ -261,6 +281,8 @@ def choose_defaults(
         why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
         raise InputError(f"{data_args.unlabeled_file}: unlabelled rows are for training a classifier, but {why}")
     data_args.max_seq_length = data_args.max_seq_length or task.max_length
+    if "hub_strategy" not in given:
+        args.hub_strategy = HubStrategy.END  # once, when everything is on disk
     if "output_dir" not in given:
         args.output_dir = f"runs/{task.name}-alpha{args.rdrop_alpha:g}-seed{args.seed}"
     if args.load_best_model_at_end or args.save_strategy == "best":

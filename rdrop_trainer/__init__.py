@@ -19,7 +19,10 @@ _EXPORTS = {
     "rdrop_loss": "losses",
     "active_dropout": "dropout",
     "set_dropout": "dropout",
+    "CardFacts": "model_card",
+    "EvaluationSet": "card_data",
     "InputError": "errors",
+    "HubError": "errors",
 }
 __all__ = list(_EXPORTS)
 

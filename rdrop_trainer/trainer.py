@@ -21,6 +21,7 @@ from .losses import RDropLoss, rdrop_loss
 from .mixing import UnlabeledRowsMixin
 from .output_head import OutputHead
 from .passes import Passes
+from .publishing import PublishingMixin
 from .task_loss import TaskLossMixin
 from .training_args import RDropArguments
 from .window import LoggedTerms, Window
@@ -28,7 +29,7 @@ from .window import LoggedTerms, Window
 logger = logging.get_logger(__name__)
 
 
-class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin):
+class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, PublishingMixin):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
     On an R-Drop step every example runs through the model several times with fresh dropout, and the loss is

@@ -11,10 +11,12 @@ import rdrop_trainer
 PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
-    ["hub.__main__", "trainer", "glue.demo"],
+    ["hub.__main__", "trainer", "glue.card", "glue.demo"],
     ["hub.load", "publishing"],
     ["hub.push", "hub.find", "hub.download"],
-    ["hub.folder", "model_card"],
+    ["hub.folder"],
+    ["model_card"],
+    ["card_data"],
     ["task_loss"],
     ["fused_head"],
     ["loss_checks"],
@@ -47,7 +49,11 @@ def imports_of(name, path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
-            yield from [".".join(base)] if node.module else [".".join([*base, a.name]) for a in node.names]
+            yield from (
+                [".".join(base)]
+                if node.module
+                else [".".join([*base, a.name]) for a in node.names if a.name != "__version__"]
+            )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rdrop_trainer"):
             yield node.module.removeprefix("rdrop_trainer").lstrip(".")
 

@@ -315,6 +315,9 @@ def _load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> di
                 loaded[split] = to_passages(task, split, ((f"{source}:{n}", row) for n, row in rows), source)
             else:
                 loaded[split] = to_dataset(task, split, rows, source)
+            # Where they came from, commit included, goes along
+            loaded[split].info.download_checksums = raw[name].info.download_checksums
+            loaded[split].info.config_name = config
     if not loaded:
         raise InputError(f"{path} ({config}) has the splits {', '.join(raw)}, expected {', '.join(task.files)}")
     return loaded

@@ -201,6 +201,8 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
     lines += [f"written   {path}" for path in results["predictions"]]
     lines.append("seconds   " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items()))
     lines.append(f"results   {Path(settings['output_dir']) / RESULTS}")
+    if results["pushed"] or results["push_error"]:
+        lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
     lines.append(f"next      {next_command}")
     return "\n".join(lines)
 

@@ -86,7 +86,8 @@ def seconds_to_wait(error: BaseException, otherwise: float) -> float | None:
     response = response_of(error)
     if response is None:
         return otherwise if any(isinstance(e, _DROPPED) for e in _chain(error)) else None
-    if response.status_code not in (408, 429) and response.status_code < 500:
+    # 409 and 412: somebody else's change came in between
+    if response.status_code not in (408, 409, 412, 429) and response.status_code < 500:
         return None
     asked = _asked_to_wait(response)
     if asked is None:

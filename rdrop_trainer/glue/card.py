@@ -1,0 +1,85 @@
+"""What the model card of a run of the script tells of its task, its data and its baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..card_data import EvaluationSet, is_score
+from ..model_card import CardFacts
+from .outcome import FREE_TO_CHANGE, RESULTS
+from .tasks import Task
+
+_LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
+_SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
+
+
+def card_facts(task: Task, pipeline: str, data: Mapping[str, datasets.Dataset]) -> CardFacts:
+    """What is known of a model before it is trained.
+
+    Args:
+        task: the task.
+        pipeline: the Hub's task.
+        data: the splits that the run reads.
+    """
+    splits = [split for split in data if split.startswith(("validation", "test"))]
+    suite = _SUITES.get(task.suite)
+    return CardFacts(
+        task=pipeline,
+        language=_LANGUAGES.get(task.suite),
+        tags=(task.suite, task.name) if suite else (),
+        evaluation_sets={_prefix(split): _evaluation_set(task, split, data[split]) for split in splits},
+    )
+
+
+def _prefix(split: str) -> str:
+    """The prefix of a split's scores."""
+    if not split.startswith("validation"):
+        return split
+    return "eval_mm" if split.endswith("mismatched") else "eval"
+
+
+def _evaluation_set(task: Task, split: str, rows: datasets.Dataset) -> EvaluationSet:
+    known = EvaluationSet.of(rows)  # with its revision, where it was downloaded
+    if task.suite not in _SUITES:
+        return replace(known, name="own data", split=split)
+    title = f"{_SUITES[task.suite]} {task.folders[0] if task.suite == 'glue' else task.name}"
+    where, config = task.hub or (task.name, None)
+    return replace(known, name=title, type=where, config=config, split=split)
+
+
+def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The scores among the figures of a run, with their prefix."""
+    return {key: value for key, value in metrics.items() if key.startswith(("eval_", "test_")) and is_score(key)}
+
+
+def find_baseline(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, float] | None:
+    """The scores of a finished run beside this one that differs from it in R-Drop alone; None where there is none.
+
+    Args:
+        output_dir: of this run, which is of R-Drop; the baseline's folder is looked for beside it.
+        settings: of this run.
+    """
+    if settings["rdrop_alpha"] == 0:
+        return None
+    wanted = _comparable(settings)
+    for path in sorted(output_dir.absolute().parent.glob(f"*/{RESULTS}")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            other = found["settings"]
+            if other["rdrop_alpha"] == 0 and other["do_train"] and _comparable(other) == wanted:
+                return scores_of({k: v for k, v in found["metrics"].items() if v is not None})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged, or not a run's
+    return None
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    free = FREE_TO_CHANGE | {"unlabeled_file", "max_unlabeled_samples"}
+    kept = {k: v for k, v in settings.items() if k not in free and not k.startswith(("rdrop_", "hub_", "push_"))}
+    return json.loads(json.dumps(kept))

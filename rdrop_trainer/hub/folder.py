@@ -1,0 +1,188 @@
+"""What of a saved folder makes a checkpoint; whether it is whole, and fit to be seen by others."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+from ..model_card import bare_card, card_for_hub
+
+CARD = "README.md"
+# Files of a model and of its tokenizer or processor. Everything else stays: optimizer states, pickled arguments (which
+# hold tokens and paths), logs, data and predictions
+_DESCRIPTIONS = (
+    "config.json generation_config.json tokenizer_config.json preprocessor_config.json processor_config.json "
+    "video_preprocessor_config.json adapter_config.json tokenizer.json special_tokens_map.json added_tokens.json "
+    "vocab.json vocab.txt merges.txt bpe.codes dict.txt *.model *.spm *.tiktoken *_vocab.json entity_vocab.json "
+    "normalizer.json emoji.json chat_template.jinja chat_template.json additional_chat_templates/*.jinja LICENSE"
+).split()
+_WEIGHTS = ("model", "adapter_model")
+# Files of an earlier checkpoint in a repository that would be read beside, or before, a new one's
+_REPLACED = (
+    *_DESCRIPTIONS[:-1],
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "adapter_model.bin",
+)
+_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder's checkpoint.
+
+    Attributes:
+        folder: where it is.
+        files: name in the repository -> the file.
+        card: text of the model card.
+        left: names in the folder that are not part of it.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+    card: str
+    left: tuple[str, ...]
+
+    def contents(self, repo_id: str) -> dict[str, Path | bytes]:
+        """What a repository of this name gets: files, or what takes a file's place."""
+        contents: dict[str, Path | bytes] = dict(self.files)
+        for name, path in self.files.items():
+            if fnmatch(name, "*.json") and (clean := _without_local_names(path)) is not None:
+                contents[name] = clean
+        return {**contents, CARD: card_for_hub(self.card, repo_id).encode()}
+
+    def replaces(self, name: str) -> bool:
+        """Whether a file of a repository is an earlier checkpoint's, and not one of this one's."""
+        return name not in self.files and any(_matches(name, pattern) for pattern in _REPLACED)
+
+
+def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Checkpoint:
+    """Find out what of a folder makes a checkpoint, and that it is whole. Writes nothing.
+
+    Args:
+        folder: what `save_pretrained`, `save_model` or a training left.
+        token: one that must not be in any of the files, beside everything that looks like one.
+
+    Raises:
+        InputError: there is no model, or no safetensors weights; a file is damaged or missing; a file holds a token.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one that holds a saved model")
+    config_name = next((n for n in ("config.json", "adapter_config.json") if (folder / n).is_file()), None)
+    if config_name is None:
+        raise InputError(f"{folder}: holds no config.json, so no saved model; expected what save_pretrained writes")
+    config = _read_json(folder / config_name)
+    _check_adapter(folder)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    card_file = folder / CARD
+    card = _read_text(card_file) if card_file.is_file() else bare_card(config)
+    chosen = {
+        name for name in names if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in _DESCRIPTIONS)
+    }
+    chosen |= _weights(folder)
+    if "auto_map" in config:  # a class of its own, which cannot be loaded without its code
+        chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
+    chosen |= {name for name in names if name.endswith((".png", ".svg")) and f"]({name})" in card}
+    checkpoint = Checkpoint(
+        folder,
+        {name: folder / name for name in sorted(chosen)},
+        card,
+        tuple(name for name in names if name not in chosen and name != CARD),
+    )
+    _check_no_token(checkpoint, token)
+    return checkpoint
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+
+
+def _weights(folder: Path) -> set[str]:
+    """The safetensors files that hold the weights, each opened to see that it is whole."""
+    found: set[str] = set()
+    for stem in _WEIGHTS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if (folder / f"{stem}.safetensors").is_file():  # read first by transformers, whatever else is there
+            found.add(f"{stem}.safetensors")
+        elif index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise InputError(f"{index}: has no weight_map; save the model again")
+            found |= {index.name, *map(str, weight_map.values())}
+    shards = sorted(name for name in found if name.endswith(".safetensors"))
+    if not shards:
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
+        has = f"only {', '.join(pickled[:3])}, which can run code where it is loaded" if pickled else "no weights"
+        raise InputError(
+            f"{folder}: holds {has}; expected model.safetensors: load the model and save it with save_pretrained"
+        )
+    for name in shards:
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise InputError(f"{path}: is missing, although the index names it; save the model again")
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: is damaged or not finished ({error}); save the model again") from error
+    return found
+
+
+def _check_adapter(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    base = _read_json(path).get("base_model_name_or_path") if path.is_file() else None
+    if base is not None and Path(base).exists():
+        raise InputError(
+            f"{path}: is an adapter of the model in {base}, which others do not have; set base_model_name_or_path to "
+            "its name on the Hub, or merge the adapter (merge_and_unload) and save the whole model"
+        )
+
+
+def _without_local_names(path: Path) -> bytes | None:
+    """A configuration without the local path it was once loaded from; None when it names none."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        return None
+    names = [n for n in ("_name_or_path", "name_or_path") if isinstance(content.get(n), str) and "/" in content[n]]
+    local = [name for name in names if Path(content[name]).is_absolute() or Path(content[name]).exists()]
+    if not local:
+        return None
+    return (json.dumps({k: v for k, v in content.items() if k not in local}, indent=2, ensure_ascii=False)).encode()
+
+
+def _check_no_token(checkpoint: Checkpoint, token: str | bool | None) -> None:
+    texts = {name: _read_text(path) for name, path in checkpoint.files.items() if not _is_data(name)}
+    for name, text in {**texts, CARD: checkpoint.card}.items():
+        if _TOKEN.search(text) or (isinstance(token, str) and token.strip() and token.strip() in text):
+            raise InputError(f"{checkpoint.folder / name}: holds what looks like a token; take it out before pushing")
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file is weights, a picture or a vocabulary: no place where anybody writes a token, and large."""
+    return name.endswith((".safetensors", ".png", ".model", ".spm", ".tiktoken")) or name == "tokenizer.json"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object, got {type(content).__name__}")
+    return content
