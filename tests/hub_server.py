@@ -13,6 +13,7 @@ import re
 import secrets
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -76,6 +77,7 @@ class Fault:
     skip: int = 0
     instead: Answer | None = None
     cut_after: int | None = None
+    hard: bool = True
     lose: bool = False
     delay: float = 0
     change: Callable[[Answer], Answer] | None = None
@@ -93,7 +95,7 @@ class Fault:
 
 
 class Cut(Exception):
-    """The connection is to be reset without an answer."""
+    """The connection is to end without an answer."""
 
 
 class Hub:
@@ -101,7 +103,7 @@ class Hub:
         self.lock = threading.RLock()
         self.key = secrets.token_hex(8)  # signs upload addresses, which carry no token
         self.reset()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -168,9 +170,10 @@ class Hub:
         """An error in place of the work."""
         return self._add(route, instead=Answer(status, {"error": message}, headers or {}), **which)
 
-    def drop(self, route: str, after: int = 0, **which) -> Fault:
-        """A reset once `after` bytes went through: of the request's body, or, where it has none, of the answer's."""
-        return self._add(route, cut_after=after, **which)
+    def drop(self, route: str, after: int = 0, hard: bool = True, **which) -> Fault:
+        """The connection ends once `after` bytes went through: of the request's body, or, where it has none, of the
+        answer's. With a reset, or (`hard=False`) closed in order, which the client tells apart in downloads."""
+        return self._add(route, cut_after=after, hard=hard, **which)
 
     def lose_answer(self, route: str, **which) -> Fault:
         """The work is done, the connection reset before the answer."""
@@ -231,9 +234,19 @@ class Hub:
                 groups = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
                 status, body, headers = route.run(self, request, **groups)
                 return Answer(status, body, headers)
+        except (KeyError, TypeError, ValueError) as error:
+            return Answer(400, {"error": f"Malformed request: {error!r}"})
         except Refusal as refusal:
             body = {"error": refusal.message, **refusal.body}
             return Answer(refusal.status, body, refusal.headers)
+
+
+class Server(ThreadingHTTPServer):
+    hub: Hub
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that is killed is no error here
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -241,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def handle_request(self):
-        hub: Hub = self.server.hub
+        hub = self.server.hub
         url = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, url.path, parse_qs(url.query, keep_blank_values=True), headers)
@@ -266,10 +279,10 @@ class Handler(BaseHTTPRequestHandler):
             answer = None
         # Logged before the answer leaves, so that a client that has it finds its request in the log
         hub.requests.append(Seen(request.method, request.path, status, "authorization" in headers, name))
-        if answer is None:
-            self.reset_connection()
-        else:
+        if answer:
             self.send(answer, cut)
+        if status is None:
+            self.end_connection(stop.hard)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
 
@@ -298,12 +311,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:cut])
-        if cut is not None:
-            self.reset_connection()
 
-    def reset_connection(self):
-        """Closes with RST: lingering for 0 seconds, and by the descriptor, which no buffered file holds back."""
+    def end_connection(self, hard: bool):
+        """`hard`: with RST, by lingering for 0 seconds, and by the descriptor, which no buffered file holds back."""
         self.close_connection = True
+        if not hard:
+            return
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
 

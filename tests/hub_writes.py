@@ -201,5 +201,3 @@ def remove_ref(refs: dict[str, str], name: str, keep: str = ""):
         raise Refusal(403, f"{name} cannot be removed")
     del refs[name]
     return 200, {}, {}
-
-
