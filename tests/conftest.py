@@ -1,10 +1,58 @@
-"""No test reaches for a network: a model or data set that is not on disk fails at once."""
+"""The tests' own Hub stands in for huggingface.co, so that no test reaches for a network: see hub_server.py."""
 
 import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hub_server import Hub
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Before anything imports huggingface_hub, which reads these once; child processes inherit them.
+HUB = Hub()
+HF_HOME = Path(tempfile.mkdtemp(prefix="rdrop-tests-hf-"))
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": str(HF_HOME),
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # a Space of its own address
+    "NO_PROXY": "127.0.0.1",
+}
+
+
+look_up = socket.getaddrinfo
+
+
+def look_up_this_machine(host, *args, **kwargs):
+    """Some clients ask huggingface.co whatever HF_ENDPOINT says."""
+    if host not in (None, "", "127.0.0.1", "localhost", "::1", "0.0.0.0", socket.gethostname()):
+        raise socket.gaierror(socket.EAI_FAIL, f"no test reaches for {host}")
+    return look_up(host, *args, **kwargs)
+
+
+socket.getaddrinfo = look_up_this_machine
+
+
+def pytest_unconfigure():
+    shutil.rmtree(HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def hub():
+    """The Hub without users, repositories, faults or requests, and nothing downloaded yet."""
+    HUB.reset()
+    for folder in ("hub", "datasets"):
+        shutil.rmtree(HF_HOME / folder, ignore_errors=True)
+    if "huggingface_hub" in sys.modules:
+        sys.modules["huggingface_hub"].HfFileSystem.clear_instance_cache()  # it remembers listings
+    yield HUB
+    HUB.reset()
 
 
 @pytest.fixture
