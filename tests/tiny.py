@@ -29,7 +29,7 @@ HEADS = ("single_label", "multi_label", "regression", "token")
 
 
 def bert(head="single_label", dropout=0.1, **changes):
-    config = BertConfig(**SIZES, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **changes)
+    config = BertConfig(**{**SIZES, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, **changes})
     set_seed(0)
     if head == "token":
         config.num_labels = 5
