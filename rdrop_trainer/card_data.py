@@ -166,4 +166,4 @@ def is_hub_name(name: Any) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists()
+    return isinstance(name, str) and not Path(name).exists()

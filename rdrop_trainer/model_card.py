@@ -83,9 +83,7 @@ def extend_card(
     data.model_name = data.model_name or (repo_id or "").split("/")[-1] or "model"
     data.eval_results = results or None
     data.metrics = list(dict.fromkeys(result.metric_type for result in results)) or None
-    datasets = [
-        data_set.type for data_set in sets.values() if is_hub_name(data_set.type) and data_set.type != "unknown"
-    ]
+    datasets = [data_set.type for data_set in sets.values() if data_set.config or data_set.revision]
     data.datasets = list(dict.fromkeys(datasets)) or None
     text = _without_local_base(card.text, data)
     names = list(dict.fromkeys(data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name))

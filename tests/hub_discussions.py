@@ -67,6 +67,17 @@ def discussion(hub, request, kind, id, num):
     return 200, facts, {}
 
 
+@route("status", "POST", rf"{API}/discussions/(?P<num>\d+)/status")
+def change_status(hub, request, kind, id, num):
+    """By the owner, or by whoever opened it."""
+    one = numbered(readable(hub, request, kind, id), num)
+    if known(request) != one.author:
+        writable(hub, request, kind, id)
+    one.status = request.json()["status"]
+    event = {"id": f"{num}-status", "type": "status-change", "createdAt": one.created, "author": {"name": one.author}}
+    return 200, {"newStatus": {**event, "data": {"status": one.status}}}, {}
+
+
 @route("merge", "POST", rf"{API}/discussions/(?P<num>\d+)/merge")
 def merge(hub, request, kind, id, num):
     """Takes the pull request's changes over its base; two sides that changed one file are a conflict."""

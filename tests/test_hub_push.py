@@ -9,13 +9,12 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.utils import httpx
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
 from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import push_checkpoint
-from rdrop_trainer.hub.client import check_repo_id, connect, patient
+from rdrop_trainer.hub.client import check_repo_id, connect, httpx, patient
 
 REPO = "ada/model"
 SENT = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
