@@ -12,7 +12,8 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
     ["hub.__main__", "trainer", "glue.card", "glue.demo"],
-    ["hub.load", "publishing"],
+    ["publishing"],
+    ["hub.load"],
     ["hub.push", "hub.find", "hub.download"],
     ["hub.folder"],
     ["model_card"],

@@ -5,6 +5,7 @@ from importlib import import_module
 _EXPORTS = {
     "push_checkpoint": "push",
     "list_checkpoints": "find",
+    "show_checkpoint": "find",
     "CheckpointRecord": "find",
     "download_checkpoint": "download",
     "load_checkpoint": "load",

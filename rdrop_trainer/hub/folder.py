@@ -24,6 +24,7 @@ _DESCRIPTIONS = (
     "normalizer.json emoji.json chat_template.jinja chat_template.json additional_chat_templates/*.jinja LICENSE"
 ).split()
 _WEIGHTS = ("model", "adapter_model")
+_WEIGHT_FILES = tuple(f"{stem}{end}" for stem in _WEIGHTS for end in ("*.safetensors", ".safetensors.index.json"))
 # Files of an earlier checkpoint in a repository that would be read beside, or before, a new one's
 _REPLACED = (
     *_DESCRIPTIONS[:-1],
@@ -104,6 +105,11 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
 
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name can be part of a checkpoint, by its name alone."""
+    return any(_matches(name, pattern) for pattern in (*_DESCRIPTIONS, *_WEIGHT_FILES))
 
 
 def _weights(folder: Path) -> set[str]:

@@ -1,0 +1,155 @@
+"""Downloading a checkpoint: only what it needs, only where it belongs, and every byte as the server states it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+from huggingface_hub import HfApi, ModelInfo, constants
+
+from ..errors import HubError, InputError
+from .client import check_repo_id, connect, failure, patient
+from .folder import CARD, is_part
+
+logger = logging.getLogger(__name__)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"[A-Za-z0-9_+=@-][A-Za-z0-9._+=@-]*(/[A-Za-z0-9_+=@-][A-Za-z0-9._+=@-]*)?")
+
+
+class RemoteFile(NamedTuple):
+    """What a server states of a file."""
+
+    name: str
+    size: int
+    sha256: str | None  # of files in LFS
+    blob_id: str | None  # git's, of the others
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the file that arrived; None when nothing is."""
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        if size != self.size:
+            return f"has {size:,} bytes, the server states {self.size:,}"
+        digest = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % size)
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return (
+            None if digest.hexdigest() == (self.sha256 or self.blob_id) else "has another hash than the server states"
+        )
+
+
+def download_checkpoint(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_dir: str | Path | None = None,
+    with_code: bool = False,
+) -> Path:
+    """Download a checkpoint: configuration, tokenizer or processor, safetensors weights and card.
+
+    Size and hash of every file are compared with what the server states; a damaged one is fetched once more. Nothing
+    reaches the folder before all is right. Pickled weights, code and anything else in the repository are left there.
+
+    Args:
+        repo_id: "user/name".
+        revision: branch, tag or commit; default main.
+        token: for private repositories; None for the stored one.
+        local_dir: folder to put the files in; by default one of this commit's own in HF_HOME, where they are kept and
+            not fetched again.
+        with_code: also the Python files of a model class of its own. Read them before you run them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: no name of a repository; it holds no checkpoint with safetensors weights.
+        HubError: there is no such repository or revision; the Hub could not be reached; a file is damaged; a file's
+            name leads outside the folder.
+    """
+    check_repo_id(repo_id)
+    where = f"{repo_id} at {revision or 'main'}"
+    api = connect(token)
+    try:
+        info = patient(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
+    except Exception as error:
+        raise failure(f"{where} was not downloaded", error) from None
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise HubError(f"{where} was not downloaded: the server calls its commit {info.sha!r}, which is none")
+    files = _chosen(where, info, with_code)
+    kept = Path(constants.HF_HOME) / "rdrop-trainer" / repo_id.replace("/", "--")
+    target = Path(local_dir) if local_dir is not None else kept / (info.sha + "-code" * with_code)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, expected a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.absolute().parent / f".{target.name}.{info.sha}.part"
+    with FileLock(f"{part}.lock"):  # several processes may load the same checkpoint
+        if not all(file.fault(target / file.name) is None for file in files):
+            _fetch(api, where, repo_id, info.sha, files, part)
+            for file in files:
+                (target / file.name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part / file.name, target / file.name)
+            shutil.rmtree(part)
+    return target
+
+
+def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
+    """The files to fetch. A name that leads anywhere else than below the folder is not one that a Hub can have."""
+    files = []
+    for sibling in info.siblings or ():
+        name = sibling.rfilename
+        parts = re.split(r"[/\\]", name)
+        if ".." in parts or name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name) or not name.isprintable():
+            raise HubError(f"{where} was not downloaded: the server lists a file {name!r}, which leads outside")
+        if not (is_part(name) or name == CARD or (with_code and name.endswith(".py"))):
+            continue
+        if not _NAME.fullmatch(name):
+            continue
+        lfs = sibling.lfs
+        files.append(RemoteFile(name, sibling.size, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id))
+        if files[-1].size is None or not (files[-1].sha256 or files[-1].blob_id):
+            raise HubError(f"{where} was not downloaded: the server states no size or no hash of {name}")
+    names = {sibling.rfilename for sibling in info.siblings or ()}
+    if not any(file.name.endswith(".safetensors") for file in files):
+        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".h5", ".msgpack")))
+        has = (
+            f"{', '.join(pickled[:3])} but no safetensors weights; pickled ones can run code"
+            if pickled
+            else "no weights"
+        )
+        raise InputError(f"{where}: holds {has}. Ask its owner for model.safetensors")
+    if not names & {"config.json", "adapter_config.json"}:
+        raise InputError(f"{where}: holds no config.json, so no model that transformers can load")
+    return files
+
+
+def _fetch(api: HfApi, where: str, repo_id: str, commit: str, files: list[RemoteFile], part: Path) -> None:
+    """Fetch the files to a folder of their own, and see that they are what the server states."""
+
+    def get(names: Iterable[str], again: bool) -> None:
+        # Into a plain folder: the paths of the client's cache are made of what the server answers
+        for name in names:
+            options = {"revision": commit, "local_dir": part, "force_download": again}
+            try:
+                patient(lambda name=name, options=options: api.hf_hub_download(repo_id, name, **options))
+            except Exception as error:
+                raise failure(f"{name} of {where} was not downloaded", error, "The same command goes on") from None
+
+    get([file.name for file in files if file.fault(part / file.name)], again=False)
+    damaged = {file.name: fault for file in files if (fault := file.fault(part / file.name))}
+    for name, fault in damaged.items():
+        logger.warning(f"{name} of {where} {fault}; it is fetched once more")
+    get(damaged, again=True)
+    for file in files:
+        if fault := file.fault(part / file.name):
+            shutil.rmtree(part)
+            raise HubError(f"{where} was not downloaded: {file.name} {fault}. Nothing of it was kept")
