@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .origin import origin_of
 from .training_args import RDropArguments
 
 TAG = "r-drop"
@@ -55,15 +56,13 @@ class EvaluationSet:
     @classmethod
     def of(cls, dataset: Any) -> EvaluationSet:
         """What a `datasets.Dataset` knows of its origin; unknown for anything else, and for files of one's own."""
-        info = getattr(dataset, "info", None)
-        sources = [str(source) for source in getattr(info, "download_checksums", None) or ()]
-        match = next(filter(None, (re.match(r"hf://datasets/([^@]+)@([0-9a-f]{40})/", s) for s in sources)), None)
-        if match is None:
+        origin = origin_of(dataset)
+        if origin is None:
             return cls()
-        config = None if info.config_name == "default" else info.config_name
-        name = match[1].split("/")[-1] + (f" {config}" if config else "")
-        split = getattr(dataset, "split", None)
-        return cls(name, match[1], config, None if split is None else str(split), match[2])
+        config = None if dataset.info.config_name == "default" else dataset.info.config_name
+        name = origin.repo_id.split("/")[-1] + (f" {config}" if config else "")
+        split = None if dataset.split is None else str(dataset.split)
+        return cls(name, origin.repo_id, config, split, origin.revision)
 
 
 def settings_block(

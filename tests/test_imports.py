@@ -34,7 +34,7 @@ LAYERS = [
     ["losses.fused"],
     ["losses.triton"],
     ["losses.chunked", "losses.validation"],
-    ["losses.reference", "errors"],
+    ["losses.reference", "errors", "origin"],
 ]
 
 

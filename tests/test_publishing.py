@@ -4,6 +4,7 @@ import json
 import logging
 import time
 
+import datasets
 import pytest
 import tiny
 import torch
@@ -256,6 +257,22 @@ def test_the_scores_of_the_weights_that_are_there():
     both = [*history, end, log(4, 0.8, "eval_mm")]
     assert scores_now(both, 4, 2) == {"eval_accuracy": 0.9, "eval_mm_accuracy": 0.8}
     assert scores_now([], 0, None) == {} and scores_now([log(0, 0.3)], 0, None) == {"eval_accuracy": 0.3}
+
+
+def test_data_of_the_hub_know_their_commit(ada, tmp_path):
+    """As `load_dataset` gives them, and after `map`."""
+    rows = {"input_ids": [[5, 6]] * 4, "attention_mask": [[1, 1]] * 4, "labels": [0, 1, 2, 3]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    card = "---\nconfigs: [{config_name: small, data_files: [{split: test, path: small/test.parquet}]}]\n---\n"
+    files = {"README.md": card, "small/test.parquet": (tmp_path / "rows.parquet").read_bytes()}
+    repo = ada.repo("eve/rows", files, "dataset")
+    data = datasets.load_dataset("eve/rows", "small", split="test").map(lambda row: row)
+    expected = Set("rows small", "eve/rows", "small", "test", repo.resolve("main").sha)
+    assert Set.of(data) == expected and Set.of(data.select(range(2))) == expected
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path / "run", eval_dataset=data)
+    assert trainer._evaluation_sets() == {"eval": expected}
+    trainer.eval_dataset = {"one": data, "two": tiny.dataset()}
+    assert trainer._evaluation_sets() == {"eval_one": expected, "eval_two": Set()}
 
 
 def test_scores_that_are_not_defined_are_in_no_index():

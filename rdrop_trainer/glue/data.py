@@ -16,6 +16,7 @@ from pathlib import Path
 import datasets
 
 from ..errors import InputError
+from ..origin import keep_origin
 from .examples import IGNORED, READ_TEXTS, spelling, to_dataset
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values
@@ -315,9 +316,7 @@ def _load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> di
                 loaded[split] = to_passages(task, split, ((f"{source}:{n}", row) for n, row in rows), source)
             else:
                 loaded[split] = to_dataset(task, split, rows, source)
-            # Where they came from, commit included, goes along
-            loaded[split].info.download_checksums = raw[name].info.download_checksums
-            loaded[split].info.config_name = config
+            keep_origin(loaded[split], raw[name])
     if not loaded:
         raise InputError(f"{path} ({config}) has the splits {', '.join(raw)}, expected {', '.join(task.files)}")
     return loaded

@@ -1,0 +1,143 @@
+"""run_glue_rdrop.py --push_to_hub against a local Hub, with data from it: what is pushed, and what its card says."""
+
+import io
+import json
+import shlex
+import time
+
+import datasets
+import pytest
+from huggingface_hub import ModelCard
+from test_script import FAST, fails, make_cola, model, results, run, script  # noqa: F401 (model is a fixture)
+
+from rdrop_trainer.hub.__main__ import main as hub_command
+
+REPO = "ada/run"
+PUSH = ["--push_to_hub", "--hub_model_id", REPO]
+
+
+@pytest.fixture
+def ada(hub, monkeypatch):
+    hub.user("ada")
+    hub.login("ada")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return hub
+
+
+def glue_on_the_hub(hub):
+    """`nyu-mll/glue` with a few rows of MNLI."""
+    text = ["the cat sat", "on a mat", "a cat", "the mat"] * 2
+    rows = {"premise": text, "hypothesis": text, "label": [0, 1, 2, 0] * 2, "idx": list(range(8))}
+    labels = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    features = {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"), "label": labels}
+    made = datasets.Dataset.from_dict(rows, datasets.Features({**features, "idx": datasets.Value("int64")}))
+    file = io.BytesIO()
+    made.to_parquet(file)
+    splits = ("train", "validation_matched", "validation_mismatched")
+    paths = {split: f"mnli/{split}-00000-of-00001.parquet" for split in splits}
+    listed = [{"split": split, "path": path} for split, path in paths.items()]
+    card = f"---\nconfigs: {json.dumps([{'config_name': 'mnli', 'data_files': listed}])}\n---\n"
+    return hub.repo("nyu-mll/glue", {"README.md": card, **dict.fromkeys(paths.values(), file.getvalue())}, "dataset")
+
+
+def card_of(hub):
+    return ModelCard(hub.files(REPO)["README.md"].decode())
+
+
+def test_a_run_with_data_from_the_hub_is_pushed_once(model, here, ada, capsys):  # noqa: F811
+    repo = glue_on_the_hub(ada)
+    flags = [
+        "--task_name",
+        "mnli",
+        "--output_dir",
+        "out",
+        *PUSH,
+        "--save_strategy",
+        "epoch",
+        "--eval_strategy",
+        "epoch",
+    ]
+    assert run(model, *flags) == 0
+    assert [c.title for c in ada.commits(REPO)] == ["End of training", "initial commit"]
+    sent = set(ada.files(REPO)) - {".gitattributes"}
+    assert sent == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    card, found = card_of(ada), results("out")
+    known = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
+    assert known == {
+        ("validation_matched", "accuracy"): found["metrics"]["eval_accuracy"],
+        ("validation_mismatched", "accuracy"): found["metrics"]["eval_mm_accuracy"],
+    }
+    for result in card.data.eval_results:
+        assert (result.dataset_name, result.dataset_type) == ("GLUE MNLI", "nyu-mll/glue")
+        assert (result.dataset_config, result.dataset_revision) == ("mnli", repo.resolve("main").sha)
+        assert result.task_type == "text-classification"
+    assert {"r-drop", "glue", "mnli", "text-classification"} <= set(card.data.tags) and card.data.language == "en"
+    assert found["pushed"] == f"{ada.url}/{REPO}/commit/{ada.commits(REPO)[0].sha}" and found["push_error"] is None
+    assert f"pushed    {found['pushed']}" in capsys.readouterr().out
+
+
+def test_a_push_that_fails_loses_nothing(model, here, ada, capsys):  # noqa: F811
+    make_cola(here / "CoLA")
+    ada.fail("commit", status=503, times=None)
+    flags = [
+        "--task_name",
+        "cola",
+        "--data_dir",
+        "CoLA",
+        "--output_dir",
+        "out",
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+    ]
+    assert run(model, *flags, *PUSH, "--hub_token", "hf_ada") == 3
+    output = capsys.readouterr()
+    found = results("out")
+    assert "eval_matthews_correlation" in found["metrics"] and (here / "out" / "CoLA.tsv").exists()
+    assert "HTTP 503" in found["push_error"] and "NOT: " in output.out and "hf_ada" not in output.out + output.err
+    command = shlex.split(found["push_error"].rpartition("To go on: ")[2])
+    assert command[:3] == ["python", "-m", "rdrop_trainer.hub"]
+    ada.faults.clear()
+    assert hub_command(command[3:]) == 0
+    assert f"{REPO}/commit/{ada.commits(REPO)[0].sha}" in capsys.readouterr().out
+    assert card_of(ada).data.r_drop["alpha"] == 4.0
+    assert card_of(ada).data.eval_results[0].metric_value == found["metrics"]["eval_matthews_correlation"]
+    everything = b"".join(ada.files(REPO).values())
+    assert str(here).encode() not in everything and b"hf_ada" not in everything
+
+
+@pytest.mark.parametrize(
+    "flags", [["--hub_token", "hf_wrong"], ["--hub_model_id", "eve/run"], ["--hub_model_id", "a//b"]]
+)
+def test_what_cannot_be_pushed_is_said_before_training(model, here, ada, capsys, flags):  # noqa: F811
+    make_cola(here / "CoLA")
+    task = ["--task_name", "cola", "--data_dir", "CoLA", "--output_dir", "out"]
+    line = fails(capsys, "--model_name_or_path", model, *FAST, *task, *PUSH, *flags)
+    assert "cannot be pushed to" in line or "is no repository's name" in line
+    assert not (here / "out").exists()
+
+
+def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):  # noqa: F811
+    make_cola(here / "CoLA")
+    task = ["--task_name", "cola", "--data_dir", "CoLA"]
+    for other in (["--seed", "7"], ["--learning_rate", "1e-3"]):  # no baselines of this run
+        assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", f"runs/{other[1]}", *other) == 0
+    assert run(model, *task, "--output_dir", "runs/first") == 0
+    assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "runs/baseline") == 0
+    (here / "runs" / "broken").mkdir()
+    (here / "runs" / "broken" / "all_results.json").write_text("[]")
+    assert run(model, *task, "--output_dir", "runs/second") == 0
+    assert "baseline" not in (here / "runs/first/README.md").read_text()
+    card = (here / "runs/second/README.md").read_text()
+    ours, theirs = (results(f"runs/{name}")["metrics"]["eval_matthews_correlation"] for name in ("second", "baseline"))
+    assert f"| {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} |" in card
+    assert str(here) not in card and ModelCard(card).data.eval_results[0].dataset_revision is None
+
+
+def test_own_data_have_no_name(model, here, hub):  # noqa: F811
+    for name in ("train", "dev"):
+        (here / f"{name}.csv").write_text("sentence,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(8)))
+    assert run(model, "--train_file", "train.csv", "--validation_file", "dev.csv", "--output_dir", "out") == 0
+    card = ModelCard((here / "out" / "README.md").read_text())
+    assert [(r.dataset_name, r.dataset_type) for r in card.data.eval_results] == [("own data", "unknown")]
+    assert json.dumps(card.data.to_dict()).find("csv") == -1
