@@ -78,7 +78,7 @@ def download_checkpoint(
         HubError: there is no such repository or revision; the Hub could not be reached; a file is damaged; a file's
             name leads outside the folder.
     """
-    check_repo_id(repo_id)
+    check_repo_id(repo_id, with_owner=False)
     where = f"{repo_id} at {revision or 'main'}"
     api = connect(token)
     try:
@@ -136,7 +136,7 @@ def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
         files.append(RemoteFile(name, sibling.size, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id))
         if not isinstance(sibling.size, int) or not (files[-1].sha256 or files[-1].blob_id):
             raise HubError(f"{where} was not downloaded: the server states no size or no hash of {name}")
-    names = {sibling.rfilename for sibling in info.siblings or ()}
+    names = {str(sibling.rfilename) for sibling in info.siblings or ()}
     if not any(file.name.endswith(".safetensors") for file in files):
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".h5", ".msgpack")))
         has = (
@@ -171,9 +171,7 @@ def _fetch_file(
     """What is wrong with the file now."""
     try:
         # Into a plain folder: the paths of the client's cache are made of what the server answers
-        patient(
-            lambda: api.hf_hub_download(repo_id, file.name, revision=commit, local_dir=part, force_download=again)
-        )
+        patient(lambda: api.hf_hub_download(repo_id, file.name, revision=commit, local_dir=part, force_download=again))
     except Exception as error:
         if "Consistency check failed" in str(error):  # the client's own, of the size
             return "is not as long as the server states"
