@@ -1,4 +1,4 @@
-"""`--dry_run`: all of a run that comes before its first step, the loss of one batch, and a report of what would happen."""
+"""`--dry_run`: all of a run that comes before its first step, the loss of one batch, and what would happen then."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def leave_no_trace(args: TrainingArguments) -> None:
 
 
 def rehearse(trainer: Trainer, checkpoint: str | None, held_out: Mapping[str, Dataset]) -> dict[str, Any]:
-    """Start training up to its first step, then compute the loss of one batch, and predict a batch of every other split.
+    """Start training up to its first step, compute the loss of one batch, and predict a batch of every other split.
 
     Args:
         trainer: made with arguments that `leave_no_trace` changed.
@@ -111,10 +111,10 @@ def report(found: Mapping[str, Any], next_command: str) -> str:
     lines = [f"Dry run of {found['task']}: {how}, seed {settings['seed']}, {settings['model_name_or_path']}"]
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in found["rows"].items()))
     if training:
+        batch, accumulated = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
         lines.append(
-            f"training  {training['steps']:,} steps ({training['epochs']:.1f} epochs) of "
-            f"{training['rows_per_step']} rows: {settings['per_device_train_batch_size']} x "
-            f"{settings['gradient_accumulation_steps']} batches x {found['processes']} processes, on {found['device']}"
+            f"training  {training['steps']:,} steps ({training['epochs']:.1f} epochs) of {training['rows_per_step']} rows "
+            f"(batch {batch} x accumulated {accumulated} x devices {found['processes']}), on {found['device']}"
         )
         if training["first_step"]:
             lines.append(f"resumes   at step {training['first_step']:,}")
@@ -123,9 +123,8 @@ def report(found: Mapping[str, Any], next_command: str) -> str:
             f"{training['warmup_steps']:,} steps, weight decay {settings['weight_decay']:g}"
         )
     lines.append(f"inputs    at most {found['max_length']} tokens")
-    lines.append(
-        "dropout   " + (", ".join(f"{key} {p:g}" for key, p in found["dropout"].items()) or "no setting for it")
-    )
+    dropout = ", ".join(f"{key} {p:g}" for key, p in found["dropout"].items())
+    lines.append(f"dropout   {dropout or 'no setting for it'}")
     if training:
         lines.append(f"loss      {training['loss']:.4f} (train, the first batch)")
     for split, first in found["held_out"].items():
