@@ -113,8 +113,8 @@ def report(found: Mapping[str, Any], next_command: str) -> str:
     if training:
         batch, accumulated = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
         lines.append(
-            f"training  {training['steps']:,} steps ({training['epochs']:.1f} epochs) of {training['rows_per_step']} rows "
-            f"(batch {batch} x accumulated {accumulated} x devices {found['processes']}), on {found['device']}"
+            f"training  {training['steps']:,} steps ({training['epochs']:.1f} epochs) of {training['rows_per_step']} "
+            f"rows (batch {batch} x accumulated {accumulated} x devices {found['processes']}), on {found['device']}"
         )
         if training["first_step"]:
             lines.append(f"resumes   at step {training['first_step']:,}")
