@@ -38,6 +38,7 @@ def git(*words):
 def test_pip_installs_it_from_a_git_address(tmp_path):
     if not (ROOT / ".git").exists() or shutil.which("git") is None or git("rev-parse", "HEAD") is None:
         pytest.skip("no git repository here")
+    pytest.importorskip("pip")
     pytest.importorskip("setuptools", minversion="77")  # to build without downloading what builds
     address = f"git+{ROOT.as_uri()}@{git('rev-parse', 'HEAD')}"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
