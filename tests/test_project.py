@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,18 @@ def git(*words):
 def test_pip_installs_it_from_a_git_address(tmp_path):
     if not (ROOT / ".git").exists() or shutil.which("git") is None or git("rev-parse", "HEAD") is None:
         pytest.skip("no git repository here")
-    pytest.importorskip("pip")
-    pytest.importorskip("setuptools", minversion="77")  # to build without downloading what builds
+    found = {package.name.lower(): package.version for package in distributions()}
+    if "pip" not in found or int(found.get("setuptools", "0").split(".")[0]) < 77:
+        pytest.skip("no pip, or no setuptools of 77 or later to build with")
     address = f"git+{ROOT.as_uri()}@{git('rev-parse', 'HEAD')}"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*pip, "--target", tmp_path / "site", address], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (information,) = (tmp_path / "site").glob("*.dist-info")
     assert {path.name for path in (tmp_path / "site").iterdir()} == {"rdrop_trainer", information.name}
-    found = (tmp_path / "site" / "rdrop_trainer").rglob("*.[pm][yd]")
+    installed = (tmp_path / "site" / "rdrop_trainer").rglob("*.[pm][yd]")
     committed = git("ls-tree", "-r", "--name-only", "HEAD", "rdrop_trainer").splitlines()
-    assert sorted(path.relative_to(tmp_path / "site").as_posix() for path in found) == sorted(committed)
+    assert sorted(path.relative_to(tmp_path / "site").as_posix() for path in installed) == sorted(committed)
 
     code = (
         "import importlib.metadata, rdrop_trainer\n"
