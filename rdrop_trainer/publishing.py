@@ -159,7 +159,10 @@ class PublishingMixin:
                 commit_message=message,
             )
 
-        return push() if blocking else connect().run_as_future(push)
+        if blocking:
+            return push()
+        self.push_in_progress = connect().run_as_future(push)
+        return self.push_in_progress
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint while training goes on, unless the last push is still under way."""
@@ -183,8 +186,7 @@ class PublishingMixin:
         except (OSError, ValueError) as error:
             logger.error(f"{checkpoint_folder} is not pushed: {error}")
             return
-        self.push_in_progress = self._push(f"Training in progress, {done}", blocking=False)
-        self.push_in_progress.add_done_callback(_tell)
+        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_tell)
 
     def _finish_current_push(self) -> None:
         if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard, get_session, metadata_load
+from safetensors.torch import load
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from rdrop_trainer import CardFacts, EvaluationSet, HubError, RDropArguments
@@ -96,11 +97,7 @@ def test_a_push_during_training_is_of_that_step(ada, tmp_path, strategy):
     for commit, (step, expected), accuracy in zip(reversed(commits), weights.items(), [0.9, 0.5], strict=True):
         files = ada.files(REPO, commit.sha)
         assert not [name for name in files if "/" in name or name.endswith((".pt", ".bin"))]
-        path = tmp_path / f"{step}.safetensors"
-        path.write_bytes(files["model.safetensors"])
-        from safetensors.torch import load_file
-
-        assert tiny.identical(load_file(path), expected)
+        assert tiny.identical(load(files["model.safetensors"]), expected), step
         assert set(scores(ModelCard(files["README.md"].decode())).values()) == {accuracy}
 
 
@@ -149,10 +146,18 @@ def test_a_refusal_comes_before_training(ada, tmp_path):
         push_trainer(tmp_path, hub_model_id="eve/run")
 
 
-def test_not_blocking(ada, tmp_path):
+def test_a_push_in_the_background_is_waited_for_before_its_files_change(ada, tmp_path):
     trainer = push_trainer(tmp_path, hub_strategy="end")
-    push = trainer.push_to_hub(blocking=False)
-    assert push.result().oid == ada.commits(REPO)[0].sha
+    ada.delay("preupload", 0.3)
+    push = trainer.push_to_hub(blocking=False, commit_message="first")
+    before = tiny.weights(trainer.model)
+    with torch.no_grad():
+        trainer.model.classifier.bias.fill_(7.0)
+    trainer.push_to_hub(commit_message="second")
+    first, second = (next(c for c in ada.commits(REPO) if c.title == title) for title in ("first", "second"))
+    assert push.result().oid == first.sha
+    assert tiny.identical(load(ada.files(REPO, first.sha)["model.safetensors"]), before)
+    assert (load(ada.files(REPO, second.sha)["model.safetensors"])["classifier.bias"] == 7).all()
 
 
 def test_a_baseline_is_no_r_drop_checkpoint(ada, tmp_path):
