@@ -9,15 +9,19 @@ import zoo
 from test_heads import sgd_update
 from torch import nn
 from transformers import (
+    BartForCausalLM,
     BloomConfig,
     BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    EsmConfig,
+    EsmForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    MarianForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PhiConfig,
@@ -162,6 +166,33 @@ def test_what_cannot_be_fused_falls_back_with_one_warning(name, reason, tmp_path
     assert torch.equal(*updates)
     [message] = warnings_of(caplog)
     assert reason in message
+
+
+@pytest.mark.parametrize("fused", ["auto", "true"])
+@pytest.mark.parametrize("cls", [BartForCausalLM, MarianForCausalLM])
+def test_a_loss_that_is_not_the_stock_loss_is_kept(cls, fused, tmp_path):
+    """Theirs does not shift the labels. (BartForConditionalGeneration's, of the same module, is the stock loss.)"""
+    updates = []
+    for setting in ("false", fused):
+        torch.manual_seed(0)
+        config = zoo.build("bart" if cls is BartForCausalLM else "marian").config
+        config.is_decoder, config.is_encoder_decoder = True, False
+        model = cls(config)
+        updates.append(sgd_update("llama", model, tmp_path, rdrop_fused_head=setting, per_device_train_batch_size=4))
+    assert updates[0].norm() > 0 and torch.equal(*updates)
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_weights_behind_the_head_learn_although_they_do_nothing_yet(requires_grad, tmp_path):
+    """ESM adds its bias, 0 at first, behind the linear layer."""
+    config = EsmConfig(**SMALL, mask_token_id=4, max_position_embeddings=64, hidden_dropout_prob=0.1)
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(config)
+    bias = model.lm_head.bias.requires_grad_(requires_grad)
+    shapes = logits_seen(model)
+    sgd_update("masked_lm", model, tmp_path, rdrop_fused_head=True, per_device_train_batch_size=4)
+    assert bool(bias.abs().sum() > 0) == requires_grad
+    assert ((1, 1, 40) in shapes) != requires_grad
 
 
 def test_a_sharded_head_is_refused_where_it_was_asked_for(tmp_path, caplog):
