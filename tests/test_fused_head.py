@@ -20,6 +20,7 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    HfArgumentParser,
     LlamaForCausalLM,
     MarianForCausalLM,
     OPTConfig,
@@ -28,7 +29,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from rdrop_trainer import fused_head
+from rdrop_trainer import RDropTrainingArguments, fused_head
 from rdrop_trainer.output_head import OutputHead
 
 LANGUAGE_MODELS = ("gpt2", "llama", "qwen2", "t5", "bart", "marian", "mbart", "masked_lm")
@@ -125,6 +126,11 @@ class OwnLoss(LlamaForCausalLM):
         return outputs
 
 
+class NoLoss(LlamaForCausalLM):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        return super().forward(input_ids, attention_mask)
+
+
 class Wrapped(nn.Linear):
     pass
 
@@ -180,6 +186,20 @@ def test_a_loss_that_is_not_the_stock_loss_is_kept(cls, fused, tmp_path):
         model = cls(config)
         updates.append(sgd_update("llama", model, tmp_path, rdrop_fused_head=setting, per_device_train_batch_size=4))
     assert updates[0].norm() > 0 and torch.equal(*updates)
+
+
+def test_a_model_that_should_have_a_loss_is_named(tmp_path):
+    model = zoo.build("llama")
+    model.__class__ = NoLoss
+    with pytest.raises(ValueError, match="^NoLoss returns no loss"):
+        sgd_update("llama", model, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["True", "true", "False", "auto"])
+def test_the_setting_on_a_command_line(word, tmp_path):
+    parser = HfArgumentParser(RDropTrainingArguments)
+    [args] = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--rdrop_fused_head", word])
+    assert args.rdrop_fused_head == word.lower()
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])
