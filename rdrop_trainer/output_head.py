@@ -87,7 +87,7 @@ class OutputHead:
             None if bias is None else bias.reshape(-1),
             scale / (getattr(config, "logits_scaling", None) or 1.0) if isinstance(scale, (int, float)) else 1.0,
             getattr(config, "final_logit_softcapping", None),
-            "forward" not in vars(model) and _is_known(type(model).forward),
+            "forward" not in vars(model) and not model._forward_hooks and _is_known(type(model).forward),
         )
 
     @property
