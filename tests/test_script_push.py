@@ -124,6 +124,9 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
         assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", f"runs/{other[1]}", *other) == 0
     assert run(model, *task, "--output_dir", "runs/a-run") == 0
     assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "runs/baseline") == 0
+    other = results("runs/a-run")  # its score is not to be taken for the baseline's
+    other["metrics"]["eval_matthews_correlation"] = 9.0
+    (here / "runs" / "a-run" / "all_results.json").write_text(json.dumps(other))
     (here / "runs" / "broken").mkdir()
     (here / "runs" / "broken" / "all_results.json").write_text("[]")
     assert run(model, *task, "--output_dir", "runs/second") == 0
