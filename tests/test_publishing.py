@@ -5,6 +5,7 @@ import logging
 import time
 
 import datasets
+import huggingface_hub
 import pytest
 import tiny
 import torch
@@ -43,6 +44,19 @@ def valid(card, hub):
     answer = get_session().post(f"{hub.url}/api/validate-yaml", json={"repoType": "model", "content": str(card)})
     assert answer.status_code == 200, answer.text
     return not answer.json()["errors"]
+
+
+@pytest.mark.skipif(int(huggingface_hub.__version__[0]) < 2, reason="its validate() asks huggingface.co alone")
+def test_the_clients_own_validation(ada, tmp_path):
+    trainer = push_trainer(tmp_path, hub_strategy="end", compute_metrics=lambda p: {"pearson": 0.5})
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    card.validate()
+    assert ada.seen("validate")
+    card.data.base_model = "/a/path"
+    with pytest.raises(ValueError, match="base_model"):
+        card.validate()
 
 
 def pushed_card(hub, repo=REPO):
@@ -224,6 +238,17 @@ def test_making_a_card_twice_says_everything_once(ada, tmp_path):
     trainer.create_model_card(tags="mine", model_name="A name")
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert card.text.count("## R-Drop") == 1 and "mine" in card.data.tags and "# A name" in card.text
+
+
+@pytest.mark.parametrize("content", [b"---\n: [\n---\n", b"---\n- a list\n---\n", b"\xff\xfe", b"no metadata", b""])
+def test_a_damaged_card_is_put_aside(ada, tmp_path, content):
+    trainer = push_trainer(tmp_path, hub_strategy="end")
+    path = tmp_path / "run" / "README.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    trainer.create_model_card()
+    assert "r-drop" in ModelCard.load(path).data.tags
+    assert content in (b"no metadata", b"") or (tmp_path / "run" / "README.md.old").read_bytes() == content
 
 
 @pytest.mark.parametrize("argument", [True, False])
