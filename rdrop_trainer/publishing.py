@@ -20,7 +20,7 @@ from .errors import HubError, InputError
 from .hub.client import check_repo_id, connect, failure, patient, seconds_to_wait
 from .hub.folder import CARD, read_checkpoint
 from .hub.push import push_checkpoint
-from .model_card import CardFacts, extend_card, write_card
+from .model_card import CardFacts, extend_card, forget_guessed_data, write_card
 from .training_args import RDropArguments
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class PublishingMixin:
         if not self.is_world_process_zero():
             return
         card = ModelCard.load(path, ignore_metadata_errors=True)
+        if not kwargs.keys() & {"dataset", "dataset_tags"}:
+            forget_guessed_data(card)
         settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()

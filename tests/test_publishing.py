@@ -289,6 +289,17 @@ def test_the_scores_of_the_weights_that_are_there():
     assert scores_now([], 0, None) == {} and scores_now([log(0, 0.3)], 0, None) == {"eval_accuracy": 0.3}
 
 
+@pytest.mark.parametrize("tags", [{}, {"dataset_tags": ["imdb"], "dataset": "IMDB"}])
+def test_data_of_ones_own_have_no_name(ada, tmp_path, tags):
+    rows = [{key: row[key] for key in ("input_ids", "attention_mask", "labels")} for row in tiny.dataset()]
+    for data in (datasets.Dataset.from_list(rows), datasets.Dataset.from_generator(lambda: iter(rows))):
+        trainer = tiny.trainer(tiny.bert(), rows, tmp_path / "run", eval_dataset=data)
+        trainer.create_model_card(**tags)
+        card = ModelCard.load(tmp_path / "run" / "README.md")
+        assert card.data.datasets == tags.get("dataset_tags") and "None" not in card.text
+        assert ("on the IMDB dataset." in card.text) == bool(tags) and "generator dataset" not in card.text
+
+
 def test_data_of_the_hub_know_their_commit(ada, tmp_path):
     """As `load_dataset` gives them, and after `map`."""
     rows = {"input_ids": [[5, 6]] * 4, "attention_mask": [[1, 1]] * 4, "labels": [0, 1, 2, 3]}
