@@ -26,6 +26,7 @@ from rdrop_trainer.glue.data import load_files, load_task
 from rdrop_trainer.glue.features import without_seen_texts
 from rdrop_trainer.glue.metrics import load_metric
 from rdrop_trainer.glue.processors import PROCESSORS, Processor
+from rdrop_trainer.glue.rehearsal import leave_no_trace, rehearse, report
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
 
@@ -45,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
             from rdrop_trainer.glue.demo import run_demo
 
             run_demo(run, Path(training_args.output_dir) if "output_dir" in given else None)
+        elif data_args.dry_run:
+            found = run(model_args, data_args, training_args, given)
+            if training_args.should_save:
+                print("\n" + report(found, outcome.same_command(argv, found["processes"], without="dry_run")))
         else:
             results = run(model_args, data_args, training_args, given)
             if training_args.should_save:
@@ -61,7 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 def run(
     model_args: ModelArguments, data_args: DataArguments, training_args: RDropTrainingArguments, given: set[str]
 ) -> dict:
-    """One run: load, train, evaluate, predict, save. Returns what `all_results.json` holds."""
+    """One run: load, train, evaluate, predict, save. Returns what `all_results.json` holds.
+
+    A dry run ends before it trains, writes nothing, and returns what `report` takes.
+    """
     clock = Clock()
     if model_args.model_name_or_path is None:
         raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")
@@ -104,6 +112,8 @@ def run(
     def metrics_of(split: str) -> Callable | None:
         return processor.compute_metrics(features[split], data[split])
 
+    if data_args.dry_run:
+        leave_no_trace(training_args)
     try:
         trainer = TRAINERS.get(task.head, RDropTrainer)(
             model=model,
@@ -116,6 +126,12 @@ def run(
             unlabeled_dataset=features.get("unlabeled"),
         )
         trainer.card_facts = card_facts(task, processor.pipeline, data)
+        if data_args.dry_run:
+            held_out = {split: features[split] for split in eval_splits}
+            held_out |= {split: _without_labels(features[split], processor) for split in _splits(data, "test")}
+            rows = {split: len(part) for split, part in data.items()}
+            about = {"task": task.name, "settings": settings, "rows": rows, "max_length": max_length}
+            return about | rehearse(trainer, checkpoint, held_out)
         output_dir.mkdir(parents=True, exist_ok=True)
     except _WRONG_SETTING as error:
         raise InputError(" ".join(str(error).split())) from error
@@ -301,9 +317,7 @@ def predict(trainer, processor: Processor, features, rows, split: str, output_di
         trainer.compute_metrics = processor.compute_metrics(features, rows)
         return None, trainer.predict(features, metric_key_prefix="test_public").metrics
     trainer.compute_metrics = None
-    # Without labels: a test set's are missing, and a loss over nothing is NaN
-    unlabelled = features.remove_columns(list(processor.label_columns))
-    predicted = trainer.predict(unlabelled, metric_key_prefix=split).predictions
+    predicted = trainer.predict(_without_labels(features, processor), metric_key_prefix=split).predictions
     if not trainer.is_world_process_zero():
         return None, {}
     answers = processor.answers(predicted, features, rows)
@@ -347,6 +361,11 @@ class Clock:
 def _splits(data, kind: str) -> list[str]:
     """The splits of a kind, the main one first."""
     return [split for split in data if split.split("_")[0] == kind]
+
+
+def _without_labels(features: datasets.Dataset, processor: Processor) -> datasets.Dataset:
+    """A test set to predict: its labels are missing, and a loss over nothing is NaN."""
+    return features.remove_columns(list(processor.label_columns))
 
 
 def _max_length(name: str, data_args: DataArguments, tokenizer, config) -> int:

@@ -84,7 +84,7 @@ def extend_card(
     data.eval_results = results or None
     data.metrics = list(dict.fromkeys(result.metric_type for result in results)) or None
     datasets = [data_set.type for data_set in sets.values() if data_set.config or data_set.revision]
-    data.datasets = list(dict.fromkeys(datasets)) or None
+    data.datasets = list(dict.fromkeys([*datasets, *(data.datasets or ())])) or None
     text = _without_local_base(card.text, data)
     names = list(dict.fromkeys(data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name))
     if base and not is_hub_name(base):
@@ -160,6 +160,12 @@ def _stability(stability: Mapping[str, float] | None) -> str:
         return ""
     rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in stability.items())
     return f"### Steadiness\n\n| figure | value |\n|---|---|\n{rows}\n\n"
+
+
+def forget_guessed_data(card: ModelCard) -> None:
+    """Take the data set out that `Trainer` made up of how it was loaded, such as "generator" or "None"."""
+    card.data.datasets = None
+    card.text = re.sub(r" on the .* datasets?\.\n", " on an unknown dataset.\n", card.text, count=1)
 
 
 def _with_scores(text: str, scores: Mapping[str, float]) -> str:

@@ -16,9 +16,23 @@ from torch import nn
 
 from .losses import RDropLoss, rdrop_linear_loss
 
-# Families of transformers whose forward does nothing behind the output head but what `OutputHead` describes, and whose
-# loss is the stock loss of their head
-KNOWN = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "t5", "mt5", "bart", "mbart", "marian", "pegasus")
+# Classes of transformers whose forward does nothing behind the output head but what `OutputHead` describes, and whose
+# loss is the stock loss of their head (that of BartForCausalLM, say, is not: it does not shift the labels)
+KNOWN = frozenset(
+    {
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "T5ForConditionalGeneration",
+        "MT5ForConditionalGeneration",
+        "BartForConditionalGeneration",
+        "MBartForConditionalGeneration",
+        "MarianMTModel",
+        "PegasusForConditionalGeneration",
+    }
+)
 
 
 class CannotFuse(Exception):
@@ -73,8 +87,7 @@ class OutputHead:
             None if bias is None else bias.reshape(-1),
             scale / (getattr(config, "logits_scaling", None) or 1.0) if isinstance(scale, (int, float)) else 1.0,
             getattr(config, "final_logit_softcapping", None),
-            "forward" not in vars(model)
-            and type(model).forward.__module__ in {f"transformers.models.{name}.modeling_{name}" for name in KNOWN},
+            "forward" not in vars(model) and not model._forward_hooks and _is_known(type(model).forward),
         )
 
     @property
@@ -91,9 +104,23 @@ class OutputHead:
         return {"hidden_states": hidden}
 
     def makes(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[bool, Any]:
-        """Whether the logits a model returns for some inputs are those of this head; and all it returned."""
-        hidden, outputs = self._run(model, inputs, lambda states: states)
+        """Whether the logits a model returns for some inputs are those of this head; and all it returned.
+
+        Weights behind the head count, too, which may do nothing yet (a bias that starts at 0) and would never learn.
+        """
+
+        def record(*_: Any) -> None:
+            torch.set_grad_enabled(True)
+
+        handle = self.linear.register_forward_hook(record)
+        try:
+            with torch.no_grad():
+                hidden, outputs = self._run(model, inputs, lambda states: states)
+        finally:
+            handle.remove()
         given = outputs["logits"]
+        if given.requires_grad:
+            return False, outputs
         logits = F.linear(hidden, self.linear.weight.to(hidden.dtype), self._bias(hidden.dtype)) * self.logit_scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
@@ -132,6 +159,10 @@ class OutputHead:
         if len(caught) != 1 or caught[0].dim() != 3:
             raise CannotFuse("the model does not call its output head once, on hidden states (B, T, H)")
         return caught[0], outputs
+
+
+def _is_known(forward: Callable) -> bool:
+    return forward.__module__.startswith("transformers.") and forward.__qualname__.split(".")[0] in KNOWN
 
 
 def vocabulary_size(model: nn.Module) -> int:

@@ -16,11 +16,11 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from . import __version__
 from .card_data import EvaluationSet, scores_now, settings_block
 from .dropout import dropout_settings
-from .errors import HubError
+from .errors import HubError, InputError
 from .hub.client import check_repo_id, connect, failure, patient, seconds_to_wait
 from .hub.folder import CARD, read_checkpoint
 from .hub.push import push_checkpoint
-from .model_card import CardFacts, extend_card, write_card
+from .model_card import CardFacts, extend_card, forget_guessed_data, write_card
 from .training_args import RDropArguments
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,15 @@ class PublishingMixin:
     def create_model_card(self, *args, **kwargs) -> None:
         """`Trainer.create_model_card`, and beside what that tells: the R-Drop settings, every score of the weights that
         the model has now, the baseline and steadiness of `card_facts`, and how to load the model."""
+        path = Path(self.args.output_dir) / CARD
+        if self.is_world_process_zero() and path.exists():
+            _check_readable(path)
         super().create_model_card(*args, **kwargs)
         if not self.is_world_process_zero():
             return
-        path = Path(self.args.output_dir) / CARD
         card = ModelCard.load(path, ignore_metadata_errors=True)
+        if not kwargs.keys() & {"dataset", "dataset_tags"}:
+            forget_guessed_data(card)
         settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
@@ -106,7 +110,7 @@ class PublishingMixin:
         if self.args.push_to_hub and not _internal_call:
             try:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-            except HubError as error:
+            except (HubError, InputError) as error:
                 logger.error(str(error))
 
     def push_to_hub(
@@ -159,7 +163,10 @@ class PublishingMixin:
                 commit_message=message,
             )
 
-        return push() if blocking else connect().run_as_future(push)
+        if blocking:
+            return push()
+        self.push_in_progress = connect().run_as_future(push)
+        return self.push_in_progress
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint while training goes on, unless the last push is still under way."""
@@ -183,13 +190,22 @@ class PublishingMixin:
         except (OSError, ValueError) as error:
             logger.error(f"{checkpoint_folder} is not pushed: {error}")
             return
-        self.push_in_progress = self._push(f"Training in progress, {done}", blocking=False)
-        self.push_in_progress.add_done_callback(_tell)
+        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_tell)
 
     def _finish_current_push(self) -> None:
         if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():
             logger.warning("Waiting until the checkpoint that is being pushed has arrived.")
             self.push_in_progress.exception()
+
+
+def _check_readable(path: Path) -> None:
+    """Put a card aside whose metadata cannot be read: `Trainer` reads it before it writes a new one."""
+    try:
+        ModelCard.load(path)
+    except Exception as error:  # YAML and encodings fail in errors of their own
+        aside = path.with_name(path.name + ".old")
+        logger.warning(f"{path}: its metadata cannot be read ({type(error).__name__}); it is now {aside.name}")
+        os.replace(path, aside)
 
 
 def _copy(source: Path, target: Path) -> None:

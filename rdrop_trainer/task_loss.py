@@ -206,8 +206,8 @@ class TaskLossMixin(FusedHeadMixin):
         loss = passes.loss()
         if loss is None:
             raise ValueError(
-                f"{type(passes.raw[0]).__name__} holds no loss although labels were given; R-Drop keeps the model's "
-                "own task loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
+                f"{type(self._base_model).__name__} returns no loss although labels were given; R-Drop keeps the "
+                "model's own loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
             )
         # Taken as a mean over the micro-batch's items, which is what a model that is not told the window's count gives
         share = window.share(inputs)

@@ -148,6 +148,7 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, Publish
         items = _items(passes, inputs, window, output_head)
         if passes.num_passes > 1 and not self._noise_check.done:
             self._check_noise(passes, items[0], inputs, window, settings, output_head)
+        # Where there is a head to fuse, a row was compared: one process may fuse this micro-batch and another may not
         if not self._loss_check.done and self._output_head is None:
             self._check_model_loss(passes, items, window)
 

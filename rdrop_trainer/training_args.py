@@ -86,8 +86,8 @@ class RDropArguments:
             "help": "Language models: compute the output head and the loss together, some rows at a time, so that the "
             "logits never exist as a whole; less memory than plain training where vocabularies are large, at the same "
             "arithmetic. auto: where a micro-batch has 2^24 logits or more. true: always. false: never. A model for "
-            "which that is not possible trains as without, and one warning says why.",
-            "choices": list(FUSED_HEAD),
+            "which that is not possible trains as without, and one warning says why."
+            # No choices for a parser, which would refuse True and what a recipe's true becomes
         },
     )
     rdrop_allow_deterministic: bool = field(

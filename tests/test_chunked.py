@@ -219,6 +219,25 @@ def test_classes_masked_in_all_passes_contribute_nothing(m, smoothing, many_chun
         assert relative(result.divergence.detach(), by_pairs) < 1e-6
 
 
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("m", [2, 3])
+def test_classes_masked_by_the_smallest_number_contribute_nothing(m, implementation, monkeypatch):
+    """Chameleon's logits, for one: there the sum of some passes would be -inf."""
+    monkeypatch.setattr(rdrop, "FLOAT64_UP_TO", 0)
+    logits, labels = make("single_label", 6, 9, m)
+    logits[:, 7:] = torch.finfo(torch.float32).min
+    labels = labels.clamp(max=6)
+    exact = logits.double().requires_grad_()
+    wanted = definition(exact, labels, num_passes=m)
+    wanted[0].backward()
+    given = logits.detach().requires_grad_()
+    result = rdrop_loss(given, labels, alpha=4.0, num_passes=m, implementation=implementation)
+    result.loss.backward()
+    for got, want in zip(result, wanted, strict=True):
+        assert relative(got.detach(), want.detach()) < 1e-6
+    assert relative(given.grad, exact.grad) < 1e-6
+
+
 def test_a_class_masked_in_one_pass_alone_has_no_finite_divergence():
     logits, labels = make("single_label", 4, 5)
     logits[2, 4] = -INF

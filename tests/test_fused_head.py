@@ -9,22 +9,27 @@ import zoo
 from test_heads import sgd_update
 from torch import nn
 from transformers import (
+    BartForCausalLM,
     BloomConfig,
     BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    EsmConfig,
+    EsmForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    HfArgumentParser,
     LlamaForCausalLM,
+    MarianForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PhiConfig,
     PhiForCausalLM,
 )
 
-from rdrop_trainer import fused_head
+from rdrop_trainer import RDropTrainingArguments, fused_head
 from rdrop_trainer.output_head import OutputHead
 
 LANGUAGE_MODELS = ("gpt2", "llama", "qwen2", "t5", "bart", "marian", "mbart", "masked_lm")
@@ -32,11 +37,15 @@ MODES = ("concat", "sequential", "recompute")
 
 
 def logits_seen(model):
-    """The shapes of the logits a model returns while it trains."""
+    """The shapes of the logits a model returns while it trains, but for the row that is looked at."""
     shapes = []
-    model.register_forward_hook(
-        lambda module, *args: shapes.append(tuple(args[-1]["logits"].shape)) if module.training else None
-    )
+
+    def see(module, inputs, outputs):
+        shape = tuple(outputs["logits"].shape)
+        if module.training and (shape[0] > 1 or shape[1] == 1):
+            shapes.append(shape)
+
+    model.register_forward_hook(see)
     return shapes
 
 
@@ -64,9 +73,7 @@ def test_fused_training_equals_unfused(name, mode, smoothing, tmp_path):
                 gradient_accumulation_steps=3,
             )
         )
-        # One that is not known by name is also run on a row
-        made = [shape for shape in shapes if shape[:2] != (1, 1) and (name != "masked_lm" or shape[0] > 1)]
-        assert bool(made) != fused, shapes
+        assert any(shape[:2] != (1, 1) for shape in shapes) != fused, shapes
     assert updates[0].norm() > 0 and tiny.relative(updates[1], updates[0]) < 1e-6
 
 
@@ -121,6 +128,11 @@ class OwnLoss(LlamaForCausalLM):
         return outputs
 
 
+class NoLoss(LlamaForCausalLM):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        return super().forward(input_ids, attention_mask)
+
+
 class Wrapped(nn.Linear):
     pass
 
@@ -135,6 +147,8 @@ def variant(name):
         model.__class__ = WithOffset if name == "offset" else OwnLoss
     elif name == "another layer":
         model.lm_head.__class__ = Wrapped
+    elif name == "offset by a hook":
+        model.register_forward_hook(lambda module, inputs, outputs: setattr(outputs, "logits", 2 * outputs.logits))
     elif name == "hooks":
         model.lm_head.register_forward_hook(lambda *args: None)
     elif name == "sharded":
@@ -146,6 +160,7 @@ def variant(name):
     "name, reason",
     [
         ("offset", "not those of the output head alone"),
+        ("offset by a hook", "not those of the output head alone"),
         ("own loss", "own loss is kept"),
         ("another layer", "Wrapped, no plain Linear"),
         ("hooks", "carries hooks"),
@@ -162,6 +177,47 @@ def test_what_cannot_be_fused_falls_back_with_one_warning(name, reason, tmp_path
     assert torch.equal(*updates)
     [message] = warnings_of(caplog)
     assert reason in message
+
+
+@pytest.mark.parametrize("fused", ["auto", "true"])
+@pytest.mark.parametrize("cls", [BartForCausalLM, MarianForCausalLM])
+def test_a_loss_that_is_not_the_stock_loss_is_kept(cls, fused, tmp_path):
+    """Theirs does not shift the labels. (BartForConditionalGeneration's, of the same module, is the stock loss.)"""
+    updates = []
+    for setting in ("false", fused):
+        torch.manual_seed(0)
+        config = zoo.build("bart" if cls is BartForCausalLM else "marian").config
+        config.is_decoder, config.is_encoder_decoder = True, False
+        model = cls(config)
+        updates.append(sgd_update("llama", model, tmp_path, rdrop_fused_head=setting, per_device_train_batch_size=4))
+    assert updates[0].norm() > 0 and torch.equal(*updates)
+
+
+def test_a_model_that_should_have_a_loss_is_named(tmp_path):
+    model = zoo.build("llama")
+    model.__class__ = NoLoss
+    with pytest.raises(ValueError, match="^NoLoss returns no loss"):
+        sgd_update("llama", model, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["True", "true", "False", "auto"])
+def test_the_setting_on_a_command_line(word, tmp_path):
+    parser = HfArgumentParser(RDropTrainingArguments)
+    [args] = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--rdrop_fused_head", word])
+    assert args.rdrop_fused_head == word.lower()
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_weights_behind_the_head_learn_although_they_do_nothing_yet(requires_grad, tmp_path):
+    """ESM adds its bias, 0 at first, behind the linear layer."""
+    config = EsmConfig(**SMALL, mask_token_id=4, max_position_embeddings=64, hidden_dropout_prob=0.1)
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(config)
+    bias = model.lm_head.bias.requires_grad_(requires_grad)
+    shapes = logits_seen(model)
+    sgd_update("masked_lm", model, tmp_path, rdrop_fused_head=True, per_device_train_batch_size=4)
+    assert bool(bias.abs().sum() > 0) == requires_grad
+    assert ((1, 1, 40) in shapes) != requires_grad
 
 
 def test_a_sharded_head_is_refused_where_it_was_asked_for(tmp_path, caplog):

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import push_checkpoint
 from rdrop_trainer.hub.client import check_repo_id, connect, httpx, patient
+from rdrop_trainer.hub.folder import read_checkpoint
 
 REPO = "ada/model"
 SENT = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -135,7 +136,7 @@ def test_a_folder_without_card_gets_a_small_one(ada, folder, caplog):
 
 
 def test_local_paths_are_taken_out(ada, folder, tmp_path):
-    card = f"---\nbase_model: {tmp_path}\n---\nTuned from [{tmp_path}](https://huggingface.co/{tmp_path}).\n"
+    card = f"---\nbase_model: {tmp_path}\n---\nTuned from [{tmp_path}](https://huggingface.co/{tmp_path}): {tmp_path}\n"
     (folder / "README.md").write_text(card)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "_name_or_path": str(tmp_path)}))
@@ -299,23 +300,23 @@ def test_faults_that_pass(ada, folder, waits, fault):
 
 
 def test_a_commit_that_is_slower_than_its_answer_is_not_made_twice(ada, folder, waits, monkeypatch):
-    """The try behind a lost answer begins before the lost commit is there, and must see it in the end."""
+    """A commit whose answer was lost arrives while the next try is under way, which must not make it again."""
+    contents = read_checkpoint(folder).contents(REPO).items()
     client = type(connect())
-    create_commit, late = client.create_commit, []
+    preupload, tries = client.preupload_lfs_files, []
 
-    def create(self, *args, **kwargs):
-        if not late:
-            late.append((args, kwargs))
+    def late(self, *args, **kwargs):
+        preupload(self, *args, **kwargs)
+        tries.append(1)
+        if len(tries) == 1:
             raise httpx.ReadError("lost")
-        if len(late) == 1:
-            late.append(None)
-            args_, kwargs_ = late[0]
-            create_commit(self, *args_, **kwargs_)  # arrives now, on the parent of both
-        return create_commit(self, *args, **kwargs)
+        if len(tries) == 2:
+            ada.repo(REPO, {name: c if isinstance(c, bytes) else c.read_bytes() for name, c in contents})
 
-    monkeypatch.setattr(client, "create_commit", create)
+    monkeypatch.setattr(client, "preupload_lfs_files", late)
     push_checkpoint(folder, REPO)
     assert is_whole(ada, folder) and len(ada.commits(REPO)) == 2
+    assert [request.status for request in ada.seen("commit")] == [412]
 
 
 def test_somebody_elses_commit_in_between(ada, folder, waits, monkeypatch):

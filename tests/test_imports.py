@@ -21,7 +21,7 @@ LAYERS = [
     ["task_loss"],
     ["fused_head"],
     ["loss_checks"],
-    ["checks", "mixing", "window", "glue.checkpoint", "glue.outcome", "glue.processors"],
+    ["checks", "mixing", "window", "glue.checkpoint", "glue.outcome", "glue.processors", "glue.rehearsal"],
     ["passes", "heads", "dropout", "output_head", "glue.arguments", "glue.features"],
     ["hub.client", "model_kinds", "training_args", "checkpoints", "glue.data", "glue.submission", "glue.metrics"],
     ["glue.choice", "glue.questions", "glue.titles"],

@@ -8,6 +8,7 @@ import tiny
 import torch
 import zoo
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
@@ -243,3 +244,15 @@ def test_a_router_loss_is_kept(tmp_path):
         model.config.output_router_logits = False
         without = model(**batch).loss.item()
     assert plain > without + 0.5
+
+
+def test_the_card_of_trl_is_kept_and_extended(hub, tmp_path):
+    hub.user("ada")
+    hub.login("ada")
+    trainer = sft(RDropSFTTrainer, zoo.build("llama"), texts(), tmp_path / "run", hub_model_id="ada/sft")
+    trainer.train()
+    trainer.push_to_hub()
+    card = ModelCard(hub.files("ada/sft")["README.md"].decode())
+    assert {"trl", "sft", "r-drop", "text-generation"} <= set(card.data.tags) and card.data.r_drop["alpha"] == 4.0
+    assert "TRL" in card.text and card.text.count("## R-Drop") == 1
+    assert not [name for name in hub.files("ada/sft") if name.endswith((".bin", ".pt"))]

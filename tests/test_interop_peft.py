@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 import zoo
-from transformers import DataCollatorWithPadding, set_seed
+from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments, fused_head
 
@@ -138,3 +139,27 @@ def test_a_fused_output_head(case, fuses, mode, tmp_path, caplog):
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-6
     warned = [record.message for record in caplog.records if "is not fused" in record.message]
     assert len(warned) == (not fuses) and all("no plain Linear" in message for message in warned)
+
+
+def test_an_adapter_is_pushed_and_loaded(hub, tmp_path):
+    """Only the adapter is sent; it is loaded over the base model, which is on the Hub too."""
+    from rdrop_trainer.hub import load_checkpoint
+
+    hub.user("ada")
+    hub.login("ada")
+    base = tmp_path / "base"
+    tiny.bert().save_pretrained(base)
+    hub.repo("ada/base", {path.name: path.read_bytes() for path in base.iterdir()})
+    model = peft.get_peft_model(AutoModelForSequenceClassification.from_pretrained("ada/base"), lora("SEQ_CLS", **LORA))
+    trainer = trainer_of(model, "bert", tiny.dataset(), tmp_path / "run", hub_model_id="ada/adapter")
+    trainer.train()
+    trainer.push_to_hub()
+    weights = {name for name in hub.files("ada/adapter") if name.endswith((".safetensors", ".bin", ".pt"))}
+    assert weights == {"adapter_model.safetensors"}
+    card = ModelCard(hub.files("ada/adapter")["README.md"].decode())
+    assert card.data.base_model == "ada/base" and {"r-drop", "lora"} <= set(card.data.tags)
+    loaded = load_checkpoint("ada/adapter")
+    assert loaded.settings.rdrop_alpha == 4.0
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    expected = trainer.model.eval().cpu()(**batch).logits
+    assert torch.equal(loaded.model(**batch).logits, expected)

@@ -5,10 +5,12 @@ import logging
 import time
 
 import datasets
+import huggingface_hub
 import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard, get_session, metadata_load
+from safetensors.torch import load
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from rdrop_trainer import CardFacts, EvaluationSet, HubError, RDropArguments
@@ -42,6 +44,19 @@ def valid(card, hub):
     answer = get_session().post(f"{hub.url}/api/validate-yaml", json={"repoType": "model", "content": str(card)})
     assert answer.status_code == 200, answer.text
     return not answer.json()["errors"]
+
+
+@pytest.mark.skipif(int(huggingface_hub.__version__[0]) < 2, reason="its validate() asks huggingface.co alone")
+def test_the_clients_own_validation(ada, tmp_path):
+    trainer = push_trainer(tmp_path, hub_strategy="end", compute_metrics=lambda p: {"pearson": 0.5})
+    trainer.evaluate()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    card.validate()
+    assert ada.seen("validate")
+    card.data.base_model = "/a/path"
+    with pytest.raises(ValueError, match="base_model"):
+        card.validate()
 
 
 def pushed_card(hub, repo=REPO):
@@ -96,11 +111,7 @@ def test_a_push_during_training_is_of_that_step(ada, tmp_path, strategy):
     for commit, (step, expected), accuracy in zip(reversed(commits), weights.items(), [0.9, 0.5], strict=True):
         files = ada.files(REPO, commit.sha)
         assert not [name for name in files if "/" in name or name.endswith((".pt", ".bin"))]
-        path = tmp_path / f"{step}.safetensors"
-        path.write_bytes(files["model.safetensors"])
-        from safetensors.torch import load_file
-
-        assert tiny.identical(load_file(path), expected)
+        assert tiny.identical(load(files["model.safetensors"]), expected), step
         assert set(scores(ModelCard(files["README.md"].decode())).values()) == {accuracy}
 
 
@@ -149,10 +160,18 @@ def test_a_refusal_comes_before_training(ada, tmp_path):
         push_trainer(tmp_path, hub_model_id="eve/run")
 
 
-def test_not_blocking(ada, tmp_path):
+def test_a_push_in_the_background_is_waited_for_before_its_files_change(ada, tmp_path):
     trainer = push_trainer(tmp_path, hub_strategy="end")
-    push = trainer.push_to_hub(blocking=False)
-    assert push.result().oid == ada.commits(REPO)[0].sha
+    ada.delay("preupload", 0.3)
+    push = trainer.push_to_hub(blocking=False, commit_message="first")
+    before = tiny.weights(trainer.model)
+    with torch.no_grad():
+        trainer.model.classifier.bias.fill_(7.0)
+    trainer.push_to_hub(commit_message="second")
+    first, second = (next(c for c in ada.commits(REPO) if c.title == title) for title in ("first", "second"))
+    assert push.result().oid == first.sha
+    assert tiny.identical(load(ada.files(REPO, first.sha)["model.safetensors"]), before)
+    assert (load(ada.files(REPO, second.sha)["model.safetensors"])["classifier.bias"] == 7).all()
 
 
 def test_a_baseline_is_no_r_drop_checkpoint(ada, tmp_path):
@@ -221,6 +240,17 @@ def test_making_a_card_twice_says_everything_once(ada, tmp_path):
     assert card.text.count("## R-Drop") == 1 and "mine" in card.data.tags and "# A name" in card.text
 
 
+@pytest.mark.parametrize("content", [b"---\n: [\n---\n", b"---\n- a list\n---\n", b"\xff\xfe", b"no metadata", b""])
+def test_a_damaged_card_is_put_aside(ada, tmp_path, content):
+    trainer = push_trainer(tmp_path, hub_strategy="end")
+    path = tmp_path / "run" / "README.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    trainer.create_model_card()
+    assert "r-drop" in ModelCard.load(path).data.tags
+    assert content in (b"no metadata", b"") or (tmp_path / "run" / "README.md.old").read_bytes() == content
+
+
 @pytest.mark.parametrize("argument", [True, False])
 def test_a_local_base_model_is_not_told(ada, tmp_path, argument):
     base = tmp_path / "secret-place"
@@ -257,6 +287,17 @@ def test_the_scores_of_the_weights_that_are_there():
     both = [*history, end, log(4, 0.8, "eval_mm")]
     assert scores_now(both, 4, 2) == {"eval_accuracy": 0.9, "eval_mm_accuracy": 0.8}
     assert scores_now([], 0, None) == {} and scores_now([log(0, 0.3)], 0, None) == {"eval_accuracy": 0.3}
+
+
+@pytest.mark.parametrize("tags", [{}, {"dataset_tags": ["imdb"], "dataset": "IMDB"}])
+def test_data_of_ones_own_have_no_name(ada, tmp_path, tags):
+    rows = [{key: row[key] for key in ("input_ids", "attention_mask", "labels")} for row in tiny.dataset()]
+    for data in (datasets.Dataset.from_list(rows), datasets.Dataset.from_generator(lambda: iter(rows))):
+        trainer = tiny.trainer(tiny.bert(), rows, tmp_path / "run", eval_dataset=data)
+        trainer.create_model_card(**tags)
+        card = ModelCard.load(tmp_path / "run" / "README.md")
+        assert card.data.datasets == tags.get("dataset_tags") and "None" not in card.text
+        assert ("on the IMDB dataset." in card.text) == bool(tags) and "generator dataset" not in card.text
 
 
 def test_data_of_the_hub_know_their_commit(ada, tmp_path):

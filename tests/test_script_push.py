@@ -122,12 +122,15 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     task = ["--task_name", "cola", "--data_dir", "CoLA"]
     for other in (["--seed", "7"], ["--learning_rate", "1e-3"]):  # no baselines of this run
         assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", f"runs/{other[1]}", *other) == 0
-    assert run(model, *task, "--output_dir", "runs/first") == 0
+    assert run(model, *task, "--output_dir", "runs/a-run") == 0
     assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "runs/baseline") == 0
+    other = results("runs/a-run")  # its score is not to be taken for the baseline's
+    other["metrics"]["eval_matthews_correlation"] = 9.0
+    (here / "runs" / "a-run" / "all_results.json").write_text(json.dumps(other))
     (here / "runs" / "broken").mkdir()
     (here / "runs" / "broken" / "all_results.json").write_text("[]")
     assert run(model, *task, "--output_dir", "runs/second") == 0
-    assert "baseline" not in (here / "runs/first/README.md").read_text()
+    assert "baseline" not in (here / "runs/a-run/README.md").read_text()
     card = (here / "runs/second/README.md").read_text()
     ours, theirs = (results(f"runs/{name}")["metrics"]["eval_matthews_correlation"] for name in ("second", "baseline"))
     assert f"| {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} |" in card

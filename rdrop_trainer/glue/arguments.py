@@ -133,6 +133,14 @@ class DataArguments:
             "soon as training begins; its model is replaced at the end. Without it, a finished run is refused."
         },
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Do all that comes before training: read the settings, load and tokenise the data, load the model, "
+            "make optimizer and schedule; then compute the loss of one batch, predict one of every other split, and "
+            "say what the run would do. Nothing is trained, written to output_dir or pushed."
+        },
+    )
     demo: bool = field(
         default=False,
         metadata={
@@ -179,7 +187,8 @@ _EXAMPLES = """examples:
   python run_glue_rdrop.py --model_name_or_path bert-base-cased --task_name mrpc --num_train_epochs 3
   python run_glue_rdrop.py --model_name_or_path bert-base-chinese --task_name tnews --data_dir CLUE --dropout 0.3
   python run_glue_rdrop.py --model_name_or_path bert-base-cased --train_file a.csv --validation_file b.csv
-  python run_glue_rdrop.py recipe.yaml --rdrop_alpha 0
+  python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --dry_run
+  python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --rdrop_alpha 0
 """
 
 

@@ -22,7 +22,7 @@ SETTINGS = "run_settings.json"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "rdrop-trainer")
 # Changing these between an interrupted run and its continuation does not change what is trained
 FREE_TO_CHANGE = frozenset(
-    "output_dir resume_from_checkpoint overwrite_output_dir do_train do_eval do_predict disable_tqdm report_to "
+    "output_dir resume_from_checkpoint overwrite_output_dir dry_run do_train do_eval do_predict disable_tqdm report_to "
     "run_name logging_steps logging_first_step logging_strategy log_level save_steps save_strategy save_total_limit "
     "cache_dir push_to_hub hub_model_id hub_strategy hub_private_repo dataloader_num_workers max_eval_samples "
     "max_predict_samples per_device_eval_batch_size eval_accumulation_steps eval_steps".split()
@@ -239,10 +239,26 @@ def next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     if argv and not argv[0].startswith("-"):
         # A recipe cannot be taken out of the command, so what it says is overruled
         changes |= {name: value for name, value in _NOT_REPEATED.items() if name in results["given"]}
+    return _command(argv, changes, results["processes"])
+
+
+def same_command(argv: Sequence[str], processes: int, without: str) -> str:
+    """The command of this run without one of its switches, and without tokens.
+
+    Args:
+        argv: the words of this run's command line.
+        processes: how many run it.
+        without: the switch's name; one that a recipe sets is overruled.
+    """
+    in_recipe = _without_flags(argv, [without]) == list(argv)
+    return _command(argv, {"hub_token": None, "token": None, without: "False" if in_recipe else None}, processes)
+
+
+def _command(argv: Sequence[str], changes: Mapping[str, str | None], processes: int) -> str:
+    """The command line with some flags given another value, or left out where that is None."""
     words = _without_flags(argv, changes)
     for name, value in changes.items():
         words += [] if value is None else [f"--{name}", value]
-    processes = results["processes"]
     launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
     return shlex.join([*launcher, sys.argv[0], *words])
 

@@ -136,8 +136,8 @@ def _weights(folder: Path) -> set[str]:
         if Path(name).name != name or not path.is_file():
             raise InputError(f"{path}: is missing, although the index names it; save the model again")
         try:
-            with safe_open(path, framework="pt") as tensors:
-                tensors.keys()
+            with safe_open(path, framework="pt"):
+                pass
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: is damaged or not finished ({error}); save the model again") from error
     return found

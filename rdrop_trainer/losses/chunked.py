@@ -163,7 +163,8 @@ def _chunk(
             torch.mul(u[0], minus[1], out=u[1])
             u[0].mul_(weight[0])
         else:
-            torch.sub(x, x.mean(0), out=u).sub_(lse - lse.mean(0)).mul_(len(x) * weight)
+            torch.sub(x, x[0], out=u).sub_(lse - lse[0])  # a mean over passes of the largest numbers would overflow
+            u.sub_(u.mean(0)).mul_(len(x) * weight)
         if careful:
             u.masked_fill_(masked, 0)
         u.mul_(e)

@@ -74,4 +74,5 @@ def _bilinear(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:
     num_passes = p.shape[0]
     if num_passes == 1:
         return None
+    z = z - z[0]  # a mean over passes of the largest numbers would overflow
     return ((p - p.mean(0)) * (z - z.mean(0))).sum(-1).sum(0) / (num_passes - 1)
