@@ -238,6 +238,20 @@ def test_a_card_that_cannot_be_read(hub, case):
     assert bool(hub.seen("resolve", "GET")) == (case != "large")
 
 
+def test_a_card_with_a_billion_results(hub):
+    def entries(name, key, inner):
+        return f"{name}: [&{name} {{{key}: {inner}}}{f', *{name}' * 999}]"
+
+    lines = [entries("a", "type", "f1, value: 1"), entries("b", "metrics", "[" + "*a, " * 1000 + "]")]
+    text = "\n".join(["---", *lines, entries("model-index", "results", "[" + "*b, " * 1000 + "]"), "---", ""])
+    listed_without_cards(hub, card())
+    file = replace(hub.repos["model", "ada/m"].resolve("main").tree["README.md"], content=text.encode())
+    serve(hub, "resolve", lambda answer: replace(answer, body=file.content))
+    serve(hub, "paths-info", lambda answer: replace(answer, body=[{**one, "size": len(text)} for one in answer.body]))
+    (record,) = list_checkpoints()
+    assert record.results == (Result("f1", 1.0, "unknown", None, None),) * 100
+
+
 def test_a_card_that_the_hub_does_not_give(hub, caplog):
     listed_without_cards(hub, card())
     hub.fail("resolve", status=403, times=None)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -161,7 +162,7 @@ def _record(info: ModelInfo, card: Mapping[str, Any]) -> CheckpointRecord:
         task=_text(info.pipeline_tag or card.get("pipeline_tag")),
         base_model=_text(base[0] if isinstance(base, list) and base else base),
         settings=settings_from_block(block),
-        results=tuple(_results(card.get("model-index"))),
+        results=tuple(islice(_results(card.get("model-index")), _MOST)),
         dropout={_text(name): float(value) for name, value in dropout if _text(name) and _is_number(value)},
         version=_text(block.get("version")),
         revision=_text(info.sha),
