@@ -92,9 +92,12 @@ def settings_from_block(block: Any) -> RDropArguments | None:
         return None
     names = {f.name for f in fields(RDropArguments)}
     given = {_PREFIX + str(key): value for key, value in block.items() if _PREFIX + str(key) in names}
+    # Errors show the value, and one that is repeated by reference can be billions of characters long
+    if "rdrop_alpha" not in given or not all(isinstance(value, (int, float, str)) for value in given.values()):
+        return None
     try:
-        return RDropArguments(**given) if "rdrop_alpha" in given else None
-    except (ValueError, TypeError):
+        return RDropArguments(**given)
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

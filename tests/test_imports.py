@@ -14,7 +14,7 @@ LAYERS = [
     ["hub.__main__", "trainer", "glue.card", "glue.demo"],
     ["publishing"],
     ["hub.load"],
-    ["hub.push", "hub.find", "hub.download"],
+    ["hub.push", "hub.find", "hub.download", "hub.adapter"],
     ["hub.folder"],
     ["model_card"],
     ["card_data"],

@@ -8,12 +8,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HubError, InputError
-from .download import download_checkpoint
-from .find import CheckpointRecord, list_checkpoints, show_checkpoint
-from .push import push_checkpoint
+
+# The commands import what they need: torch and transformers take seconds, which --help and a wrong option should not
+if TYPE_CHECKING:
+    from .find import CheckpointRecord
+
+_WIDTH = 100  # columns of what is printed for people
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,42 +35,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _push(path: str, repo_id: str, **options) -> None:
+    from .push import push_checkpoint
+
     commit = push_checkpoint(path, repo_id, **options)
     print(commit.pr_url or commit.commit_url)
 
 
 def _list(as_json: bool, **options) -> None:
+    from .find import list_checkpoints
+
     records = list_checkpoints(**options)
     if as_json:
         print(json.dumps([_plain(record) for record in records], indent=2, ensure_ascii=False))
         return
-    print(f"{'alpha':>5}  {'task':24}  {'repository':40}  results")
-    for record in records:
-        scores = ", ".join(f"{result.metric} {result.value:.4g}" for result in record.results[:3])
-        print(f"{_alpha(record):>5}  {record.task or '-':24}  {record.repo_id:40}  {scores or '-'}")
     if not records:
         print("none found", file=sys.stderr)
+        return
+    wide = min(44, max(len(record.repo_id) for record in records))
+    print(f"{'alpha':>5}  {'task':20}  {'repository':{wide}}  results")
+    for record in records:
+        scores = ", ".join(f"{result.metric} {result.value:.4g}" for result in record.results)
+        row = f"{_alpha(record):>5.5}  {_cut(record.task or '-', 20):20}  {_cut(record.repo_id, wide):{wide}}  "
+        print(row + _cut(scores or "-", _WIDTH - len(row)))
 
 
 def _show(as_json: bool, **options) -> None:
+    from ..card_data import settings_block
+    from .find import show_checkpoint
+
     record = show_checkpoint(**options)
     if as_json:
         print(json.dumps(_plain(record), indent=2, ensure_ascii=False))
         return
     lines = {"repository": record.repo_id, "revision": record.revision, "task": record.task}
-    lines |= {"base model": record.base_model, "written by": record.version and f"rdrop-trainer {record.version}"}
+    lines |= {"base model": record.base_model, "changed": record.last_modified, "downloads": record.downloads}
     if record.settings is not None:
-        lines |= {name.removeprefix("rdrop_"): value for name, value in asdict(record.settings).items()}
-    lines |= record.dropout
+        lines |= settings_block(record.settings, record.dropout, record.version or "-")
+        lines["dropout"] = ", ".join(f"{name} {value:g}" for name, value in record.dropout.items()) or None
     for name, value in lines.items():
-        print(f"{name:24} {'-' if value is None else value}")
+        print(_cut(f"{name:24} {'-' if value is None else value}", _WIDTH))
     for result in record.results:
         data = " ".join(part for part in (result.dataset, result.config, result.split) if part)
-        print(f"{result.metric:24} {result.value:.4f}  {data}")
+        print(_cut(f"{_cut(result.metric, 24):24} {result.value:<10.4f} {data}", _WIDTH))
 
 
 def _download(**options) -> None:
+    from .download import download_checkpoint
+
     print(download_checkpoint(**options))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _alpha(record: CheckpointRecord) -> str:

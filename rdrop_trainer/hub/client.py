@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from ..errors import HubError, InputError
@@ -146,7 +146,11 @@ def reason(error: BaseException) -> str:
         return " ".join(str(error).split()) or type(error).__name__
     http_error = next(e for e in _chain(error) if isinstance(e, HfHubHTTPError))
     said = " ".join((http_error.server_message or "").split())[:300]
-    known = _REASONS.get(response.status_code) or ("the Hub has a fault" if response.status_code >= 500 else "refused")
+    # Without a token, the Hub calls what is not there a 401 as well
+    status = 404 if isinstance(http_error, RepositoryNotFoundError) else response.status_code
+    if status != response.status_code:
+        said = "run `hf auth login` if it is private"
+    known = _REASONS.get(status) or ("the Hub has a fault" if response.status_code >= 500 else "refused")
     return f"{known} (HTTP {response.status_code}{': ' + said if said else ''})"
 
 

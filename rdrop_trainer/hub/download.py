@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +52,7 @@ def download_checkpoint(
     revision: str | None = None,
     token: str | bool | None = None,
     local_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     with_code: bool = False,
 ) -> Path:
     """Download a checkpoint: configuration, tokenizer or processor, safetensors weights and card.
@@ -64,19 +64,21 @@ def download_checkpoint(
         repo_id: "user/name".
         revision: branch, tag or commit; default main.
         token: for private repositories; None for the stored one.
-        local_dir: folder to put the files in; by default one of this commit's own in HF_HOME, where they are kept and
-            not fetched again.
+        local_dir: folder to put the files in, which take the place of files of the same names; by default one of this
+            commit's own in `cache_dir`, where they are kept and not fetched again.
+        cache_dir: default "rdrop-trainer" in HF_HOME.
         with_code: also the Python files of a model class of its own. Read them before you run them.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no name of a repository; it holds no checkpoint with safetensors weights.
+        InputError: no name of a repository; it holds no checkpoint with safetensors weights; the folder holds weights
+            of another checkpoint, or cannot be written.
         HubError: there is no such repository or revision; the Hub could not be reached; a file is damaged; a file's
             name leads outside the folder.
     """
-    check_repo_id(repo_id)
+    check_repo_id(repo_id, with_owner=False)
     where = f"{repo_id} at {revision or 'main'}"
     api = connect(token)
     try:
@@ -86,39 +88,55 @@ def download_checkpoint(
     if not _COMMIT.fullmatch(info.sha or ""):
         raise HubError(f"{where} was not downloaded: the server calls its commit {info.sha!r}, which is none")
     files = _chosen(where, info, with_code)
-    kept = Path(constants.HF_HOME) / "rdrop-trainer" / repo_id.replace("/", "--")
-    target = Path(local_dir) if local_dir is not None else kept / (info.sha + "-code" * with_code)
+    cache = Path(cache_dir or Path(constants.HF_HOME) / "rdrop-trainer")
+    kept = cache / repo_id.replace("/", "--") / (info.sha + "-code" * with_code)
+    target = Path(os.path.abspath(kept if local_dir is None else local_dir))
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, expected a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.absolute().parent / f".{target.name}.{info.sha}.part"
-    with FileLock(f"{part}.lock"):  # several processes may load the same checkpoint
-        if not all(file.fault(target / file.name) is None for file in files):
-            _fetch(api, where, repo_id, info.sha, files, part)
-            for file in files:
-                (target / file.name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(part / file.name, target / file.name)
-            shutil.rmtree(part)
+    _check_no_others(target, files)
+    part = target.with_name(f".{target.name}.{info.sha}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{info.sha}.lock"):  # several processes may load the same checkpoint
+            if any(file.fault(target / file.name) for file in files):
+                _fetch(api, where, repo_id, info.sha, files, part)
+                for file in files:
+                    (target / file.name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(part / file.name, target / file.name)
+                shutil.rmtree(part)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target
+
+
+def _check_no_others(target: Path, files: list[RemoteFile]) -> None:
+    """Weights of before would be read in place of these, or beside them."""
+    names = {file.name for file in files}
+    others = sorted(
+        path.name
+        for path in target.glob("*")
+        if path.name not in names and is_part(path.name) and ".safetensors" in path.name
+    )
+    if others:
+        raise InputError(f"{target}: holds {others[0]} of another checkpoint; choose an empty folder")
 
 
 def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
     """The files to fetch. A name that leads anywhere else than below the folder is not one that a Hub can have."""
     files = []
     for sibling in info.siblings or ():
-        name = sibling.rfilename
+        name = str(sibling.rfilename)
         parts = re.split(r"[/\\]", name)
         if ".." in parts or name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name) or not name.isprintable():
             raise HubError(f"{where} was not downloaded: the server lists a file {name!r}, which leads outside")
-        if not (is_part(name) or name == CARD or (with_code and name.endswith(".py"))):
-            continue
-        if not _NAME.fullmatch(name):
+        if not (is_part(name) or name == CARD or (with_code and name.endswith(".py"))) or not _NAME.fullmatch(name):
             continue
         lfs = sibling.lfs
         files.append(RemoteFile(name, sibling.size, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id))
-        if files[-1].size is None or not (files[-1].sha256 or files[-1].blob_id):
+        if not isinstance(sibling.size, int) or not (files[-1].sha256 or files[-1].blob_id):
             raise HubError(f"{where} was not downloaded: the server states no size or no hash of {name}")
-    names = {sibling.rfilename for sibling in info.siblings or ()}
+    names = {str(sibling.rfilename) for sibling in info.siblings or ()}
     if not any(file.name.endswith(".safetensors") for file in files):
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".ckpt", ".h5", ".msgpack")))
         has = (
@@ -135,21 +153,27 @@ def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
 def _fetch(api: HfApi, where: str, repo_id: str, commit: str, files: list[RemoteFile], part: Path) -> None:
     """Fetch the files to a folder of their own, and see that they are what the server states."""
 
-    def get(names: Iterable[str], again: bool) -> None:
-        # Into a plain folder: the paths of the client's cache are made of what the server answers
-        for name in names:
-            options = {"revision": commit, "local_dir": part, "force_download": again}
-            try:
-                patient(lambda name=name, options=options: api.hf_hub_download(repo_id, name, **options))
-            except Exception as error:
-                raise failure(f"{name} of {where} was not downloaded", error, "The same command goes on") from None
-
-    get([file.name for file in files if file.fault(part / file.name)], again=False)
-    damaged = {file.name: fault for file in files if (fault := file.fault(part / file.name))}
-    for name, fault in damaged.items():
-        logger.warning(f"{name} of {where} {fault}; it is fetched once more")
-    get(damaged, again=True)
     for file in files:
-        if fault := file.fault(part / file.name):
+        fault = file.fault(part / file.name)
+        for again in (False, True):
+            if fault is not None:
+                if again:
+                    logger.warning(f"{file.name} of {where} {fault}; it is fetched once more")
+                fault = _fetch_file(api, where, repo_id, commit, file, part, again)
+        if fault is not None:
             shutil.rmtree(part)
             raise HubError(f"{where} was not downloaded: {file.name} {fault}. Nothing of it was kept")
+
+
+def _fetch_file(
+    api: HfApi, where: str, repo_id: str, commit: str, file: RemoteFile, part: Path, again: bool
+) -> str | None:
+    """What is wrong with the file now."""
+    try:
+        # Into a plain folder: the paths of the client's cache are made of what the server answers
+        patient(lambda: api.hf_hub_download(repo_id, file.name, revision=commit, local_dir=part, force_download=again))
+    except Exception as error:
+        if "Consistency check failed" in str(error):  # the client's own, of the size
+            return "is not as long as the server states"
+        raise failure(f"{file.name} of {where} was not downloaded", error, "The same command goes on") from None
+    return file.fault(part / file.name)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, ModelInfo
+from huggingface_hub import HfApi, ModelCardData, ModelInfo, metadata_load
 
 from ..card_data import BLOCK, TAG, settings_from_block
 from ..errors import HubError, InputError
 from ..training_args import RDropArguments
-from .client import check_repo_id, connect, failure, patient, status_of
+from .client import check_repo_id, connect, failure, patient
+from .folder import CARD
 
 logger = logging.getLogger(__name__)
-_FACTS = ["cardData", "downloads", "lastModified", "model-index", "pipeline_tag", "private", "sha", "tags"]
+_FACTS = ["downloads", "lastModified", "pipeline_tag", "private", "sha"]
+_OF_CARDS = ["cardData", "model-index"]
 _LARGEST_CARD = 1_000_000  # bytes
+_MOST = 100  # entries of a list that are read: repeated by reference, a small card can hold billions
 
 
 class Result(NamedTuple):
@@ -86,28 +87,38 @@ def list_checkpoints(
         limit: at most so many.
         token: to see private ones; None for the stored one.
 
+    Returns:
+        Records, in the Hub's order. Of a card that cannot be read, what the Hub itself knows.
+
     Raises:
+        InputError: no name of a model; a limit below 1.
         HubError: the Hub refused or could not be reached.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: expected at least 1, got {limit}")
     tags = [TAG] + ([task] if task else []) + ([f"base_model:{check_repo_id(base_model, False)}"] if base_model else [])
     api = connect(token)
 
-    def infos(expand: list[str] | None) -> list[ModelInfo]:
+    def infos(expand: list[str]) -> list[ModelInfo]:
         return list(api.list_models(filter=tags, author=author, limit=limit, expand=expand))
 
     try:
         try:
+            found = patient(lambda: infos(_FACTS + _OF_CARDS))
+        except (TypeError, ValueError, AttributeError, KeyError):  # a card that the client cannot take; each is read
             found = patient(lambda: infos(_FACTS))
-        except (TypeError, AttributeError, KeyError):  # a card of a form that the client does not take; read each
-            found = patient(lambda: infos(None))
     except Exception as error:
         raise failure("the Hub's list could not be read", error) from None
     records = []
     for info in found:
         try:
-            records.append(_record(api, info))
-        except (InputError, HubError) as error:
+            check_repo_id(info.id, with_owner=False)
+            records.append(_record(info, _card_of(api, info)))
+        except InputError as error:
             logger.warning(f"left out: {error}")
+        except HubError as error:
+            logger.warning(str(error))
+            records.append(_record(info, {}))
     return records
 
 
@@ -125,72 +136,93 @@ def show_checkpoint(repo_id: str, revision: str | None = None, *, token: str | b
     """
     check_repo_id(repo_id)
     api = connect(token)
+
+    def info(expand: list[str] | None) -> ModelInfo:
+        return api.model_info(repo_id, revision=revision, expand=expand)
+
     try:
-        info = patient(lambda: api.model_info(repo_id, revision=revision))
+        try:
+            found = patient(lambda: info(None))
+        except (TypeError, ValueError, AttributeError, KeyError):
+            found = patient(lambda: info(_FACTS))
     except Exception as error:
         raise failure(f"{repo_id}{f' at {revision}' if revision else ''} cannot be shown", error) from None
-    return _record(api, info)
+    return _record(found, _card_of(api, found))
 
 
-def _record(api: HfApi, info: ModelInfo) -> CheckpointRecord:
-    check_repo_id(info.id, with_owner=False)
-    data = info.card_data
-    if data is None or BLOCK not in data:
-        data = _read_card(api, info) or data or ModelCardData()
-    block = data.get(BLOCK)
+def _record(info: ModelInfo, card: Mapping[str, Any]) -> CheckpointRecord:
+    block = card.get(BLOCK)
     block = block if isinstance(block, Mapping) else {}
-    base = data.get("base_model")
+    base = card.get("base_model")
     dropout = block.get("dropout")
+    dropout = list(dropout.items())[:_MOST] if isinstance(dropout, Mapping) else []
     return CheckpointRecord(
         repo_id=info.id,
-        task=_text(info.pipeline_tag or data.get("pipeline_tag")),
+        task=_text(info.pipeline_tag or card.get("pipeline_tag")),
         base_model=_text(base[0] if isinstance(base, list) and base else base),
         settings=settings_from_block(block),
-        results=tuple(_results(data)),
-        dropout={_text(k): float(v) for k, v in dropout.items() if _is_number(v)} if isinstance(dropout, dict) else {},
+        results=tuple(_results(card.get("model-index"))),
+        dropout={_text(name): float(value) for name, value in dropout if _text(name) and _is_number(value)},
         version=_text(block.get("version")),
-        revision=info.sha,
+        revision=_text(info.sha),
         last_modified=info.last_modified,
         downloads=info.downloads,
         private=bool(info.private),
     )
 
 
-def _read_card(api: HfApi, info: ModelInfo) -> ModelCardData | None:
-    """The metadata of a repository's README.md; None where there is none that can be read."""
+def _card_of(api: HfApi, info: ModelInfo) -> Mapping[str, Any]:
+    """A card's metadata: as the Hub tells it, or else from the card."""
+    if not isinstance(info.card_data, ModelCardData):
+        return _read_card(api, info.id, info.sha or "main")
+    return {
+        **{name: info.card_data.get(name) for name in (BLOCK, "base_model", "pipeline_tag")},
+        "model-index": info.model_index,
+    }
+
+
+def _read_card(api: HfApi, repo_id: str, revision: str) -> Mapping[str, Any]:
+    """The metadata of a repository's README.md; nothing where there is none that makes sense."""
     # Not into the cache, whose paths are made of what the server answers
     with TemporaryDirectory() as folder:
         try:
-            path = patient(
-                lambda: api.hf_hub_download(info.id, "README.md", revision=info.sha or "main", local_dir=folder)
-            )
-            if Path(path).stat().st_size > _LARGEST_CARD:
-                return None
-            return ModelCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-        except Exception as error:  # YAML, types and encodings fail in errors of their own kinds
-            if status_of(error) not in (None, 404):
-                raise failure(f"the card of {info.id} could not be read", error) from None
-            return None
+            paths = patient(lambda: api.get_paths_info(repo_id, CARD, revision=revision))
+            if not paths or paths[0].size > _LARGEST_CARD:
+                return {}
+            path = patient(lambda: api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder))
+        except Exception as error:
+            raise failure(f"the card of {repo_id} could not be read", error) from None
+        try:
+            return metadata_load(path) or {}
+        except Exception:  # YAML, types and encodings fail in errors of their own kinds
+            return {}
 
 
-def _results(data: ModelCardData) -> Iterator[Result]:
-    for result in data.get("eval_results") or ():
-        if _is_number(result.metric_value):
-            yield Result(
-                _text(result.metric_name or result.metric_type),
-                float(result.metric_value),
-                _text(result.dataset_name),
-                _text(result.dataset_config),
-                _text(result.dataset_split),
-            )
+def _results(index: Any) -> Iterator[Result]:
+    """The scores of a model-index that have what it takes."""
+    for model in _dicts(index):
+        for result in _dicts(model.get("results")):
+            data = result.get("dataset")
+            data = data if isinstance(data, Mapping) else {}
+            for metric in _dicts(result.get("metrics")):
+                name = _text(metric.get("name") or metric.get("type"))
+                if name and _is_number(metric.get("value")):
+                    names = [_text(data.get(key)) for key in ("name", "config", "split")]
+                    yield Result(name, float(metric["value"]), names[0] or "unknown", *names[1:])
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in value[:_MOST] if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _text(value: Any) -> str | None:
-    """A short text without the characters that steer a terminal."""
-    if value is None:
+    """A short text without the characters that steer a terminal; None for what is no text."""
+    if isinstance(value, (int, float)):  # a version that reads like a number
+        value = f"{value:.6g}" if _is_number(value) else None
+    if not isinstance(value, str):
         return None
-    return "".join(character if character.isprintable() else "?" for character in str(value))[:200]
+    return "".join(character if character.isprintable() else "?" for character in value[:200])

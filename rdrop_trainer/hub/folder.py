@@ -81,7 +81,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     config_name = next((n for n in ("config.json", "adapter_config.json") if (folder / n).is_file()), None)
     if config_name is None:
         raise InputError(f"{folder}: holds no config.json, so no saved model; expected what save_pretrained writes")
-    config = _read_json(folder / config_name)
+    config = read_json(folder / config_name)
     _check_adapter(folder)
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     card_file = folder / CARD
@@ -120,7 +120,7 @@ def _weights(folder: Path) -> set[str]:
         if (folder / f"{stem}.safetensors").is_file():  # read first by transformers, whatever else is there
             found.add(f"{stem}.safetensors")
         elif index.is_file():
-            weight_map = _read_json(index).get("weight_map")
+            weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise InputError(f"{index}: has no weight_map; save the model again")
             found |= {index.name, *map(str, weight_map.values())}
@@ -145,7 +145,7 @@ def _weights(folder: Path) -> set[str]:
 
 def _check_adapter(folder: Path) -> None:
     path = folder / "adapter_config.json"
-    base = _read_json(path).get("base_model_name_or_path") if path.is_file() else None
+    base = read_json(path).get("base_model_name_or_path") if path.is_file() else None
     if base is not None and Path(base).exists():
         raise InputError(
             f"{path}: is an adapter of the model in {base}, which others do not have; set base_model_name_or_path to "
@@ -184,7 +184,12 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
     try:
         content = json.loads(_read_text(path))
     except json.JSONDecodeError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import ModelCard
+from huggingface_hub import metadata_load
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -19,17 +20,9 @@ from ..card_data import BLOCK, settings_from_block
 from ..errors import InputError
 from ..model_kinds import AUTO_CLASSES, auto_class, auto_class_name
 from ..training_args import RDropArguments
+from .adapter import Adapter
 from .download import download_checkpoint
-from .folder import CARD
-
-# The head that a PEFT adapter was trained for
-_ADAPTER_TASKS = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-    "CAUSAL_LM": "text-generation",
-    "SEQ_2_SEQ_LM": "text2text-generation",
-}
+from .folder import CARD, read_json
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -51,18 +44,21 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
     **model_arguments,
 ) -> LoadedCheckpoint:
     """Load a checkpoint from the Hub, verified as by `download_checkpoint`, or from a folder.
 
     The class is that which the weights were saved from, or the Auto class of the card's task where transformers does
-    not have that. Weights are read from safetensors files alone.
+    not have that. Weights are read from safetensors files alone. An adapter comes as a `PeftModel` around the model it
+    is of, which is verified in the same way.
 
     Args:
         repo_id: "user/name", or a folder.
         revision: branch, tag or commit; default main.
         token: for private repositories; None for the stored one.
+        cache_dir: as of `download_checkpoint`.
         trust_remote_code: run the Python files that the repository brings. Read them first.
         **model_arguments: for `from_pretrained` of the model, such as `dtype` and `device_map`.
 
@@ -70,50 +66,81 @@ def load_checkpoint(
         Model, processing class and settings.
 
     Raises:
-        InputError: no name of a repository; no model that can be loaded without running its code; weights are missing.
+        InputError: no name of a repository; no model that can be loaded without running its code; weights are missing
+            or do not fit.
         HubError: as of `download_checkpoint`.
     """
-    folder = Path(repo_id)
-    if not folder.is_dir():
-        folder = download_checkpoint(str(repo_id), revision=revision, token=token, with_code=trust_remote_code)
+    source = str(repo_id)
+    fetch = partial(download_checkpoint, token=token, cache_dir=cache_dir, with_code=trust_remote_code)
+    folder = Path(source) if Path(source).is_dir() else fetch(source, revision=revision)
     card = _card(folder)
-    adapter = folder / "adapter_config.json"
-    config = _config(adapter if adapter.is_file() else folder / "config.json")
-    if "auto_map" in config and not trust_remote_code:
+    adapter = Adapter.of(source, folder)
+    model_folder = folder if adapter is None else adapter.base(source, fetch)
+    config = read_json(model_folder / "config.json")
+    if not trust_remote_code:
+        _check_no_code(source, config)
+    # Which head the model below an adapter has says nothing
+    name = (auto_class_name((), adapter.task) if adapter else None) or _auto_class_of(source, config, card)
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        model = _model(source, name, model_folder, adapter, {**options, **model_arguments})
+        processing_class = _processing_class(folder, options)
+    except InputError:
+        raise
+    except Exception as error:  # configurations, weights and tokenizers fail in errors of every kind
+        said = " ".join(" ".join(str(error).split("\n")[:2]).split())
+        if "ignore_mismatched_sizes" in said:
+            said = "the shapes of its weights are not those that its config.json tells"
+        raise InputError(f"{source}: cannot be loaded as {name}: {said or type(error).__name__}") from error
+    return LoadedCheckpoint(model.eval(), processing_class, settings_from_block(card.get(BLOCK)))
+
+
+def _model(source: str, name: str, folder: Path, adapter: Adapter | None, options: dict[str, Any]) -> Any:
+    """The model with all its weights."""
+    given = adapter.model_arguments if adapter else {}
+    model, report = auto_class(name).from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, **{**given, **options}
+    )
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if adapter:
+        lacking -= set(adapter.shapes)
+        model = adapter.put_on(model)
+    if lacking:
+        shown = ", ".join(sorted(lacking)[:4]) + " ..." * (len(lacking) > 4)
+        raise InputError(f"{source}: its weights lack {shown}, which would be random: they are of no {name}")
+    return model
+
+
+def _check_no_code(source: str, config: Mapping[str, Any]) -> None:
+    """Model classes of its own, and kernels of any repository, are code that would be fetched and run."""
+
+    def asks(key: str, value: Any) -> bool:
+        kernel = key.endswith("attn_implementation") and "/" in str(value)
+        return key == "auto_map" or kernel or (isinstance(value, Mapping) and any(asks(*e) for e in value.items()))
+
+    if any(asks(*entry) for entry in config.items()):
         raise InputError(
-            f"{repo_id}: its model is a class of its own, {_shown(config)}; read that code, then load it with "
-            "trust_remote_code=True"
+            f"{source}: its config.json asks for code from the Hub, for {', '.join(_classes(config)) or 'its model'}; "
+            "read that code, then load it with trust_remote_code=True"
         )
-    task = _ADAPTER_TASKS.get(config.get("task_type")) or card.get("pipeline_tag")
-    name = auto_class_name(config.get("architectures"), task)
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _auto_class_of(source: str, config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    task = card.get("pipeline_tag") if isinstance(card.get("pipeline_tag"), str) else None
+    own = config.get("auto_map")
+    brought = [name for name in own if name in AUTO_CLASSES.values()] if isinstance(own, dict) else []
+    name = next(iter(brought), None) or auto_class_name(_classes(config), task)
     if name is None:
         raise InputError(
-            f"{repo_id}: neither its class ({_shown(config)}) nor its card's task ({task}) says how to load it; "
-            f"expected a task of {', '.join(AUTO_CLASSES)}, or load it with its own class"
+            f"{source}: neither its class ({', '.join(_classes(config)) or 'not told'}) nor its card's task ({task}) "
+            f"says how to load it; expected a task of {', '.join(AUTO_CLASSES)}, or load it with its own class"
         )
-    options = {"trust_remote_code": trust_remote_code}
-    if adapter.is_file():
-        _need_peft(repo_id)
-        model = auto_class(name).from_pretrained(folder, **options, **model_arguments)
-    else:
-        model = _model(str(repo_id), name, folder, {**options, **model_arguments})
-    return LoadedCheckpoint(model.eval(), _processing_class(folder, options), settings_from_block(card.get(BLOCK)))
-
-
-def _model(source: str, name: str, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
-    try:
-        model, report = auto_class(name).from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{source}: cannot be loaded as {name}: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"{source}: its weights lack {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}, which would be "
-            f"random: they are of no {name}"
-        )
-    return model
+    return name
 
 
 def _processing_class(folder: Path, options: dict[str, Any]) -> Any:
@@ -123,35 +150,14 @@ def _processing_class(folder: Path, options: dict[str, Any]) -> Any:
     if names & {"tokenizer_config.json", "tokenizer.json"}:
         return AutoTokenizer.from_pretrained(folder, **options)
     if "preprocessor_config.json" in names:
-        kind = _config(folder / "preprocessor_config.json")
+        kind = read_json(folder / "preprocessor_config.json")
         auto = AutoFeatureExtractor if "feature_extractor_type" in kind else AutoImageProcessor
         return auto.from_pretrained(folder, **options)
     return None
 
 
-def _need_peft(source: str | Path) -> None:
+def _card(folder: Path) -> Mapping[str, Any]:
     try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"{source}: is an adapter; pip install peft to load it") from error
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    try:
-        card = ModelCard((folder / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        return metadata_load(folder / CARD) or {}
     except Exception:  # no card, or one that is damaged, is no reason not to load a model
         return {}
-    return card.data.to_dict()
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-    return config if isinstance(config, dict) else {}
-
-
-def _shown(config: dict[str, Any]) -> str:
-    names = config.get("architectures")
-    return ", ".join(map(str, names)) if isinstance(names, list) and names else "not told"

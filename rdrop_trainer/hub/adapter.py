@@ -1,0 +1,88 @@
+"""PEFT adapters: the model that one is of, the head that it brings, and the two put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+from .folder import read_json
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_TASKS = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+}
+_WRAPPED = "base_model.model."  # in front of the names of the model's own weights
+_HEAD = re.compile(r"(classifier|score)(\.out_proj)?\.weight")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in a folder.
+
+    Attributes:
+        folder: where it is.
+        config: its adapter_config.json.
+        shapes: of its tensors, by the name that the model below has for them.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    shapes: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, source: str, folder: Path) -> Adapter | None:
+        """The adapter in a folder, if that is what it holds.
+
+        Raises:
+            InputError: peft is not installed; its weights are pickled or damaged.
+        """
+        if not (folder / _CONFIG).is_file():
+            return None
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"{source}: is an adapter; pip install peft to load it") from error
+        if not (folder / _WEIGHTS).is_file():
+            raise InputError(f"{source}: holds no {_WEIGHTS}; pickled weights can run code and are not loaded")
+        try:
+            with safe_open(folder / _WEIGHTS, framework="pt") as tensors:
+                shapes = {n.removeprefix(_WRAPPED): tensors.get_slice(n).get_shape() for n in tensors.keys()}
+        except SafetensorError as error:
+            raise InputError(f"{source}: {_WEIGHTS} is damaged: {error}") from error
+        return cls(folder, read_json(folder / _CONFIG), shapes)
+
+    @property
+    def task(self) -> str | None:
+        """The Hub's task that it was trained for."""
+        return _TASKS.get(str(self.config.get("task_type")))
+
+    @property
+    def model_arguments(self) -> dict[str, int]:
+        """What the model below must be built with, so that the adapter's head fits and takes its own one's place."""
+        head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
+        return {} if head is None else {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
+
+    def base(self, source: str, fetch: Callable[..., Path]) -> Path:
+        """The folder of the model below. Only an adapter from a folder of one's own may be of another such folder."""
+        name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
+        if not isinstance(name, str) or not isinstance(revision, str | None):
+            raise InputError(f"{source}: its {_CONFIG} does not name the model that it is an adapter of")
+        is_own = self.folder == Path(source) and Path(name).is_dir()
+        return Path(name) if is_own else fetch(name, revision=revision)
+
+    def put_on(self, model: Any) -> Any:
+        """The model with the adapter, a `PeftModel`."""
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, self.folder)
