@@ -48,67 +48,74 @@ class CardFacts:
     pictures: Mapping[str | Path, str] = field(default_factory=dict)
 
 
-def extend_card(
-    card: ModelCard,
-    settings: RDropArguments,
-    architecture: str,
-    block: Mapping[str, Any],
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a trainer knows of the model that its card is of.
+
+    Attributes:
+        architecture: its class name.
+        base: name or path of the model that training began from; empty for random weights.
+        settings: of R-Drop.
+        block: the `r_drop` entry, `settings_block`'s.
+        scores: of the weights it has now, with their prefix.
+        evaluation_sets: prefix -> the data of its scores.
+        repo_id: where it will be; None where that is not known.
+    """
+
+    architecture: str
+    base: str
+    settings: RDropArguments
+    block: Mapping[str, Any]
+    scores: Mapping[str, float]
+    evaluation_sets: Mapping[str, EvaluationSet]
+    repo_id: str | None
+
+
+def extend_card(card: ModelCard, trained: TrainedModel, facts: CardFacts) -> None:
+    """Add to the card of the trainer behind, in place, what it does not tell: metadata, scores, a section on R-Drop."""
+    scores = {**trained.scores, **facts.scores}
+    sets = {**trained.evaluation_sets, **facts.evaluation_sets}
+    _extend_metadata(card.data, trained, facts, scores, sets)
+    text = _without_local_base(card.text, card.data)
+    if trained.base and not is_hub_name(trained.base):
+        text = text.replace("model was trained from scratch", "model is a fine-tuned version of a local model")
+    names = list(dict.fromkeys(data.name for data in sets.values() if data.name != EvaluationSet.name))
+    text = text.replace(" on an unknown dataset.", f" on {', '.join(names)}." if names else ".")
+    text = _with_scores(text, scores)
+    template = files(__package__).joinpath("templates/rdrop_section.md").read_text(encoding="utf-8")
+    section = Template(template).substitute(
+        summary=_summary(trained.settings, trained.block["version"]),
+        settings="\n".join(f"| {name} | {_shown(v)} |" for name, v in trained.block.items() if name != "version"),
+        results=_results(scores, sets, facts.baseline),
+        stability=_stability(facts.stability),
+        pictures="".join(f"![{caption}]({Path(path).name})\n\n" for path, caption in facts.pictures.items()),
+        repo_id=trained.repo_id or NO_REPO,
+        auto_class=auto_class_name([trained.architecture], card.data.pipeline_tag) or "AutoModel",
+    )
+    # Before what Trainer leaves to be written by hand
+    before, heading, after = text.partition("\n## Model description\n")
+    card.text = f"{before.rstrip()}\n\n{section.rstrip()}\n{heading}{after}"
+
+
+def _extend_metadata(
+    data: ModelCardData,
+    trained: TrainedModel,
+    facts: CardFacts,
     scores: Mapping[str, float],
     sets: Mapping[str, EvaluationSet],
-    facts: CardFacts,
-    repo_id: str | None,
-    base: str,
 ) -> None:
-    """Add to a card, in place, what it does not yet tell: metadata, all scores, and the section on R-Drop.
-
-    Args:
-        card: as the trainer behind writes it.
-        settings: of R-Drop.
-        architecture: the model's class name.
-        block: `settings_block`'s.
-        scores: of the model, with their prefix.
-        sets: prefix -> the data of its scores.
-        facts: baseline, steadiness, pictures, tags.
-        repo_id: where the model will be; None where that is not known.
-        base: name or path of the model that training began from; empty for random weights.
-    """
-    data = card.data
-    data.pipeline_tag = facts.task or data.get("pipeline_tag") or pipeline_tag_of(architecture)
+    data.pipeline_tag = facts.task or data.get("pipeline_tag") or pipeline_tag_of(trained.architecture)
     data.language = data.language or facts.language
-    tags = [TAG] if settings.rdrop_alpha > 0 else []
-    task = [data.pipeline_tag] if data.pipeline_tag else []
-    data.tags = list(dict.fromkeys([*tags, *task, *facts.tags, *(data.tags or ())]))
-    data[BLOCK] = dict(block)
+    # A baseline's card tells of R-Drop, but is not to be found as a model of it
+    tags = [TAG] * (trained.settings.rdrop_alpha > 0) + [data.pipeline_tag] * (data.pipeline_tag is not None)
+    data.tags = list(dict.fromkeys([*tags, *facts.tags, *(data.tags or ())]))
+    data[BLOCK] = dict(trained.block)
     results = eval_results(scores, sets, data.pipeline_tag)
-    data.model_name = data.model_name or (repo_id or "").split("/")[-1] or "model"
+    data.model_name = data.model_name or (trained.repo_id or "").split("/")[-1] or "model"
     data.eval_results = results or None
     data.metrics = list(dict.fromkeys(result.metric_type for result in results)) or None
     datasets = [data_set.type for data_set in sets.values() if data_set.config or data_set.revision]
     data.datasets = list(dict.fromkeys([*datasets, *(data.datasets or ())])) or None
-    text = _without_local_base(card.text, data)
-    names = list(dict.fromkeys(data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name))
-    if base and not is_hub_name(base):
-        text = text.replace(
-            "This model was trained from scratch", "This model is a fine-tuned version of a local model"
-        )
-    text = text.replace(" on an unknown dataset.", f" on {', '.join(names)}." if names else ".")
-    text = _with_scores(text, scores)
-    section = Template(
-        files(__package__).joinpath("templates/rdrop_section.md").read_text(encoding="utf-8")
-    ).substitute(
-        summary=_summary(settings, block["version"]),
-        settings="\n".join(f"| {name} | {_shown(value)} |" for name, value in block.items() if name != "version"),
-        results=_results(scores, sets, facts.baseline),
-        stability=_stability(facts.stability),
-        pictures="".join(f"![{caption}]({Path(path).name})\n\n" for path, caption in facts.pictures.items()),
-        repo_id=repo_id or NO_REPO,
-        auto_class=auto_class_name([architecture], data.pipeline_tag) or "AutoModel",
-    )
-    # Before what Trainer leaves to be written by hand
-    before, heading, after = text.partition("\n## Model description\n")
-    card.text = (
-        f"{before.rstrip()}\n\n{section.rstrip()}\n{heading}{after}" if heading else f"{text.rstrip()}\n\n{section}"
-    )
 
 
 def _summary(settings: RDropArguments, version: str) -> str:

@@ -20,7 +20,7 @@ from .errors import HubError, InputError
 from .hub.client import check_repo_id, connect, failure, patient, seconds_to_wait
 from .hub.folder import CARD, read_checkpoint
 from .hub.push import push_checkpoint
-from .model_card import CardFacts, extend_card, forget_guessed_data, write_card
+from .model_card import CardFacts, TrainedModel, extend_card, forget_guessed_data, write_card
 from .training_args import RDropArguments
 
 logger = logging.getLogger(__name__)
@@ -77,27 +77,27 @@ class PublishingMixin:
         card = ModelCard.load(path, ignore_metadata_errors=True)
         if not kwargs.keys() & {"dataset", "dataset_tags"}:
             forget_guessed_data(card)
-        settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "get_base_model"):  # PEFT
-            model = model.get_base_model()
         for picture in map(Path, self.card_facts.pictures):
             if picture.resolve().parent != path.resolve().parent:
                 shutil.copy(picture, path.parent)
-        best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        scores = scores_now(self.state.log_history, self.state.global_step, best)
-        with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
-        extend_card(
-            card,
-            settings,
-            type(model).__name__,
-            settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
-            {**scores, **self.card_facts.scores},
-            {**self._evaluation_sets(), **self.card_facts.evaluation_sets},
-            self.card_facts,
-            self.hub_model_id or self.args.hub_model_id,
-            getattr(model.config, "_name_or_path", None) or "",
-        )
+        extend_card(card, self._trained_model(), self.card_facts)
         write_card(path, card)
+
+    def _trained_model(self) -> TrainedModel:
+        settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "get_base_model"):  # PEFT
+            model = model.get_base_model()
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
+        return TrainedModel(
+            architecture=type(model).__name__,
+            base=getattr(model.config, "_name_or_path", None) or "",
+            settings=settings,
+            block=settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
+            scores=scores_now(self.state.log_history, self.state.global_step, best),
+            evaluation_sets=self._evaluation_sets(),
+            repo_id=self.hub_model_id or self.args.hub_model_id,
+        )
 
     def _evaluation_sets(self) -> dict[str, EvaluationSet]:
         if isinstance(self.eval_dataset, Mapping):

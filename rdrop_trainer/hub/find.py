@@ -173,13 +173,12 @@ def _record(info: ModelInfo, card: Mapping[str, Any]) -> CheckpointRecord:
 
 
 def _card_of(api: HfApi, info: ModelInfo) -> Mapping[str, Any]:
-    """A card's metadata: as the Hub tells it, or else from the card."""
-    if not isinstance(info.card_data, ModelCardData):
+    """A card's metadata: as the Hub tells it with its list, or else from the card."""
+    data = info.card_data
+    if not isinstance(data, ModelCardData) or BLOCK not in data:
         return _read_card(api, info.id, info.sha or "main")
-    return {
-        **{name: info.card_data.get(name) for name in (BLOCK, "base_model", "pipeline_tag")},
-        "model-index": info.model_index,
-    }
+    known = {name: data.get(name) for name in (BLOCK, "base_model", "pipeline_tag")}
+    return {**known, "model-index": info.model_index or data.to_dict().get("model-index")}
 
 
 def _read_card(api: HfApi, repo_id: str, revision: str) -> Mapping[str, Any]:
