@@ -21,6 +21,8 @@ _EXPORTS = {
     "set_dropout": "dropout",
     "CardFacts": "model_card",
     "EvaluationSet": "card_data",
+    "dropout_agreement": "stability",
+    "perturbation_agreement": "stability",
     "InputError": "errors",
     "HubError": "errors",
 }

@@ -103,6 +103,13 @@ class Head:
         parts = zip(self.outputs, self._targets(batch), strict=True)
         return [self._items(name, tuple(outputs[name]), targets, batch, num_passes) for name, targets in parts]
 
+    def rows_of_items(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+        """The row that each item of one pass that counts is of, (n,), and how many rows the batch has."""
+        targets = self._targets(batch)[0]
+        if not self.tokens:
+            return torch.arange(len(targets), device=targets.device), len(targets)
+        return self._divergence_mask(targets, batch).nonzero()[:, 0], len(targets)
+
     def _items(self, name, outputs, targets, batch, num_passes) -> Items:
         size = num_passes // len(outputs) * targets.shape[0]
         expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")

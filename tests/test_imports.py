@@ -11,7 +11,7 @@ import rdrop_trainer
 PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
-    ["hub.__main__", "trainer", "glue.card", "glue.demo"],
+    ["stability", "hub.__main__", "trainer", "glue.card", "glue.demo"],
     ["publishing"],
     ["hub.load"],
     ["hub.push", "hub.find", "hub.download", "hub.adapter"],
@@ -34,7 +34,7 @@ LAYERS = [
     ["losses.fused"],
     ["losses.triton"],
     ["losses.chunked", "losses.validation"],
-    ["losses.reference", "errors", "origin"],
+    ["losses.reference", "errors", "origin", "edits"],
 ]
 
 

@@ -1,0 +1,124 @@
+"""Small edits of a text, as a typing person makes them: one or two characters change, the meaning hardly ever does.
+
+Where an edit does change the meaning ("form" becomes "from", one Chinese character makes another word), the label
+should change with it, so a model that flips there is not wrong. Look at the edits before you judge by them.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+
+# A QWERTY keyboard: a key touches those beside it, above it (at its place and the next) and below it (at its place and
+# the one before)
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_TOUCHING = ((0, -1), (0, 1), (-1, 0), (-1, 1), (1, -1), (1, 0))
+_PLACES = {(row, column): key for row, keys in enumerate(_ROWS) for column, key in enumerate(keys)}
+_NEIGHBOURS = {
+    key: [_PLACES[row + down, column + right] for down, right in _TOUCHING if (row + down, column + right) in _PLACES]
+    for (row, column), key in _PLACES.items()
+}
+# Common characters of many sounds; which one takes another's place is chance, no table of homophones is used
+_HAN = (
+    "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会"
+    "可主发年动同工也能下过子说产种面而方后多定行学法所"
+)
+_HAN_CHARACTER = re.compile("[\u4e00-\u9fff]")
+_LETTER = re.compile(r"[^\W\d_]")
+_MARKS = ".。!！?？,，;；"
+Edit = Callable[[str, random.Random], "str | None"]
+
+
+def swap(text: str, rng: random.Random) -> str | None:
+    """Two neighbouring letters change places."""
+    places = [i for i in range(len(text) - 1) if _letters(text[i : i + 2]) and text[i] != text[i + 1]]
+    if not places:
+        return None
+    i = rng.choice(places)
+    return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+
+
+def drop(text: str, rng: random.Random) -> str | None:
+    """A letter is missing."""
+    places = _places(text, _LETTER)
+    if len(places) < 2:
+        return None
+    i = rng.choice(places)
+    return text[:i] + text[i + 1 :]
+
+
+def double(text: str, rng: random.Random) -> str | None:
+    """A letter stands twice."""
+    places = _places(text, _LETTER)
+    if not places:
+        return None
+    i = rng.choice(places)
+    return text[: i + 1] + text[i:]
+
+
+def slip(text: str, rng: random.Random) -> str | None:
+    """A Latin letter becomes its neighbour on the keyboard."""
+    places = [i for i, character in enumerate(text) if character.lower() in _NEIGHBOURS]
+    if not places:
+        return None
+    i = rng.choice(places)
+    new = rng.choice(_NEIGHBOURS[text[i].lower()])
+    return text[:i] + (new.upper() if text[i].isupper() else new) + text[i + 1 :]
+
+
+def other_character(text: str, rng: random.Random) -> str | None:
+    """A Chinese character becomes another common one."""
+    places = _places(text, _HAN_CHARACTER)
+    if not places:
+        return None
+    i = rng.choice(places)
+    return text[:i] + rng.choice([character for character in _HAN if character != text[i]]) + text[i + 1 :]
+
+
+def case(text: str, rng: random.Random) -> str | None:
+    """A word changes between small and capital letters."""
+    words = [m for m in re.finditer(r"\S+", text) if m[0].swapcase() != m[0]]
+    if not words:
+        return None
+    word = rng.choice(words)
+    return text[: word.start()] + word[0].swapcase() + text[word.end() :]
+
+
+def spacing(text: str, rng: random.Random) -> str | None:
+    """A space stands twice, or, in a text without spaces, one stands between two characters."""
+    places = [i for i, character in enumerate(text) if character == " "] or range(1, len(text))
+    if not places:
+        return None
+    i = rng.choice(places)
+    return text[:i] + " " + text[i:]
+
+
+def punctuation(text: str, rng: random.Random) -> str | None:
+    """The mark at the end goes, or one comes."""
+    bare = text.rstrip()
+    if not bare:
+        return None
+    if bare[-1] in _MARKS:
+        return bare[:-1].rstrip() or None
+    return bare + ("。" if _HAN_CHARACTER.search(bare) else ".")
+
+
+EDITS: dict[str, Edit] = {
+    "swap": swap,
+    "drop": drop,
+    "double": double,
+    "slip": slip,
+    "other_character": other_character,
+    "case": case,
+    "spacing": spacing,
+    "punctuation": punctuation,
+}
+
+
+def _letters(text: str) -> bool:
+    return all(_LETTER.fullmatch(character) for character in text)
+
+
+def _places(text: str, pattern: re.Pattern) -> list[int]:
+    return [match.start() for match in pattern.finditer(text)]
