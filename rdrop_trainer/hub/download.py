@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
 from huggingface_hub import HfApi, ModelInfo, constants
+from huggingface_hub.utils import WeakFileLock
 
 from ..errors import HubError, InputError
 from .client import check_repo_id, connect, failure, patient
@@ -98,7 +98,7 @@ def download_checkpoint(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{info.sha}.lock"):  # several processes may load the same checkpoint
+        with WeakFileLock(cache / f".{info.sha}.lock"):  # several processes may load the same checkpoint
             if any(file.fault(target / file.name) for file in files):
                 _fetch(api, where, repo_id, info.sha, files, part)
                 for file in files:

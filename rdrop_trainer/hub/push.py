@@ -49,7 +49,7 @@ def push_checkpoint(
     Raises:
         InputError: the folder holds no whole checkpoint, or a token; a name or token is none; the repository is public,
             although `private` is asked for.
-        HubError: the Hub refused, or could not be reached for about half a minute. The message has the command that
+        HubError: the Hub refused, or could not be reached for half a minute or longer. The message has the command that
             continues.
     """
     check_repo_id(repo_id, with_owner=False)
