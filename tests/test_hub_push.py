@@ -402,6 +402,18 @@ def test_a_server_that_is_not_there(folder, waits, monkeypatch):
     assert waits == [1, 2, 4, 8, 16]
 
 
+def test_a_push_that_is_interrupted_says_how_to_go_on(ada, folder, monkeypatch, caplog):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    ada.fail("commit", status=503)
+    with pytest.raises(KeyboardInterrupt):
+        push_checkpoint(folder, REPO)
+    assert caplog.messages[-1].endswith(f"To go on: python -m rdrop_trainer.hub push {folder} {REPO}")
+    assert written(ada) == {}
+
+
 def test_a_token_that_the_server_repeats_is_not_shown(ada, folder, waits):
     ada.fail("commit", status=403, message="no rights for hf_abcdefghijklmnopqrstuvwx there", times=None)
     with pytest.raises(HubError, match=r"no rights for \(a token\) there"):
