@@ -125,7 +125,7 @@ def run(
             compute_metrics=metrics_of(eval_splits[0]) if eval_splits else None,
             unlabeled_dataset=features.get("unlabeled"),
         )
-        trainer.card_facts = card_facts(task, processor.pipeline, data)
+        trainer.card_facts = card_facts(task, processor.pipeline, data, found)
         if data_args.dry_run:
             held_out = {split: features[split] for split in eval_splits}
             held_out |= {split: _without_labels(features[split], processor) for split in _splits(data, "test")}
@@ -212,7 +212,8 @@ def run(
     trainer.card_facts.baseline = find_baseline(output_dir, settings)
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)
-        trainer.create_model_card()
+        if training_args.do_train:  # of a model that others trained, these settings tell nothing
+            trainer.create_model_card()
 
     # ---- Push ----
     if training_args.push_to_hub:
@@ -293,6 +294,11 @@ def choose_defaults(
                 f"{task.name}: --{flag} needs {split} rows, but the data holds only: {', '.join(data)}. "
                 + (f"Give --{split}_file." if data_args.data_dir is None else f"Is the file in {data_args.data_dir}?")
             )
+    if args.push_to_hub and not args.do_train:
+        raise InputError(
+            "--push_to_hub: this run trains nothing to push; add --do_train, or push a folder: "
+            "python -m rdrop_trainer.hub push FOLDER USER/NAME"
+        )
     if data_args.unlabeled_file is not None and (task.is_regression or not args.do_train):
         why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
         raise InputError(f"{data_args.unlabeled_file}: unlabelled rows are for training a classifier, but {why}")

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -88,7 +89,7 @@ def extend_card(card: ModelCard, trained: TrainedModel, facts: CardFacts) -> Non
         settings="\n".join(f"| {name} | {_shown(v)} |" for name, v in trained.block.items() if name != "version"),
         results=_results(scores, sets, facts.baseline),
         stability=_stability(facts.stability),
-        pictures="".join(f"![{caption}]({Path(path).name})\n\n" for path, caption in facts.pictures.items()),
+        pictures="".join(f"![{caption}]({quote(Path(path).name)})\n\n" for path, caption in facts.pictures.items()),
         repo_id=trained.repo_id or NO_REPO,
         auto_class=auto_class_name([trained.architecture], card.data.pipeline_tag) or "AutoModel",
     )
@@ -190,7 +191,9 @@ def _without_local_base(text: str, data: ModelCardData) -> str:
         data.base_model = kept or None
     text = text.replace("is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch")
     for name in set(given) - set(kept):
-        text = text.replace(f"[{name}](https://huggingface.co/{name})", "a local model").replace(name, "a local model")
+        text = text.replace(f"[{name}](https://huggingface.co/{name})", "a local model")
+        if "/" in name:  # any other may be a word of the text
+            text = text.replace(name, "a local model")
     return text
 
 

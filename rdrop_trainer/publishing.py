@@ -218,4 +218,4 @@ def _copy(source: Path, target: Path) -> None:
 
 def _tell(push: Future[Any]) -> None:
     if (error := push.exception()) is not None:
-        logger.error(f"{error} Training goes on.")
+        logger.error(f"Training goes on, but {error}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
 
@@ -206,6 +207,16 @@ def token_in_card(folder):
     (folder / "README.md").write_text("Use hf_abcdefghijklmnopqrstuvwx")
 
 
+def token_in_picture(folder):
+    (folder / "seen.png").write_bytes(b"\x89PNG\r\n\xfftEXt by hf_abcdefghijklmnopqrstuvwx")
+
+
+def name_the_optimizer_as_a_shard(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors", "b": "optimizer.pt"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def local_adapter(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
 
@@ -218,6 +229,10 @@ def local_adapter(folder):
         (lose_a_shard, "model-00001-of-00001.safetensors: is missing"),
         (name_a_shard_outside, "secret.safetensors: is missing"),
         (token_in_card, "README.md: holds what looks like a token"),
+        (token_in_picture, "seen.png: holds what looks like a token"),
+        (name_the_optimizer_as_a_shard, "optimizer.pt: is damaged or not finished"),
+        (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "README.md: its metadata cannot be read"),
+        (lambda f: (f / "README.md").write_text("---\nbase_model: [[a]]\n---\n"), "its metadata cannot be read"),
         (local_adapter, "adapter of the model in .*which others do not have"),
         (lambda f: (f / "config.json").unlink(), "holds no config.json"),
         (lambda f: (f / "config.json").write_text('{"a":'), "config.json:1: not valid JSON"),
@@ -229,6 +244,18 @@ def test_what_is_not_whole_is_not_sent(ada, folder, harm, said):
     with pytest.raises(InputError, match=said) as error:
         push_checkpoint(folder, REPO)
     assert ada.requests == [] and "abcdefghijklm" not in str(error.value)
+
+
+def test_a_checkpoint_below_may_be_deleted_meanwhile(folder, monkeypatch):
+    scandir = os.scandir
+
+    def deleted(path="."):
+        if str(path).endswith("checkpoint-5"):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deleted)
+    assert {*read_checkpoint(folder).files, "README.md"} == {*SENT, "seen.png"}
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "../x", "ada/..", "ada/mo del", "ada/x.git", "/etc/passwd", "a" * 120])
@@ -373,6 +400,31 @@ def test_a_server_that_is_not_there(folder, waits, monkeypatch):
     with pytest.raises(HubError, match="the connection failed"):
         push_checkpoint(folder, REPO, token="hf_ada")
     assert waits == [1, 2, 4, 8, 16]
+
+
+def test_a_push_that_is_interrupted_says_how_to_go_on(ada, folder, monkeypatch, caplog):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    ada.fail("commit", status=503)
+    with pytest.raises(KeyboardInterrupt):
+        push_checkpoint(folder, REPO)
+    assert caplog.messages[-1].endswith(f"To go on: python -m rdrop_trainer.hub push {folder} {REPO}")
+    assert written(ada) == {}
+
+
+def test_a_token_that_the_server_repeats_is_not_shown(ada, folder, waits):
+    ada.fail("commit", status=403, message="no rights for hf_abcdefghijklmnopqrstuvwx there", times=None)
+    with pytest.raises(HubError, match=r"no rights for \(a token\) there"):
+        push_checkpoint(folder, REPO)
+
+
+@pytest.mark.parametrize("asked", ["\u00b3", "-5", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_wait_that_makes_no_sense_is_no_reason_to_give_up(ada, folder, waits, asked):
+    ada.fail("commit", status=429, headers={"Retry-After": asked})
+    push_checkpoint(folder, REPO)
+    assert waits == [1]
 
 
 # ---- The pieces ----

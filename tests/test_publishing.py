@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 
 import datasets
@@ -142,6 +143,17 @@ def test_a_failed_push_at_save_model_does_not_end_the_script(ada, tmp_path, capl
     assert "model.safetensors" in ada.files(REPO)
 
 
+def test_the_command_that_continues_is_the_end_of_what_is_said(ada, tmp_path, caplog):
+    trainer = push_trainer(tmp_path, save_strategy="epoch")
+    ada.fail("commit", status=403, times=None)
+    trainer.train()
+    for _ in range(200):  # it is said in the background
+        said = [message for message in caplog.messages if "was not pushed" in message]
+        threading.Event().wait(0 if said else 0.01)
+    assert len(said) == 1 and said[0].startswith("Training goes on, but ")
+    assert said[0].endswith(f"python -m rdrop_trainer.hub push {tmp_path / 'run'} {REPO}")
+
+
 def test_training_goes_on_while_the_hub_is_away(ada, tmp_path, caplog):
     ada.fail("*", status=503, times=None)
     trainer = push_trainer(tmp_path, save_strategy="epoch")
@@ -186,7 +198,7 @@ def test_a_baseline_is_no_r_drop_checkpoint(ada, tmp_path):
 
 
 def test_all_of_a_card(ada, tmp_path, here):
-    (here / "curve.png").write_bytes(b"\x89PNG")
+    (here / "a curve.png").write_bytes(b"\x89PNG")
     trainer = push_trainer(
         tmp_path, hub_strategy="end", rdrop_alpha=2.0, rdrop_num_passes=3, rdrop_every_n_steps=2,
         compute_metrics=lambda p: {"pearson": 0.5, "f1_address": 0.25, "macro_f1": float("nan"), "accuracy": 0.75},
@@ -203,7 +215,7 @@ def test_all_of_a_card(ada, tmp_path, here):
         scores={"test_public_accuracy": 0.7},
         baseline={"eval_accuracy": 0.7},
         stability={"flip rate": 0.0125},
-        pictures={here / "curve.png": "loss and divergence"},
+        pictures={here / "a curve.png": "loss and divergence"},
     )
     trainer.evaluate()
     trainer.evaluate(metric_key_prefix="eval_mm")
@@ -225,7 +237,7 @@ def test_all_of_a_card(ada, tmp_path, here):
     assert one.metric_type == "pearsonr" and card.data.datasets == ["nyu-mll/glue"]
     assert "| MNLI | validation_matched | accuracy | 0.7500 | 0.7000 | +0.0500 |" in card.text
     assert "macro_f1 | not defined" in card.text and "| flip rate | 0.0125 |" in card.text
-    assert "![loss and divergence](curve.png)" in card.text and ada.files(REPO)["curve.png"] == b"\x89PNG"
+    assert "![loss and divergence](a%20curve.png)" in card.text and ada.files(REPO)["a curve.png"] == b"\x89PNG"
     assert (
         'load_checkpoint("ada/run")' in card.text and "AutoModelForSequenceClassification.from_pretrained" in card.text
     )
@@ -261,6 +273,14 @@ def test_a_local_base_model_is_not_told(ada, tmp_path, argument):
     text = (tmp_path / "run" / "README.md").read_text()
     assert "secret-place" not in text and "fine-tuned version of a local model" in text
     assert metadata_load(tmp_path / "run" / "README.md").get("base_model") is None
+
+
+def test_a_local_base_model_whose_name_is_a_word_changes_no_other_words(ada, tmp_path, here):
+    (here / "model").mkdir()
+    trainer = push_trainer(tmp_path, hub_strategy="end")
+    trainer.push_to_hub(finetuned_from="model")
+    text = pushed_card(ada).text
+    assert "This model is a fine-tuned version of a local model" in text and "\nmodel, processing_class, " in text
 
 
 def test_a_base_model_on_the_hub_is_told_with_its_licence(ada, tmp_path):

@@ -120,7 +120,8 @@ def test_what_cannot_be_pushed_is_said_before_training(model, here, ada, capsys,
 def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):  # noqa: F811
     make_cola(here / "CoLA")
     task = ["--task_name", "cola", "--data_dir", "CoLA"]
-    for other in (["--seed", "7"], ["--learning_rate", "1e-3"]):  # no baselines of this run
+    # No baselines of this run
+    for other in (["--seed", "7"], ["--learning_rate", "1e-3"], ["--max_eval_samples", "3"]):
         assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", f"runs/{other[1]}", *other) == 0
     assert run(model, *task, "--output_dir", "runs/a-run") == 0
     assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "runs/baseline") == 0
@@ -135,6 +136,25 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     ours, theirs = (results(f"runs/{name}")["metrics"]["eval_matthews_correlation"] for name in ("second", "baseline"))
     assert f"| {ours:.4f} | {theirs:.4f} | {ours - theirs:+.4f} |" in card
     assert str(here) not in card and ModelCard(card).data.eval_results[0].dataset_revision is None
+
+
+def test_scores_of_a_part_of_the_data_say_so(model, here, hub):  # noqa: F811
+    make_cola(here / "CoLA")
+    task = ["--task_name", "cola", "--data_dir", "CoLA", "--max_eval_samples", "3"]
+    assert run(model, *task, "--output_dir", "out") == 0
+    card = ModelCard((here / "out" / "README.md").read_text())
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation[:3]"}
+
+
+def test_a_run_that_trains_nothing_tells_nothing_of_a_training(model, here, hub, capsys):  # noqa: F811
+    make_cola(here / "CoLA")
+    task = ["--task_name", "cola", "--data_dir", "CoLA"]
+    assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "base") == 0
+    scoring = ["--model_name_or_path", "base", *FAST, *task, "--do_eval", "--output_dir", "scores"]
+    assert script.main(scoring) == 0
+    assert (here / "scores" / "all_results.json").exists() and not (here / "scores" / "README.md").exists()
+    assert "python -m rdrop_trainer.hub push" in fails(capsys, *scoring, "--output_dir", "pushed", *PUSH)
+    assert hub.requests == [] and not (here / "pushed").exists()
 
 
 def test_own_data_have_no_name(model, here, hub):  # noqa: F811

@@ -19,13 +19,16 @@ _LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
 _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
 
 
-def card_facts(task: Task, pipeline: str, data: Mapping[str, datasets.Dataset]) -> CardFacts:
+def card_facts(
+    task: Task, pipeline: str, data: Mapping[str, datasets.Dataset], whole: Mapping[str, datasets.Dataset]
+) -> CardFacts:
     """What is known of a model before it is trained.
 
     Args:
         task: the task.
         pipeline: the Hub's task.
         data: the splits that the run reads.
+        whole: the same splits with all their rows.
     """
     splits = [split for split in data if split.startswith(("validation", "test"))]
     suite = _SUITES.get(task.suite)
@@ -33,7 +36,7 @@ def card_facts(task: Task, pipeline: str, data: Mapping[str, datasets.Dataset]) 
         task=pipeline,
         language=_LANGUAGES.get(task.suite),
         tags=(task.suite, task.name) if suite else (),
-        evaluation_sets={_prefix(split): _evaluation_set(task, split, data[split]) for split in splits},
+        evaluation_sets={_prefix(split): _evaluation_set(task, split, data[split], whole[split]) for split in splits},
     )
 
 
@@ -44,8 +47,10 @@ def _prefix(split: str) -> str:
     return "eval_mm" if split.endswith("mismatched") else "eval"
 
 
-def _evaluation_set(task: Task, split: str, rows: datasets.Dataset) -> EvaluationSet:
+def _evaluation_set(task: Task, split: str, rows: datasets.Dataset, whole: datasets.Dataset) -> EvaluationSet:
     known = EvaluationSet.of(rows)  # with its revision, where it was downloaded
+    if len(rows) < len(whole):
+        split = f"{split}[:{len(rows)}]"  # as `load_dataset` would take it
     if task.suite not in _SUITES:
         return replace(known, name="own data", split=split)
     title = f"{_SUITES[task.suite]} {task.folders[0] if task.suite == 'glue' else task.name}"
@@ -81,5 +86,6 @@ def find_baseline(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, fl
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     free = FREE_TO_CHANGE | {"unlabeled_file", "max_unlabeled_samples"}
+    free -= {"max_eval_samples", "max_predict_samples"}  # scores of other rows are no baseline
     kept = {k: v for k, v in settings.items() if k not in free and not k.startswith(("rdrop_", "hub_", "push_"))}
     return json.loads(json.dumps(kept))

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
+TOKEN = r"\b(hf|api_org)_[A-Za-z0-9]{20,}"  # what a token looks like
 _DROPPED = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
 
@@ -100,7 +101,7 @@ def _asked_to_wait(response: Any) -> float | None:
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
     value = response.headers.get("Retry-After", "").strip()
-    if value.isdigit():
+    if value.isdecimal():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
@@ -136,6 +137,10 @@ _REASONS = {
 
 def reason(error: BaseException) -> str:
     """What went wrong, in a line without addresses (they may hold signatures) and tokens."""
+    return re.sub(TOKEN, "(a token)", _reason(error))
+
+
+def _reason(error: BaseException) -> str:
     response = response_of(error)
     if response is None:
         dropped = next((e for e in _chain(error) if isinstance(e, _DROPPED)), None)

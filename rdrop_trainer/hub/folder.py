@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
-from ..model_card import bare_card, card_for_hub
+from ..model_card import NO_REPO, bare_card, card_for_hub
+from .client import TOKEN
 
 CARD = "README.md"
 # Files of a model and of its tokenizer or processor. Everything else stays: optimizer states, pickled arguments (which
@@ -33,7 +36,7 @@ _REPLACED = (
     "pytorch_model*.bin*",
     "adapter_model.bin",
 )
-_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(TOKEN.encode())
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,11 @@ class Checkpoint:
         folder: where it is.
         files: name in the repository -> the file.
         card: text of the model card.
-        left: names in the folder that are not part of it.
     """
 
     folder: Path
     files: dict[str, Path]
     card: str
-    left: tuple[str, ...]
 
     def contents(self, repo_id: str) -> dict[str, Path | bytes]:
         """What a repository of this name gets: files, or what takes a file's place."""
@@ -73,7 +74,8 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
         token: one that must not be in any of the files, beside everything that looks like one.
 
     Raises:
-        InputError: there is no model, or no safetensors weights; a file is damaged or missing; a file holds a token.
+        InputError: there is no model, or no safetensors weights; a file is damaged or missing; a file holds a token;
+            the card's metadata cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,22 +85,19 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
         raise InputError(f"{folder}: holds no config.json, so no saved model; expected what save_pretrained writes")
     config = read_json(folder / config_name)
     _check_adapter(folder)
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    # Unlike rglob, walk bears that a training deletes an old checkpoint meanwhile
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     card_file = folder / CARD
     card = _read_text(card_file) if card_file.is_file() else bare_card(config)
-    chosen = {
-        name for name in names if any(fnmatch(name, p) and name.count("/") == p.count("/") for p in _DESCRIPTIONS)
-    }
+    _check_card(card_file, card)
+    chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
     chosen |= _weights(folder)
     if "auto_map" in config:  # a class of its own, which cannot be loaded without its code
         chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
-    chosen |= {name for name in names if name.endswith((".png", ".svg")) and f"]({name})" in card}
-    checkpoint = Checkpoint(
-        folder,
-        {name: folder / name for name in sorted(chosen)},
-        card,
-        tuple(name for name in names if name not in chosen and name != CARD),
-    )
+    pictures = [name for name in names if name.endswith((".png", ".svg"))]
+    chosen |= {name for name in pictures if f"]({name})" in card or f"]({quote(name)})" in card}
+    checkpoint = Checkpoint(folder, {name: folder / name for name in sorted(chosen)}, card)
     _check_no_token(checkpoint, token)
     return checkpoint
 
@@ -124,7 +123,7 @@ def _weights(folder: Path) -> set[str]:
             if not isinstance(weight_map, dict) or not weight_map:
                 raise InputError(f"{index}: has no weight_map; save the model again")
             found |= {index.name, *map(str, weight_map.values())}
-    shards = sorted(name for name in found if name.endswith(".safetensors"))
+    shards = sorted(name for name in found if not name.endswith(".index.json"))
     if not shards:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
         has = f"only {', '.join(pickled[:3])}, which can run code where it is loaded" if pickled else "no weights"
@@ -165,16 +164,20 @@ def _without_local_names(path: Path) -> bytes | None:
     return (json.dumps({k: v for k, v in content.items() if k not in local}, indent=2, ensure_ascii=False)).encode()
 
 
+def _check_card(path: Path, text: str) -> None:
+    try:
+        card_for_hub(text, NO_REPO)
+    except Exception as error:  # YAML and types fail in errors of their own
+        said = " ".join(str(error).split())
+        raise InputError(f"{path}: its metadata cannot be read: {said}; mend it, or delete the file") from error
+
+
 def _check_no_token(checkpoint: Checkpoint, token: str | bool | None) -> None:
-    texts = {name: _read_text(path) for name, path in checkpoint.files.items() if not _is_data(name)}
-    for name, text in {**texts, CARD: checkpoint.card}.items():
-        if _TOKEN.search(text) or (isinstance(token, str) and token.strip() and token.strip() in text):
+    given = token.strip().encode() if isinstance(token, str) else b""
+    contents = {name: path.read_bytes() for name, path in checkpoint.files.items() if not name.endswith(".safetensors")}
+    for name, content in {**contents, CARD: checkpoint.card.encode()}.items():
+        if _TOKEN.search(content) or (given and given in content):
             raise InputError(f"{checkpoint.folder / name}: holds what looks like a token; take it out before pushing")
-
-
-def _is_data(name: str) -> bool:
-    """Whether a file is weights, a picture or a vocabulary: no place where anybody writes a token, and large."""
-    return name.endswith((".safetensors", ".png", ".model", ".spm", ".tiktoken")) or name == "tokenizer.json"
 
 
 def _read_text(path: Path) -> str:

@@ -62,6 +62,7 @@ def push_checkpoint(
     command = ["python", "-m", "rdrop_trainer.hub", "push", str(path), repo_id]
     command += ["--private"] * (private is True) + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
+    advice = f"Nothing is lost, all of it is in {path}. To go on: {shlex.join(command)}"
     api = connect(token)
     try:
         repo_id = patient(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
@@ -74,9 +75,11 @@ def push_checkpoint(
         return _commit(api, repo_id, checkpoint, message, revision or MAIN)
     except InputError:
         raise
+    except KeyboardInterrupt:
+        logger.error(f"{path} was not pushed to {repo_id}: interrupted. {advice}")
+        raise
     except Exception as error:
         # The errors of uploads show signed addresses, so they are not shown behind this one
-        advice = f"Nothing is lost, all of it is in {path}. To go on: {shlex.join(command)}"
         raise failure(f"{path} was not pushed to {repo_id}", error, advice) from None
 
 
