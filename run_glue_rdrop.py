@@ -209,7 +209,7 @@ def run(
         "push_error": None,
     }
     trainer.card_facts.scores = scores_of(metrics)
-    trainer.card_facts.baseline = find_baseline(output_dir, settings)
+    trainer.card_facts.baseline = find_baseline(output_dir, settings, training_args.world_size)
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)
         if training_args.do_train:  # of a model that others trained, these settings tell nothing

@@ -129,8 +129,8 @@ def _summary(settings: RDropArguments, version: str) -> str:
     return (
         f"Trained with [R-Drop]({PAPER}) (Liang et al., *R-Drop: Regularized Dropout for Neural Networks*, NeurIPS "
         f"2021) by {tool}: every example goes through the model {settings.rdrop_num_passes} times with different "
-        "dropout, and the symmetric KL divergence between the predictions is added to the loss: loss = task loss + "
-        f"alpha / 2 * divergence, with alpha {settings.rdrop_alpha:g}."
+        "dropout, and the symmetric KL divergence between the predictions (in a regression, their squared difference) "
+        f"is added to the loss: loss = task loss + alpha / 2 * divergence, with alpha {settings.rdrop_alpha:g}."
     )
 
 

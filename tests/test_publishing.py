@@ -116,6 +116,19 @@ def test_a_push_during_training_is_of_that_step(ada, tmp_path, strategy):
         assert set(scores(ModelCard(files["README.md"].decode())).values()) == {accuracy}
 
 
+def test_a_push_goes_where_the_arguments_say(ada, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    trainer = push_trainer(tmp_path, hub_strategy="end", hub_private_repo=True, hub_revision="v2")
+    trainer.model.add_model_tags(["mine"])
+    trainer.push_to_hub(tags="yours")
+    assert set(ada.files(REPO)) == {".gitattributes"} and "model.safetensors" in ada.files(REPO, "v2")
+    assert ada.repos["model", REPO].private
+    assert {"r-drop", "mine", "yours"} <= set(ModelCard(ada.files(REPO, "v2")["README.md"].decode()).data.tags)
+    del ada.repos["model", REPO]  # the push makes it anew, and as private
+    trainer.push_to_hub()
+    assert ada.repos["model", REPO].private
+
+
 def test_the_best_checkpoint_is_pushed_with_its_own_scores(ada, tmp_path):
     trainer = push_trainer(
         tmp_path, save_strategy="epoch", eval_strategy="epoch", num_train_epochs=3, hub_strategy="end",

@@ -128,6 +128,10 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     other = results("runs/a-run")  # its score is not to be taken for the baseline's
     other["metrics"]["eval_matthews_correlation"] = 9.0
     (here / "runs" / "a-run" / "all_results.json").write_text(json.dumps(other))
+    other = results("runs/baseline")
+    other["processes"], other["metrics"]["eval_matthews_correlation"] = 2, 9.0
+    (here / "runs" / "a-wider-baseline").mkdir()
+    (here / "runs" / "a-wider-baseline" / "all_results.json").write_text(json.dumps(other))
     (here / "runs" / "broken").mkdir()
     (here / "runs" / "broken" / "all_results.json").write_text("[]")
     assert run(model, *task, "--output_dir", "runs/second") == 0

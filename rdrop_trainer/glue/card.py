@@ -63,12 +63,13 @@ def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if key.startswith(("eval_", "test_")) and is_score(key)}
 
 
-def find_baseline(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, float] | None:
+def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int) -> dict[str, float] | None:
     """The scores of a finished run beside this one that differs from it in R-Drop alone; None where there is none.
 
     Args:
         output_dir: of this run, which is of R-Drop; the baseline's folder is looked for beside it.
         settings: of this run.
+        processes: that computed it, on which the size of its batches depends.
     """
     if settings["rdrop_alpha"] == 0:
         return None
@@ -77,7 +78,8 @@ def find_baseline(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, fl
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             other = found["settings"]
-            if other["rdrop_alpha"] == 0 and other["do_train"] and _comparable(other) == wanted:
+            same = _comparable(other) == wanted and found["processes"] == processes
+            if other["rdrop_alpha"] == 0 and other["do_train"] and same:
                 return scores_of({k: v for k, v in found["metrics"].items() if v is not None})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged, or not a run's
