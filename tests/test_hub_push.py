@@ -137,6 +137,13 @@ def test_a_folder_without_card_gets_a_small_one(ada, folder, caplog):
     assert "has no README.md" in caplog.text
 
 
+def test_a_card_that_is_there_is_not_replaced_by_a_made_up_one(ada, folder):
+    ada.repo(REPO, {"README.md": "# Written by hand"})
+    (folder / "README.md").unlink()
+    push_checkpoint(folder, REPO)
+    assert written(ada)["README.md"] == b"# Written by hand" and "model.safetensors" in written(ada)
+
+
 def test_local_paths_are_taken_out(ada, folder, tmp_path):
     card = f"---\nbase_model: {tmp_path}\n---\nTuned from [{tmp_path}](https://huggingface.co/{tmp_path}): {tmp_path}\n"
     (folder / "README.md").write_text(card)

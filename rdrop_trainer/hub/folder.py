@@ -47,11 +47,13 @@ class Checkpoint:
         folder: where it is.
         files: name in the repository -> the file.
         card: text of the model card.
+        has_card: whether it is the folder's own, and not made up for want of one.
     """
 
     folder: Path
     files: dict[str, Path]
     card: str
+    has_card: bool
 
     def contents(self, repo_id: str) -> dict[str, Path | bytes]:
         """What a repository of this name gets: files, or what takes a file's place."""
@@ -89,7 +91,8 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     card_file = folder / CARD
-    card = _read_text(card_file) if card_file.is_file() else bare_card(config)
+    has_card = card_file.is_file()
+    card = _read_text(card_file) if has_card else bare_card(config)
     _check_card(card_file, card)
     chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
     chosen |= _weights(folder)
@@ -97,7 +100,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
         chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
     pictures = [name for name in names if name.endswith((".png", ".svg"))]
     chosen |= {name for name in pictures if f"]({name})" in card or f"]({quote(name)})" in card}
-    checkpoint = Checkpoint(folder, {name: folder / name for name in sorted(chosen)}, card)
+    checkpoint = Checkpoint(folder, {name: folder / name for name in sorted(chosen)}, card, has_card)
     _check_no_token(checkpoint, token)
     return checkpoint
 

@@ -56,7 +56,7 @@ def push_checkpoint(
     if create_pr and revision not in (None, MAIN):
         raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
     checkpoint = read_checkpoint(path, token)
-    if not (checkpoint.folder / CARD).is_file():
+    if not checkpoint.has_card:
         logger.warning(f"{path}: has no {CARD}, so the card says little; RDropTrainer.create_model_card writes one")
     message = commit_message or "Upload R-Drop checkpoint"
     command = ["python", "-m", "rdrop_trainer.hub", "push", str(path), repo_id]
@@ -89,13 +89,14 @@ def _commit(api: HfApi, repo_id: str, checkpoint: Checkpoint, message: str, revi
 
     def attempt() -> CommitInfo:
         head = api.model_info(repo_id, revision=revision)
+        there = {file.rfilename for file in head.siblings or ()}
         # Read anew, since the client keeps in these what the last try knew of the repository
         operations: list = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in contents.items()
+            if name != CARD or checkpoint.has_card or CARD not in there
         ]
-        old = [file.rfilename for file in head.siblings or () if checkpoint.replaces(file.rfilename)]
-        operations += [CommitOperationDelete(name) for name in old]
+        operations += [CommitOperationDelete(name) for name in sorted(there) if checkpoint.replaces(name)]
         # Without the parent, a commit whose answer was lost and that is still under way would be made twice
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha)
 
