@@ -14,7 +14,6 @@ from pathlib import Path
 import datasets
 import transformers
 from transformers import TrainerCallback
-from transformers.trainer_utils import HubStrategy
 
 from rdrop_trainer import HubError, InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
@@ -303,8 +302,6 @@ def choose_defaults(
         why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
         raise InputError(f"{data_args.unlabeled_file}: unlabelled rows are for training a classifier, but {why}")
     data_args.max_seq_length = data_args.max_seq_length or task.max_length
-    if "hub_strategy" not in given:
-        args.hub_strategy = HubStrategy.END  # once, when everything is on disk
     if "output_dir" not in given:
         args.output_dir = f"runs/{task.name}-alpha{args.rdrop_alpha:g}-seed{args.seed}"
     if args.load_best_model_at_end or args.save_strategy == "best":

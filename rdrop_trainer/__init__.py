@@ -3,7 +3,7 @@
 The public names load on first use, so that `rdrop_trainer.losses` needs nothing but torch.
 """
 
-from importlib import import_module
+from .lazy import lazily
 
 __version__ = "0.1.0"
 
@@ -27,13 +27,4 @@ _EXPORTS = {
     "HubError": "errors",
 }
 __all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str):
-    if name in _EXPORTS:
-        return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazily(__name__, _EXPORTS)

@@ -290,7 +290,7 @@ def test_names_that_lead_outside(ada, tmp_path, name):
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag", "X-Repo-Commit"])
-@pytest.mark.parametrize("value", ["../../../../evil", "/tmp/evil", "x/../../../evil", "0" * 40])
+@pytest.mark.parametrize("value", ["../../../../evil", "/evil", "x/../../../evil", "0" * 40])
 def test_headers_that_lead_outside(ada, files, tmp_path, header, value):
     """The client makes paths of them."""
     home = Path(os.environ["HF_HOME"])

@@ -24,6 +24,13 @@ _HELP = {
     "default). none: start afresh. Or the path of a checkpoint.",
     "output_dir": "Folder of the run: model, checkpoints, results, leaderboard files. Default: "
     "runs/<task>-alpha<rdrop_alpha>-seed<seed>.",
+    "push_to_hub": "When everything is on disk, push model, tokenizer and card to the Hub in one commit, to "
+    "hub_model_id. A wrong token is said before training. If the push fails, nothing else does: the run finishes, says "
+    "the command that goes on, and exits with 3.",
+    "hub_model_id": "Where to push: USER/NAME, or a NAME of your own. Default: the name of output_dir.",
+    "hub_strategy": "end: once, when all is on disk. every_save: also at every checkpoint; checkpoint and "
+    "all_checkpoints do the same here, since optimizer states are never pushed.",
+    "hub_token": "Token to push with. It shows in the list of processes: `hf auth login` or HF_TOKEN does not.",
     "do_train": "Train. Without do_train, do_eval and do_predict: train and evaluate as far as the data allows.",
 }
 
@@ -217,6 +224,7 @@ def make_parser() -> HfArgumentParser:
         usage="run_glue_rdrop.py [RECIPE.yaml|RECIPE.json] [--flag value ...]",
     )
     parser.add_argument("recipe", nargs="?", help="A .yaml or .json file of flags; flags given beside it win.")
+    parser.set_defaults(hub_strategy="end")
     for action in parser._actions:
         action.help = _HELP.get(action.dest, action.help)
     return parser
