@@ -23,6 +23,7 @@ _EXPORTS = {
     "EvaluationSet": "card_data",
     "dropout_agreement": "stability",
     "perturbation_agreement": "stability",
+    "DivergenceProbe": "stability",
     "InputError": "errors",
     "HubError": "errors",
 }

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rdrop_trainer.edits import EDITS, case, double, drop, other_character, punctuation, slip, spacing, swap
+from rdrop_trainer.stability.edits import EDITS, case, double, drop, other_character, punctuation, slip, spacing, swap
 
 TEXTS = [
     "The cat isn't here, 2 of 3.",

@@ -1,0 +1,82 @@
+"""How far predictions for the same examples agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..heads import Head
+from ..losses import reference
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far predictions for the same examples agree; arrays have one value per example.
+
+    Attributes:
+        flips: (N,) share of the predictions that differ from the model's own, which it gives without dropout and for
+            the unedited text; of a token head, the mean over tokens; NaN for a regression, which has no classes.
+        divergence: (N,) symmetric KL in nats, as R-Drop's: the mean over the pairs of predictions that are compared,
+            of a token head over its tokens too; squared difference for a regression.
+        items: (N,) predictions per example: 1, or its tokens.
+    """
+
+    flips: np.ndarray
+    divergence: np.ndarray
+    items: np.ndarray
+
+    @property
+    def flip_rate(self) -> float:
+        """Mean of `flips` over all items."""
+        return self._mean(self.flips)
+
+    @property
+    def mean_divergence(self) -> float:
+        """Mean of `divergence` over all items."""
+        return self._mean(self.divergence)
+
+    def _mean(self, values: np.ndarray) -> float:
+        counted = self.items > 0
+        return float(np.average(values[counted], weights=self.items[counted])) if counted.any() else float("nan")
+
+
+def compare(
+    head: Head, batch: Mapping[str, Any], own: list[torch.Tensor], samples: list[torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(flips, divergence, items) per row; `own` is (n, C) for each part, `samples` (m, n, C)."""
+    rows, size = head.rows_of_items(batch)
+    rows = rows.cpu().numpy()
+    items, parts = np.bincount(rows, minlength=size), []
+    for z, drawn in zip(own, samples, strict=True):
+        flips = np.mean([differ(head, z, sample) for sample in drawn], axis=0)
+        parts.append([mean_by(rows, values, items) for values in (flips, divergence_of(head, drawn))])
+    flips, divergence = np.mean(parts, axis=0)
+    return flips, divergence, items
+
+
+def divergence_of(head: Head, logits: torch.Tensor) -> np.ndarray:
+    """Mean over pairs of the m predictions (m, n, C), per item."""
+    if head.problem == "single_label":
+        none = torch.full(logits.shape[1:2], reference.IGNORE_INDEX, device=logits.device)
+        return reference.single_label(logits, none, 0.0)[1].cpu().numpy()
+    function = reference.multi_label if head.problem == "multi_label" else reference.regression
+    return function(logits, torch.zeros_like(logits[0]))[1].cpu().numpy()
+
+
+def differ(head: Head, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """Whether two predictions (n, C) differ: 1, 0, or NaN for a regression."""
+    if head.problem == "regression":
+        return np.full(len(a), np.nan)
+    if head.problem == "multi_label":
+        return ((a > 0) != (b > 0)).any(-1).double().cpu().numpy()
+    return (a.argmax(-1) != b.argmax(-1)).double().cpu().numpy()
+
+
+def mean_by(rows: np.ndarray, values: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Mean of the values of each row's items; NaN for a row without."""
+    sums = np.bincount(rows, weights=values, minlength=len(items))
+    return np.divide(sums, items, out=np.full(len(items), np.nan), where=items > 0)

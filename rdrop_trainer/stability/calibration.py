@@ -1,0 +1,45 @@
+"""How sure of itself a classifier is, and how rightly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+
+def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 15) -> float:
+    """How far a classifier's confidence is from its accuracy, over bins of confidence of equal width.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) class ids; -100 is left out.
+        num_bins: number of bins.
+
+    Returns:
+        The mean over examples of |accuracy - mean confidence| of their bin, in [0, 1].
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
+    """
+    confidence, right = _confidence(probabilities, labels)
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    gaps = [abs((right[bins == b] - confidence[bins == b]).sum()) for b in np.unique(bins)]
+    return float(sum(gaps) / len(confidence))
+
+
+def mean_confidence(probabilities: Any, labels: Any) -> float:
+    """Mean probability of the predicted class, over the labelled rows of (N, C) probabilities."""
+    return float(_confidence(probabilities, labels)[0].mean())
+
+
+def _confidence(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        raise InputError(f"expected probabilities (N, C) and labels (N,), got {probabilities.shape} and {labels.shape}")
+    if not np.allclose(probabilities.sum(1), 1, atol=1e-3) or (probabilities < 0).any():
+        raise InputError("expected probabilities, rows of which sum to 1; apply softmax to logits first")
+    probabilities, labels = probabilities[labels != -100], labels[labels != -100]
+    if not len(labels):
+        raise InputError("no row has a label, expected some to compare with")
+    return probabilities.max(1), (probabilities.argmax(1) == labels).astype(np.float64)

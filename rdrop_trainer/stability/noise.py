@@ -1,0 +1,64 @@
+"""Steadiness against the model's own dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..dropout import active_dropout
+from ..errors import InputError
+from ..heads import head_of
+from .agreement import Agreement, compare
+from .running import as_it_was, batches_of, dropout_on, items_of, seeded
+
+
+def dropout_agreement(
+    model: nn.Module,
+    dataset: Any,
+    num_samples: int = 8,
+    *,
+    data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Agreement:
+    """How steady a model is against its own dropout.
+
+    Every example goes through the model once as in evaluation and `num_samples` times with dropout on (and the other
+    noise of training, such as layer drop); norms go on using their stored statistics. The model is left as it was, and
+    so is the state of the random numbers.
+
+    Args:
+        model: any model that R-Drop trains.
+        dataset: rows as for a `Trainer`'s evaluation. Labels say which tokens count; rows and tokens may have none.
+        num_samples: predictions with dropout, at least 2.
+        data_collator: makes batches; default transformers' `default_data_collator`.
+        batch_size: rows per batch.
+        seed: of the dropout.
+
+    Raises:
+        InputError: no active dropout, too few samples, or an empty data set.
+        ValueError: a head that R-Drop does not fit.
+    """
+    if num_samples < 2:
+        raise InputError(f"num_samples: expected at least 2, got {num_samples}")
+    if not active_dropout(model):
+        raise InputError(
+            f"{type(model).__name__} has no active dropout, so its predictions cannot differ; "
+            "rdrop_trainer.dropout.set_dropout(model, 0.1) turns it on"
+        )
+    batches = []
+    with as_it_was(model), seeded(model, seed):
+        for batch in batches_of(model, dataset, data_collator, batch_size):
+            head = head_of(model, batch)
+            model.eval()
+            own = [logits for logits, _ in items_of(model, head, batch)]
+            dropout_on(model)
+            samples = ([logits for logits, _ in items_of(model, head, batch)] for _ in range(num_samples))
+            batches.append(compare(head, batch, own, [torch.stack(part) for part in zip(*samples, strict=True)]))
+    if not batches:
+        raise InputError("the data set is empty, expected rows to predict")
+    return Agreement(*(np.concatenate(values) for values in zip(*batches, strict=True)))

@@ -1,0 +1,89 @@
+"""A look at the divergence while a model trains, which a baseline does not compute by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from ..errors import InputError
+from ..heads import head_of
+from ..losses import rdrop_loss
+from .running import as_it_was, batches_of, dropout_on, items_of, seeded
+
+
+class DivergenceProbe(TrainerCallback):
+    """Logs how far two passes of the same rows with different dropout diverge, and their task loss, as it trains.
+
+    It measures what R-Drop adds to the loss, in the same way for a run with it and for one without (alpha 0, or a plain
+    `Trainer`), where it should rise. The training is not touched: the random numbers, and so the weights, are those of
+    the run without the probe. Logged are `probe_divergence` (nats, or squared difference for a regression) and
+    `probe_loss` (without label smoothing; not for models and trainers with a loss of their own), before the first step
+    and at `num_points` steps evenly over the training.
+
+        trainer.add_callback(DivergenceProbe(trainer, train_dataset.select(range(200))))
+
+    Args:
+        trainer: the trainer that logs.
+        dataset: rows with labels, some of those to train on, say.
+        num_points: how often, besides the start.
+        data_collator: makes batches; default the trainer's.
+        batch_size: rows per batch; default that of the trainer's evaluation.
+        seed: of the dropout, the same at every point.
+
+    Attributes:
+        seconds: spent measuring so far.
+
+    Raises:
+        InputError: an empty data set, or `num_points` below 1.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Any,
+        *,
+        num_points: int = 20,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ):
+        if num_points < 1 or not len(dataset):
+            raise InputError(f"a probe needs rows and at least 1 point, got {len(dataset)} rows and {num_points}")
+        self.trainer, self.dataset, self.num_points, self.seed = trainer, dataset, num_points, seed
+        self.data_collator = data_collator or trainer.data_collator
+        self.batch_size = batch_size or trainer.args.per_device_eval_batch_size
+        self.seconds = 0.0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:  # a resumed run has measured it
+            self._measure(model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        share = state.global_step * self.num_points / state.max_steps
+        # The first step at or behind each point
+        if int(share) > int((state.global_step - 1) * self.num_points / state.max_steps):
+            self._measure(model)
+
+    def _measure(self, model: torch.nn.Module) -> None:
+        started = time.perf_counter()
+        sums, counts, has_loss = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long), True
+        with as_it_was(model), seeded(model, self.seed):
+            dropout_on(model)
+            for batch in batches_of(model, self.dataset, self.data_collator, self.batch_size):
+                head = head_of(model, batch)
+                has_loss = has_loss and head.task_loss == "stock"
+                for (first, labels), (second, _) in zip(
+                    items_of(model, head, batch), items_of(model, head, batch), strict=True
+                ):
+                    terms = rdrop_loss(
+                        (first, second), labels, alpha=0.0, problem=head.problem, num_items=1, num_divergence_items=1
+                    )
+                    sums += torch.stack([terms.task_loss, terms.divergence]).cpu()
+                counts += head.count(batch).sum(0).cpu()
+        loss, divergence = (sums / counts.clamp(min=1)).tolist()
+        self.seconds += time.perf_counter() - started
+        self.trainer.log({"probe_divergence": divergence} | ({"probe_loss": loss} if has_loss else {}))
