@@ -32,6 +32,7 @@ from rdrop_trainer.glue.rehearsal import leave_no_trace, rehearse, report
 from rdrop_trainer.glue.steadiness import measure_stability, stability_for_card
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
+from rdrop_trainer.report import draw_curves
 from rdrop_trainer.stability import DivergenceProbe
 
 logger = logging.getLogger("run_glue_rdrop")
@@ -232,6 +233,9 @@ def run(command: CommandLine) -> dict:
     }
     trainer.card_facts.scores = scores_of(metrics)
     trainer.card_facts.stability = stability_for_card(stability)
+    if data_args.measure_stability and training_args.do_train and training_args.should_save:
+        history = trainer.state.log_history
+        trainer.card_facts.pictures = draw_curves(history, training_args.rdrop_alpha, output_dir)
     trainer.card_facts.baseline = find_baseline(output_dir, settings, training_args.world_size)
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)

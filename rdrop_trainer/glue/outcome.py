@@ -226,6 +226,8 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
         lines.append(f"training  loss {metrics['train_loss']:.4f}, {metrics['steps']} steps")
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
+    steady = _steadiness(results["stability"] or {})
+    lines += [f"steady    {steady}"] if steady else []
     lines += [f"written   {path}" for path in results["predictions"]]
     lines.append("seconds   " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items()))
     lines.append(f"results   {Path(settings['output_dir']) / RESULTS}")
@@ -233,6 +235,20 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
         lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
     lines.append(f"next      {next_command}")
     return "\n".join(lines)
+
+
+def _steadiness(stability: Mapping[str, Any]) -> str:
+    """What was measured of a run's stability, in short."""
+    told = []
+    for part, what in (("dropout", "dropout"), ("edits", "small edits of the text")):
+        found = stability.get(part)
+        if found and found["flip_rate"] is None:
+            told.append(f"divergence under {what} {found['divergence']:.3g}")
+        elif found:
+            told.append(f"{100 * found['flip_rate']:.1f} % of predictions flipped by {what}")
+    if stability.get("calibration"):
+        told.append(f"calibration error {100 * stability['calibration']['expected_calibration_error']:.1f} %")
+    return ", ".join(told)
 
 
 def next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ _EXPORTS = {
     "write_report": "writing",
     "report_folder": "writing",
     "Report": "writing",
+    "draw_curves": "pictures",
     "FinishedRun": "runs",
     "pair_runs": "runs",
     "Quantity": "quantities",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .writing import MARKDOWN, report_folder
+from .writing import report_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rdrop_trainer.report: error: {error}", file=sys.stderr)
         return 2
     print(report.summary())
-    print(f"\nreport    {(options.output_dir or options.folder) / MARKDOWN}")
     return 0
 
 

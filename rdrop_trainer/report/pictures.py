@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ _STYLE = {
 }
 _WIDTH, _DPI = 8.0, 200  # inches: 1,600 pixels, shown at about half of that
 _MOST_PANELS = 4
+_CAPTION_OF_CURVES = "Task loss and divergence of some training rows, under dropout, while it trains"
 _CURVES = {"probe_loss": "task loss (nats)", "probe_divergence": "divergence (nats)"}
 
 
@@ -45,17 +46,40 @@ def draw_pictures(
     scores = [q for q in quantities if q.group == "score" and q.key != "loss"][:_MOST_PANELS]
     seeds = [run.seed for run in rdrop]
     flips = [q for q in quantities if q.key.endswith("flip_rate") and _has_values(q)]
-    curves = {key: _curves(baseline, rdrop, key) for key in _CURVES}
+    arms = {"baseline": baseline, "rdrop": rdrop}
+    curves = {key: {arm: _curves(runs, key) for arm, runs in arms.items()} for key in _CURVES}
+    curves = {key: lines for key, lines in curves.items() if all(lines.values())}
     drawn = {}
     for name, caption, figure in (
         ("scores.png", "Scores by seed; the bars are means", _draw_scores(scores, seeds)),
-        ("curves.png", "Task loss and divergence of 100 training rows under dropout", _draw_curves(curves)),
+        ("curves.png", _CAPTION_OF_CURVES, _draw_curves(curves)),
         ("flips.png", "Predictions that change under dropout and under small edits of the text", _draw_flips(flips)),
     ):
         if figure is not None:
             figure.savefig(folder / name, dpi=_DPI)
             drawn[folder / name] = caption
     return drawn
+
+
+def draw_curves(log_history: Sequence[Mapping[str, Any]], alpha: float, folder: Path) -> dict[Path, str]:
+    """Draw the learning curves of one run that a `DivergenceProbe` followed.
+
+    Args:
+        log_history: the trainer's.
+        alpha: of R-Drop.
+        folder: where `curves.png` goes.
+
+    Returns:
+        PNG file -> caption; empty without a curve, or without Matplotlib.
+    """
+    run = FinishedRun(0, alpha, {}, log_history=log_history)
+    arm = "rdrop" if alpha else "baseline"
+    curves = {key: {arm: lines} for key in _CURVES if (lines := _curves([run], key))}
+    if not curves or find_spec("matplotlib") is None:
+        return {}
+    path = folder / "curves.png"
+    _draw_curves(curves).savefig(path, dpi=_DPI)
+    return {path: _CAPTION_OF_CURVES}
 
 
 def _draw_scores(scores: Sequence[Quantity], seeds: Sequence[int]) -> Figure | None:
@@ -81,12 +105,12 @@ def _draw_scores(scores: Sequence[Quantity], seeds: Sequence[int]) -> Figure | N
     return figure
 
 
-def _draw_curves(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]) -> Figure | None:
-    known = {key: arms for key, arms in curves.items() if all(arms.values())}
-    if not known:
+def _draw_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]]) -> Figure | None:
+    """Key -> arm -> the lines of its runs."""
+    if not curves:
         return None
-    figure, panels = _figure(len(known), height=3.4)
-    for axes, (key, arms) in zip(panels, known.items(), strict=True):
+    figure, panels = _figure(len(curves), height=3.4)
+    for axes, (key, arms) in zip(panels, curves.items(), strict=True):
         for arm, lines in arms.items():
             style = {name: _STYLE[arm][name] for name in ("color", "linestyle")}
             for steps, values in lines:
@@ -145,15 +169,10 @@ def _finish(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=12)
 
 
-def _curves(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun], key: str) -> dict[str, list[Any]]:
-    """Arm -> (steps, values) of each run that logged the key."""
-
-    def curve(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
-        points = [(entry["step"], entry[key]) for entry in run.log_history if key in entry]
-        return np.array([step for step, _ in points]), np.array([value for _, value in points])
-
-    arms = {"baseline": baseline, "rdrop": rdrop}
-    return {arm: [line for line in map(curve, runs) if len(line[0]) > 1] for arm, runs in arms.items()}
+def _curves(runs: Sequence[FinishedRun], key: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(steps, values) of each run that logged the key."""
+    logged = ([(entry["step"], entry[key]) for entry in run.log_history if key in entry] for run in runs)
+    return [tuple(np.array(points).T) for points in logged if len(points) > 1]
 
 
 def _has_values(quantity: Quantity) -> bool:

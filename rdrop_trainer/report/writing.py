@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -43,6 +44,7 @@ class Report:
             pairs; where the logits of at least two seeds are known.
         incomplete: seeds of which one of the two runs is missing.
         pictures: file -> caption.
+        folder: where it was written.
     """
 
     baseline: Sequence[FinishedRun]
@@ -52,6 +54,7 @@ class Report:
     churn: dict[str, float]
     incomplete: Sequence[int] = ()
     pictures: dict[Path, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def alpha(self) -> float:
@@ -73,7 +76,9 @@ class Report:
         lines += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        lines += ["", " ".join(self.sentences)]
+        lines += ["", *textwrap.wrap(" ".join(self.sentences), 100)]
+        if self.folder is not None:
+            lines += ["", f"report    {self.folder / MARKDOWN}"]
         return "\n".join(lines)
 
     def markdown(self) -> str:
@@ -159,7 +164,7 @@ def write_report(
     evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
     sentences = verdict(quantities, rdrop[0].alpha, evaluated)
     pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
-    report = Report(baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures)
+    report = Report(baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir)
     write_json(output_dir / JSON, report.as_json())
     (output_dir / MARKDOWN).write_text(report.markdown(), encoding="utf-8")
     return report
