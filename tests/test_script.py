@@ -267,12 +267,16 @@ def test_regression(model, here):
             "--do_train",
             "--do_eval",
             "--do_predict",
+            "--measure_stability",
             "--output_dir",
             "out",
         )
         == 0
     )
     assert {"eval_pearson", "eval_spearmanr"} <= results("out")["metrics"].keys()
+    measured = results("out")["stability"]
+    assert measured["dropout"]["flip_rate"] is measured["edits"]["flip_rate"] is measured["calibration"] is None
+    assert measured["dropout"]["divergence"] > 0 and measured["edits"]["divergence"] > 0
     values = [line.split("\t")[1] for line in (here / "out" / "STS-B.tsv").read_text().splitlines()[1:]]
     assert all(0 <= float(v) <= 5 and len(v.split(".")[1]) == 3 for v in values)
 
@@ -329,6 +333,7 @@ def test_cluener_learns_entities(model, here):
             "--do_train",
             "--do_eval",
             "--do_predict",
+            "--measure_stability",
             "--unlabeled_file",
             "more.json",
             "--learning_rate",
@@ -343,6 +348,7 @@ def test_cluener_learns_entities(model, here):
         == 0
     )
     found = results("out")
+    assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["edits"] is None
     assert found["rows"]["unlabeled"] == 1  # the other text is in the training data
     assert found["metrics"]["eval_macro_f1"] > 0.4 and found["metrics"]["eval_f1"] > 0.4
     answers = [json.loads(line) for line in (here / "out" / "cluener_predict.json").read_text("utf-8").splitlines()]

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAnswering
@@ -98,8 +99,13 @@ LEARN = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--max_seq_length
 
 def test_c3(model, here):
     make_c3(here / "CLUE" / "c3")
-    assert run(model, "--task_name", "c3", "--data_dir", "CLUE", *LEARN, "--rdrop_alpha", 1, *ALL) == 0
+    flags = ["--task_name", "c3", "--data_dir", "CLUE", *LEARN, "--rdrop_alpha", 1, "--measure_stability"]
+    assert run(model, *flags, *ALL) == 0
     found = results("out")
+    with np.load(here / "out" / "eval_logits.npz") as kept:
+        right = (kept["logits"].argmax(1) == kept["labels"]).mean()
+    assert right == pytest.approx(found["headline"]["eval_accuracy"])
+    assert 1 / 4 < found["stability"]["calibration"]["mean_confidence"] <= 1
     assert found["rows"] == {"train": 48, "validation": 12, "test": 7}
     assert found["headline"]["eval_accuracy"] > 0.9 and "eval_loss" in found["metrics"]
     lines = [json.loads(line) for line in (here / "out" / "c311_predict.json").read_text("utf-8").splitlines()]
@@ -146,9 +152,10 @@ def test_cmrc2018(model, here, pad, side):
     flags = ["--task_name", "cmrc2018", "--data_dir", ".", "--max_seq_length", 24, "--doc_stride", 8]
     flags += ["--tokenizer_name", "tokenizer", "--pad_to_max_length", pad]
     flags += ["--rdrop_alpha", 1, "--learning_rate", "1e-2", "--num_train_epochs", 8]
-    assert run(model, *flags, *ALL) == 0
+    assert run(model, *flags, *ALL, "--measure_stability") == 0
     found = results("out")
     assert found["rows"] == {"train": 64, "validation": 12, "test": 5}  # questions, not windows
+    assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["edits"] is None
     assert list(found["headline"]) == ["eval_exact_match", "eval_f1"]
     assert found["metrics"]["eval_exact_match"] > 0.7
     written = json.loads((here / "out" / "cmrc2018_predict.json").read_text("utf-8"))
