@@ -383,8 +383,9 @@ def _max_length(name: str, data_args: DataArguments, tokenizer, config) -> int:
 
 
 def _check_dropout(model, args: RDropTrainingArguments) -> None:
-    if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not active_dropout(model):
-        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0)
+    noise = active_dropout(model) if args.dropout is None else args.dropout  # the trainer sets it
+    if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
+        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.dropout == 0)
         raise InputError(
             f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
             "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"

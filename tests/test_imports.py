@@ -13,7 +13,7 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 LAYERS = [
     ["hub.__main__", "trainer", "glue.card", "glue.demo"],
     ["stability.noise", "stability.perturbation", "stability.seeds", "stability.probe"],
-    ["stability.agreement", "stability.running", "publishing"],
+    ["stability.agreement", "stability.running", "publishing", "search"],
     ["hub.load"],
     ["hub.push", "hub.find", "hub.download", "hub.adapter"],
     ["hub.folder"],

@@ -37,7 +37,7 @@ _HELP = {
 
 @dataclass
 class ModelArguments:
-    """Which model, and its dropout."""
+    """Which model."""
 
     _argument_group_name = "model"
 
@@ -55,18 +55,6 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run model code that the Hub repository brings along. Read it first."}
     )
-    dropout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Set every dropout of the model to this probability, in [0, 1). R-Drop lives on dropout: the "
-            "Chinese text classification of bojone/r-drop used 0.3, most BERT models come with 0.1, ModernBERT and "
-            "most decoder models with 0. Default: as the model has it."
-        },
-    )
-
-    def __post_init__(self):
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
 
 @dataclass
