@@ -18,18 +18,25 @@ from transformers import TrainerCallback
 from rdrop_trainer import HubError, InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
 from rdrop_trainer.glue import outcome
-from rdrop_trainer.glue.arguments import DataArguments, ModelArguments, parse_arguments
+from rdrop_trainer.glue.arguments import CommandLine, DataArguments, ModelArguments, parse_arguments
 from rdrop_trainer.glue.card import card_facts, find_baseline, scores_of
 from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
+from rdrop_trainer.glue.comparison import compare_baseline
 from rdrop_trainer.glue.data import load_files, load_task
+from rdrop_trainer.glue.demo import run_demo
 from rdrop_trainer.glue.features import without_seen_texts
+from rdrop_trainer.glue.jobs import end_with_parent
 from rdrop_trainer.glue.metrics import load_metric
 from rdrop_trainer.glue.processors import PROCESSORS, Processor
 from rdrop_trainer.glue.rehearsal import leave_no_trace, rehearse, report
+from rdrop_trainer.glue.steadiness import measure_stability, stability_for_card
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
+from rdrop_trainer.report import draw_curves
+from rdrop_trainer.stability import DivergenceProbe
 
 logger = logging.getLogger("run_glue_rdrop")
+PROBE_ROWS = 100  # training rows whose divergence --measure_stability follows
 NOT_PUSHED = 3  # exit code: all is computed and on disk, but the Hub did not take it
 TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
 # What transformers raises for settings that do not work, before the first step
@@ -37,21 +44,24 @@ _WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script: 0 when all went well, 2 for input that has to be mended, 3 when only the push failed."""
+    """The script: 0 when all went well, 1 when some of several runs failed, 2 for input that has to be mended, 3 when
+    only the push failed."""
+    end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
     try:
-        model_args, data_args, training_args, given = parse_arguments(argv)
-        if data_args.demo:
-            from rdrop_trainer.glue.demo import run_demo
-
-            run_demo(run, Path(training_args.output_dir) if "output_dir" in given else None)
-        elif data_args.dry_run:
-            found = run(model_args, data_args, training_args, given)
-            if training_args.should_save:
+        command = parse_arguments(argv)
+        main_process = command.training.should_save
+        if command.data.demo:
+            return run_demo(__file__, Path(command.training.output_dir) if "output_dir" in command.given else None)
+        if command.data.dry_run:
+            found = run(command)
+            if main_process:
                 print("\n" + report(found, outcome.same_command(argv, found["processes"], without="dry_run")))
+        elif command.several.compare_baseline:
+            return compare_baseline(command, __file__)
         else:
-            results = run(model_args, data_args, training_args, given)
-            if training_args.should_save:
+            results = run(command)
+            if main_process:
                 print("\n" + outcome.summary(results, outcome.next_command(argv, results)))
             if results["push_error"]:
                 return NOT_PUSHED
@@ -62,14 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run(
-    model_args: ModelArguments, data_args: DataArguments, training_args: RDropTrainingArguments, given: set[str]
-) -> dict:
+def run(command: CommandLine) -> dict:
     """One run: load, train, evaluate, predict, save. Returns what `all_results.json` holds.
 
     A dry run ends before it trains, writes nothing, and returns what `report` takes.
     """
     clock = Clock()
+    model_args, data_args, training_args, given = command.model, command.data, command.training, command.given
     if model_args.model_name_or_path is None:
         raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")
     _quiet_logging(training_args)
@@ -135,6 +144,7 @@ def run(
     except _WRONG_SETTING as error:
         raise InputError(" ".join(str(error).split())) from error
     metrics: dict[str, float] = {}
+    memory = stability = None
 
     def begin() -> None:
         """Claim the folder; called when all that can be checked before the first step was found right."""
@@ -149,6 +159,10 @@ def run(
             logger.warning(f"Resuming from {checkpoint}")
         beginning = OnTrainBegin(begin)
         trainer.add_callback(beginning)
+        if data_args.measure_stability:
+            seen = features["train"].select(range(min(PROBE_ROWS, len(features["train"]))))
+            probe = DivergenceProbe(trainer, seen)
+            trainer.add_callback(probe)
         try:
             with clock("train"):
                 trained = trainer.train(resume_from_checkpoint=checkpoint)
@@ -161,6 +175,9 @@ def run(
                     "(without --overwrite_output_dir and --resume_from_checkpoint, if it had them)."
                 )
             raise
+        if data_args.measure_stability:
+            clock.move("train", "probe", probe.seconds)
+        memory = outcome.peak_memory()
         metrics |= {"train_loss": trained.training_loss, "steps": trained.global_step}
         metrics["total_flos"] = trainer.state.total_flos
         trainer.save_model(_internal_call=True)  # pushed below, when everything is on disk
@@ -175,6 +192,11 @@ def run(
                 prefix = "eval_mm" if split.endswith("mismatched") else "eval"
                 trainer.compute_metrics = metrics_of(split)
                 metrics |= trainer.evaluate(features[split], metric_key_prefix=prefix)
+        if data_args.measure_stability:
+            split = eval_splits[0]
+            with clock("stability"):
+                found_stability = measure_stability(trainer, processor, features[split], data[split], output_dir)
+            stability = {"split": split, **found_stability}
 
     # ---- Predict ----
     predictions, complete = [], {}
@@ -203,11 +225,17 @@ def run(
         "processes": training_args.world_size,
         "device": str(training_args.device),
         "seconds": clock.seconds,
+        "peak_memory": memory,
+        "stability": stability,
         "versions": outcome.versions(),
         "pushed": None,
         "push_error": None,
     }
     trainer.card_facts.scores = scores_of(metrics)
+    trainer.card_facts.stability = stability_for_card(stability)
+    if data_args.measure_stability and training_args.do_train and training_args.should_save:
+        history = trainer.state.log_history
+        trainer.card_facts.pictures = draw_curves(history, training_args.rdrop_alpha, output_dir)
     trainer.card_facts.baseline = find_baseline(output_dir, settings, training_args.world_size)
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)
@@ -293,6 +321,8 @@ def choose_defaults(
                 f"{task.name}: --{flag} needs {split} rows, but the data holds only: {', '.join(data)}. "
                 + (f"Give --{split}_file." if data_args.data_dir is None else f"Is the file in {data_args.data_dir}?")
             )
+    if data_args.measure_stability and not args.do_eval:
+        raise InputError("--measure_stability needs rows to predict whose answers are known: add --do_eval")
     if args.push_to_hub and not args.do_train:
         raise InputError(
             "--push_to_hub: this run trains nothing to push; add --do_train, or push a folder: "
@@ -359,6 +389,10 @@ class Clock:
             yield
         finally:
             self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - start, 3)
+
+    def move(self, part: str, to: str, seconds: float) -> None:
+        """Count seconds that were spent within a part as another's."""
+        self.seconds[part], self.seconds[to] = round(self.seconds[part] - seconds, 3), round(seconds, 3)
 
 
 def _splits(data, kind: str) -> list[str]:

@@ -207,9 +207,9 @@ def test_a_dry_run_of_a_prediction(tiny, here, capsys):
 
 def test_every_recipe_is_read_as_it_is_written():
     for path in RECIPES:
-        model, data, args, given = parse_arguments([str(path)])
-        values = vars(model) | vars(data) | vars(args)
+        command = parse_arguments([str(path)])
+        values = vars(command.model) | vars(command.data) | vars(command.training)
         for name, value in settings_of(path).items():
-            assert name in given
+            assert name in command.given
             found = values[name]
             assert (found.value if hasattr(found, "value") else found) == value, f"{path.name}: {name}"

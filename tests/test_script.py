@@ -726,7 +726,8 @@ def test_demo(here):
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    saved = json.loads((here / "runs" / "demo" / "all_results.json").read_text())
-    assert {len(v) for v in saved["eval_accuracy"].values()} == {3}
-    assert min(saved["eval_accuracy"]["R-Drop"]) > 0.55
-    assert "baseline" in done.stdout and "R-Drop minus baseline" in done.stdout
+    report = json.loads((here / "runs" / "demo" / "report.json").read_text())
+    accuracy = report["quantities"]["accuracy"]
+    assert len(accuracy["baseline"]["values"]) == len(accuracy["rdrop"]["values"]) == 3
+    assert min(accuracy["rdrop"]["values"]) > 55
+    assert "baseline, seed 3" in done.stdout and "R-Drop (alpha 4) against its baseline, 3 seeds" in done.stdout

@@ -200,7 +200,7 @@ def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, c
     make_chid(here / "chid")
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     assert run(model, "--task_name", "chid", "--data_dir", ".", "--do_train", "--output_dir", "out") == 2
-    assert 'scoring needs scipy: pip install "rdrop-trainer[glue]"' in capsys.readouterr().err
+    assert 'scipy is needed and not installed: pip install "rdrop-trainer[glue]"' in capsys.readouterr().err
     assert not Path("out").exists()
 
 

@@ -239,7 +239,7 @@ def test_the_search_has_the_beams_and_the_length_asked_for(model, here, monkeypa
 def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rouge_score", None)
     assert run(model, "--data_dir", ".", "--do_train", "--do_predict") == 2
-    assert 'scoring needs rouge_score: pip install "rdrop-trainer[seq2seq]"' in capsys.readouterr().err
+    assert 'rouge_score is needed and not installed: pip install "rdrop-trainer[seq2seq]"' in capsys.readouterr().err
     assert not Path("out").exists()
 
 

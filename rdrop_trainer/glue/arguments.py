@@ -1,4 +1,4 @@
-"""The command line of `run_glue_rdrop.py`: three dataclasses, one parser, and recipes in files."""
+"""The command line of `run_glue_rdrop.py`: dataclasses, one parser, and recipes in files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -136,6 +136,14 @@ class DataArguments:
             "say what the run would do. Nothing is trained, written to output_dir or pushed."
         },
     )
+    measure_stability: bool = field(
+        default=False,
+        metadata={
+            "help": "Measure beside the scores how often the model's own dropout and small edits of the text flip "
+            "its predictions, and how well its confidence is calibrated (some twenty predictions of every evaluation "
+            "row), and, as it trains, the divergence of two passes of 100 training rows. The edits go into edits.csv."
+        },
+    )
     demo: bool = field(
         default=False,
         metadata={
@@ -162,6 +170,62 @@ class DataArguments:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+@dataclass
+class SeveralRunsArguments:
+    """Several runs by one command: their seeds, and how many at a time."""
+
+    _argument_group_name = "several runs"
+
+    compare_baseline: bool = field(
+        default=False,
+        metadata={
+            "help": "Does R-Drop help? Train the baseline (alpha 0) and R-Drop on every seed, each run in a process "
+            "and a folder of its own, on the same rows in the same order, measure their stability too, and write "
+            "report.md, report.json and pictures into output_dir. Runs that are finished are not repeated."
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "With compare_baseline: the seeds."}
+    )
+    parallel: int = field(
+        default=1,
+        metadata={
+            "help": "How many runs at a time. Processor cores are shared between them; with several GPUs each run gets "
+            "one."
+        },
+    )
+    engine: str = field(
+        default="local",
+        metadata={
+            "help": "Where the runs run. local: here. ray: on the machines of a Ray cluster (pip install ray; "
+            "RAY_ADDRESS names it), which need the same paths.",
+            "choices": ["local", "ray"],
+        },
+    )
+
+    def __post_init__(self):
+        if self.parallel < 1:
+            raise ValueError(f"parallel must be at least 1, got {self.parallel}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
+            raise ValueError(f"seeds must be different whole numbers from 0 to 2**32 - 1, got {self.seeds}.")
+
+
+class CommandLine(NamedTuple):
+    """A command line that was read.
+
+    Attributes:
+        given: names of the arguments that were given, in the recipe or as flags.
+        words: the words of the command line, with those of the recipe in its place.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: RDropTrainingArguments
+    several: SeveralRunsArguments
+    given: set[str]
+    words: list[str]
+
+
 class _RDropGroup(RDropArguments):
     _argument_group_name = "R-Drop"
 
@@ -184,6 +248,7 @@ _EXAMPLES = """examples:
   python run_glue_rdrop.py --model_name_or_path bert-base-cased --train_file a.csv --validation_file b.csv
   python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --dry_run
   python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --rdrop_alpha 0
+  python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --compare_baseline --seeds 1 2 3 4 5
 """
 
 
@@ -203,7 +268,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def make_parser() -> HfArgumentParser:
     """The parser of the command line; its flags are the fields of the dataclasses, grouped."""
     parser = _Parser(
-        [ModelArguments, DataArguments, _RDropGroup, _TrainingGroup],
+        [ModelArguments, DataArguments, SeveralRunsArguments, _RDropGroup, _TrainingGroup],
         prog="run_glue_rdrop.py",
         description="Fine-tune on GLUE, CLUE or your own data with R-Drop.",
         epilog=_EXAMPLES,
@@ -218,14 +283,11 @@ def make_parser() -> HfArgumentParser:
     return parser
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, RDropTrainingArguments, set[str]]:
+def parse_arguments(argv: Sequence[str]) -> CommandLine:
     """Read a command line.
 
     Args:
         argv: the words after the program's name; the first may be a recipe file.
-
-    Returns:
-        The three dataclasses, and the names of the arguments that were given, in the recipe or as flags.
 
     Raises:
         InputError: an unknown flag, a value out of range, or a recipe that cannot be read.
@@ -245,14 +307,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.init and f.name in values})
 
     try:
-        model, data = build(ModelArguments), build(DataArguments)
+        model, data, several = build(ModelArguments), build(DataArguments), build(SeveralRunsArguments)
         generates = data.task_name is not None and get_task(data.task_name).head == "seq2seq"
         training = build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments)
         _check_ranges(training)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
     given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
-    return model, data, training, given
+    return CommandLine(model, data, training, several, given, argv)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

@@ -12,7 +12,8 @@ import datasets
 
 from ..card_data import EvaluationSet, is_score
 from ..model_card import CardFacts
-from .outcome import FREE_TO_CHANGE, RESULTS
+from ..report.runs import comparable_settings
+from .outcome import RESULTS
 from .tasks import Task
 
 _LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
@@ -73,21 +74,14 @@ def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int)
     """
     if settings["rdrop_alpha"] == 0:
         return None
-    wanted = _comparable(settings)
+    wanted = comparable_settings(settings)
     for path in sorted(output_dir.absolute().parent.glob(f"*/{RESULTS}")):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             other = found["settings"]
-            same = _comparable(other) == wanted and found["processes"] == processes
+            same = comparable_settings(other) == wanted and found["processes"] == processes
             if other["rdrop_alpha"] == 0 and other["do_train"] and same:
                 return scores_of({k: v for k, v in found["metrics"].items() if v is not None})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged, or not a run's
     return None
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    free = FREE_TO_CHANGE | {"unlabeled_file", "max_unlabeled_samples"}
-    free -= {"max_eval_samples", "max_predict_samples"}  # scores of other rows are no baseline
-    kept = {k: v for k, v in settings.items() if k not in free and not k.startswith(("rdrop_", "hub_", "push_"))}
-    return json.loads(json.dumps(kept))

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 import torch
 
+from ..extras import need
 from .examples import IGNORED
-from .extras import need
 from .passages import BLANK
 
 if TYPE_CHECKING:

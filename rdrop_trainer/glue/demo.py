@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 import shlex
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from statistics import mean, stdev
-
-from transformers.utils import logging
 
 from ..errors import InputError
 from .arguments import parse_arguments
-from .outcome import RESULTS, versions, write_json
+from .comparison import compare_baseline
 from .scratch import make_bert
 
 SEEDS = (1, 2, 3)
@@ -75,15 +72,15 @@ def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tupl
     return sentences
 
 
-def run_demo(run: Callable[..., dict], output_dir: Path | None = None) -> Path:
-    """Train baseline and R-Drop on several seeds, print a table of both and save it.
+def run_demo(script: str, output_dir: Path | None = None) -> int:
+    """Compare baseline and R-Drop on several seeds, and write the report.
 
     Args:
-        run: the script's `run`.
+        script: path of the script.
         output_dir: where to; by default the first of runs/demo, runs/demo-2, ... that does not exist.
 
     Returns:
-        The file of results.
+        The exit code.
     """
     if output_dir is not None and output_dir.exists() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir}: holds files already; choose another --output_dir for the demo")
@@ -101,46 +98,18 @@ def run_demo(run: Callable[..., dict], output_dir: Path | None = None) -> Path:
         f"Demo: {TRAIN_ROWS} made-up English and Chinese sentences, {WRONG_LABELS:.0%} of them labelled wrongly, to "
         f"train on; {VALIDATION_ROWS} to evaluate; a two-layer BERT with random weights; {len(SEEDS)} seeds each."
     )
-    logging.disable_progress_bar()  # of loading and saving; training keeps its own
-    accuracies: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    for name, alpha in (("baseline", 0), ("R-Drop", 4)):
-        for seed in SEEDS:
-            argv = shlex.split(FLAGS) + [
-                f"--model_name_or_path={output_dir / 'model'}",
-                f"--train_file={output_dir / 'train.csv'}",
-                f"--validation_file={output_dir / 'validation.csv'}",
-                f"--output_dir={output_dir / f'{name.lower()}-seed{seed}'}",
-                f"--rdrop_alpha={alpha}",
-                f"--seed={seed}",
-                "--overwrite_output_dir",
-            ]
-            result = run(*parse_arguments(argv))
-            accuracies.setdefault(name, []).append(result["metrics"]["eval_accuracy"])
-            seconds.setdefault(name, []).append(result["seconds"]["train"])
-            print(f"{name}, seed {seed}: accuracy {accuracies[name][-1]:.4f}", flush=True)
-    print("\n" + _table(accuracies, seconds))
-    write_json(
-        output_dir / RESULTS,
-        {"seeds": SEEDS, "eval_accuracy": accuracies, "train_seconds": seconds, "versions": versions()},
-    )
-    print(f"\nresults   {output_dir / RESULTS}")
-    print("next      python run_glue_rdrop.py --help")
-    return output_dir / RESULTS
-
-
-def _table(accuracies: dict[str, list[float]], seconds: dict[str, list[float]]) -> str:
-    lines = [
-        "accuracy    " + "".join(f"seed {seed:<4d}" for seed in SEEDS) + "mean ± standard deviation   seconds a run"
+    argv = [
+        *shlex.split(FLAGS),
+        f"--model_name_or_path={output_dir / 'model'}",
+        f"--train_file={output_dir / 'train.csv'}",
+        f"--validation_file={output_dir / 'validation.csv'}",
+        f"--output_dir={output_dir}",
+        "--compare_baseline",
+        f"--parallel={min(len(SEEDS), os.cpu_count() or 1)}",
+        "--seeds",
+        *map(str, SEEDS),
     ]
-    for name, values in accuracies.items():
-        cells = "".join(f"{value:<9.4f}" for value in values)
-        lines.append(
-            f"{name:<12s}{cells}{mean(values):.4f} ± {stdev(values):.4f}             {mean(seconds[name]):.1f}"
-        )
-    difference = mean(accuracies["R-Drop"]) - mean(accuracies["baseline"])
-    lines.append(
-        f"R-Drop minus baseline: {difference:+.4f}. Made-up data and {len(SEEDS)} seeds show that both run, not what "
-        "R-Drop does on yours."
-    )
-    return "\n".join(lines)
+    code = compare_baseline(parse_arguments(argv), script)
+    print(f"\nMade-up data and {len(SEEDS)} seeds show that both run, not what R-Drop does on yours.")
+    print("next      python run_glue_rdrop.py --help")
+    return code

@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 
 from ..errors import InputError
-from .extras import need
+from ..extras import need
 from .overlap import bleu, rouge
 from .tasks import Task
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -14,18 +15,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import InputError
 from .tasks import Task
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 RESULTS = "all_results.json"
 SETTINGS = "run_settings.json"
+EDITS_FILE = "edits.csv"
+LOGITS_FILE = "eval_logits.npz"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "rdrop-trainer")
 # Changing these between an interrupted run and its continuation does not change what is trained
 FREE_TO_CHANGE = frozenset(
     "output_dir resume_from_checkpoint overwrite_output_dir dry_run do_train do_eval do_predict disable_tqdm report_to "
     "run_name logging_steps logging_first_step logging_strategy log_level save_steps save_strategy save_total_limit "
     "cache_dir push_to_hub hub_model_id hub_strategy hub_private_repo dataloader_num_workers max_eval_samples "
-    "max_predict_samples per_device_eval_batch_size eval_accumulation_steps eval_steps".split()
+    "max_predict_samples per_device_eval_batch_size eval_accumulation_steps eval_steps measure_stability".split()
 )
 
 
@@ -106,7 +116,8 @@ def clear_output_dir(output_dir: Path) -> None:
         predictions = []  # there are none, or the file is damaged and names none
     for path in (output_dir / Path(name).name for name in predictions):
         path.unlink(missing_ok=True)
-    for path in [*output_dir.glob("checkpoint-*"), output_dir / SETTINGS, output_dir / "trainer_state.json", results]:
+    others = [output_dir / name for name in (SETTINGS, "trainer_state.json", EDITS_FILE, LOGITS_FILE)]
+    for path in [*output_dir.glob("checkpoint-*"), *others, results]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -167,6 +178,23 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
     return _plain(settings)
 
 
+def peak_memory() -> dict[str, Any] | None:
+    """The most memory this process has held so far: `bytes`, `of` the CUDA allocator ("cuda") or the "process".
+
+    None where the system does not tell.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return {"bytes": torch.cuda.max_memory_allocated(), "of": "cuda"}
+    try:  # not `getrusage`, whose figure may be that of the process that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return {"bytes": int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024, "of": "process"}
+    except OSError:
+        if resource is None:
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "process"}
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
@@ -198,6 +226,8 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
         lines.append(f"training  loss {metrics['train_loss']:.4f}, {metrics['steps']} steps")
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
+    steady = _steadiness(results["stability"] or {})
+    lines += [f"steady    {steady}"] if steady else []
     lines += [f"written   {path}" for path in results["predictions"]]
     lines.append("seconds   " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items()))
     lines.append(f"results   {Path(settings['output_dir']) / RESULTS}")
@@ -205,6 +235,20 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
         lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
     lines.append(f"next      {next_command}")
     return "\n".join(lines)
+
+
+def _steadiness(stability: Mapping[str, Any]) -> str:
+    """What was measured of a run's stability, in short."""
+    told = []
+    for part, what in (("dropout", "dropout"), ("edits", "small edits of the text")):
+        found = stability.get(part)
+        if found and found["flip_rate"] is None:
+            told.append(f"divergence under {what} {found['divergence']:.3g}")
+        elif found:
+            told.append(f"{100 * found['flip_rate']:.1f} % of predictions flipped by {what}")
+    if stability.get("calibration"):
+        told.append(f"calibration error {100 * stability['calibration']['expected_calibration_error']:.1f} %")
+    return ", ".join(told)
 
 
 def next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
@@ -250,13 +294,13 @@ def same_command(argv: Sequence[str], processes: int, without: str) -> str:
         processes: how many run it.
         without: the switch's name; one that a recipe sets is overruled.
     """
-    in_recipe = _without_flags(argv, [without]) == list(argv)
+    in_recipe = without_flags(argv, [without]) == list(argv)
     return _command(argv, {"hub_token": None, "token": None, without: "False" if in_recipe else None}, processes)
 
 
 def _command(argv: Sequence[str], changes: Mapping[str, str | None], processes: int) -> str:
     """The command line with some flags given another value, or left out where that is None."""
-    words = _without_flags(argv, changes)
+    words = without_flags(argv, changes)
     for name, value in changes.items():
         words += [] if value is None else [f"--{name}", value]
     launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
@@ -275,7 +319,7 @@ _NOT_REPEATED = {
 }
 
 
-def _without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
+def without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
     kept, skipping = [], False
     for word in argv:
         if word.startswith("--"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .extras import need
+from ..extras import need
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 # Characters of scripts that write words without blanks between them: Chinese, and Japanese kana

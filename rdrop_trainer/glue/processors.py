@@ -13,9 +13,9 @@ from transformers import (
     default_data_collator,
 )
 
+from ..extras import need
 from .arguments import DataArguments
 from .choice import ChoiceCollator, decode_choices, make_choice_features
-from .extras import need
 from .features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
 from .metrics import load_metric
 from .questions import POSITIONS, decode_answers, make_question_features

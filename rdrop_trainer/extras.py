@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from ..errors import InputError
+from .errors import InputError
 
 
 def need(module: str, extra: str = "glue") -> ModuleType:
@@ -21,4 +21,5 @@ def need(module: str, extra: str = "glue") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f'scoring needs {module.split(".")[0]}: pip install "rdrop-trainer[{extra}]"') from error
+        package = module.split(".")[0]
+        raise InputError(f'{package} is needed and not installed: pip install "rdrop-trainer[{extra}]"') from error

@@ -1,0 +1,121 @@
+"""`--measure_stability`: how steady and how well calibrated the model of a run is, beside its scores."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import Trainer
+
+from ..dropout import active_dropout
+from ..stability import (
+    Agreement,
+    EditedText,
+    dropout_agreement,
+    expected_calibration_error,
+    mean_confidence,
+    perturbation_agreement,
+)
+from .outcome import EDITS_FILE, LOGITS_FILE
+from .processors import Processor
+
+NUM_SAMPLES = 8
+_HEADS_OF_ROWS = ("sequence", "choice")  # whose logits (N, C) are kept, to compare models of several seeds
+
+
+def measure_stability(
+    trainer: Trainer, processor: Processor, features: datasets.Dataset, rows: datasets.Dataset, output_dir: Path
+) -> dict[str, Any]:
+    """Measure a finished model on rows with answers; every process does all of it.
+
+    Args:
+        trainer: with the model.
+        processor: of the task.
+        features: made of `rows`.
+        rows: of the task.
+        output_dir: gets, from the main process, the edits that were made (`edits.csv`) and the logits and labels of the
+            rows (`eval_logits.npz`), as far as the head has them.
+
+    Returns:
+        `rows`, their number; `dropout` (`num_samples`, `flip_rate`, `divergence`), None without active dropout; `edits`
+        (`flip_rate`, `divergence`, `edited`, and `by_kind` the same), for sequence classification and regression;
+        `calibration` (`expected_calibration_error`, `mean_confidence`), for classification of rows.
+    """
+    task, batch_size = processor.task, trainer.args.per_device_eval_batch_size
+    found: dict[str, Any] = {"rows": len(rows), "dropout": None, "edits": None, "calibration": None}
+    if active_dropout(trainer.model):
+        agreement = dropout_agreement(
+            trainer.model, features, NUM_SAMPLES, data_collator=processor.collator(), batch_size=batch_size
+        )
+        found["dropout"] = {"num_samples": NUM_SAMPLES, **_rates(agreement)}
+    if task.head == "sequence":
+        edited = perturbation_agreement(
+            trainer.model,
+            rows,
+            processor.tokenizer,
+            text_columns=task.text_columns,
+            batch_size=batch_size,
+            max_length=processor.max_length,
+        )
+        by_kind = {kind: _edited(agreement) for kind, agreement in edited.by_kind.items() if agreement.items.any()}
+        found["edits"] = {**_edited(edited.agreement), "by_kind": by_kind}
+        if trainer.is_world_process_zero():
+            _write_edits(output_dir / EDITS_FILE, edited.edits)
+    if task.head in _HEADS_OF_ROWS:
+        logits, labels = _predicted(trainer, features)
+        if trainer.is_world_process_zero():
+            np.savez_compressed(output_dir / LOGITS_FILE, logits=logits.astype(np.float32), labels=labels)
+        if not task.is_regression and (labels != -100).any():
+            probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
+            found["calibration"] = {
+                "expected_calibration_error": expected_calibration_error(probabilities, labels),
+                "mean_confidence": mean_confidence(probabilities, labels),
+            }
+    return found
+
+
+def stability_for_card(found: dict[str, Any] | None) -> dict[str, float]:
+    """Figures for a model card, by a name that says what they are."""
+    found = found or {}
+    dropout, edits, calibration = (found.get(part) or {} for part in ("dropout", "edits", "calibration"))
+    figures = {
+        "predictions that dropout flips": dropout.get("flip_rate"),
+        "divergence under dropout (nats)": dropout.get("divergence"),
+        "predictions that a small edit of the text flips": edits.get("flip_rate"),
+        "divergence under small edits (nats)": edits.get("divergence"),
+        "expected calibration error": calibration.get("expected_calibration_error"),
+        "mean confidence": calibration.get("mean_confidence"),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _rates(agreement: Agreement) -> dict[str, float | None]:
+    flips = agreement.flip_rate
+    return {"flip_rate": None if math.isnan(flips) else flips, "divergence": agreement.mean_divergence}
+
+
+def _edited(agreement: Agreement) -> dict[str, float | None]:
+    return {**_rates(agreement), "edited": int(agreement.items.sum())}
+
+
+def _predicted(trainer: Trainer, features: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and labels (N,)."""
+    scorer, trainer.compute_metrics = trainer.compute_metrics, None
+    try:
+        predicted = trainer.predict(features)
+    finally:
+        trainer.compute_metrics = scorer
+    logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
+    return logits, np.asarray(predicted.label_ids)
+
+
+def _write_edits(path: Path, edits: tuple[EditedText, ...]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(EditedText._fields)
+        writer.writerows(edits)

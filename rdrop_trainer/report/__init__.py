@@ -1,0 +1,24 @@
+"""Does R-Drop help? The report on finished runs of one comparison: `python -m rdrop_trainer.report FOLDER`.
+
+Baseline (alpha 0) and R-Drop runs of the same seeds are compared pair by pair: scores, steadiness against dropout,
+small edits and the seed, calibration, time and memory. Tables and figures go into `report.md` and `report.json`,
+pictures beside them. Needs the extra `report` (SciPy; Matplotlib for the pictures).
+"""
+
+from ..lazy import lazily
+
+_EXPORTS = {
+    "write_report": "writing",
+    "report_folder": "writing",
+    "Report": "writing",
+    "draw_curves": "pictures",
+    "FinishedRun": "runs",
+    "pair_runs": "runs",
+    "Quantity": "quantities",
+    "PairedDifference": "paired",
+    "SpreadRatio": "paired",
+    "paired_difference": "paired",
+    "spread_ratio": "paired",
+}
+__all__ = list(_EXPORTS)
+__getattr__, __dir__ = lazily(__name__, _EXPORTS)

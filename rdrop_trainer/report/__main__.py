@@ -1,0 +1,34 @@
+"""`python -m rdrop_trainer.report FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from .writing import report_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0; 2 for input that has to be mended."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rdrop_trainer.report",
+        description="Does R-Drop help? Report on the finished runs of a comparison.",
+    )
+    parser.add_argument("folder", type=Path, help="folder that holds the folders of the runs")
+    parser.add_argument("--alpha", type=float, help="the R-Drop runs to take, where there are several")
+    parser.add_argument("--output_dir", type=Path, help="where the report goes; default: the folder")
+    options = parser.parse_args(argv)
+    try:
+        report = report_folder(options.folder, options.output_dir, options.alpha)
+    except InputError as error:
+        print(f"rdrop_trainer.report: error: {error}", file=sys.stderr)
+        return 2
+    print(report.summary())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What a report compares: scores, steadiness, calibration and cost, each a number per run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from ..stability.edits import EDITS
+from .paired import PairedDifference, SpreadRatio, paired_difference, spread_ratio
+from .runs import FinishedRun
+
+_LOWER_IS_BETTER = ("loss",)
+_ERROR = "expected_calibration_error"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number per run, for both arms.
+
+    Attributes:
+        name: for people.
+        key: for programs.
+        group: "score", "steadiness", "calibration" or "cost".
+        unit: "%", "nats", "s", "MiB" or "".
+        higher_is_better: None where neither is.
+        baseline, rdrop: values by seed, in one order; None where unknown.
+        difference: R-Drop minus baseline, paired by seed.
+        spread: standard deviation over seeds, R-Drop's for 1 of the baseline's.
+    """
+
+    name: str
+    key: str
+    group: str
+    unit: str
+    higher_is_better: bool | None
+    baseline: tuple[float | None, ...]
+    rdrop: tuple[float | None, ...]
+    difference: PairedDifference
+    spread: SpreadRatio
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both arms have a value for some seed."""
+        return self.difference.n > 0
+
+    def describe(self, arm: str) -> dict[str, float | None]:
+        """`mean`, `std`, `best` and `worst` of an arm, "baseline" or "rdrop"."""
+        values = [v for v in getattr(self, arm) if v is not None]
+        if not values:
+            return dict.fromkeys(("mean", "std", "best", "worst"))
+        ends = (max(values), min(values)) if self.higher_is_better in (True, None) else (min(values), max(values))
+        return {
+            "mean": mean(values),
+            "std": stdev(values) if len(values) > 1 else None,
+            "best": ends[0],
+            "worst": ends[1],
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        arms = {arm: {"values": list(getattr(self, arm)), **self.describe(arm)} for arm in ("baseline", "rdrop")}
+        facts = {"name": self.name, "group": self.group, "unit": self.unit, "higher_is_better": self.higher_is_better}
+        difference = {**vars(self.difference), "supported": self.difference.is_supported}
+        return {**facts, **arms, "difference": difference, "spread_ratio": vars(self.spread)}
+
+
+def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> list[Quantity]:
+    """All quantities that the runs have, the headline's scores first.
+
+    Args:
+        baseline, rdrop: runs of the same seeds in the same order.
+    """
+    runs = [*baseline, *rdrop]
+
+    def compare(name: str, key: str, group: str, unit: str, better: bool | None, of: Callable, scale=1.0) -> Quantity:
+        arms = [tuple(_scaled(of(run), scale) for run in arm) for arm in (baseline, rdrop)]
+        return Quantity(name, key, group, unit, better, *arms, paired_difference(*arms), spread_ratio(*arms))
+
+    found = []
+    for key in dict.fromkeys(name for run in runs for name in run.known_scores()):
+        values = [abs(v) for run in runs if (v := _known(run.scores.get(key))) is not None]
+        lower = key.endswith(_LOWER_IS_BETTER)
+        # Shares and correlations are shown times 100, as leaderboards do
+        percent = bool(values) and max(values) <= 1 and not lower
+        unit, scale = ("%", 100.0) if percent else ("nats" if lower else "", 1.0)
+        found.append(
+            compare(_in_words(key), key, "score", unit, not lower, lambda run, k=key: run.scores.get(k), scale)
+        )
+    for name, path, unit, scale in (
+        ("flipped by dropout", ("dropout", "flip_rate"), "%", 100.0),
+        ("divergence under dropout", ("dropout", "divergence"), "nats", 1.0),
+        ("flipped by small edits", ("edits", "flip_rate"), "%", 100.0),
+        ("divergence under small edits", ("edits", "divergence"), "nats", 1.0),
+        *(
+            (f"flipped by: {kind.replace('_', ' ')}", ("edits", "by_kind", kind, "flip_rate"), "%", 100.0)
+            for kind in EDITS
+        ),
+    ):
+        found.append(compare(name, "_".join(path), "steadiness", unit, False, _reader(path), scale))
+    error, confidence = ("calibration", _ERROR), ("calibration", "mean_confidence")
+    found.append(compare("expected calibration error", _ERROR, "calibration", "%", False, _reader(error), 100.0))
+    found.append(compare("mean confidence", confidence[1], "calibration", "%", None, _reader(confidence), 100.0))
+    found.append(compare("seconds of training", "train_seconds", "cost", "s", False, lambda run: run.train_seconds))
+    found.append(compare("peak memory", "peak_memory", "cost", "MiB", False, lambda run: run.peak_memory, 2.0**-20))
+    return [quantity for quantity in found if quantity.is_known]
+
+
+def _reader(path: Sequence[str]) -> Callable[[FinishedRun], float | None]:
+    def read(run: FinishedRun) -> float | None:
+        value: Any = run.stability
+        for key in path:
+            value = (value or {}).get(key)
+        return value
+
+    return read
+
+
+def _in_words(key: str) -> str:
+    words = key.replace("_", " ")
+    names = {"f1": "F1", "matthews correlation": "Matthews correlation", "mm accuracy": "accuracy (mismatched)"}
+    names |= {"pearson": "Pearson correlation", "spearmanr": "Spearman correlation", "loss": "evaluation loss"}
+    return names.get(words, words)
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if _known(value) is None else value * scale

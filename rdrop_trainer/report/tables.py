@@ -1,0 +1,71 @@
+"""Figures of a comparison as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .quantities import Quantity
+
+ARMS = {"baseline": "baseline", "rdrop": "R-Drop"}
+
+
+def comparison_table(quantities: Sequence[Quantity]) -> str:
+    """A row for each quantity: both arms, their difference, and how sure it is."""
+    header = ["", "baseline", "R-Drop", "best", "worst", "difference", "95 % interval", "p", "p (signs)", "spread"]
+    rows = []
+    for q in quantities:
+        ends = {arm: q.describe(arm) for arm in ARMS}
+        d, s = q.difference, q.spread
+        interval = "" if d.low is None else f"{short(d.low)} to {short(d.high)}"
+        spread = "" if s.ratio is None else f"{s.ratio:.2f} ({s.low:.2f} to {s.high:.2f})"
+        rows.append(
+            [
+                named(q),
+                mean_std(q, "baseline"),
+                mean_std(q, "rdrop"),
+                *(f"{short(ends['baseline'][end])} / {short(ends['rdrop'][end])}" for end in ("best", "worst")),
+                difference(q),
+                interval,
+                p_value(d.p_value),
+                p_value(d.p_sign_flips),
+                spread,
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def named(quantity: Quantity) -> str:
+    """Its name with its unit."""
+    return f"{quantity.name} ({quantity.unit})" if quantity.unit else quantity.name
+
+
+def mean_std(quantity: Quantity, arm: str) -> str:
+    """Mean and standard deviation of an arm over seeds."""
+    found = quantity.describe(arm)
+    return short(found["mean"]) + ("" if found["std"] is None else f" ± {short(found['std'])}")
+
+
+def difference(quantity: Quantity) -> str:
+    """The mean difference, with its sign."""
+    value = quantity.difference.mean
+    return "" if value is None else f"{'+' if value > 0 else ''}{short(value)}"
+
+
+def short(value: float | None) -> str:
+    """Two decimals, or three digits of small numbers; "-" for what is not known."""
+    if value is None:
+        return "-"
+    if abs(value) < 1e-9:  # what is left of equal numbers that were subtracted
+        return "0.00"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+
+
+def p_value(value: float | None) -> str:
+    """Three decimals; nothing where there was no test."""
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,161 @@
+"""What the figures of a comparison support, and what they do not, in plain sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .quantities import Quantity
+
+# The divergences stand in for the flips of a regression, which has none
+_STEADINESS = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
+_HALF_A_POINT = 0.5
+_SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong over the rows
+
+
+def verdict(quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None) -> list[str]:
+    """Sentences: one on the first score, and then on the spread of scores, the steadiness and the cost.
+
+    An effect is called supported when the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
+
+    Args:
+        quantities: of the comparison; the first is the score that counts.
+        alpha: of R-Drop.
+        evaluation_rows: rows that the scores are of; None where unknown.
+    """
+    by_key = {quantity.key: quantity for quantity in quantities}
+    sentences = []
+    score = next((quantity for quantity in quantities if quantity.group == "score"), None)
+    if score is None:
+        sentences.append("The runs have no score in common, so nothing can be said of whether R-Drop helps.")
+    else:
+        sentences += [
+            _of_the_score(score, alpha),
+            _power(score),
+            _of_its_spread(score),
+            _of_other_rows(score, evaluation_rows),
+        ]
+    measured = [_first(by_key, keys) for keys in _STEADINESS]
+    sentences += [_of_steadiness(quantity) for quantity in measured if quantity is not None]
+    sentences.append(_of_cost(by_key))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _of_the_score(score: Quantity, alpha: float) -> str:
+    d = score.difference
+    unit = "points" if score.unit == "%" else score.unit
+    before, after = (_number(score.describe(arm)["mean"], score.unit) for arm in ("baseline", "rdrop"))
+    who = f"R-Drop (alpha {alpha:g})"
+    higher = "higher" if d.mean > 0 else "lower"
+    amount = f"{_digits(abs(d.mean))} {unit}".strip()
+    if d.n == 1:
+        return (
+            f"With the one seed that was run, the {score.name} with {who} was {amount} {higher} ({before} to {after}). "
+            "One seed says nothing about the next: run several."
+        )
+    if d.std == 0:
+        if d.mean == 0:
+            return f"Over {d.n} seeds, {who} and its baseline had the same {score.name} in every pair ({after})."
+        return (
+            f"Over {d.n} seeds the {score.name} with {who} was {amount} {higher} in every pair ({before} to {after})."
+        )
+    interval = f"95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, paired t-test p {_p(d.p_value)}"
+    if d.is_supported:
+        helped = (d.mean > 0) == bool(score.higher_is_better)
+        verb = "helped" if helped else "did harm"
+        return (
+            f"{who} {verb}: over {d.n} seeds the {score.name} was {amount} {higher} than without ({before} to {after}; "
+            f"{interval}), which is more than chance between seeds explains."
+        )
+    return (
+        f"It is not shown that {who} helps: over {d.n} seeds the {score.name} was {amount} {higher} than without "
+        f"({before} to {after}; {interval}), which chance between seeds explains."
+    )
+
+
+def _power(score: Quantity) -> str:
+    d = score.difference
+    if d.detectable is None or d.is_supported:
+        return ""
+    unit = "points" if score.unit == "%" else score.unit
+    said = f"So many seeds reveal a true difference of {_digits(d.detectable)} {unit}".strip()
+    said += " four times in five"
+    if score.unit != "%" or d.detectable <= _HALF_A_POINT:
+        return f"{said}."
+    seeds = d.pairs_for(_HALF_A_POINT)
+    return f"{said}; for half a point it takes {f'about {seeds}' if seeds else 'more than a thousand'} seeds."
+
+
+def _of_its_spread(score: Quantity) -> str:
+    spread = score.spread
+    if spread.ratio is None:
+        return ""
+    size = f"{spread.ratio:.2g} times the baseline's standard deviation"
+    interval = f"95 % interval {spread.low:.2g} to {spread.high:.2g}"
+    if spread.high < 1:
+        return f"Its scores vary less from seed to seed: {size} ({interval})."
+    if spread.low > 1:
+        return f"Its scores vary more from seed to seed: {size} ({interval})."
+    return (
+        f"Whether its scores vary less from seed to seed cannot be said from {score.difference.n} seeds: {size}, "
+        f"{interval}."
+    )
+
+
+def _of_other_rows(score: Quantity, rows: int | None) -> str:
+    if not rows or score.difference.n < 2:
+        return ""
+    said = f"All this is about other seeds on the same {rows:,} evaluation rows"
+    share = score.describe("rdrop")["mean"] / 100
+    if score.key not in _SHARES or score.unit != "%" or not 0 < share < 1:
+        return f"{said}, not about other rows."
+    error = 100 * math.sqrt(share * (1 - share) / rows)
+    return f"{said}; with other rows each score would itself move by some {error:.1f} points (standard error)."
+
+
+def _of_steadiness(quantity: Quantity) -> str:
+    d = quantity.difference
+    before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
+    what = "Dropout" if quantity.key.startswith("dropout") else "Small edits of the text"
+    flips = quantity.unit == "%"
+    subject = f"{what} {'flips' if what == 'Dropout' else 'flip'}" if flips else f"{what}: divergence"
+    of_what = f"{after} of its predictions, {before} of the baseline's" if flips else f"{after}, baseline {before}"
+    if d.n < 2:
+        return f"{subject} {of_what}."
+    if d.is_supported:
+        said = "steadier" if d.mean < 0 else "less steady"
+        return f"{subject} {of_what} (p {_p(d.p_value)}): {said}."
+    p = "" if d.p_value is None else f" (p {_p(d.p_value)})"
+    return f"{subject} {of_what}{p}: no difference is shown."
+
+
+def _of_cost(by_key: dict[str, Quantity]) -> str:
+    ratios = []
+    for key, what in (("train_seconds", "the time"), ("peak_memory", "the peak memory")):
+        quantity = by_key.get(key)
+        if quantity is not None:
+            baseline, rdrop = (quantity.describe(arm)["mean"] for arm in ("baseline", "rdrop"))
+            if baseline:
+                ratios.append(f"{rdrop / baseline:.2f} times {what}")
+    return f"Training took {' and '.join(ratios)} of the baseline." if ratios else ""
+
+
+def _first(by_key: dict[str, Quantity], keys: Sequence[str]) -> Quantity | None:
+    return next((by_key[key] for key in keys if key in by_key), None)
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{_digits(value)} {unit}".strip()
+
+
+def _digits(value: float) -> str:
+    """Two decimals; of small numbers three significant digits."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "-" if value < 0 else "") + _digits(abs(value))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"

@@ -1,0 +1,198 @@
+"""The report: its parts put together, as Markdown, JSON and for the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ..errors import InputError
+from ..glue.outcome import RESULTS, versions, write_json
+from ..stability import seed_agreement
+from .pictures import draw_pictures
+from .quantities import Quantity, quantities_of
+from .runs import FinishedRun, pair_runs
+from .tables import ARMS, comparison_table, difference, markdown_table, mean_std, named, p_value, short
+from .verdict import verdict
+
+MARKDOWN, JSON = "report.md", "report.json"
+_GROUPS = {"score": "Scores", "steadiness": "Steadiness", "calibration": "Calibration", "cost": "Cost"}
+_NOTES = """\
+Difference: R-Drop minus baseline, paired by seed; for values in % it is in points. Interval: 95 % bootstrap over the
+seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test; p (signs): permutation of the
+signs, which cannot be below 2 / 2^n for n seeds. Spread: standard deviation of R-Drop's values over seeds, for 1 of the
+baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them below
+0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds them all.
+"""
+
+_NO_PICTURES = 'No pictures: they need Matplotlib (`pip install "rdrop-trainer[report]"`).'
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a comparison found.
+
+    Attributes:
+        baseline, rdrop: the runs, of the same seeds in the same order.
+        quantities: what was compared.
+        sentences: what the figures support; the first is on the score that counts.
+        churn: arm -> share of the evaluation rows for which models of two seeds predict different labels, the mean over
+            pairs; where the logits of at least two seeds are known.
+        incomplete: seeds of which one of the two runs is missing.
+        pictures: file -> caption.
+        folder: where it was written.
+    """
+
+    baseline: Sequence[FinishedRun]
+    rdrop: Sequence[FinishedRun]
+    quantities: Sequence[Quantity]
+    sentences: Sequence[str]
+    churn: dict[str, float]
+    incomplete: Sequence[int] = ()
+    pictures: dict[Path, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def alpha(self) -> float:
+        """Of the R-Drop runs."""
+        return self.rdrop[0].alpha
+
+    def summary(self) -> str:
+        """One screen for the terminal."""
+        lines = [self._title(), ""]
+        wanted = [q for q in self.quantities if q.group == "score"][:3]
+        wanted += [q for q in self.quantities if q.key in ("dropout_flip_rate", "edits_flip_rate")]
+        wanted += [q for q in self.quantities if q.group == "cost"]
+        rows = [["", "baseline", "R-Drop", "difference", "p"]]
+        rows += [
+            [named(q), mean_std(q, "baseline"), mean_std(q, "rdrop"), difference(q), p_value(q.difference.p_value)]
+            for q in wanted
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        lines += ["", *textwrap.wrap(" ".join(self.sentences), 100)]
+        if self.folder is not None:
+            lines += ["", f"report    {self.folder / MARKDOWN}"]
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """The whole report."""
+        first, *rest = self.sentences
+        parts = [f"# {self._title()}", f"**{first}**", " ".join(rest)]
+        if self.incomplete:
+            seeds = ", ".join(map(str, self.incomplete))
+            parts.append(f"Left out, because one of the two runs is missing: seed {seeds}.")
+        parts += [f"![{caption}]({path.name})" for path, caption in self.pictures.items()] or [_NO_PICTURES]
+        for group, title in _GROUPS.items():
+            inside = [q for q in self.quantities if q.group == group]
+            if inside:
+                parts.append(f"## {title}\n\n{comparison_table(inside)}")
+            if group == "steadiness" and self.churn:
+                shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
+                parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")
+        parts += [f"## Runs\n\n{self._runs()}", f"## How to read this\n\n{_NOTES.strip()}", self._origin()]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as plain values."""
+        return {
+            "verdict": list(self.sentences),
+            "alpha": self.alpha,
+            "seeds": [run.seed for run in self.rdrop],
+            "incomplete_seeds": list(self.incomplete),
+            "quantities": {quantity.key: quantity.as_json() for quantity in self.quantities},
+            "seed_churn": self.churn,
+            "rows": dict(self.rdrop[0].rows),
+            "settings": {"baseline": dict(self.baseline[0].settings), "rdrop": dict(self.rdrop[0].settings)},
+            "pictures": [path.name for path in self.pictures],
+            "versions": versions(),
+        }
+
+    def _title(self) -> str:
+        seeds = f"{len(self.rdrop)} seed{'s' * (len(self.rdrop) > 1)}"
+        name = f"{self.rdrop[0].name}: " if self.rdrop[0].name else ""
+        return f"{name}R-Drop (alpha {self.alpha:g}) against its baseline, {seeds}"
+
+    def _runs(self) -> str:
+        """A row for each seed."""
+        shown = [q for q in self.quantities if q.group in ("score", "cost") or q.key.endswith("flip_rate")]
+        shown = [q for q in shown if "by_kind" not in q.key]
+        header = ["seed", *(f"{named(q)}: baseline / R-Drop" for q in shown)]
+        rows = [
+            [str(run.seed), *(f"{short(q.baseline[i])} / {short(q.rdrop[i])}" for q in shown)]
+            for i, run in enumerate(self.rdrop)
+        ]
+        return markdown_table(header, rows)
+
+    def _origin(self) -> str:
+        run = self.rdrop[0]
+        told = []
+        if run.settings.get("model_name_or_path"):
+            told.append(str(run.settings["model_name_or_path"]).rstrip("/"))
+        told += [f"{count:,} {split} rows" for split, count in run.rows.items()]
+        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate"):
+            if name in run.settings:
+                told.append(f"{name} {run.settings[name]:g}")
+        return f"Of: {', '.join(told)}." if told else ""
+
+
+def write_report(
+    baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun], output_dir: str | Path, alpha: float | None = None
+) -> Report:
+    """Compare runs, and write `report.md`, `report.json` and pictures.
+
+    Args:
+        baseline: runs with alpha 0.
+        rdrop: runs with R-Drop, of the same seeds in any order.
+        output_dir: where to.
+        alpha: the R-Drop runs to take; needed where there are several.
+
+    Raises:
+        InputError: runs that cannot be compared, or SciPy is not installed.
+    """
+    baseline, rdrop, incomplete = pair_runs([*baseline, *rdrop], alpha)
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    quantities = quantities_of(baseline, rdrop)
+    counts = rdrop[0].rows
+    evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
+    sentences = verdict(quantities, rdrop[0].alpha, evaluated)
+    pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
+    report = Report(baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir)
+    write_json(output_dir / JSON, report.as_json())
+    (output_dir / MARKDOWN).write_text(report.markdown(), encoding="utf-8")
+    return report
+
+
+def report_folder(folder: str | Path, output_dir: str | Path | None = None, alpha: float | None = None) -> Report:
+    """The report on all finished runs in the folders within a folder.
+
+    Args:
+        folder: holds the folders of the runs.
+        output_dir: where the report goes; default the same folder.
+        alpha: the R-Drop runs to take; needed where there are several.
+
+    Raises:
+        InputError: no finished run, a damaged one, or runs that cannot be compared.
+    """
+    folder = Path(folder)
+    runs = [FinishedRun.read(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))]
+    if not runs:
+        raise InputError(f"{folder}: holds no finished run (no folder in it has {RESULTS})")
+    return write_report(runs, [], output_dir or folder, alpha)
+
+
+def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dict[str, float]:
+    found = {}
+    for arm, runs in (("baseline", baseline), ("rdrop", rdrop)):
+        logits = [run.logits for run in runs]
+        if len(logits) > 1 and all(z is not None and z.ndim == 2 and z.shape[1] > 1 for z in logits):
+            pairs = combinations(logits, 2)
+            found[arm] = mean(seed_agreement(pair).flip_rate for pair in pairs)
+    return found if len(found) == 2 else {}

@@ -1,0 +1,50 @@
+"""Runs on a Ray cluster, here one of this machine alone."""
+
+import os
+
+import pytest
+
+from rdrop_trainer.glue.jobs import Job, run_jobs
+
+pytestmark = pytest.mark.interop
+SCRIPT = """
+import os, sys
+from pathlib import Path
+folder = Path(next(word for word in sys.argv if word.startswith("--output_dir=")).partition("=")[2])
+(folder / "all_results.json").write_text(" ".join(sys.argv[1:]))
+(folder / "model.safetensors").write_text("stays")
+print("in", os.getcwd(), "threads", os.environ.get("OMP_NUM_THREADS"))
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def test_runs_go_to_the_cluster_and_their_results_come_back(cluster, tmp_path, monkeypatch):
+    from rdrop_trainer.glue.cluster import OnRay
+
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    jobs = [Job(f"run{i}", (str(i), f"--output_dir=runs/run{i}"), tmp_path / "runs" / f"run{i}") for i in range(3)]
+    jobs = [Job(job.name, job.words, job.folder.relative_to(tmp_path)) for job in jobs]
+    ended = {each.job.name: each for each in run_jobs(jobs, OnRay("script.py"), 3)}
+    assert [ended[f"run{i}"].code for i in range(3)] == [0, 1, 2]
+    for i in range(3):
+        folder = tmp_path / "runs" / f"run{i}"
+        assert (folder / "all_results.json").read_text() == f"{i} --output_dir={folder}"
+        assert f"in {os.getcwd()}" in (folder / "run.log").read_text()
+
+
+def test_what_comes_back_from_a_machine_with_a_disk_of_its_own(cluster, tmp_path, monkeypatch):
+    from rdrop_trainer.glue import cluster as module
+
+    script, folder = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(SCRIPT)
+    code, files = module._run_there(str(script), Job("run", ("0", f"--output_dir={folder}"), folder), "/nowhere")
+    assert code == 0 and set(files) == {"all_results.json", "run.log"}, "the model stays where it is"

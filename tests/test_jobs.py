@@ -1,0 +1,128 @@
+"""Runs in processes of their own: how many at a time, on what, what is kept of them, and how they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rdrop_trainer.glue import jobs
+from rdrop_trainer.glue.jobs import Job, Local, run_jobs
+
+# A script that says what it was started with, and does as it is told
+SCRIPT = """
+import os, sys, time
+print("threads", os.environ.get("OMP_NUM_THREADS"), "gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), *sys.argv[1:])
+print("run_glue_rdrop.py: error: told to end with " + sys.argv[1])
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path / "script.py"
+
+
+def job(tmp_path, name, *words):
+    return Job(name, words, tmp_path / name)
+
+
+def test_every_run_ends_with_its_code_and_leaves_its_log(script, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    todo = [job(tmp_path, f"run{code}", str(code), "--flag=1") for code in (0, 1, 7)]
+    ended = {each.job.name: each for each in run_jobs(todo, Local(script, 1), 1)}
+    assert [each.code for each in ended.values()] == [0, 1, 7]
+    assert ended["run7"].last_line == "told to end with 7"
+    assert (tmp_path / "run1" / "run.log").read_text().splitlines()[0] == "threads None gpu None 1 --flag=1"
+
+
+def test_cores_are_shared_and_each_run_gets_a_gpu(script, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(jobs, "_cores", lambda: 8)
+    todo = [job(tmp_path, f"run{i}", "0") for i in range(4)]
+    assert len(list(run_jobs(todo, Local(script, 2), 2))) == 4
+    said = [(each.folder / "run.log").read_text().splitlines()[0].split()[:4] for each in todo]
+    assert {tuple(words[:2]) for words in said} == {("threads", "4")}
+    assert {words[3] for words in said} == {"3", "5"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    list(run_jobs([job(tmp_path, "own", "0")], Local(script, 2), 2))
+    assert "threads 6" in (tmp_path / "own" / "run.log").read_text()
+
+
+def test_no_more_at_a_time_than_asked_for(tmp_path):
+    running, most, lock = [], [], threading.Lock()
+
+    def launch(each):
+        with lock:
+            running.append(each)
+            most.append(len(running))
+        time.sleep(0.05)
+        with lock:
+            running.remove(each)
+        return 0
+
+    todo = [job(tmp_path, f"run{i}") for i in range(7)]
+    assert len(list(run_jobs(todo, launch, 3))) == 7 and max(most) == 3
+
+
+def test_a_refused_run_ends_the_waiting_for_the_others_and_a_failed_one_does_not(tmp_path):
+    started = []
+
+    def launch(each):
+        started.append(each.name)
+        return {"b": 1, "c": 2}.get(each.name, 0)
+
+    ended = list(run_jobs([job(tmp_path, name) for name in "abcd"], launch, 1))
+    assert started == ["a", "b", "c"] and [each.code for each in ended] == [0, 1, 2]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+SLOW = """
+import os, sys, time
+from rdrop_trainer.glue.jobs import end_with_parent
+end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import sys
+from pathlib import Path
+from rdrop_trainer.glue.jobs import Job, Local, run_jobs, terminated_as_interrupted
+with terminated_as_interrupted():
+    list(run_jobs([Job("slow", (), Path(sys.argv[2]))], Local(sys.argv[1], 1), 1))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_runs_end_with_the_process_that_started_them(tmp_path, how):
+    (tmp_path / "slow.py").write_text(SLOW)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "slow.py"), str(tmp_path / "run")], stderr=subprocess.DEVNULL
+    )
+    log = tmp_path / "run" / "run.log"
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    child = int(log.read_text())
+    assert alive(child)
+    os.kill(parent.pid, how)
+    parent.wait(20)
+    wait_until(lambda: not alive(child))
