@@ -42,7 +42,7 @@ def main():
     found = {task: measure(task, options) for task in ROWS}
     content = {"machine": machine(), "epochs": options.epochs, "flags": FLAGS, "rows": ROWS, "tasks": found}
     (options.output_dir / "does_it_help.json").write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    print(table(found, options.output_dir))
 
 
 def measure(task, options):
@@ -65,7 +65,39 @@ def measure(task, options):
     seeds = [str(seed) for seed in SEEDS]
     several = ["--compare_baseline", "--seeds", *seeds, f"--parallel={options.parallel}"]
     run([*flags, epochs, *several, f"--rdrop_alpha={alpha}", f"--output_dir={folder / 'comparison'}"])
-    return {"choice": tried, "alpha": alpha, "memory": memory, "report": str(folder / "comparison" / "report.md")}
+    return {"choice": tried, "alpha": alpha, "memory": memory}
+
+
+def table(found, folder):
+    """The README's table, from the reports."""
+    lines = [
+        "| task | alpha | score | alpha 0 | R-Drop | difference, 95 % interval | p | dropout flips | edits flip | "
+        "calibration error | time | memory |",
+        "|" + "---|" * 12,
+    ]
+    for task, facts in found.items():
+        report = json.loads((folder / task / "comparison" / "report.json").read_text())
+        known = report["quantities"]
+        scores = [key for key, quantity in known.items() if quantity["group"] == "score" and key != "loss"]
+
+        def arms(key, known=known):
+            return [f"{known[key][arm]['mean']:.1f}" for arm in ("baseline", "rdrop")]
+
+        for key in scores:
+            both = [f"{known[key][arm]['mean']:.2f} ± {known[key][arm]['std']:.2f}" for arm in ("baseline", "rdrop")]
+            d = known[key]["difference"]
+            cells = [task, str(facts["alpha"]), known[key]["name"], *both]
+            cells += [f"{d['mean']:+.2f}, {d['low']:+.2f} to {d['high']:+.2f}", f"{d['p_value']:.2f}"]
+            if key == scores[0]:
+                names = ("dropout_flip_rate", "edits_flip_rate", "expected_calibration_error")
+                cells += [" → ".join(arms(name)) for name in names]
+                seconds = [known["train_seconds"][arm]["mean"] for arm in ("baseline", "rdrop")]
+                memory = list(facts["memory"].values())
+                cells += [f"× {seconds[1] / seconds[0]:.2f}", f"× {memory[1] / memory[0]:.2f}"]
+            else:
+                cells += [""] * 5
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def run_once(folder, flags, seed, **environment):

@@ -147,8 +147,8 @@ class DataArguments:
     demo: bool = field(
         default=False,
         metadata={
-            "help": "Baseline and R-Drop on a small bilingual data set and a tiny model that are made on the spot: no "
-            "network, no other flag, about a minute."
+            "help": "Compare baseline and R-Drop on a small bilingual data set and a tiny model that are made on the "
+            "spot: no network, no other flag, a minute or two."
         },
     )
 
