@@ -32,6 +32,7 @@ from rdrop_trainer.glue.rehearsal import leave_no_trace, rehearse, report
 from rdrop_trainer.glue.steadiness import measure_stability, stability_for_card
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
+from rdrop_trainer.glue.tuning import tune
 from rdrop_trainer.report import draw_curves
 from rdrop_trainer.stability import DivergenceProbe
 
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
             found = run(command)
             if main_process:
                 print("\n" + report(found, outcome.same_command(argv, found["processes"], without="dry_run")))
+        elif command.several.tune is not None:
+            return tune(command, __file__)
         elif command.several.compare_baseline:
             return compare_baseline(command, __file__)
         else:

@@ -43,10 +43,15 @@ def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
         Values by the name of their setting; for Ray Tune, distributions.
     """
     if trial is not None:
-        return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in SPACE.items()}
+        return suggest(trial, SPACE)
     from ray import tune
 
     return {name: (tune.loguniform if log else tune.uniform)(low, high) for name, (low, high, log) in SPACE.items()}
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]]) -> dict[str, float]:
+    """Values that a trial of Optuna draws from a space that is written like `SPACE`."""
+    return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in space.items()}
 
 
 class SearchMixin:
