@@ -88,12 +88,25 @@ def test_the_first_trials_are_the_baseline_and_the_given_settings(place):
     tuned = ("rdrop_alpha", "dropout", "learning_rate")
     assert [baseline[name] for name in tuned] == [0, None, 1e-3]
     assert [given[name] for name in tuned] == [4, None, 1e-3]
-    assert (
-        0.5 <= drawn["rdrop_alpha"] <= 8 and 0.1 <= drawn["dropout"] <= 0.3 and 1e-5 <= drawn["learning_rate"] <= 1e-3
-    )
+    for name, low, high in (("rdrop_alpha", 0.5, 8), ("dropout", 0.1, 0.3), ("learning_rate", 3.1e-4, 3.2e-3)):
+        assert low <= drawn[name] <= high
     for other in (given, drawn):
         differ = {name for name, value in other.items() if baseline[name] != value}
         assert differ <= {*tuned, "output_dir"}
+
+
+@pytest.mark.parametrize(
+    "given, name, expected",
+    [
+        (5e-5, "learning_rate", (1e-5, 1e-4)),
+        (1e-3, "learning_rate", (1e-3 / 10**0.5, 1e-3 * 10**0.5)),
+        (16.0, "rdrop_alpha", (4, 64)),
+        (0.5, "dropout", (0.1, 0.5)),
+        (None, "dropout", (0.1, 0.3)),
+    ],
+)
+def test_the_ranges_hold_what_was_given(given, name, expected):
+    assert tuning.range_around(given, *tuning.SPACE[name])[:2] == pytest.approx(expected)
 
 
 def test_what_a_search_leaves(place):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,10 +28,10 @@ def tune(command: CommandLine, script: str) -> int:
     """Run the trials that are not finished yet, and write `trials.md`, `trials.json` and `recipe.yaml`.
 
     Trial 0 is the given settings with alpha 0, trial 1 the given settings; the others are drawn by Optuna's TPE from
-    the ranges of `default_hp_space`, widened to hold what was given. All have the seed of the command, and are judged
-    by the first headline score of the task on the validation rows. The study lies in `trials.db`. A trial that was cut
-    off or failed goes on in its folder when the same command is given again; the weights of all but the best are
-    deleted.
+    the ranges of `default_hp_space`, or from ranges around a given value that lies outside them. All have the seed of
+    the command, and are judged by the first headline score of the task on the validation rows. The study lies in
+    `trials.db`. A trial that was cut off or failed goes on in its folder when the same command is given again; the
+    weights of all but the best are deleted.
 
     Args:
         command: the command line, with `--tune`.
@@ -65,7 +66,7 @@ class Search:
         # which would learn nothing from trials that did not draw every value
         seed = command.training.seed + len(self.study.trials)
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False)
-        self.space = {name: _holding(getattr(command.training, name), *SPACE[name]) for name in SPACE}
+        self.space = {name: range_around(getattr(command.training, name), *SPACE[name]) for name in SPACE}
 
     def run(self, script: str) -> int:
         """See `tune`."""
@@ -160,10 +161,13 @@ def _values(number: int, params: Mapping[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.3g}") for name, value in params.items()}
 
 
-def _holding(given: float | None, low: float, high: float, log: bool) -> tuple[float, float, bool]:
-    """A range, widened to hold a given value."""
-    if given is None or (log and given <= 0):
+def range_around(given: float | None, low: float, high: float, log: bool) -> tuple[float, float, bool]:
+    """A range that holds a given value: a logarithmic one moved to have it in its middle, another widened."""
+    if given is None or low <= given <= high or (log and given <= 0):
         return low, high, log
+    if log:
+        factor = given / math.sqrt(low * high)
+        return low * factor, high * factor, log
     return min(low, given), max(high, given), log
 
 
