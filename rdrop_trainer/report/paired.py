@@ -66,7 +66,7 @@ class SpreadRatio:
     """How far values spread in the second group for 1 in the first.
 
     Attributes:
-        ratio: of the standard deviations; None where the first do not spread or there are fewer than two.
+        ratio: of the standard deviations; None where one of them is 0 or of fewer than two values.
         low, high: its 95 % interval, for independent normal values (F distribution).
     """
 
@@ -128,7 +128,7 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
         first, second: values; NaN and None are left out.
     """
     groups = [np.array([v for v in values if _is_known(v)], dtype=float) for values in (first, second)]
-    if min(map(len, groups)) < 2 or not groups[0].std() > 0:
+    if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:
         return SpreadRatio()
     ratio = float(groups[1].std(ddof=1) / groups[0].std(ddof=1))
     f = need("scipy.stats", extra="report").f(len(groups[1]) - 1, len(groups[0]) - 1)

@@ -1,0 +1,309 @@
+"""The report on a comparison: its numbers against plain arithmetic, its sentences, what it refuses, its pictures."""
+
+import json
+import math
+import statistics
+import struct
+
+import numpy as np
+import pytest
+
+from rdrop_trainer.errors import InputError
+from rdrop_trainer.report import FinishedRun, draw_curves, report_folder, write_report
+from rdrop_trainer.report.__main__ import main
+
+BASELINE = [0.802, 0.796, 0.811, 0.790, 0.805]
+HIGHER = [0.815, 0.808, 0.826, 0.801, 0.819]
+ROWS = 400
+
+
+def stability(flips, divergence=0.05, edits=0.08):
+    """As a run measures it; the keyboard slips flip twice as many as all edits."""
+    slips = None if edits is None else 2 * edits
+    kinds = {"slip": {"flip_rate": slips, "divergence": 0.1, "edited": ROWS}}
+    return {
+        "split": "validation",
+        "rows": ROWS,
+        "dropout": {"num_samples": 8, "flip_rate": flips, "divergence": divergence},
+        "edits": {"flip_rate": edits, "divergence": 0.2, "edited": 2 * ROWS, "by_kind": kinds},
+        "calibration": {"expected_calibration_error": 0.1, "mean_confidence": 0.9},
+    }
+
+
+def curve(high):
+    steps = range(0, 100, 10)
+    return [{"step": s, "probe_divergence": high * s / 100, "probe_loss": 0.7 - s / 200} for s in steps]
+
+
+def run(seed, alpha, score=0.8, name="accuracy", **changes):
+    facts = {
+        "scores": {name: score, "loss": 0.5, "runtime": 3.0},
+        "headline": [name],
+        "log_history": [{"step": 5, "loss": 0.6}, *curve(0.1 if alpha else 0.4)],
+        "stability": stability(0.02 if alpha else 0.05),
+        "train_seconds": 170.0 if alpha else 100.0,
+        "peak_memory": 300 * 2**20 if alpha else 200 * 2**20,
+        "rows": {"train": 1000, "validation": ROWS},
+    }
+    return FinishedRun(seed, alpha, **{**facts, **changes})
+
+
+def arms(baseline, rdrop, **changes):
+    """Runs of the seeds 1, 2, ...; those of R-Drop in another order."""
+    first = [run(seed, 0.0, score, **changes) for seed, score in enumerate(baseline, 1)]
+    return first, [run(seed, 4.0, score, **changes) for seed, score in enumerate(rdrop, 1)][::-1]
+
+
+def write_folder(folder, seed, alpha, score, **settings):
+    """A run's folder as the script leaves it."""
+    folder.mkdir(parents=True)
+    found = {
+        "task": "sst2",
+        "headline": {"eval_accuracy": score},
+        "metrics": {"eval_accuracy": score, "eval_loss": 0.4, "eval_runtime": 1.0, "train_loss": 0.3},
+        "rows": {"train": 1000, "validation": ROWS},
+        "settings": {"rdrop_alpha": alpha, "seed": seed, "output_dir": str(folder), "learning_rate": 2e-5, **settings},
+        "given": [],
+        "processes": 1,
+        "seconds": {"train": 100.0 + 70 * (alpha > 0)},
+        "peak_memory": {"bytes": 2**30, "of": "process"},
+        "stability": stability(0.02 if alpha else 0.05),
+    }
+    (folder / "all_results.json").write_text(json.dumps(found))
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": curve(0.1)}))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed, (a, b) in enumerate(zip(BASELINE, HIGHER, strict=True), 1):
+        write_folder(tmp_path / "runs" / f"plain{seed}", seed, 0.0, a)
+        write_folder(tmp_path / "runs" / f"rdrop{seed}", seed, 4.0, b)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def drawn():
+    """For tests of the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def matplotlib(request, monkeypatch):
+    """Drawing takes a second a report: only the tests of the pictures do it."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("rdrop_trainer.report.pictures.find_spec", lambda name: None)
+
+
+# ---- Numbers ----
+
+
+def test_the_numbers_by_plain_arithmetic(runs):
+    report_folder(runs)
+    found = json.loads((runs / "report.json").read_text())
+    assert found["seeds"] == [1, 2, 3, 4, 5] and found["alpha"] == 4
+    accuracy = found["quantities"]["accuracy"]
+    for arm, values in (("baseline", BASELINE), ("rdrop", HIGHER)):
+        percent = [100 * value for value in values]
+        assert accuracy[arm]["values"] == pytest.approx(percent)
+        assert accuracy[arm]["mean"] == pytest.approx(statistics.mean(percent))
+        assert accuracy[arm]["std"] == pytest.approx(statistics.stdev(percent))
+        assert (accuracy[arm]["best"], accuracy[arm]["worst"]) == pytest.approx((max(percent), min(percent)))
+    gains = [100 * (b - a) for a, b in zip(BASELINE, HIGHER, strict=True)]
+    assert accuracy["difference"]["mean"] == pytest.approx(statistics.mean(gains))
+    spread = statistics.stdev(HIGHER) / statistics.stdev(BASELINE)
+    assert accuracy["spread_ratio"]["ratio"] == pytest.approx(spread)
+    loss = found["quantities"]["loss"]
+    assert loss["higher_is_better"] is False and loss["baseline"]["mean"] == pytest.approx(0.4)
+    assert found["quantities"]["edits_by_kind_slip_flip_rate"]["rdrop"]["mean"] == pytest.approx(16)
+    assert found["quantities"]["train_seconds"]["difference"]["mean"] == pytest.approx(70)
+    assert found["quantities"]["peak_memory"]["baseline"]["mean"] == pytest.approx(1024)
+    assert "runtime" not in found["quantities"] and "train_loss" not in found["quantities"]
+
+
+def test_the_best_of_what_should_be_low_is_the_lowest(tmp_path):
+    first, second = arms([0.8, 0.8], [0.8, 0.8])
+    first = [run(seed, 0.0, stability=stability(flips)) for seed, flips in ((1, 0.03), (2, 0.07))]
+    flips = next(q for q in write_report(first, second, tmp_path).quantities if q.key == "dropout_flip_rate")
+    assert flips.describe("baseline") == pytest.approx({"mean": 5, "std": math.sqrt(8), "best": 3, "worst": 7})
+
+
+def test_models_of_two_seeds_that_disagree_are_counted(tmp_path):
+    def with_logits(seed, alpha, labels):
+        return run(seed, alpha, logits=np.eye(2)[labels] * 3, labels=np.zeros(4))
+
+    first = [with_logits(1, 0.0, [0, 0, 0, 0]), with_logits(2, 0.0, [0, 0, 1, 1]), with_logits(3, 0.0, [1, 0, 1, 0])]
+    second = [with_logits(seed, 4.0, [0, 1, 0, 1]) for seed in (1, 2, 3)]
+    report = write_report(first, second, tmp_path)
+    assert report.churn == {"baseline": pytest.approx((0.5 + 0.5 + 0.5) / 3), "rdrop": 0.0}
+    assert "baseline 50.00 %, R-Drop 0.00 %" in report.markdown()
+
+
+def test_scores_that_are_no_shares_keep_their_unit(tmp_path):
+    report = write_report(*arms([27.1, 28.0, 27.5], [28.2, 28.9, 28.1], name="bleu"), tmp_path)
+    bleu = report.quantities[0]
+    assert (bleu.unit, bleu.baseline) == ("", (27.1, 28.0, 27.5))
+    assert "points" not in report.sentences[0]
+
+
+def test_scores_that_are_not_defined_are_left_out(tmp_path):
+    report = write_report(*arms([0.3, math.nan, 0.4], [0.5, 0.6, None]), tmp_path)
+    assert report.quantities[0].difference.n == 1
+    assert json.loads((tmp_path / "report.json").read_text())["quantities"]["accuracy"]["baseline"]["values"][1] is None
+
+
+def test_the_tables_are_tables(runs):
+    report = report_folder(runs)
+    tables = [line for line in report.markdown().splitlines() if line.startswith("|")]
+    widths = {line.count("|") for line in tables if "dropout" in line or "accuracy (%) |" in line}
+    assert len(tables) > 15 and 11 in widths
+    assert (runs / "report.md").read_text(encoding="utf-8") == report.markdown()
+    assert all(len(line) <= 100 or "runs" in line for line in report.summary().splitlines())
+
+
+# ---- Sentences ----
+
+
+def sentences(tmp_path, baseline, rdrop, **changes):
+    return write_report(*arms(baseline, rdrop, **changes), tmp_path).sentences
+
+
+def test_a_gain_that_is_shown(tmp_path):
+    first, *rest = sentences(tmp_path, BASELINE, HIGHER)
+    assert first.startswith("R-Drop (alpha 4) helped: over 5 seeds the accuracy was 1.30 points higher than without")
+    assert "(80.08 % to 81.38 %; 95 % bootstrap interval +1.18 to +1.42, paired t-test p < 0.001)" in first
+    assert not any("reveal" in sentence for sentence in rest)
+    assert any("same 400 evaluation rows; with other rows each score would itself move by some 1.9" in s for s in rest)
+    assert any(s.startswith("Dropout flips 2.00 % of its predictions, 5.00 % of the baseline's") for s in rest)
+    assert rest[-1] == "Training took 1.70 times the time and 1.50 times the peak memory of the baseline."
+
+
+def test_a_loss_that_is_shown(tmp_path):
+    first = sentences(tmp_path, HIGHER, BASELINE)[0]
+    assert first.startswith("R-Drop (alpha 4) did harm: over 5 seeds the accuracy was 1.30 points lower than without")
+
+
+@pytest.mark.parametrize("turned, word", [(False, "higher"), (True, "lower")])
+def test_what_chance_explains_is_not_called_a_gain(tmp_path, turned, word):
+    scores = BASELINE, [0.812, 0.794, 0.826, 0.785, 0.810]
+    first, second, *_ = sentences(tmp_path, *(scores[::-1] if turned else scores))
+    assert first.startswith("It is not shown that R-Drop (alpha 4) helps: over 5 seeds the accuracy was 0.46 points")
+    assert f"points {word} than without" in first and first.endswith("which chance between seeds explains.")
+    assert "So many seeds reveal a true difference of" in second and "for half a point it takes about" in second
+
+
+def test_one_seed_says_nothing(tmp_path):
+    first = sentences(tmp_path, [0.8], [0.9])[0]
+    assert "With the one seed that was run" in first and "One seed says nothing about the next" in first
+    assert "10.00 points higher" in first and "shown" not in first
+
+
+def test_equal_scores(tmp_path):
+    said = sentences(tmp_path, [0.8] * 3, [0.8] * 3)
+    assert said[0] == "Over 3 seeds, R-Drop (alpha 4) and its baseline had the same accuracy in every pair (80.00 %)."
+    said = sentences(tmp_path, [0.8] * 3, [0.75] * 3)
+    assert "was 5.00 points lower in every pair (80.00 % to 75.00 %)" in said[0]
+
+
+def test_the_spread_over_seeds(tmp_path):
+    wide = [0.6, 0.7, 0.8, 0.9, 0.75]
+    narrow = [0.749, 0.750, 0.751, 0.752, 0.750]
+    assert any("vary less from seed to seed: 0.0" in s for s in sentences(tmp_path, wide, narrow))
+    assert any("vary more from seed to seed" in s for s in sentences(tmp_path, narrow, wide))
+    assert any("cannot be said from 5 seeds" in s for s in sentences(tmp_path, BASELINE, HIGHER))
+
+
+def test_a_regression_has_divergences_in_place_of_flips(tmp_path):
+    first = [run(s, 0.0, v, name="pearson", stability=stability(None, 0.5, None)) for s, v in enumerate(BASELINE)]
+    second = [run(s, 4.0, 0.8, name="pearson", stability=stability(None, 0.1 + s / 99, None)) for s in range(5)]
+    said = write_report(first, second, tmp_path).sentences
+    assert any(s.startswith("Dropout: divergence 0.12 nats, baseline 0.50 nats (p < 0.001): steadier") for s in said)
+    assert not any("seed to seed" in s for s in said), "equal scores have no spread to compare"
+    assert any(s.startswith("All this is about other seeds") and s.endswith("not about other rows.") for s in said)
+
+
+def test_without_a_score_nothing_is_said_of_one(tmp_path):
+    first, second = arms([0.8], [0.9])
+    first = [run(1, 0.0, scores={}, headline=[])]
+    second = [run(1, 4.0, scores={}, headline=[])]
+    assert "no score in common" in write_report(first, second, tmp_path).sentences[0]
+
+
+# ---- What it refuses ----
+
+
+def refused(capsys, *argv):
+    assert main([str(word) for word in argv]) == 2
+    return capsys.readouterr().err
+
+
+def test_the_command(runs, capsys, tmp_path):
+    assert main([str(runs), "--output_dir", str(tmp_path / "there")]) == 0
+    assert "R-Drop (alpha 4) against its baseline, 5 seeds" in capsys.readouterr().out
+    assert (tmp_path / "there" / "report.md").exists() and not (runs / "report.md").exists()
+
+
+def test_several_alphas_need_a_choice(runs, capsys):
+    write_folder(runs / "other", 1, 2.0, 0.9)
+    assert "R-Drop runs with alpha 2, 4: choose one of them" in refused(capsys, runs)
+    assert main([str(runs), "--alpha", "2"]) == 0
+    report = json.loads((runs / "report.json").read_text())
+    assert report["alpha"] == 2 and report["seeds"] == [1] and report["incomplete_seeds"] == [2, 3, 4, 5]
+    assert "one of the two runs is missing: seed 2, 3, 4, 5" in (runs / "report.md").read_text()
+
+
+def test_what_cannot_be_compared(runs, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no finished run" in refused(capsys, tmp_path / "empty")
+    write_folder(runs / "again", 1, 4.0, 0.9)
+    assert "two runs with alpha 4 and seed 1" in refused(capsys, runs)
+    (runs / "again" / "all_results.json").write_text("{")
+    assert "again/all_results.json: is not that of a finished run" in refused(capsys, runs)
+    (runs / "again" / "all_results.json").unlink()
+    assert main([str(runs)]) == 0
+    write_folder(runs / "longer", 6, 4.0, 0.9, learning_rate=1e-4)
+    write_folder(runs / "shorter", 6, 0.0, 0.9)
+    line = refused(capsys, runs)
+    assert "learning_rate is 2e-05 with seed 1 and alpha 0, 0.0001 with seed 6 and alpha 4" in line
+    with pytest.raises(InputError, match=r"no seed has both .* \(seeds: baseline 1; R-Drop 2\)"):
+        write_report([run(1, 0.0)], [run(2, 4.0)], tmp_path)
+
+
+def test_r_drops_own_settings_may_differ_from_the_baselines_and_not_among_themselves(runs, capsys):
+    write_folder(runs / "plain6", 6, 0.0, 0.8, rdrop_num_passes=2)
+    write_folder(runs / "rdrop6", 6, 4.0, 0.8, rdrop_num_passes=3)
+    assert main([str(runs)]) == 0, "runs 1 to 5 do not say"
+    write_folder(runs / "plain7", 7, 0.0, 0.8, rdrop_num_passes=2)
+    write_folder(runs / "rdrop7", 7, 4.0, 0.8, rdrop_num_passes=2)
+    (runs / "rdrop1" / "all_results.json").unlink()
+    for seed in range(2, 6):
+        (runs / f"rdrop{seed}" / "all_results.json").unlink()
+    assert "rdrop_num_passes is 3 with seed 6" in refused(capsys, runs)
+
+
+# ---- Pictures ----
+
+
+def size(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_the_pictures(tmp_path, drawn):
+    report = write_report(*arms(BASELINE, HIGHER), tmp_path)
+    assert [path.name for path in report.pictures] == ["scores.png", "curves.png", "flips.png"]
+    assert all(size(path)[0] == 1600 for path in report.pictures)
+    assert all(f"({path.name})" in report.markdown() for path in report.pictures)
+
+
+def test_what_is_not_known_is_not_drawn(tmp_path, drawn):
+    first, second = [run(1, 0.0, log_history=[], stability=None)], [run(1, 4.0, log_history=[], stability=None)]
+    assert [path.name for path in write_report(first, second, tmp_path).pictures] == ["scores.png"]
+    assert not (tmp_path / "curves.png").exists() and draw_curves([{"step": 1, "loss": 1.0}], 4.0, tmp_path) == {}
+    drawn = draw_curves(curve(0.2), 0.0, tmp_path)
+    assert [path.name for path in drawn] == ["curves.png"] and size(tmp_path / "curves.png")[0] == 1600
+
+
+def test_without_matplotlib_there_is_a_report_without_pictures(tmp_path):
+    report = write_report(*arms(BASELINE, HIGHER), tmp_path)
+    assert not report.pictures and not list(tmp_path.glob("*.png"))
+    assert 'pip install "rdrop-trainer[report]"' in report.markdown()
