@@ -32,6 +32,7 @@ from rdrop_trainer.glue.rehearsal import leave_no_trace, rehearse, report
 from rdrop_trainer.glue.steadiness import measure_stability, stability_for_card
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
+from rdrop_trainer.glue.tuning import tune
 from rdrop_trainer.report import draw_curves
 from rdrop_trainer.stability import DivergenceProbe
 
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
             found = run(command)
             if main_process:
                 print("\n" + report(found, outcome.same_command(argv, found["processes"], without="dry_run")))
+        elif command.several.tune is not None:
+            return tune(command, __file__)
         elif command.several.compare_baseline:
             return compare_baseline(command, __file__)
         else:
@@ -417,8 +420,9 @@ def _max_length(name: str, data_args: DataArguments, tokenizer, config) -> int:
 
 
 def _check_dropout(model, args: RDropTrainingArguments) -> None:
-    if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not active_dropout(model):
-        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0)
+    noise = active_dropout(model) if args.dropout is None else args.dropout  # the trainer sets it
+    if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
+        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.dropout == 0)
         raise InputError(
             f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
             "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"

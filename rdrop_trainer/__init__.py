@@ -17,6 +17,7 @@ _EXPORTS = {
     "RDropLoss": "losses",
     "rdrop_linear_loss": "losses",
     "rdrop_loss": "losses",
+    "default_hp_space": "search",
     "active_dropout": "dropout",
     "set_dropout": "dropout",
     "CardFacts": "model_card",

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .checkpoints import RenamedWeightsMixin
 from .checks import NoiseCheck
+from .dropout import set_dropout
 from .heads import Items
 from .loss_checks import mean_of_parts, same_noise
 from .losses import RDropLoss, rdrop_loss
@@ -22,6 +23,7 @@ from .mixing import UnlabeledRowsMixin
 from .output_head import OutputHead
 from .passes import Passes
 from .publishing import PublishingMixin
+from .search import SearchMixin
 from .task_loss import TaskLossMixin
 from .training_args import RDropArguments
 from .window import LoggedTerms, Window
@@ -29,7 +31,7 @@ from .window import LoggedTerms, Window
 logger = logging.get_logger(__name__)
 
 
-class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, PublishingMixin):
+class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, SearchMixin, PublishingMixin):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
     On an R-Drop step every example runs through the model several times with fresh dropout, and the loss is
@@ -69,11 +71,13 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, Publish
         for field in fields(RDropArguments):
             if not hasattr(self.args, field.name):
                 setattr(self.args, field.name, field.default)
+        self._set_dropout()
         self._start_rdrop()
 
     def train(self, *args, **kwargs):
         """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
-        RDropArguments.of(self.args)
+        # Checked, and of their types: a hyper-parameter search would cast alphas to the int that somebody assigned
+        vars(self.args).update(vars(RDropArguments.of(self.args)))
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"R-Drop does not run under torch.nn.DataParallel, which {self.args.n_gpu} visible GPUs in one process "
@@ -228,6 +232,15 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, Publish
         return Window.count(
             head, batches, self.args.device, processes, lambda counts: self.accelerator.reduce(counts) // replicas
         )
+
+    def _hp_search_setup(self, *args, **kwargs) -> None:
+        """`Trainer._hp_search_setup`, which `train` calls in any case, and only after making a trial's model."""
+        super()._hp_search_setup(*args, **kwargs)
+        self._set_dropout()
+
+    def _set_dropout(self) -> None:
+        if self.args.dropout is not None:
+            set_dropout(self.model, self.args.dropout)
 
     def _start_rdrop(self) -> None:
         self._window: Window | None = None

@@ -12,7 +12,8 @@ PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
     ["hub.__main__", "trainer", "glue.card", "glue.demo"],
-    ["glue.comparison"],
+    ["glue.tuning"],
+    ["glue.comparison", "glue.trials"],
     ["report.__main__", "report"],
     ["report.writing"],
     ["report.pictures", "report.verdict"],
@@ -23,7 +24,7 @@ LAYERS = [
     ["glue.jobs"],
     ["stability"],
     ["stability.noise", "stability.perturbation", "stability.seeds", "stability.probe"],
-    ["stability.agreement", "stability.running", "publishing"],
+    ["stability.agreement", "stability.running", "publishing", "search"],
     ["hub.load"],
     ["hub.push", "hub.find", "hub.download", "hub.adapter"],
     ["hub.folder"],

@@ -21,6 +21,7 @@ def test_defaults_and_help():
         "rdrop_unlabeled_ratio": 1.0,
         "rdrop_fused_head": "auto",
         "rdrop_allow_deterministic": False,
+        "dropout": None,
     }
     assert all(len(f.metadata["help"]) > 60 for f in fields(settings))
 
@@ -42,6 +43,9 @@ def test_defaults_and_help():
         ("rdrop_warmup_steps", float("nan")),
         ("rdrop_unlabeled_ratio", 0.0),
         ("rdrop_unlabeled_ratio", float("inf")),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("dropout", "0.1"),
         ("rdrop_forward_mode", "parallel"),
         ("rdrop_reduction", "batchmean"),
     ],

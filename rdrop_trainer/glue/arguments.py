@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -37,7 +37,7 @@ _HELP = {
 
 @dataclass
 class ModelArguments:
-    """Which model, and its dropout."""
+    """Which model."""
 
     _argument_group_name = "model"
 
@@ -55,18 +55,6 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run model code that the Hub repository brings along. Read it first."}
     )
-    dropout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Set every dropout of the model to this probability, in [0, 1). R-Drop lives on dropout: the "
-            "Chinese text classification of bojone/r-drop used 0.3, most BERT models come with 0.1, ModernBERT and "
-            "most decoder models with 0. Default: as the model has it."
-        },
-    )
-
-    def __post_init__(self):
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
 
 
 @dataclass
@@ -184,7 +172,7 @@ class DataArguments:
 
 @dataclass
 class SeveralRunsArguments:
-    """Several runs by one command: their seeds, and how many at a time."""
+    """Several runs by one command: which, and how many at a time."""
 
     _argument_group_name = "several runs"
 
@@ -198,6 +186,15 @@ class SeveralRunsArguments:
     )
     seeds: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "With compare_baseline: the seeds."}
+    )
+    tune: int | None = field(
+        default=None,
+        metadata={
+            "help": "Which alpha, dropout and learning rate suit this data? Train so many trials, the first of them "
+            "the baseline (alpha 0) and the second the given settings, the others drawn by Optuna, and write trials.md "
+            "and the winning recipe.yaml into output_dir. Trials that are finished are not repeated; with a larger "
+            "number the search goes on. Needs: pip install optuna."
+        },
     )
     parallel: int = field(
         default=1,
@@ -216,8 +213,10 @@ class SeveralRunsArguments:
     )
 
     def __post_init__(self):
-        if self.parallel < 1:
-            raise ValueError(f"parallel must be at least 1, got {self.parallel}.")
+        for name in ("parallel", "tune"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
             raise ValueError(f"seeds must be different whole numbers from 0 to 2**32 - 1, got {self.seeds}.")
 
@@ -261,6 +260,7 @@ _EXAMPLES = """examples:
   python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --dry_run
   python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --rdrop_alpha 0
   python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --compare_baseline --seeds 1 2 3 4 5
+  python run_glue_rdrop.py --model_name_or_path bert-base-cased --task_name mrpc --tune 20
 """
 
 
@@ -327,6 +327,15 @@ def parse_arguments(argv: Sequence[str]) -> CommandLine:
         raise InputError(" ".join(str(error).split())) from error
     given = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
     return CommandLine(model, data, training, several, given, argv)
+
+
+def given_values(command: CommandLine) -> dict[str, Any]:
+    """What a command line gave, by the names of the arguments, as a recipe says it."""
+    parser = make_parser()
+    values = vars(_parse(parser, command.words))
+    flags = (word.split("=")[0] for word in command.words if word.startswith("--"))
+    names = dict.fromkeys(parser._option_string_actions[flag].dest for flag in flags)
+    return {name: getattr(values[name], "value", values[name]) for name in names}
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Loading a model for a task: its labels matched by name, its dropout set, its tokenizer able to pad."""
+"""Loading a model for a task: its labels matched by name, its tokenizer able to pad."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..dropout import set_config_dropout
 from ..errors import InputError
 from .arguments import ModelArguments
 from .features import LabelMap, are_nameless, match_labels
@@ -60,11 +59,6 @@ def load_checkpoint(
     source, options = arguments.model_name_or_path, _options(arguments)
     config = _load(AutoConfig, source, options)
     labels, new_head = _fit_labels(config, task, source, will_train)
-    if arguments.dropout is not None:
-        try:
-            set_config_dropout(config, arguments.dropout)
-        except ValueError as error:
-            raise InputError(" ".join(str(error).split())) from error
     tokenizer = _load(AutoTokenizer, arguments.tokenizer_name or source, options)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -6,17 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..errors import InputError
 from ..report import FinishedRun, write_report
 from .arguments import CommandLine, parse_arguments
 from .cluster import launcher
-from .jobs import LOG, WRONG_INPUT, Finished, Job, run_jobs, terminated_as_interrupted
+from .jobs import LOG, WRONG_INPUT, Finished, Job, alone_in, run_jobs
 from .outcome import FREE_TO_CHANGE, RESULTS, settings_of, without_flags
 
 INCOMPLETE = 1  # exit code: some runs failed
-_LOCK = ".lock"
 # Flags of the comparison that a run must not have, or that differ between its runs
 _OF_THE_COMPARISON = ("compare_baseline", "seeds", "parallel", "engine", "seed", "output_dir", "measure_stability")
 # Scores of other rows would not be comparable
@@ -45,26 +42,18 @@ def compare_baseline(command: CommandLine, script: str) -> int:
     _check(command)
     folder = Path(command.training.output_dir if "output_dir" in command.given else _default_folder(command))
     jobs = _jobs(command, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / _LOCK, timeout=0), terminated_as_interrupted():
-            return _compare(command, jobs, folder, script)
-    except Timeout as error:
-        raise InputError(f"{folder}: another process is running this comparison") from error
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished stays in {folder}; the same command goes on.", flush=True)
-        return 130
+    return alone_in(folder, "comparison", lambda: _compare(command, jobs, folder, script))
 
 
 def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: str) -> int:
-    pending = [job for job in jobs if not _is_finished(job)]
+    pending = [job for job in jobs if not is_finished(job)]
     several = command.several
     print(f"{len(jobs)} runs in {folder}, {len(jobs) - len(pending)} of them finished before", flush=True)
     failed = []
     # A cluster knows best how many it can take
     at_once = several.parallel if several.engine == "local" or "parallel" in command.given else len(jobs)
     for ended in run_jobs(pending, launcher(several.engine, script, at_once), at_once) if pending else ():
-        print(_told(ended), flush=True)
+        print(told(ended), flush=True)
         if ended.code == WRONG_INPUT:
             raise InputError(f"{ended.job.name}: {ended.last_line}")
         if ended.code:
@@ -72,7 +61,7 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: st
     pairs = [
         (baseline.folder, rdrop.folder)
         for baseline, rdrop in zip(jobs[::2], jobs[1::2], strict=True)
-        if _is_finished(baseline) and _is_finished(rdrop)
+        if is_finished(baseline) and is_finished(rdrop)
     ]
     if pairs:
         baseline, rdrop = ([FinishedRun.read(folder) for folder in arm] for arm in zip(*pairs, strict=True))
@@ -84,7 +73,7 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: st
     return INCOMPLETE
 
 
-def _told(ended: Finished) -> str:
+def told(ended: Finished) -> str:
     """A line on a run that has ended."""
     if ended.code:
         return f"{ended.job.name}: failed with exit code {ended.code} ({ended.seconds:.0f} s): {ended.last_line}"
@@ -107,7 +96,7 @@ def _jobs(command: CommandLine, folder: Path) -> list[Job]:
     return jobs
 
 
-def _is_finished(job: Job) -> bool:
+def is_finished(job: Job) -> bool:
     """Whether a run is complete; with the settings of the job, or the comparison would be of two things."""
     path = job.folder / RESULTS
     if not path.exists():

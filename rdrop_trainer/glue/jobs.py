@@ -9,15 +9,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
+
+from ..errors import InputError
 
 LOG = "run.log"
+_LOCK = ".lock"
 WRONG_INPUT = 2  # exit code of the script
 _PARENT = "RDROP_TRAINER_PARENT"
 
@@ -50,26 +55,27 @@ class Finished:
 Launch = Callable[[Job], int]
 
 
-def run_jobs(jobs: Sequence[Job], launch: Launch, at_once: int) -> Iterator[Finished]:
+def run_jobs(jobs: Iterable[Job], launch: Launch, at_once: int) -> Iterator[Finished]:
     """Run jobs, and yield each as it ends; the first that is refused as wrong input ends the waiting for the others.
 
     Args:
-        jobs: in the order in which they are to begin.
+        jobs: in the order in which they are to begin; each is asked for when its turn comes.
         launch: runs one and waits for it, such as `Local`.
         at_once: how many run at the same time.
     """
-    waiting = list(jobs)
+    waiting = iter(jobs)
     with ThreadPoolExecutor(at_once, thread_name_prefix="run") as pool:
         running: set[Future] = set()
         try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    running.add(pool.submit(_timed, launch, waiting.pop(0)))
+            while True:
+                running |= {pool.submit(_timed, launch, job) for job in islice(waiting, at_once - len(running))}
+                if not running:
+                    return
                 done = next(as_completed(running))
                 running.remove(done)
                 yield done.result()
                 if done.result().code == WRONG_INPUT:
-                    waiting.clear()
+                    waiting = iter(())
         except BaseException:
             launch.stop()
             raise
@@ -150,6 +156,28 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def alone_in(folder: Path, what: str, run: Callable[[], int]) -> int:
+    """Run what starts the runs of a folder, in one process at a time; its exit code, or 130 when it is interrupted.
+
+    Args:
+        folder: made where it is not there yet.
+        what: "comparison" or "search", for people.
+        run: returns its exit code.
+
+    Raises:
+        InputError: another process is at work in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK, timeout=0), terminated_as_interrupted():
+            return run()
+    except Timeout as error:
+        raise InputError(f"{folder}: another process is running this {what}") from error
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What is finished stays in {folder}; the same command goes on.", flush=True)
+        return 130
 
 
 @contextmanager

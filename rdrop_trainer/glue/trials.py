@@ -1,0 +1,160 @@
+"""What a search leaves: the table of its trials, the winning recipe, and a summary that does not promise too much."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError
+from ..search import SPACE
+from .arguments import CommandLine, given_values
+from .outcome import RESULTS, write_json
+
+TABLE, TABLE_JSON, RECIPE = "trials.md", "trials.json", "recipe.yaml"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
+# Flags of the search, of its folder, and what is nobody else's business
+_NOT_IN_RECIPE = (
+    "tune parallel engine seeds compare_baseline output_dir overwrite_output_dir resume_from_checkpoint run_name "
+    "token hub_token hub_model_id push_to_hub"
+).split()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial.
+
+    Attributes:
+        number: 0 has alpha 0, 1 the given settings.
+        folder: of its run.
+        results: what the run left.
+    """
+
+    number: int
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def score_name(self) -> str | None:
+        """The first headline score on the validation rows."""
+        return next((name for name in self.results["headline"] if name.startswith("eval_")), None)
+
+    @property
+    def score(self) -> float | None:
+        """Its value; None where it is not defined."""
+        return self.results["headline"].get(self.score_name)
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """alpha, dropout (None: as the model has it) and learning rate."""
+        return {name: self.results["settings"][name] for name in SPACE}
+
+
+def read_trial(number: int, folder: Path) -> Trial:
+    """Read a finished trial.
+
+    Raises:
+        InputError: its results are damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return Trial(number, folder, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def delete_weights(trials: Sequence[Trial]) -> None:
+    """Delete the weights and checkpoints of all trials but the first."""
+    for path in (path for trial in trials[1:] for pattern in _WEIGHTS for path in trial.folder.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
+    """Write the table of the trials, the best first, as Markdown and as JSON."""
+    names = [name for name in trials[0].results["headline"] if name.startswith("eval_")]
+    columns = ["trial", *SPACE, *names, "seconds"]
+    table = [columns, ["---:"] * len(columns)]
+    for trial in trials:
+        values = ["as the model has it" if value is None else f"{value:g}" for value in trial.values.values()]
+        scores = [_score(trial.results["headline"].get(name)) for name in names]
+        table.append([str(trial.number), *values, *scores, f"{_seconds(trial):.0f}"])
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    legend = "Trial 0 is the given settings with alpha 0, trial 1 the given settings."
+    text = f"# {_title(trials, command)}\n\n{rows}\n\n{legend}\n\n{_caution(trials)}\n"
+    (folder / TABLE).write_text(text, encoding="utf-8")
+    found = [
+        {"trial": trial.number, "folder": trial.folder.name, **trial.values}
+        | {"scores": trial.results["headline"], "seconds": round(_seconds(trial), 3)}
+        for trial in trials
+    ]
+    about = {"score": trials[0].score_name, "seed": command.training.seed}
+    write_json(folder / TABLE_JSON, about | {"trials": found})
+
+
+def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
+    """Write the flags of the command with the values of the best trial, for the script to read."""
+    best, given = trials[0], given_values(command)
+    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE and value is not None}
+    recipe |= {name: value for name, value in best.values.items() if value is not None}
+    head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {_score(best.score)}\n"
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    (folder / RECIPE).write_text(head + text, encoding="utf-8")
+
+
+def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
+    """One screen: the best values, their score beside those of the given settings, and what to run next."""
+    scored = [trial for trial in trials if trial.score is not None]
+    if not scored:
+        return f"No trial has a score: the trials' folders in {folder} say what happened."
+    lines, best = [_title(trials, command)], scored[0]
+    about = {1: "given", 0: "alpha 0"}
+    told = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
+    lines.append(f"score     {best.score_name} of {best.results['rows']['validation']:,} validation rows")
+    for name, trial in dict(told).items():
+        values = ", ".join(f"{key} {value:g}" for key, value in trial.values.items() if value is not None)
+        lines.append(f"{name:<10}{_score(trial.score)}  trial {trial.number}: {values}")
+    lines += [f"trials    {folder / TABLE}", f"recipe    {folder / RECIPE}", f"model     {best.folder}"]
+    if best.number == 0:
+        lines.append("No trial with R-Drop was better than plain fine-tuning (alpha 0), which the recipe therefore is.")
+    lines.append(_caution(trials))
+    candidate = next((trial for trial in scored if trial.number), None)
+    if candidate is not None:
+        lines.append(f"check     {_check_command(folder, best, candidate, command)}")
+    return "\n".join(lines)
+
+
+def _check_command(folder: Path, best: Trial, candidate: Trial, command: CommandLine) -> str:
+    """The comparison of the best R-Drop trial with its baseline, on seeds that the search did not see."""
+    seeds = islice((str(seed) for seed in count(1) if seed != command.training.seed), 5)
+    words = ["python", sys.argv[0], str(folder / RECIPE)]
+    if candidate is not best:
+        words += [f"--{name}={value}" for name, value in candidate.values.items() if value is not None]
+    return shlex.join([*words, f"--output_dir={folder / 'comparison'}", "--compare_baseline", "--seeds", *seeds])
+
+
+def _title(trials: Sequence[Trial], command: CommandLine) -> str:
+    task, model = trials[0].results["task"], command.model.model_name_or_path
+    return f"{task}: {len(trials)} trials, seed {command.training.seed}, {model}"
+
+
+def _caution(trials: Sequence[Trial]) -> str:
+    return (
+        f"The best of {len(trials)} trials was chosen on the rows that its score is of, so that score is optimistic; "
+        "other seeds, and rows that no trial was judged on, say what is left of it."
+    )
+
+
+def _score(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}"
+
+
+def _seconds(trial: Trial) -> float:
+    return sum(trial.results["seconds"].values())

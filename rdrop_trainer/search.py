@@ -1,0 +1,190 @@
+"""Hyper-parameter search: the space to search by default, and an Optuna study that outlives an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKENDS, default_hp_search_backend
+from transformers.trainer_utils import BestRun, HPSearchBackend
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.get_logger(__name__)
+
+# Setting -> lowest value, highest value, whether ratios count (a logarithmic scale) and not differences
+SPACE: dict[str, tuple[float, float, bool]] = {
+    "rdrop_alpha": (0.5, 8.0, True),
+    "dropout": (0.1, 0.3, False),
+    "learning_rate": (1e-5, 1e-4, True),
+}
+STORE = "trials.db"
+STUDY = "rdrop"
+
+
+def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
+    """The three settings that decide most about R-Drop, in the ranges in which good values were found.
+
+    * `rdrop_alpha` in [0.5, 8], logarithmic: the paper's tasks took 0.5 to 1 (GLUE, summarisation, language models) and
+      5 (translation), bojone/r-drop 4; the best value of a task is known up to a factor.
+    * `dropout` in [0.1, 0.3]: from what most encoders are pretrained with to what the paper's translation and
+      bojone/r-drop used. With less, the passes hardly differ; with more, fine-tuning suffers.
+    * `learning_rate` in [1e-5, 1e-4], logarithmic: the grids of BERT (2e-5 to 5e-5) and RoBERTa (1e-5 to 3e-5), and as
+      much again above, which smaller models like. Training from scratch wants larger ones: give a space of your own.
+
+    Args:
+        trial: a trial of Optuna, or None for Ray Tune, which draws the values itself.
+
+    Returns:
+        Values by the name of their setting; for Ray Tune, distributions.
+    """
+    if trial is not None:
+        return suggest(trial, SPACE)
+    from ray import tune
+
+    return {name: (tune.loguniform if log else tune.uniform)(low, high) for name, (low, high, log) in SPACE.items()}
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]]) -> dict[str, float]:
+    """Values that a trial of Optuna draws from a space that is written like `SPACE`."""
+    return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in space.items()}
+
+
+class SearchMixin:
+    """The part of `RDropMixin` that searches hyper-parameters."""
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[optuna.Trial], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        backend: str | HPSearchBackend | None = None,
+        hp_name: Callable[[optuna.Trial], str] | None = None,
+        **kwargs,
+    ) -> BestRun | list[BestRun] | None:
+        """`Trainer.hyperparameter_search`, over alpha, dropout and learning rate unless told otherwise.
+
+        With Optuna the trials are kept in `<output_dir>/trials.db`, and the same call goes on where an earlier one was
+        interrupted: `n_trials` counts its finished trials too, so a search that is complete only returns its best. A
+        trial that was cut off, as by a kill or a power failure, begins anew under a new number, with the same values;
+        one that failed, or that Ctrl-C stopped, is not counted and not repeated. That store is for one search at a
+        time; for several at once, or another sampler, give Optuna's own `storage`, `study_name`, `load_if_exists` and
+        `sampler` (`storage=None`: in memory, as `Trainer` does it). The default sampler is TPE, seeded with
+        `args.seed`. What is searched must stay the same between the calls; use another `output_dir` or `study_name`
+        where it does not.
+
+        The trainer needs a `model_init`. Afterwards `args` have the values of the last trial, as with `Trainer`.
+
+        Args:
+            hp_space: values of a trial by the name of an argument. Default: `default_hp_space` with Optuna and Ray
+                Tune; with W&B, `Trainer`'s, which knows no R-Drop.
+            compute_objective: what to optimise, from the metrics of an evaluation. Default: the evaluation loss
+                without `compute_metrics`, the sum of the metrics with it.
+            n_trials: how many trials the search has in the end.
+            direction: "minimize" or "maximize", or a list of them for several objectives. Default: "maximize" for the
+                metrics of a trainer whose `args.greater_is_better` is true, as `metric_for_best_model="accuracy"` sets
+                it; else "minimize", as with `Trainer`, with a warning where that need not be what you want.
+            backend: "optuna", "ray" or "wandb". Default: the first that is installed.
+            hp_name: the name of a trial's folder in `output_dir`.
+            **kwargs: those of `optuna.create_study`, of `optuna.Study.optimize`, or of `ray.tune.run`.
+
+        Returns:
+            The best trial; a list of the best for several objectives; None on processes other than the first.
+
+        Raises:
+            ValueError: the store holds a search in another direction.
+            RuntimeError: `Trainer`'s, for a backend that is not installed, or no `model_init`.
+        """
+        backend = HPSearchBackend(backend or default_hp_search_backend())
+        ALL_HYPERPARAMETER_SEARCH_BACKENDS[backend]().ensure_available()
+        if hp_space is None and backend in (HPSearchBackend.OPTUNA, HPSearchBackend.RAY):
+            hp_space = default_hp_space
+        if direction is None:
+            direction = self._default_direction(compute_objective)
+        if backend == HPSearchBackend.OPTUNA and self.model_init is not None:
+            n_trials, kwargs = self._go_on(n_trials, direction, kwargs)
+        return super().hyperparameter_search(
+            hp_space, compute_objective, n_trials, direction, backend, hp_name, **kwargs
+        )
+
+    def _default_direction(self, compute_objective: Callable | None) -> str:
+        if compute_objective is None and self.compute_metrics is None:
+            return "minimize"
+        if compute_objective is None and self.args.greater_is_better:
+            return "maximize"
+        what = "the sum of the metrics" if compute_objective is None else "what compute_objective returns"
+        logger.warning(
+            f"hyperparameter_search minimizes {what}, as Trainer does unless told otherwise: for accuracies and other "
+            "scores that should be large, pass direction='maximize'."
+        )
+        return "minimize"
+
+    def _go_on(
+        self, n_trials: int, direction: str | list[str], kwargs: Mapping[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
+        """How many trials are still to do, and the arguments with those of the study filled in; on every process."""
+        kwargs = dict(kwargs)
+        own_store = "storage" not in kwargs
+        if own_store:
+            folder = Path(self.args.output_dir).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            kwargs = {"study_name": STUDY, "load_if_exists": True, **kwargs, "storage": f"sqlite:///{folder / STORE}"}
+        if self.args.process_index == 0:  # the only one that has the study
+            import optuna
+
+            study = _study_before(kwargs)
+            trials = study.get_trials(deepcopy=False) if study is not None else []
+            if study is not None:
+                _check_direction(study, direction)
+                n_trials = max(0, n_trials - sum(trial.state.is_finished() and not _failed(trial) for trial in trials))
+                if own_store:
+                    begin_anew(study)
+            # With the seed of an earlier call alone, the sampler would draw that call's values again
+            kwargs.setdefault("sampler", optuna.samplers.TPESampler(seed=self.args.seed + len(trials)))
+        if self.args.world_size > 1:
+            shared = [n_trials]
+            torch.distributed.broadcast_object_list(shared, src=0)
+            (n_trials,) = shared
+        return n_trials, kwargs
+
+
+def begin_anew(study: optuna.Study) -> None:
+    """Put the trials that were cut off at the head of those to come, with the same values; no search may be running."""
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+        logger.warning(f"Trial {trial.number} was cut off: it begins anew with the same values.")
+
+
+def _study_before(kwargs: Mapping[str, Any]) -> optuna.Study | None:
+    """The study that Optuna will go on with, if there is one."""
+    import optuna
+
+    name, storage = kwargs.get("study_name"), kwargs.get("storage")
+    if not kwargs.get("load_if_exists") or name is None or storage is None:
+        return None
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def _check_direction(study: optuna.Study, direction: str | Sequence[str]) -> None:
+    """Optuna would go on in the study's direction without a word."""
+    before = [found.name.lower() for found in study.directions]
+    wanted = [direction] if isinstance(direction, str) else list(direction)
+    if before != wanted:
+        raise ValueError(
+            f"The search {study.study_name!r} that is to go on was begun with direction {', '.join(before)}, not "
+            f"{', '.join(wanted)}: choose another study_name or output_dir."
+        )
+
+
+def _failed(trial: optuna.trial.FrozenTrial) -> bool:
+    return trial.state.name == "FAIL"
