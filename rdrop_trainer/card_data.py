@@ -81,7 +81,7 @@ def settings_block(
         unlabeled_ratio as in `RDropArguments`; dropout and version.
     """
     left_out = _NOT_OF_THE_MODEL + (() if with_unlabeled else ("rdrop_unlabeled_ratio",))
-    kept = [f.name for f in fields(RDropArguments) if f.name not in left_out]
+    kept = [f.name for f in fields(RDropArguments) if f.name.startswith(_PREFIX) and f.name not in left_out]
     values = {name.removeprefix(_PREFIX): getattr(settings, name) for name in kept}
     return {**values, "dropout": dict(dropout), "version": version}
 
