@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 
 import pytest
 import tiny
@@ -169,6 +170,7 @@ def test_runs_of_other_settings_are_not_mixed(here, launch, capsys):
     assert script.main([*FLAGS, "--seeds", "1", "--rdrop_alpha", "2", "--overwrite_output_dir"]) == 0
     assert launch.started == ["baseline-seed1", "rdrop-seed1"]
     assert results(here / "both" / "rdrop-seed1")["settings"]["rdrop_alpha"] == 2
+    assert json.loads((here / "both" / "report.json").read_text())["alpha"] == 2
 
 
 def test_a_recipe_may_ask_for_a_comparison(here, launch):
@@ -179,6 +181,12 @@ def test_a_recipe_may_ask_for_a_comparison(here, launch):
     (here / "recipe.yaml").write_text("\n".join(lines))
     assert script.main(["recipe.yaml", "--parallel", "2"]) == 0
     assert sorted(launch.started) == ["baseline-seed3", "rdrop-seed3"]
+
+
+def test_what_the_report_needs_is_missed_before_training(here, launch, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert 'pip install "rdrop-trainer[report]"' in fails(capsys, *FLAGS, "--seeds", "3")
+    assert not launch.started
 
 
 def test_what_a_comparison_refuses(here, launch, capsys, monkeypatch):

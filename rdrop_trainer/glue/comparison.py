@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..extras import need
 from ..report import FinishedRun, write_report
 from .arguments import CommandLine, parse_arguments
 from .cluster import launcher
@@ -49,7 +50,8 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: st
     pending = [job for job in jobs if not is_finished(job)]
     several = command.several
     print(f"{len(jobs)} runs in {folder}, {len(jobs) - len(pending)} of them finished before", flush=True)
-    failed = []
+    need("scipy.stats", extra="report")  # missed now, not when all is computed
+    failed, missing = [], {job.name for job in pending}
     # A cluster knows best how many it can take
     at_once = several.parallel if several.engine == "local" or "parallel" in command.given else len(jobs)
     for ended in run_jobs(pending, launcher(several.engine, script, at_once), at_once) if pending else ():
@@ -58,10 +60,12 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: st
             raise InputError(f"{ended.job.name}: {ended.last_line}")
         if ended.code:
             failed.append(ended)
+        else:
+            missing.remove(ended.job.name)
     pairs = [
         (baseline.folder, rdrop.folder)
         for baseline, rdrop in zip(jobs[::2], jobs[1::2], strict=True)
-        if is_finished(baseline) and is_finished(rdrop)
+        if not {baseline.name, rdrop.name} & missing
     ]
     if pairs:
         baseline, rdrop = ([FinishedRun.read(folder) for folder in arm] for arm in zip(*pairs, strict=True))

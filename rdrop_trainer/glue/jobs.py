@@ -176,7 +176,11 @@ def alone_in(folder: Path, what: str, run: Callable[[], int]) -> int:
     except Timeout as error:
         raise InputError(f"{folder}: another process is running this {what}") from error
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished stays in {folder}; the same command goes on.", flush=True)
+        print(
+            f"\nInterrupted. What is finished stays in {folder}; the same command goes on (without "
+            "--overwrite_output_dir, if it had that).",
+            flush=True,
+        )
         return 130
 
 
