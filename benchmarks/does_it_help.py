@@ -71,8 +71,8 @@ def measure(task, options):
 def table(found, folder):
     """The README's table, from the reports."""
     lines = [
-        "| task | alpha | score | alpha 0 | R-Drop | difference, 95 % interval | p | dropout flips | edits flip | "
-        "calibration error | time | memory |",
+        "| task | alpha | score | alpha 0 | R-Drop | difference, 95 % interval | p | "
+        "flipped by dropout, % | by small edits, % | calibration error, % | time | memory |",
         "|" + "---|" * 12,
     ]
     for task, facts in found.items():

@@ -113,7 +113,9 @@ with terminated_as_interrupted():
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGINT))]
+)
 def test_runs_end_with_the_process_that_started_them(tmp_path, how):
     (tmp_path / "slow.py").write_text(SLOW)
     parent = subprocess.Popen(

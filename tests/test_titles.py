@@ -71,7 +71,9 @@ def test_the_metric():
 @pytest.mark.parametrize("package", ["rouge_score", "sacrebleu"])
 def test_what_to_install(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=rf'{package}: pip install "rdrop-trainer\[seq2seq\]"'):
+    with pytest.raises(
+        InputError, match=rf'{package} is needed and not installed: pip install "rdrop-trainer\[seq2seq\]"'
+    ):
         load_metric(TASK)
 
 

@@ -51,7 +51,7 @@ def draw_pictures(
     curves = {key: lines for key, lines in curves.items() if all(lines.values())}
     drawn = {}
     for name, caption, figure in (
-        ("scores.png", "Scores by seed; the bars are means", _draw_scores(scores, seeds)),
+        ("scores.png", "Scores by seed; the lines are means", _draw_scores(scores, seeds)),
         ("curves.png", _CAPTION_OF_CURVES, _draw_curves(curves)),
         ("flips.png", "Predictions that change under dropout and under small edits of the text", _draw_flips(flips)),
     ):
