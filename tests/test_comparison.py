@@ -148,7 +148,7 @@ def test_a_failed_run_takes_nothing_else_with_it(here, launch, capsys):
     said = capsys.readouterr().out
     assert "baseline, seed 3: failed with exit code 1" in said and "this is why" in said
     assert "1 of 6 runs failed" in said and "tries them again" in said
-    assert (here / "both" / "report.md").exists()
+    assert "one of the two runs is missing: seed 3" in (here / "both" / "report.md").read_text()
     launch.codes.clear()
     assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 0 and launch.started[2:] == ["baseline-seed3"]
 

@@ -62,13 +62,10 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: st
             failed.append(ended)
         else:
             missing.remove(ended.job.name)
-    pairs = [
-        (baseline.folder, rdrop.folder)
-        for baseline, rdrop in zip(jobs[::2], jobs[1::2], strict=True)
-        if not {baseline.name, rdrop.name} & missing
-    ]
-    if pairs:
-        baseline, rdrop = ([FinishedRun.read(folder) for folder in arm] for arm in zip(*pairs, strict=True))
+    arms = jobs[::2], jobs[1::2]
+    if any(not {baseline.name, rdrop.name} & missing for baseline, rdrop in zip(*arms, strict=True)):
+        # Runs without their other half too: the report says which seeds it leaves out
+        baseline, rdrop = ([FinishedRun.read(job.folder) for job in arm if job.name not in missing] for arm in arms)
         print("\n" + write_report(baseline, rdrop, folder).summary())
     if not failed:
         return 0
