@@ -169,6 +169,15 @@ def test_a_trial_that_ended_unseen_is_not_repeated(here, launch, monkeypatch):
     assert not launch.started and study().trials[3].value == 0.75
 
 
+def test_a_task_with_two_validation_sets(here, launch, capsys):
+    for path in Path("search").glob("*/all_results.json"):
+        found = json.loads(path.read_text())
+        found["rows"] = {"train": 16, "validation_matched": 16, "validation_mismatched": 12}
+        path.write_text(json.dumps(found))
+    assert script.main([*FLAGS, "--tune=3"]) == 0
+    assert "of 16 validation rows" in capsys.readouterr().out
+
+
 def test_nothing_but_failures(here, launch, capsys):
     launch.codes["trial_0"] = 1
     assert script.main([*FLAGS, "--output_dir=other", "--tune=1"]) == 1

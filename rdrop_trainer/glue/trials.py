@@ -117,7 +117,8 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
     lines, best = [_title(trials, command)], scored[0]
     about = {1: "given", 0: "alpha 0"}
     told = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
-    lines.append(f"score     {best.score_name} of {best.results['rows']['validation']:,} validation rows")
+    rows = next(count for split, count in best.results["rows"].items() if split.startswith("validation"))
+    lines.append(f"score     {best.score_name} of {rows:,} validation rows")
     for name, trial in dict(told).items():
         values = ", ".join(f"{key} {value:g}" for key, value in trial.values.items() if value is not None)
         lines.append(f"{name:<10}{_score(trial.score)}  trial {trial.number}: {values}")
