@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -32,6 +33,28 @@ def test_training_is_that_without_the_probe(cls, tmp_path):
     assert tiny.identical(*runs)
     assert [entry["step"] for entry in seen] == [0, 3, 5, 7]
     assert all(entry["probe_divergence"] > 0 for entry in seen)
+
+
+def test_other_random_numbers_go_on_too(tmp_path):
+    """Some models drop layers and mask spans by those of NumPy and of Python."""
+
+    def draw(*_):
+        return random.random(), np.random.random()
+
+    model, data = tiny.bert(), tiny.dataset()
+    trainer = tiny.trainer(model, data, tmp_path, max_steps=1)
+    inside = []
+    model.bert.register_forward_pre_hook(lambda *_: inside.append(draw()))
+    probe = DivergenceProbe(trainer, data[:4], batch_size=4)
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        expected = draw()
+        random.seed(seed)
+        np.random.seed(seed)
+        probe._measure(model)
+        assert draw() == expected
+    assert inside[:2] == inside[2:], "the same at every point"
 
 
 @pytest.mark.parametrize("head", ["single_label", "token"])
