@@ -238,7 +238,7 @@ def run(command: CommandLine) -> dict:
     trainer.card_facts.stability = stability_for_card(stability)
     if data_args.measure_stability and training_args.do_train and training_args.should_save:
         history = trainer.state.log_history
-        trainer.card_facts.pictures = draw_curves(history, training_args.rdrop_alpha, output_dir)
+        trainer.card_facts.pictures = draw_curves(history, training_args.rdrop_alpha, output_dir, task.is_regression)
     trainer.card_facts.baseline = find_baseline(output_dir, settings, training_args.world_size)
     if training_args.should_save:
         outcome.write_json(output_dir / outcome.RESULTS, results)

@@ -142,12 +142,54 @@ def test_scores_that_are_no_shares_keep_their_unit(tmp_path):
     bleu = report.quantities[0]
     assert (bleu.unit, bleu.baseline) == ("", (27.1, 28.0, 27.5))
     assert "points" not in report.sentences[0]
+    low = write_report(*arms([0.4, 0.5], [0.5, 0.7], name="bleu"), tmp_path).quantities[0]
+    assert (low.unit, low.baseline) == ("", (0.4, 0.5)), "however bad the model"
 
 
 def test_scores_that_are_not_defined_are_left_out(tmp_path):
     report = write_report(*arms([0.3, math.nan, 0.4], [0.5, 0.6, None]), tmp_path)
     assert report.quantities[0].difference.n == 1
     assert json.loads((tmp_path / "report.json").read_text())["quantities"]["accuracy"]["baseline"]["values"][1] is None
+
+
+@pytest.mark.parametrize("arm", [0, 1])
+def test_a_seed_that_is_not_defined_is_left_out_of_both_arms_and_said(tmp_path, arm):
+    scores = [[0.30, 0.31, 0.29, 0.9], [0.40, 0.42, 0.41, 0.1]]
+    scores[arm][3] = math.nan if arm else math.inf
+    report = write_report(*arms(*scores), tmp_path)
+    assert "11.00 points higher than without (30.00 % to 41.00 %" in report.sentences[0]
+    lost = ("baseline: 1, R-Drop: 0", "baseline: 0, R-Drop: 1")[arm]
+    assert report.sentences[1].startswith("1 seed is left out, because the accuracy is not defined there")
+    assert lost in report.sentences[1]
+    accuracy = report.quantities[0]
+    assert accuracy.spread.ratio == pytest.approx(1) and accuracy.describe("rdrop")["std"] == pytest.approx(1)
+
+
+def test_a_score_that_no_seed_has_is_missed(tmp_path):
+    report = write_report(*arms([None, None], [0.5, 0.6]), tmp_path)
+    assert report.sentences[0] == "The accuracy is not defined in both runs of any seed."
+    assert "evaluation loss" in report.sentences[1]
+
+
+@pytest.mark.parametrize(
+    "name, values, unit",
+    [
+        ("wer", (0.3, 0.2), "%"),
+        ("mse", (0.3, 0.2), ""),
+        ("dev_perplexity", (30, 20), ""),
+        ("error_rate", (0.3, 0.2), ""),
+    ],
+)
+def test_scores_that_should_be_low(tmp_path, name, values, unit):
+    high, low = values
+    first, second = [high, 1.01 * high, 0.99 * high], [low, 1.01 * low, 0.98 * low]
+    report = write_report(*arms(first, second, name=name), tmp_path)
+    assert report.sentences[0].startswith("R-Drop (alpha 4) helped") and "lower than without" in report.sentences[0]
+    assert (report.quantities[0].unit, report.quantities[0].describe("rdrop")["best"]) == (
+        unit,
+        pytest.approx(0.98 * low * (100 if unit else 1)),
+    )
+    assert write_report(*arms(second, first, name=name), tmp_path).sentences[0].startswith("R-Drop (alpha 4) did harm")
 
 
 def test_the_tables_are_tables(runs):
@@ -186,7 +228,7 @@ def test_what_chance_explains_is_not_called_a_gain(tmp_path, turned, word):
     scores = BASELINE, [0.812, 0.794, 0.826, 0.785, 0.810]
     first, second, *_ = sentences(tmp_path, *(scores[::-1] if turned else scores))
     assert first.startswith("It is not shown that R-Drop (alpha 4) helps: over 5 seeds the accuracy was 0.46 points")
-    assert f"points {word} than without" in first and first.endswith("which chance between seeds explains.")
+    assert f"points {word} than without" in first and first.endswith("which chance between seeds can explain.")
     assert "So many seeds reveal a true difference of" in second and "for half a point it takes about" in second
 
 
@@ -200,7 +242,12 @@ def test_equal_scores(tmp_path):
     said = sentences(tmp_path, [0.8] * 3, [0.8] * 3)
     assert said[0] == "Over 3 seeds, R-Drop (alpha 4) and its baseline had the same accuracy in every pair (80.00 %)."
     said = sentences(tmp_path, [0.8] * 3, [0.75] * 3)
-    assert "was 5.00 points lower in every pair (80.00 % to 75.00 %)" in said[0]
+    assert "was 5.00 points lower in every pair (80.00 % to 75.00 %); differences that are all equal" in said[0]
+    assert "was the same (80.00 % to 80.00 %)" in sentences(tmp_path, [0.8], [0.8])[0]
+    # 1, -1 and 0 more of 872: their mean is 0 but for the last bits
+    report = write_report(*arms([700 / 872, 710 / 872, 720 / 872], [701 / 872, 709 / 872, 720 / 872]), tmp_path)
+    assert "the accuracy was the same on average (81.42 % to 81.42 %" in report.sentences[0]
+    assert "e-" not in report.markdown()
 
 
 def test_the_spread_over_seeds(tmp_path):
@@ -215,7 +262,7 @@ def test_a_regression_has_divergences_in_place_of_flips(tmp_path):
     first = [run(s, 0.0, v, name="pearson", stability=stability(None, 0.5, None)) for s, v in enumerate(BASELINE)]
     second = [run(s, 4.0, 0.8, name="pearson", stability=stability(None, 0.1 + s / 99, None)) for s in range(5)]
     said = write_report(first, second, tmp_path).sentences
-    assert any(s.startswith("Dropout: divergence 0.12 nats, baseline 0.50 nats (p < 0.001): steadier") for s in said)
+    assert any(s.startswith("Dropout: divergence 0.12, baseline 0.50 (p < 0.001): steadier") for s in said)
     assert not any("seed to seed" in s for s in said), "equal scores have no spread to compare"
     assert any(s.startswith("All this is about other seeds") and s.endswith("not about other rows.") for s in said)
 
@@ -263,8 +310,16 @@ def test_what_cannot_be_compared(runs, capsys, tmp_path):
     write_folder(runs / "shorter", 6, 0.0, 0.9)
     line = refused(capsys, runs)
     assert "learning_rate is 2e-05 with seed 1 and alpha 0, 0.0001 with seed 6 and alpha 4" in line
+    assert "alpha 0 is the baseline" in refused(capsys, runs, "--alpha", "0")
     with pytest.raises(InputError, match=r"no seed has both .* \(seeds: baseline 1; R-Drop 2\)"):
         write_report([run(1, 0.0)], [run(2, 4.0)], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["eval_logits.npz", "trainer_state.json"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
+def test_the_file_that_is_damaged_is_named(runs, capsys, name, content):
+    (runs / "plain1" / name).write_bytes(content)
+    assert f"plain1/{name}: is not that of a finished run" in refused(capsys, runs)
 
 
 def test_r_drops_own_settings_may_differ_from_the_baselines_and_not_among_themselves(runs, capsys):

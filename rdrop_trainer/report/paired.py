@@ -79,7 +79,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     """Compare two groups of values, pair by pair.
 
     Args:
-        first, second: (n,) values of the same seeds in the same order. Pairs with a NaN or None are left out.
+        first, second: (n,) values of the same seeds in the same order; pairs with None, NaN or infinities are left
+            out.
         seed: of the bootstrap.
 
     Raises:
@@ -125,7 +126,7 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
     """Compare how far two groups of values spread.
 
     Args:
-        first, second: values; NaN and None are left out.
+        first, second: values; None, NaN and infinities are left out.
     """
     groups = [np.array([v for v in values if _is_known(v)], dtype=float) for values in (first, second)]
     if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:
@@ -142,4 +143,4 @@ def _detectable(std: float, n: int) -> float:
 
 
 def _is_known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
+    return value is not None and math.isfinite(value)

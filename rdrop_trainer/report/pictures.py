@@ -25,7 +25,7 @@ _STYLE = {
 _WIDTH, _DPI = 8.0, 200  # inches: 1,600 pixels, shown at about half of that
 _MOST_PANELS = 4
 _CAPTION_OF_CURVES = "Task loss and divergence of some training rows, under dropout, while it trains"
-_CURVES = {"probe_loss": "task loss (nats)", "probe_divergence": "divergence (nats)"}
+_CURVES = {"probe_loss": "task loss", "probe_divergence": "divergence"}
 
 
 def draw_pictures(
@@ -47,12 +47,13 @@ def draw_pictures(
     seeds = [run.seed for run in rdrop]
     flips = [q for q in quantities if q.key.endswith("flip_rate") and _has_values(q)]
     arms = {"baseline": baseline, "rdrop": rdrop}
+    is_regression = any(run.is_regression for run in [*baseline, *rdrop])
     curves = {key: {arm: _curves(runs, key) for arm, runs in arms.items()} for key in _CURVES}
     curves = {key: lines for key, lines in curves.items() if all(lines.values())}
     drawn = {}
     for name, caption, figure in (
         ("scores.png", "Scores by seed; the lines are means", _draw_scores(scores, seeds)),
-        ("curves.png", _CAPTION_OF_CURVES, _draw_curves(curves)),
+        ("curves.png", _CAPTION_OF_CURVES, _draw_curves(curves, is_regression)),
         ("flips.png", "Predictions that change under dropout and under small edits of the text", _draw_flips(flips)),
     ):
         if figure is not None:
@@ -61,13 +62,16 @@ def draw_pictures(
     return drawn
 
 
-def draw_curves(log_history: Sequence[Mapping[str, Any]], alpha: float, folder: Path) -> dict[Path, str]:
+def draw_curves(
+    log_history: Sequence[Mapping[str, Any]], alpha: float, folder: Path, is_regression: bool = False
+) -> dict[Path, str]:
     """Draw the learning curves of one run that a `DivergenceProbe` followed.
 
     Args:
         log_history: the trainer's.
         alpha: of R-Drop.
         folder: where `curves.png` goes.
+        is_regression: its losses are squared differences, not in nats.
 
     Returns:
         PNG file -> caption; empty without a curve, or without Matplotlib.
@@ -78,7 +82,7 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], alpha: float, folder: 
     if not curves or find_spec("matplotlib") is None:
         return {}
     path = folder / "curves.png"
-    _draw_curves(curves).savefig(path, dpi=_DPI)
+    _draw_curves(curves, is_regression).savefig(path, dpi=_DPI)
     return {path: _CAPTION_OF_CURVES}
 
 
@@ -96,7 +100,7 @@ def _draw_scores(scores: Sequence[Quantity], seeds: Sequence[int]) -> Figure | N
             values = np.array(getattr(score, arm), dtype=float)
             style = _STYLE[arm]
             axes.plot(x + place, values, style["marker"], color=style["color"], label=ARMS[arm], markersize=6)
-            axes.axhline(np.nanmean(values), color=style["color"], linestyle=style["linestyle"], linewidth=1.2)
+            axes.axhline(score.describe(arm)["mean"], color=style["color"], linestyle=style["linestyle"], linewidth=1.2)
         axes.set_xticks(x, [str(seed) for seed in seeds])
         axes.set_xlabel("seed")
         axes.set_ylabel(named(score))
@@ -105,7 +109,9 @@ def _draw_scores(scores: Sequence[Quantity], seeds: Sequence[int]) -> Figure | N
     return figure
 
 
-def _draw_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]]) -> Figure | None:
+def _draw_curves(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], is_regression: bool
+) -> Figure | None:
     """Key -> arm -> the lines of its runs."""
     if not curves:
         return None
@@ -120,7 +126,7 @@ def _draw_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np
             every = max(1, len(shared) // 8)
             axes.plot(shared, means, linewidth=2, label=ARMS[arm], markevery=every, markersize=5, **_STYLE[arm])
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel(_CURVES[key])
+        axes.set_ylabel(_CURVES[key] + ("" if is_regression else " (nats)"))
         axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
     _finish(figure, panels[0])

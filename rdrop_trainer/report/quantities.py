@@ -12,7 +12,9 @@ from ..stability.edits import EDITS
 from .paired import PairedDifference, SpreadRatio, paired_difference, spread_ratio
 from .runs import FinishedRun
 
-_LOWER_IS_BETTER = ("loss",)
+# Last words of names, as scores of one's own may have them
+_LOWER_IS_BETTER = frozenset("loss perplexity error wer cer ter eer mse rmse mae mape brier".split())
+_NO_SHARES = _LOWER_IS_BETTER - {"wer", "cer", "eer"} | {"bleu", "sacrebleu", "chrf"}  # however small they are
 _ERROR = "expected_calibration_error"
 
 
@@ -47,8 +49,9 @@ class Quantity:
         return self.difference.n > 0
 
     def describe(self, arm: str) -> dict[str, float | None]:
-        """`mean`, `std`, `best` and `worst` of an arm, "baseline" or "rdrop"."""
-        values = [v for v in getattr(self, arm) if v is not None]
+        """`mean`, `std`, `best` and `worst` of an arm, "baseline" or "rdrop", over the seeds that both arms know."""
+        pairs = [pair for pair in zip(self.baseline, self.rdrop, strict=True) if None not in pair]
+        values = [pair[arm == "rdrop"] for pair in pairs]
         if not values:
             return dict.fromkeys(("mean", "std", "best", "worst"))
         ends = (max(values), min(values)) if self.higher_is_better in (True, None) else (min(values), max(values))
@@ -74,26 +77,28 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
         baseline, rdrop: runs of the same seeds in the same order.
     """
     runs = [*baseline, *rdrop]
+    nats = "" if any(run.is_regression for run in runs) else "nats"  # squared differences have no unit
 
     def compare(name: str, key: str, group: str, unit: str, better: bool | None, of: Callable, scale=1.0) -> Quantity:
         arms = [tuple(_scaled(of(run), scale) for run in arm) for arm in (baseline, rdrop)]
-        return Quantity(name, key, group, unit, better, *arms, paired_difference(*arms), spread_ratio(*arms))
+        paired = list(zip(*(pair for pair in zip(*arms, strict=True) if None not in pair), strict=True)) or [(), ()]
+        return Quantity(name, key, group, unit, better, *arms, paired_difference(*paired), spread_ratio(*paired))
 
     found = []
     for key in dict.fromkeys(name for run in runs for name in run.known_scores()):
         values = [abs(v) for run in runs if (v := _known(run.scores.get(key))) is not None]
-        lower = key.endswith(_LOWER_IS_BETTER)
+        words = key.split("_")
+        kind = "error" if "error" in words else words[-1]
+        lower = kind in _LOWER_IS_BETTER
         # Shares and correlations are shown times 100, as leaderboards do
-        percent = bool(values) and max(values) <= 1 and not lower
-        unit, scale = ("%", 100.0) if percent else ("nats" if lower else "", 1.0)
-        found.append(
-            compare(_in_words(key), key, "score", unit, not lower, lambda run, k=key: run.scores.get(k), scale)
-        )
+        percent = bool(values) and max(values) <= 1 and kind not in _NO_SHARES
+        unit, scale = ("%", 100.0) if percent else (nats if kind == "loss" else "", 1.0)
+        found.append(compare(in_words(key), key, "score", unit, not lower, lambda run, k=key: run.scores.get(k), scale))
     for name, path, unit, scale in (
         ("flipped by dropout", ("dropout", "flip_rate"), "%", 100.0),
-        ("divergence under dropout", ("dropout", "divergence"), "nats", 1.0),
+        ("divergence under dropout", ("dropout", "divergence"), nats, 1.0),
         ("flipped by small edits", ("edits", "flip_rate"), "%", 100.0),
-        ("divergence under small edits", ("edits", "divergence"), "nats", 1.0),
+        ("divergence under small edits", ("edits", "divergence"), nats, 1.0),
         *(
             (f"flipped by: {kind.replace('_', ' ')}", ("edits", "by_kind", kind, "flip_rate"), "%", 100.0)
             for kind in EDITS
@@ -118,7 +123,8 @@ def _reader(path: Sequence[str]) -> Callable[[FinishedRun], float | None]:
     return read
 
 
-def _in_words(key: str) -> str:
+def in_words(key: str) -> str:
+    """A score's name for people."""
     words = key.replace("_", " ")
     names = {"f1": "F1", "matthews correlation": "Matthews correlation", "mm accuracy": "accuracy (mismatched)"}
     names |= {"pearson": "Pearson correlation", "spearmanr": "Spearman correlation", "loss": "evaluation loss"}
@@ -126,7 +132,7 @@ def _in_words(key: str) -> str:
 
 
 def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _scaled(value: float | None, scale: float) -> float | None:

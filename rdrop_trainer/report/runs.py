@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -62,17 +63,20 @@ class FinishedRun:
         """Read a run's folder.
 
         Raises:
-            InputError: there is no `all_results.json`, or it is damaged.
+            InputError: there is no `all_results.json`, or one of the files is damaged.
         """
         folder = Path(folder)
         try:
-            found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-            state = folder / "trainer_state.json"
+            path = folder / RESULTS
+            found = json.loads(path.read_text(encoding="utf-8"))
+            path = state = folder / "trainer_state.json"
             history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
             logits = labels = None
-            if (folder / LOGITS_FILE).exists():
-                with np.load(folder / LOGITS_FILE) as arrays:
+            path = folder / LOGITS_FILE
+            if path.exists():
+                with np.load(path) as arrays:
                     logits, labels = arrays["logits"], arrays["labels"]
+            path = folder / RESULTS
             settings, metrics = found["settings"], found["metrics"]
             return cls(
                 seed=settings["seed"],
@@ -90,9 +94,14 @@ class FinishedRun:
                 processes=found["processes"],
                 name=found["task"],
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
             reason = "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-            raise InputError(f"{folder / RESULTS}: is not that of a finished run ({reason})") from error
+            raise InputError(f"{path}: is not that of a finished run ({reason})") from error
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether its predictions are numbers, as far as its stability tells: they cannot flip."""
+        return ((self.stability or {}).get("dropout") or {"flip_rate": 0.0})["flip_rate"] is None
 
     def known_scores(self) -> dict[str, float | None]:
         """The headline's scores, then the others, then the loss; seconds, rates and the like left out."""
@@ -119,12 +128,15 @@ def pair_runs(
         Baseline runs, R-Drop runs in the same order of seeds, and the seeds of which one of the two is missing.
 
     Raises:
-        InputError: no pair, several alphas, two runs of a kind with one seed, or runs that differ in more than R-Drop.
+        InputError: no pair, an alpha of 0, several alphas, two runs of a kind with one seed, or runs that differ in
+            more than R-Drop.
     """
     runs = list(runs)
     alphas = sorted({run.alpha for run in runs if run.alpha > 0})
     if alpha is None and len(alphas) > 1:
         raise InputError(f"there are R-Drop runs with alpha {', '.join(f'{a:g}' for a in alphas)}: choose one of them")
+    if alpha is not None and not alpha > 0:
+        raise InputError(f"alpha {alpha:g} is the baseline: choose the R-Drop runs by an alpha above 0")
     chosen = alpha if alpha is not None else (alphas or [None])[0]
     arms = []
     for value in (0.0, chosen):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .quantities import Quantity
 
+NOTHING = 1e-9  # less is what is left of equal numbers that were subtracted
 ARMS = {"baseline": "baseline", "rdrop": "R-Drop"}
 
 
@@ -54,14 +55,14 @@ def mean_std(quantity: Quantity, arm: str) -> str:
 def difference(quantity: Quantity) -> str:
     """The mean difference, with its sign."""
     value = quantity.difference.mean
-    return "" if value is None else f"{'+' if value > 0 else ''}{short(value)}"
+    return "" if value is None else f"{'+' if value >= NOTHING else ''}{short(value)}"
 
 
 def short(value: float | None) -> str:
     """Two decimals, or three digits of small numbers; "-" for what is not known."""
     if value is None:
         return "-"
-    if abs(value) < 1e-9:  # what is left of equal numbers that were subtracted
+    if abs(value) < NOTHING:
         return "0.00"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
 

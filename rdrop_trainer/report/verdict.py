@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from .quantities import Quantity
+from .tables import NOTHING
 
 # The divergences stand in for the flips of a regression, which has none
 _STEADINESS = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
@@ -13,7 +14,9 @@ _HALF_A_POINT = 0.5
 _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong over the rows
 
 
-def verdict(quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None) -> list[str]:
+def verdict(
+    quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None, undefined: Sequence[str] = ()
+) -> list[str]:
     """Sentences: one on the first score, and then on the spread of scores, the steadiness and the cost.
 
     An effect is called supported when the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
@@ -22,15 +25,17 @@ def verdict(quantities: Sequence[Quantity], alpha: float, evaluation_rows: int |
         quantities: of the comparison; the first is the score that counts.
         alpha: of R-Drop.
         evaluation_rows: rows that the scores are of; None where unknown.
+        undefined: names of scores to look at first that no seed has in both arms.
     """
     by_key = {quantity.key: quantity for quantity in quantities}
-    sentences = []
+    sentences = [f"The {name} is not defined in both runs of any seed." for name in undefined]
     score = next((quantity for quantity in quantities if quantity.group == "score"), None)
     if score is None:
         sentences.append("The runs have no score in common, so nothing can be said of whether R-Drop helps.")
     else:
         sentences += [
             _of_the_score(score, alpha),
+            _of_undefined(score),
             _power(score),
             _of_its_spread(score),
             _of_other_rows(score, evaluation_rows),
@@ -46,30 +51,46 @@ def _of_the_score(score: Quantity, alpha: float) -> str:
     unit = "points" if score.unit == "%" else score.unit
     before, after = (_number(score.describe(arm)["mean"], score.unit) for arm in ("baseline", "rdrop"))
     who = f"R-Drop (alpha {alpha:g})"
-    higher = "higher" if d.mean > 0 else "lower"
+    is_same = abs(d.mean) < NOTHING
     amount = f"{_digits(abs(d.mean))} {unit}".strip()
+    compared = "the same" if is_same else f"{amount} {'higher' if d.mean > 0 else 'lower'}"
     if d.n == 1:
+        seed = "that was run" if len(score.baseline) == 1 else "for which it is defined"
         return (
-            f"With the one seed that was run, the {score.name} with {who} was {amount} {higher} ({before} to {after}). "
+            f"With the one seed {seed}, the {score.name} with {who} was {compared} ({before} to {after}). "
             "One seed says nothing about the next: run several."
         )
     if d.std == 0:
-        if d.mean == 0:
+        if is_same:
             return f"Over {d.n} seeds, {who} and its baseline had the same {score.name} in every pair ({after})."
         return (
-            f"Over {d.n} seeds the {score.name} with {who} was {amount} {higher} in every pair ({before} to {after})."
+            f"Over {d.n} seeds the {score.name} with {who} was {compared} in every pair ({before} to {after}); "
+            "differences that are all equal leave nothing to test."
         )
     interval = f"95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, paired t-test p {_p(d.p_value)}"
     if d.is_supported:
         helped = (d.mean > 0) == bool(score.higher_is_better)
         verb = "helped" if helped else "did harm"
         return (
-            f"{who} {verb}: over {d.n} seeds the {score.name} was {amount} {higher} than without ({before} to {after}; "
+            f"{who} {verb}: over {d.n} seeds the {score.name} was {compared} than without ({before} to {after}; "
             f"{interval}), which is more than chance between seeds explains."
         )
     return (
-        f"It is not shown that {who} helps: over {d.n} seeds the {score.name} was {amount} {higher} than without "
-        f"({before} to {after}; {interval}), which chance between seeds explains."
+        f"It is not shown that {who} helps: over {d.n} seeds the {score.name} was {compared} "
+        f"{'on average' if is_same else 'than without'} ({before} to {after}; {interval}), which chance between seeds "
+        "can explain."
+    )
+
+
+def _of_undefined(score: Quantity) -> str:
+    left_out = len(score.baseline) - score.difference.n
+    if not left_out:
+        return ""
+    lost = {arm: sum(value is None for value in getattr(score, arm)) for arm in ("baseline", "rdrop")}
+    seeds, is_are = ("seed", "is") if left_out == 1 else ("seeds", "are")
+    return (
+        f"{left_out} {seeds} {is_are} left out, because the {score.name} is not defined there (baseline: "
+        f"{lost['baseline']}, R-Drop: {lost['rdrop']} runs): a run that broke down counts for nothing in these figures."
     )
 
 
@@ -150,11 +171,12 @@ def _number(value: float, unit: str) -> str:
 
 def _digits(value: float) -> str:
     """Two decimals; of small numbers three significant digits."""
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or abs(value) < NOTHING else f"{value:.3g}"
 
 
 def _signed(value: float) -> str:
-    return ("+" if value > 0 else "-" if value < 0 else "") + _digits(abs(value))
+    sign = "" if abs(value) < NOTHING else "+" if value > 0 else "-"
+    return sign + _digits(abs(value))
 
 
 def _p(value: float) -> str:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..glue.outcome import RESULTS, versions, write_json
 from ..stability import seed_agreement
 from .pictures import draw_pictures
-from .quantities import Quantity, quantities_of
+from .quantities import Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
 from .tables import ARMS, comparison_table, difference, markdown_table, mean_std, named, p_value, short
 from .verdict import verdict
@@ -162,7 +162,9 @@ def write_report(
     quantities = quantities_of(baseline, rdrop)
     counts = rdrop[0].rows
     evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
-    sentences = verdict(quantities, rdrop[0].alpha, evaluated)
+    known = {quantity.key for quantity in quantities}
+    undefined = [in_words(key) for key in rdrop[0].headline if key not in known]
+    sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined)
     pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
     report = Report(baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir)
     write_json(output_dir / JSON, report.as_json())
