@@ -35,6 +35,16 @@ def test_training_is_that_without_the_probe(cls, tmp_path):
     assert all(entry["probe_divergence"] > 0 for entry in seen)
 
 
+@pytest.mark.parametrize("cls", [Trainer, RDropTrainer])
+def test_what_training_logs_is_that_without_the_probe(cls, tmp_path):
+    data, logs = tiny.dataset(), []
+    for probe in (False, True):
+        trainer = tiny.trainer(tiny.bert(), data, tmp_path, cls, max_steps=6, logging_steps=2, logging_first_step=True)
+        probed(trainer, data[:5], num_points=6) if probe else trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert [entry["step"] for entry in logs[0]] == [1, 2, 4, 6] and logs[1] == logs[0]
+
+
 def test_other_random_numbers_go_on_too(tmp_path):
     """Some models drop layers and mask spans by those of NumPy and of Python."""
 

@@ -66,7 +66,9 @@ class DivergenceProbe(TrainerCallback):
         share = state.global_step * self.num_points / state.max_steps
         # The first step at or behind each point
         if int(share) > int((state.global_step - 1) * self.num_points / state.max_steps):
+            is_due = control.should_log
             self._measure(model)
+            control.should_log = is_due  # the training's own log of this step, which ours would count as done
 
     def _measure(self, model: torch.nn.Module) -> None:
         started = time.perf_counter()
