@@ -107,6 +107,7 @@ class SearchMixin:
         if direction is None:
             direction = self._default_direction(compute_objective)
         if backend == HPSearchBackend.OPTUNA and self.model_init is not None:
+            kwargs.setdefault("catch", (FloatingPointError,))  # too high a learning rate is a finding
             n_trials, kwargs = self._go_on(n_trials, direction, kwargs)
         return super().hyperparameter_search(
             hp_space, compute_objective, n_trials, direction, backend, hp_name, **kwargs

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .checkpoints import RenamedWeightsMixin
 from .checks import NoiseCheck
 from .dropout import set_dropout
+from .finite import FiniteLossMixin
 from .heads import Items
 from .loss_checks import mean_of_parts, same_noise
 from .losses import RDropLoss, rdrop_loss
@@ -23,6 +24,7 @@ from .mixing import UnlabeledRowsMixin
 from .output_head import OutputHead
 from .passes import Passes
 from .publishing import PublishingMixin
+from .resuming import ResumingMixin
 from .search import SearchMixin
 from .task_loss import TaskLossMixin
 from .training_args import RDropArguments
@@ -31,7 +33,15 @@ from .window import LoggedTerms, Window
 logger = logging.get_logger(__name__)
 
 
-class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, SearchMixin, PublishingMixin):
+class RDropMixin(
+    TaskLossMixin,
+    UnlabeledRowsMixin,
+    FiniteLossMixin,
+    ResumingMixin,
+    RenamedWeightsMixin,
+    SearchMixin,
+    PublishingMixin,
+):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
     On an R-Drop step every example runs through the model several times with fresh dropout, and the loss is
@@ -56,9 +66,11 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, SearchM
         *args, **kwargs: those of the trainer.
 
     Raises:
-        ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism and unsupported heads; at
-            the first R-Drop step, for a model without active dropout; for an `unlabeled_dataset` that is empty, has
-            no length, or goes along with labels that have no mark for an unlabelled row.
+        ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism, unsupported heads and a
+            checkpoint that is not whole; at the first R-Drop step, for a model without active dropout; for an
+            `unlabeled_dataset` that is empty, has no length, or goes along with labels that have no mark for an
+            unlabelled row.
+        FloatingPointError: a loss that is NaN or infinite, or such weights before a checkpoint; with alpha = 0 too.
     """
 
     # `compute_loss` normalises over the accumulation window, so `training_step` must not divide again.
@@ -246,6 +258,7 @@ class RDropMixin(TaskLossMixin, UnlabeledRowsMixin, RenamedWeightsMixin, SearchM
         self._window: Window | None = None
         self._noise_check = NoiseCheck()
         self._start_task_loss()
+        self._start_finite_check()
         self._logged_terms = LoggedTerms(self.args.device)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:

@@ -97,6 +97,13 @@ class RDropArguments:
             "stopping with an error. R-Drop then does nothing."
         },
     )
+    rdrop_allow_nonfinite: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on when a loss is NaN or infinite, because your own code handles overflow, instead of stopping "
+            "with an error that names step, rows and last checkpoint. With fp16 the gradient scaler handles it anyway."
+        },
+    )
     dropout: float | None = field(
         default=None,
         metadata={

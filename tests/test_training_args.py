@@ -21,6 +21,7 @@ def test_defaults_and_help():
         "rdrop_unlabeled_ratio": 1.0,
         "rdrop_fused_head": "auto",
         "rdrop_allow_deterministic": False,
+        "rdrop_allow_nonfinite": False,
         "dropout": None,
     }
     assert all(len(f.metadata["help"]) > 60 for f in fields(settings))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..resuming import checkpoint_fault, last_whole_checkpoint
 from .tasks import Task
 
 try:
@@ -69,8 +70,12 @@ def check_output_dir(
     path = None if resume in (None, "auto", "none") else Path(resume)
     if path is not None and not will_train:
         raise InputError(f"--resume_from_checkpoint {resume}: this run does not train, so it cannot go on from there")
-    if path is not None and not _is_whole(path):
-        raise InputError(f"{resume}: is no whole checkpoint; expected auto, none or a folder called checkpoint-...")
+    if path is not None:
+        # The folder of a finished run has a state as well
+        named = path.name.startswith("checkpoint-")
+        fault = checkpoint_fault(path) if named else "its name is not checkpoint-..."
+        if fault is not None:
+            raise InputError(f"{resume}: is no whole checkpoint ({fault}); expected auto, none or another checkpoint")
     if overwrite:
         _check_not_deleted(output_dir, [settings.get(name) for name in _PATHS] + [path])
         return resume if path is not None else None
@@ -79,8 +84,8 @@ def check_output_dir(
             f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
             "--overwrite_output_dir to delete it"
         )
-    checkpoints = sorted((path for path in output_dir.glob("checkpoint-*") if _is_whole(path)), key=_step)
-    if not checkpoints or (path is not None and path.resolve().parent == output_dir.resolve()):
+    last = last_whole_checkpoint(output_dir)
+    if last is None or (path is not None and path.resolve().parent == output_dir.resolve()):
         return resume if path is not None else None
     if resume not in (None, "auto") or not will_train:
         why = f"--resume_from_checkpoint is {resume}" if will_train else "this run does not train"
@@ -89,7 +94,7 @@ def check_output_dir(
             "--overwrite_output_dir to delete them"
         )
     _check_same_settings(output_dir, settings)
-    return str(checkpoints[-1])
+    return str(last)
 
 
 _PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file test_file unlabeled_file".split()
@@ -139,16 +144,6 @@ def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
             f"{output_dir}: holds an unfinished run with other settings ({'; '.join(changed[:5])}); repeat those to go "
             "on, choose another --output_dir, or add --overwrite_output_dir to delete it"
         )
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """`trainer_state.json` is written last, so a checkpoint that has it was not cut short."""
-    return checkpoint.name.startswith("checkpoint-") and (checkpoint / "trainer_state.json").is_file()
-
-
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,114 @@
+"""Which checkpoints are whole, so that a training that was killed goes on from the last one that is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_STATE = "trainer_state.json"
+_SAVED_BY_TORCH = (".pt", ".pth", ".bin")
+
+
+def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
+    """What a checkpoint of `Trainer` lacks to be resumed from; None where it is whole.
+
+    `Trainer` writes `trainer_state.json` last, so a checkpoint without it was cut short. The other files are opened but
+    not read through: a file of tensors knows how long it must be, and a full disk or a power failure may have cut it.
+
+    Args:
+        checkpoint: the folder.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    try:
+        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {_STATE}, which is written last"
+    except ValueError:
+        return f"its {_STATE} is cut short"
+    except OSError as error:
+        return f"its {_STATE} cannot be read ({error.strerror})"
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
+            return f"its {path.relative_to(checkpoint)} is cut short"
+    return None
+
+
+def _is_cut(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return True
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):
+                return False
+        except SafetensorError:
+            return True
+    return path.suffix in _SAVED_BY_TORCH and start == b"PK" and not zipfile.is_zipfile(path)
+
+
+def last_whole_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """The checkpoint of the latest step that is whole, None if there is none; a warning names those passed over.
+
+    Args:
+        folder: a trainer's `output_dir`.
+    """
+    steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*")}
+    passed_over = []
+    found = None
+    for path in sorted((path for path, match in steps.items() if match), key=lambda p: -int(steps[p][1])):
+        fault = checkpoint_fault(path)
+        if fault is None:
+            found = path
+            break
+        passed_over.append(f"{path} is not whole: {fault}")
+    if passed_over:
+        where = f"going on from {found}" if found else "and there is no earlier one"
+        logger.warning("; ".join(passed_over) + f"; {where}.")
+    return found
+
+
+class ResumingMixin:
+    """The part of `RDropMixin` that resumes from whole checkpoints only, and lets every process finish its part."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"No whole checkpoint in {self.args.output_dir} to resume from; start with "
+                    "resume_from_checkpoint=None, or name another folder's checkpoint."
+                )
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(resume_from_checkpoint)
+            fault = checkpoint_fault(resume_from_checkpoint)
+            if fault is not None:
+                raise ValueError(
+                    f"{resume_from_checkpoint} is no whole checkpoint: {fault}. Name an earlier one, or pass "
+                    "resume_from_checkpoint=True to go on from the last whole one in output_dir."
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # In a folder of an earlier run, whose end would vouch for a mixture of both
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / _STATE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # `trainer_state.json` follows, which must not be there before the last process has written its part
+        self.accelerator.wait_for_everyone()
