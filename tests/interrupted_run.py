@@ -1,31 +1,26 @@
-"""A small training run in a process of its own, which can kill itself and be resumed. Run by test_invariants.py."""
+"""Trains in processes that are killed with SIGKILL again and again, and resumed; run by test_sudden_death.py.
 
-import argparse
+    python interrupted_run.py FOLDER CASE TRIALS SEED
+
+Every training is a fork of this process, which pays for the imports once. One is left in peace. Each of the trials is
+killed at places drawn at random, the second half of them while a checkpoint is being written, and resumed until it
+reaches its end. Prints what happened as JSON.
+"""
+
+import json
 import os
+import random
 import signal
+import sys
+import time
+from pathlib import Path
 
 import tiny
 import torch
 import zoo
 from transformers import TrainerCallback
 
-parser = argparse.ArgumentParser()
-parser.add_argument("output_dir")
-parser.add_argument("--kill_at", type=int)
-parser.add_argument("--resume", action="store_true")
-parser.add_argument("--unlabeled", action="store_true")
-parser.add_argument("--fused", action="store_true")
-options = parser.parse_args()
-
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == options.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-settings = {
-    "callbacks": [Kill()],
+SETTINGS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "num_train_epochs": 2,
@@ -35,20 +30,114 @@ settings = {
     "rdrop_warmup_steps": 0.75,
     "rdrop_every_n_steps": 2,
 }
-if options.fused:
-    data = zoo.dataset("masked_lm", rows=22)
-    trainer = zoo.trainer(
-        "masked_lm", zoo.build("masked_lm"), data, options.output_dir, rdrop_fused_head=True, **settings
-    )
-else:
-    trainer = tiny.trainer(
-        tiny.bert("token", dropout=0.2),
-        tiny.dataset("token", rows=22, unlabelled=(3, 7)),
-        options.output_dir,
-        unlabeled_dataset=tiny.dataset("token", rows=7, seed=1) if options.unlabeled else None,
-        rdrop_unlabeled_ratio=0.7,
-        **settings,
-    )
-trainer.train(resume_from_checkpoint=options.resume)
-assert trainer.state.global_step == 12
-torch.save(tiny.weights(trainer.model), os.path.join(options.output_dir, "final.pt"))
+STEPS = 12
+EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_step_end")
+
+
+def build(case, folder, callbacks, **settings):
+    settings = {**SETTINGS, **settings, "callbacks": callbacks}
+    if case == "fused":
+        data = zoo.dataset("masked_lm", rows=22)
+        return zoo.trainer("masked_lm", zoo.build("masked_lm"), data, folder, rdrop_fused_head=True, **settings)
+    if case == "unlabelled":
+        more = tiny.dataset("token", rows=7, seed=1)
+        settings |= {"unlabeled_dataset": more, "rdrop_unlabeled_ratio": 0.7, "rdrop_forward_mode": "recompute"}
+    data = tiny.dataset("token", rows=22, unlabelled=(3, 7))
+    return tiny.trainer(tiny.bert("token", dropout=0.2), data, folder, **settings)
+
+
+class Die(TrainerCallback):
+    """Kills its process at an event of a step, counted from the start or the resumption of this process's training."""
+
+    def __init__(self, event, steps):
+        self.steps = steps
+        setattr(self, event, self.count)
+
+    def count(self, args, state, control, **kwargs):
+        self.steps -= 1
+        if self.steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(case, folder, callbacks=(), at_save=None, **settings):
+    """In a fork: train to the end, going on from the last whole checkpoint; returns the process and a pipe's end."""
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writable)
+        return pid, readable
+    code = 1
+    try:
+        trainer = build(case, folder, list(callbacks), **settings)
+        if at_save is not None:
+            save = trainer._save_checkpoint
+
+            def say_and_save(*args):
+                if trainer.state.global_step >= at_save:
+                    os.write(writable, b"!")
+                save(*args)
+
+            trainer._save_checkpoint = say_and_save
+        whole = any((path / "trainer_state.json").exists() for path in folder.glob("checkpoint-*"))
+        try:
+            trainer.train(resume_from_checkpoint=whole)
+        except ValueError as error:
+            if "No whole checkpoint" not in str(error):
+                raise
+            trainer = build(case, folder, list(callbacks), **settings)  # the first checkpoint was being written
+            trainer.train()
+        assert trainer.state.global_step == STEPS
+        torch.save(tiny.weights(trainer.model), folder / "final.pt")
+        code = 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid, readable):
+    status = os.waitpid(pid, 0)[1]
+    os.close(readable)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return "killed"
+    assert os.WEXITSTATUS(status) == 0, "the training failed; see above"
+    return "finished"
+
+
+def last_step(folder):
+    return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
+
+
+def main(folder, case, trials, seed):
+    folder, draw, start = Path(folder), random.Random(f"{case} {seed}"), time.time()
+    folder.mkdir()
+    assert wait(*train(case, folder / "whole")) == "finished"
+    whole = torch.load(folder / "whole" / "final.pt")
+    found = {"kills": 0, "kills while writing": 0, "half-written": 0, "different": []}
+    for trial in range(trials):
+        at = folder / str(trial)
+        settings = {"save_total_limit": draw.choice([None, 1, 2])}
+        for _ in range(draw.randint(1, 3)):
+            if trial < trials / 2:
+                died = wait(*train(case, at, [Die(draw.choice(EVENTS), draw.randrange(8))], **settings))
+            else:
+                pid, readable = train(case, at, at_save=draw.randint(1, STEPS - 2), **settings)
+                if os.read(readable, 1):
+                    time.sleep(draw.random() * 0.03)
+                    os.kill(pid, signal.SIGKILL)
+                    found["kills while writing"] += 1
+                died = wait(pid, readable)
+            if died == "finished":
+                break
+            found["kills"] += 1
+            newest = at / f"checkpoint-{last_step(at)}"
+            found["half-written"] += newest.exists() and not (newest / "trainer_state.json").exists()
+        else:
+            assert wait(*train(case, at, **settings)) == "finished"
+        if not tiny.identical(torch.load(at / "final.pt"), whole):
+            found["different"].append(trial)
+    print(json.dumps({**found, "seconds": round(time.time() - start, 1)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

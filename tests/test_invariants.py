@@ -1,14 +1,7 @@
-"""What must hold between runs: accumulation, forward modes, interruption. Noise is held equal by `tiny.PassNoise`."""
-
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
+"""What must hold between runs: accumulation, forward modes. Noise is held equal by `tiny.PassNoise`."""
 
 import pytest
 import tiny
-import torch
 from transformers import Trainer
 
 MODES = ("concat", "sequential", "recompute")
@@ -96,28 +89,3 @@ def test_gradient_checkpointing_inside_the_model(mode, tmp_path):
         for flag in (False, True)
     )
     assert tiny.relative(checkpointed, plain) < 1e-6
-
-
-def run_to_the_end(output_dir, *flags):
-    return subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("interrupted_run.py")), str(output_dir), *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-
-
-@pytest.mark.parametrize("flags, kill_at", [([], 5), (["--unlabeled"], 9), (["--fused"], 5)])
-def test_killed_and_resumed_equals_uninterrupted(flags, kill_at, tmp_path):
-    """SIGKILL in the middle of the first or the second epoch, resumed from the checkpoint of the step before; warm-up,
-    every-2-steps and accumulation on; with unlabelled rows, and with a fused output head."""
-    whole = run_to_the_end(tmp_path / "whole", *flags)
-    assert whole.returncode == 0, whole.stderr
-    killed = run_to_the_end(tmp_path / "cut", "--kill_at", str(kill_at), *flags)
-    assert killed.returncode == -signal.SIGKILL
-    saved = {p.name for p in (tmp_path / "cut").glob("checkpoint-*")}
-    assert saved == {f"checkpoint-{step}" for step in range(2, kill_at, 2)}
-    resumed = run_to_the_end(tmp_path / "cut", "--resume", *flags)
-    assert resumed.returncode == 0, resumed.stderr
-    weights = [torch.load(tmp_path / name / "final.pt") for name in ("whole", "cut")]
-    assert tiny.identical(*weights)
