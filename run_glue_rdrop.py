@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import datasets
@@ -21,9 +21,11 @@ from rdrop_trainer.glue import outcome
 from rdrop_trainer.glue.arguments import CommandLine, DataArguments, ModelArguments, parse_arguments
 from rdrop_trainer.glue.card import card_facts, find_baseline, scores_of
 from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
+from rdrop_trainer.glue.claim import check_unclaimed, claimed
 from rdrop_trainer.glue.comparison import compare_baseline
 from rdrop_trainer.glue.data import load_files, load_task
 from rdrop_trainer.glue.demo import run_demo
+from rdrop_trainer.glue.endings import INTERRUPTED, StopWhenAsked, how_to_go_on, is_full
 from rdrop_trainer.glue.features import without_seen_texts
 from rdrop_trainer.glue.jobs import end_with_parent
 from rdrop_trainer.glue.metrics import load_metric
@@ -45,13 +47,14 @@ _WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The script: 0 when all went well, 1 when some of several runs failed, 2 for input that has to be mended, 3 when
-    only the push failed."""
+    """The script: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first (input, a
+    full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted."""
     end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    command = None
     try:
         command = parse_arguments(argv)
-        main_process = command.training.should_save
         if command.data.demo:
             return run_demo(__file__, Path(command.training.output_dir) if "output_dir" in command.given else None)
         if command.data.dry_run:
@@ -69,9 +72,14 @@ def main(argv: list[str] | None = None) -> int:
             if results["push_error"]:
                 return NOT_PUSHED
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if main_process:
             print(f"run_glue_rdrop.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if main_process:
+            what_is_left = how_to_go_on(Path(command.training.output_dir)) if command else ""
+            print(f"\nInterrupted. {what_is_left}", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
@@ -79,7 +87,30 @@ def run(command: CommandLine) -> dict:
     """One run: load, train, evaluate, predict, save. Returns what `all_results.json` holds.
 
     A dry run ends before it trains, writes nothing, and returns what `report` takes.
+
+    Raises:
+        InputError: anything that has to be mended before the run can go on.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM during training.
     """
+    with ExitStack() as held:
+        try:
+            return _run(command, held)
+        except InputError:
+            raise
+        except FloatingPointError as error:
+            raise InputError(str(error)) from error
+        except Exception as error:
+            output_dir = Path(command.training.output_dir)
+            if not is_full(output_dir, error):
+                if command.training.should_save and any(output_dir.glob("checkpoint-*")):
+                    logger.error(f"The run stopped. {how_to_go_on(output_dir)}")
+                raise
+            why = f"{output_dir}: no space is left on the disk; make room. {how_to_go_on(output_dir)}"
+            raise InputError(why) from error
+
+
+def _run(command: CommandLine, held: ExitStack) -> dict:
+    """`run`, with a stack for what is held to the end."""
     clock = Clock()
     model_args, data_args, training_args, given = command.model, command.data, command.training, command.given
     if model_args.model_name_or_path is None:
@@ -93,14 +124,15 @@ def run(command: CommandLine) -> dict:
     data = used_splits(found, data_args, training_args)
     output_dir = Path(training_args.output_dir)
     settings = outcome.settings_of(model_args, data_args, training_args)
+
+    def find_checkpoint() -> str | None:
+        resume, overwrite = training_args.resume_from_checkpoint, data_args.overwrite_output_dir
+        return outcome.check_output_dir(output_dir, settings, resume, overwrite, training_args.do_train)
+
     with clock("load"):
-        checkpoint = outcome.check_output_dir(
-            output_dir,
-            settings,
-            training_args.resume_from_checkpoint,
-            data_args.overwrite_output_dir,
-            training_args.do_train,
-        )
+        if training_args.should_save:
+            check_unclaimed(output_dir)
+        checkpoint = find_checkpoint()
         transformers.set_seed(training_args.seed)
         model, tokenizer, labels = load_checkpoint(model_args, task, training_args.do_train)
         if training_args.do_train:
@@ -143,7 +175,9 @@ def run(command: CommandLine) -> dict:
             rows = {split: len(part) for split, part in data.items()}
             about = {"task": task.name, "settings": settings, "rows": rows, "max_length": max_length}
             return about | rehearse(trainer, checkpoint, held_out)
-        output_dir.mkdir(parents=True, exist_ok=True)
+        if training_args.should_save:
+            held.enter_context(claimed(output_dir))
+            checkpoint = find_checkpoint()  # another run may have been there since
     except _WRONG_SETTING as error:
         raise InputError(" ".join(str(error).split())) from error
     metrics: dict[str, float] = {}
@@ -166,18 +200,19 @@ def run(command: CommandLine) -> dict:
             seen = features["train"].select(range(min(PROBE_ROWS, len(features["train"]))))
             probe = DivergenceProbe(trainer, seen)
             trainer.add_callback(probe)
+        stop = StopWhenAsked(training_args.world_size)
+        trainer.add_callback(stop)
         try:
-            with clock("train"):
+            with clock("train"), stop:
                 trained = trainer.train(resume_from_checkpoint=checkpoint)
-        except BaseException as error:
-            if not beginning.reached and isinstance(error, _WRONG_SETTING):
+        except Exception as error:
+            if stop.asked:  # a signal also ends processes that load data, without which the step may fail
+                raise KeyboardInterrupt from error
+            if not beginning.reached and isinstance(error, _WRONG_SETTING) and not is_full(output_dir, error):
                 raise InputError(" ".join(str(error).split())) from error
-            if training_args.should_save and any(output_dir.glob("checkpoint-*")):
-                logger.error(
-                    f"Training stopped. Its checkpoints stay in {output_dir}; the same command goes on "
-                    "(without --overwrite_output_dir and --resume_from_checkpoint, if it had them)."
-                )
             raise
+        if stop.asked:
+            raise KeyboardInterrupt
         if data_args.measure_stability:
             clock.move("train", "probe", probe.seconds)
         memory = outcome.peak_memory()

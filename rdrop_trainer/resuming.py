@@ -59,11 +59,12 @@ def _is_cut(path: Path) -> bool:
     return path.suffix in _SAVED_BY_TORCH and start == b"PK" and not zipfile.is_zipfile(path)
 
 
-def last_whole_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The checkpoint of the latest step that is whole, None if there is none; a warning names those passed over.
+def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path | None:
+    """The checkpoint of the latest step that is whole, None if there is none.
 
     Args:
         folder: a trainer's `output_dir`.
+        warn: name those that are passed over.
     """
     steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*")}
     passed_over = []
@@ -74,7 +75,7 @@ def last_whole_checkpoint(folder: str | os.PathLike) -> Path | None:
             found = path
             break
         passed_over.append(f"{path} is not whole: {fault}")
-    if passed_over:
+    if passed_over and warn:
         where = f"going on from {found}" if found else "and there is no earlier one"
         logger.warning("; ".join(passed_over) + f"; {where}.")
     return found
@@ -85,7 +86,7 @@ class ResumingMixin:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, warn=True)
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"No whole checkpoint in {self.args.output_dir} to resume from; start with "

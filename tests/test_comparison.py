@@ -207,7 +207,7 @@ def test_what_a_comparison_refuses(here, launch, capsys, monkeypatch):
     ):
         assert expected in fails(capsys, *FLAGS, *words)
     with FileLock(here / "both" / ".lock"):
-        assert "another process is running this comparison" in fails(capsys, *FLAGS)
+        assert "another process is at work there" in fails(capsys, *FLAGS)
     (here / "both" / "baseline-seed1" / "all_results.json").write_text("{")
     assert "is damaged" in fails(capsys, *FLAGS)
     assert not launch.started

@@ -34,6 +34,7 @@ LAYERS = [
     ["fused_head"],
     ["loss_checks"],
     ["finite"],
+    ["glue.endings"],
     ["checks", "mixing", "window", "glue.checkpoint", "glue.outcome", "glue.processors", "glue.rehearsal"],
     ["passes", "heads", "dropout", "output_head", "glue.arguments", "glue.features"],
     [
@@ -56,7 +57,7 @@ LAYERS = [
     ["losses.fused"],
     ["losses.triton"],
     ["losses.chunked", "losses.validation"],
-    ["extras"],
+    ["extras", "glue.claim"],
     ["losses.reference", "errors", "origin", "stability.edits", "lazy"],
 ]
 

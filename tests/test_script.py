@@ -703,7 +703,7 @@ def test_a_failure_later_keeps_the_checkpoints(model, here, monkeypatch, caplog)
     with pytest.raises(RuntimeError):
         script.main(flags)
     assert (here / "out" / "checkpoint-2" / "model.safetensors").exists()
-    assert "checkpoints stay in out" in caplog.text
+    assert "The run stopped. out/checkpoint-2 is saved; the same command goes on from there" in caplog.text
 
 
 def test_help_groups_the_flags_and_explains_alpha(capsys):

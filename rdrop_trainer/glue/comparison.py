@@ -43,7 +43,7 @@ def compare_baseline(command: CommandLine, script: str) -> int:
     _check(command)
     folder = Path(command.training.output_dir if "output_dir" in command.given else _default_folder(command))
     jobs = _jobs(command, folder)
-    return alone_in(folder, "comparison", lambda: _compare(command, jobs, folder, script))
+    return alone_in(folder, lambda: _compare(command, jobs, folder, script))
 
 
 def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: str) -> int:

@@ -17,12 +17,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from ..errors import InputError
+from .claim import claimed
 
 LOG = "run.log"
-_LOCK = ".lock"
 WRONG_INPUT = 2  # exit code of the script
 _PARENT = "RDROP_TRAINER_PARENT"
 
@@ -158,23 +156,19 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def alone_in(folder: Path, what: str, run: Callable[[], int]) -> int:
+def alone_in(folder: Path, run: Callable[[], int]) -> int:
     """Run what starts the runs of a folder, in one process at a time; its exit code, or 130 when it is interrupted.
 
     Args:
         folder: made where it is not there yet.
-        what: "comparison" or "search", for people.
         run: returns its exit code.
 
     Raises:
         InputError: another process is at work in the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / _LOCK, timeout=0), terminated_as_interrupted():
+        with claimed(folder), terminated_as_interrupted():
             return run()
-    except Timeout as error:
-        raise InputError(f"{folder}: another process is running this {what}") from error
     except KeyboardInterrupt:
         print(
             f"\nInterrupted. What is finished stays in {folder}; the same command goes on (without "

@@ -84,7 +84,7 @@ def check_output_dir(
             f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
             "--overwrite_output_dir to delete it"
         )
-    last = last_whole_checkpoint(output_dir)
+    last = last_whole_checkpoint(output_dir, warn=True)
     if last is None or (path is not None and path.resolve().parent == output_dir.resolve()):
         return resume if path is not None else None
     if resume not in (None, "auto") or not will_train:

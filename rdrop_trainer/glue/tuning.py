@@ -48,7 +48,7 @@ def tune(command: CommandLine, script: str) -> int:
     need("optuna", extra="tune").logging.set_verbosity(30)  # warnings
     default = f"runs/{command.data.task_name or 'custom'}-search"
     folder = Path(command.training.output_dir if "output_dir" in command.given else default)
-    return alone_in(folder, "search", lambda: Search(command, folder).run(script))
+    return alone_in(folder, lambda: Search(command, folder).run(script))
 
 
 class Search:

@@ -1,0 +1,213 @@
+"""The script where things go wrong around it: signals, a second run, a full disk, no home, NaN, a cut checkpoint."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from filelock import FileLock
+from test_script import SCRIPT, fails, make_bert, make_sentences, results, script, write_csv
+from transformers import BertForSequenceClassification
+
+TRAIN = ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "2"]
+TRAIN += ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--train_file", "train.csv"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_bert(folder, [text for text, _ in make_sentences(200, seed=3)], hidden_size=16, heads=2, max_length=32)
+    return str(folder)
+
+
+@pytest.fixture
+def flags(model, here):
+    write_csv(here / "train.csv", rows=24)
+    return ["--model_name_or_path", model, *TRAIN, "--output_dir", "out"]
+
+
+def weights(folder):
+    return BertForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+def at_step(monkeypatch, step, act):
+    """Do something at the beginning of an optimizer step."""
+    training_step = script.RDropTrainer.training_step
+
+    def spied(self, *args, **kwargs):
+        if self.state.global_step == step:
+            act()
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(script.RDropTrainer, "training_step", spied)
+
+
+# ---- Signals ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number, flags, here, monkeypatch, capsys):
+    before = signal.getsignal(number)
+    assert script.main([*flags[:-1], "whole"]) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), number))
+        assert script.main([*flags, "--save_steps", "500"]) == 130
+    error = capsys.readouterr().err
+    assert "Stopping after this step, with a checkpoint" in error and "Traceback" not in error
+    assert "Interrupted. out/checkpoint-5 is saved; the same command goes on from there" in error
+    assert [path.name for path in (here / "out").glob("checkpoint-*")] == ["checkpoint-5"]
+    assert signal.getsignal(number) == before
+    assert script.main([*flags, "--save_steps", "500"]) == 0
+    a, b = weights("whole"), weights("out")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_second_ctrl_c_stops_at_once(flags, here, monkeypatch, capsys):
+    at_step(monkeypatch, 3, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    assert script.main(flags) == 130
+    assert "Interrupted. out/checkpoint-2 is saved" in capsys.readouterr().err
+    assert [path.name for path in (here / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_ctrl_c_before_anything_was_saved(flags, here, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "load_checkpoint", interrupted)
+    assert script.main(flags) == 130
+    assert "Interrupted. There is no checkpoint in out yet." in capsys.readouterr().err
+    assert not (here / "out").exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(flags, monkeypatch):
+    """A shell starts what runs in its background so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert script.main(flags) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- Two runs in one folder ----
+
+
+def test_the_second_run_in_a_folder_is_refused(flags, here, capsys):
+    (here / "out").mkdir()
+    with FileLock(here / "out" / ".lock"):
+        message = fails(capsys, *flags)
+        assert "out: another process is at work there; wait for its end" in message
+        assert [path.name for path in (here / "out").iterdir()] == [".lock"]
+    assert script.main(flags) == 0
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_overwritten(flags, here, monkeypatch, capsys):
+    """Between the look into the folder and the claim to it lies the loading of data and model."""
+    load = script.load_checkpoint
+
+    def slow(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "load_checkpoint", load)
+            assert script.main(flags) == 0
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(script, "load_checkpoint", slow)
+    assert "out: holds a finished run" in fails(capsys, *flags)
+    assert results("out")["metrics"]["steps"] == 12
+
+
+def test_a_run_that_is_killed_lets_go_of_its_folder(flags, here):
+    stopping = "import os, runpy, signal, sys\nfrom transformers import Trainer\n"
+    stopping += "Trainer.training_step = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+    stopping += f"sys.argv = ['run_glue_rdrop.py'] + {flags!r}\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    done = subprocess.run([sys.executable, "-c", stopping], capture_output=True)
+    assert done.returncode == -signal.SIGKILL and (here / "out" / ".lock").exists()
+    assert script.main(flags) == 0
+
+
+@pytest.mark.slow
+def test_two_runs_share_a_cache_and_an_unset_home(flags, tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    env |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    runs = [
+        subprocess.Popen([sys.executable, str(SCRIPT), *flags[:-1], f"out{i}"], env=env, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    errors = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert results("out0")["metrics"]["train_loss"] == results("out1")["metrics"]["train_loss"]
+
+
+# ---- Disks ----
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Exception("I/O error: No space left on device (os error 28)")],
+)
+def test_a_full_disk_loses_no_checkpoint(error, flags, here, monkeypatch, capsys):
+    save = script.RDropTrainer._save_optimizer_and_scheduler
+
+    def full(self, output_dir):
+        if self.state.global_step == 4:
+            raise error
+        return save(self, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.RDropTrainer, "_save_optimizer_and_scheduler", full)
+        message = fails(capsys, *flags)
+    assert "out: no space is left on the disk; make room. out/checkpoint-2 is saved; the same command" in message
+    assert script.main(flags) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.parametrize("kilobytes", [60, 150, 400, 700])
+def test_a_disk_that_is_really_full(kilobytes, flags, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        message = fails(capsys, *flags[:-1], disk / "out", "--num_train_epochs", "4")
+        assert "no space is left on the disk" in message
+        assert not (disk / "out" / "all_results.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
+        assert script.main([*flags[:-1], str(disk / "out"), "--num_train_epochs", "4"]) == 0
+        assert results(disk / "out")["metrics"]["steps"] == 24
+    finally:
+        subprocess.run(["umount", str(disk)])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to(flags, here, capsys):
+    (here / "out").mkdir(mode=0o555)
+    assert "out: cannot be written to; choose another --output_dir" in fails(capsys, *flags)
+
+
+# ---- Numbers and checkpoints ----
+
+
+def test_a_loss_that_is_nan_is_one_sentence(flags, capsys):
+    message = fails(capsys, *flags, "--learning_rate", "1e30", "--max_grad_norm", "0")
+    assert "The loss is nan at step" in message and "of train_dataset" in message
+    assert "The last good checkpoint is out/checkpoint-" in message or "There is no checkpoint before it" in message
+
+
+def test_a_checkpoint_that_was_cut_is_passed_over(flags, here, monkeypatch, capsys, caplog):
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert script.main(flags) == 130
+    optimizer = here / "out" / "checkpoint-10" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    assert script.main(flags) == 0
+    assert (
+        "out/checkpoint-10 is not whole: its optimizer.pt is cut short; going on from out/checkpoint-8" in caplog.text
+    )
+    assert script.main([*flags[:-1], "whole"]) == 0
+    a, b = weights("whole"), weights("out")
+    assert all(torch.equal(a[name], b[name]) for name in a)
