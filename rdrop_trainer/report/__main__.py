@@ -13,14 +13,7 @@ from .writing import report_folder
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0; 2 for input that has to be mended."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rdrop_trainer.report",
-        description="Does R-Drop help? Report on the finished runs of a comparison.",
-    )
-    parser.add_argument("folder", type=Path, help="folder that holds the folders of the runs")
-    parser.add_argument("--alpha", type=float, help="the R-Drop runs to take, where there are several")
-    parser.add_argument("--output_dir", type=Path, help="where the report goes; default: the folder")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
         report = report_folder(options.folder, options.output_dir, options.alpha)
     except InputError as error:
@@ -28,6 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(report.summary())
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rdrop_trainer.report",
+        description="Does R-Drop help? Report on the finished runs of a comparison.",
+    )
+    parser.add_argument("folder", type=Path, help="folder that holds the folders of the runs")
+    parser.add_argument("--alpha", type=float, help="the R-Drop runs to take, where there are several")
+    parser.add_argument("--output_dir", type=Path, help="where the report goes; default: the folder")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""README and docs: every Python block runs, every command is one that the programs take, every link leads somewhere."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from datasets import Dataset
+from test_script import make_bert, make_sentences
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from rdrop_trainer.glue.arguments import parse_arguments
+from rdrop_trainer.hub import __main__ as hub_commands
+from rdrop_trainer.hub import push_checkpoint
+from rdrop_trainer.report import FinishedRun
+from rdrop_trainer.report import __main__ as report_command
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+READ_ONLY = ("diff", "bibtex", "text")
+
+
+def blocks(page, *languages):
+    found = re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$", page.read_text(encoding="utf-8"))
+    return [text for language, text in found if language in languages]
+
+
+def name(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+    languages = set(re.findall(r"(?m)^ *```(\w+)$", page.read_text(encoding="utf-8")))
+    assert languages <= {"python", "bash", "yaml", "json", *READ_ONLY}
+
+
+# ---- Python ----
+
+
+@pytest.fixture
+def names(tmp_path, hub):
+    """What the pages take for granted: a model, its data, a trainer, finished runs, a checkpoint on the Hub."""
+    words = [text for text, _ in make_sentences(60, seed=3)]
+    make_bert(tmp_path / "model", words, hidden_size=16, heads=2, max_length=32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    data = Dataset.from_list(tiny.dataset("single_label", rows=120))
+    model = tiny.bert()
+    model.resize_token_embeddings(max(len(tokenizer), 40))
+    hub.user("me")
+    hub.login("me")
+    trained = tmp_path / "trained"
+    model.save_pretrained(trained)
+    tokenizer.save_pretrained(trained)
+    push_checkpoint(trained, "me/mrpc-rdrop")
+    return {
+        "model": model,
+        "tokenizer": tokenizer,
+        "train_dataset": data,
+        "features": data.select(range(8)),
+        "rows": [{"sentence": text, "label": 0} for text in words[:8]],
+        "collator": DataCollatorWithPadding(tokenizer),
+        "trainer": tiny.trainer(model, data, tmp_path / "run"),
+        "baseline_runs": [FinishedRun(seed, 0.0, {"accuracy": 0.8 + seed / 100}) for seed in (1, 2)],
+        "rdrop_runs": [FinishedRun(seed, 4.0, {"accuracy": 0.82 + seed / 100}) for seed in (1, 2)],
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_python_blocks_run(page, names, here):
+    for text in blocks(page, "python"):
+        exec(compile(text, name(page), "exec"), names)
+
+
+# ---- Commands ----
+
+
+def commands(page):
+    for text in blocks(page, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words:
+                end = words.index("&&") if "&&" in words else len(words)
+                yield words[:end]
+                words = words[end + 1 :]
+
+
+def takes(words):
+    """Parse a command as its program would."""
+    program, *rest = words
+    if program in ("torchrun", "accelerate"):
+        at = rest.index("run_glue_rdrop.py")
+        return takes(["python", *rest[at:]])
+    if program == "pip":
+        extras = {extra for word in rest for found in re.findall(r"\[(.+?)\]", word) for extra in found.split(",")}
+        assert extras <= PROJECT["optional-dependencies"].keys()
+        return None
+    if program in ("pytest", "nox"):
+        return None
+    assert program == "python", words
+    if rest[0] == "run_glue_rdrop.py":
+        return parse_arguments(rest[1:])
+    if rest[0] == "-m":
+        parsers = {"rdrop_trainer.hub": hub_commands._parser, "rdrop_trainer.report": report_command._parser}
+        return parsers[rest[1]]().parse_args(rest[2:])
+    source = (ROOT / rest[0]).read_text(encoding="utf-8")
+    assert all(f'"{word}"' in source for word in rest[1:] if word.startswith("--")), words
+    return None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name)
+def test_commands_are_taken(page, here):
+    (here / "recipes").symlink_to(ROOT / "recipes")
+    (here / "runs" / "mrpc-search").mkdir(parents=True)
+    shutil.copy(ROOT / "recipes" / "bert-base-mrpc.yaml", here / "runs" / "mrpc-search" / "recipe.yaml")
+    for words in commands(page):
+        takes(words)
