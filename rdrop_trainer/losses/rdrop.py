@@ -185,7 +185,7 @@ def _by_reference(logits, labels, mask, num_passes, problem, label_smoothing):
         targets = z.new_zeros(z.shape[1:]) if labels is None else labels.reshape(z.shape[1:])
         task, divergence = backend(z, targets)
         if labels is None:
-            task = torch.zeros_like(task)
+            task = task.masked_fill(torch.ones_like(task, dtype=torch.bool), 0)  # which has a gradient, of 0
     return task.sum(), None if divergence is None else divergence.sum()
 
 

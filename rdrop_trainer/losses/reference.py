@@ -53,7 +53,9 @@ def multi_label(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
     logits = logits.clamp(-1e30, 1e30)
     targets = labels.to(logits.dtype).expand_as(logits)
     task = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1).mean(0)
-    return task, _bilinear(logits.sigmoid(), logits)
+    # Of sigmoid(z) and sigmoid(z) - 1 the smaller one keeps its digits; their constant difference cancels
+    probs = torch.where(logits[:1] > 0, -(-logits).sigmoid(), logits.sigmoid())
+    return task, _bilinear(probs, logits)
 
 
 def regression(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
