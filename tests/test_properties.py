@@ -10,7 +10,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rdrop_trainer.losses import chunked, linear, rdrop, rdrop_linear_loss, rdrop_loss
@@ -222,8 +222,15 @@ def check(case):
         assert tensor is None or torch.equal(tensor, copy)
 
 
+SMOOTHED_BESIDE_A_MASKED_CLASS = Case(
+    "single_label", "chunked", 2, 6, 5, torch.float32, 2.0, 1.0, "masked class", "all", "absent", 4.0, 0.1, "mean",
+    False, "whole", 1.0, False, 0,
+)  # fmt: skip
+
+
 @given(cases())
-@QUICK
+@example(SMOOTHED_BESIDE_A_MASKED_CLASS)
+@settings(QUICK, max_examples=300)
 def test_the_loss_is_what_the_formulas_say(case):
     check(case)
 
