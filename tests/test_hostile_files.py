@@ -134,6 +134,11 @@ BROKEN = {
     "text in .parquet": ("a.parquet", TSV, "a.parquet: broken parquet"),
     "truncated parquet": ("a.parquet", GOOD_PARQUET[: len(GOOD_PARQUET) // 2], "a.parquet: broken parquet"),
     "damaged parquet": ("a.parquet", b"PAR1" + bytes(600) + GOOD_PARQUET[-300:], "a.parquet: broken parquet"),
+    "parquet with text that is not UTF-8": (
+        "a.parquet",
+        GOOD_PARQUET.replace(b"good", b"go\xffd"),
+        "broken parquet.*0xff",
+    ),
     "nested parquet": ("a.parquet", parquet({"sentence": [["a"], ["b"]], "label": ["x", "y"]}), "a.parquet:1: "),
     "binary in parquet": ("a.parquet", parquet({"sentence": [b"\xff", b"b"], "label": ["x", "y"]}), "a.parquet:1: "),
     "another ending": ("a.xlsx", packed(in_zip), "a.xlsx: is a zip archive or a spreadsheet.*save it as .csv"),

@@ -287,7 +287,7 @@ def _read_parquet(path: Path) -> Rows:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: broken parquet file ({error})") from error
 
 
