@@ -15,7 +15,6 @@ from test_distributed import (
     FUSED,
     HEADS,
     MODES,
-    OWN_COUNT_MODES,
     ROWS,
     STEPS,
     rows_of_rank,
@@ -126,12 +125,13 @@ run("own_loss", model, "token", steps=2)
 # ---- Processes that have nothing to count ----
 
 for head in HEADS:
-    for name, unlabelled in BARE.items():
-        run(f"{name}-{head}", noisy(head), head, rows(head, 8, unlabelled), steps=2)
+    for mode in MODES:
+        for name, unlabelled in BARE.items():
+            run(f"{name}-{head}-{mode}", noisy(head, mode), head, rows(head, 8, unlabelled), mode, 2)
 # Every process counts for itself: on one process, a run on the rows of each
 for head in HEADS:
     for name, unlabelled in {"labelled": (), **BARE}.items():
-        for mode in OWN_COUNT_MODES if name == "labelled" else ("concat",):
+        for mode in MODES if name == "labelled" else ("concat",):
             data, case = rows(head, 8, unlabelled), f"own-count-{head}-{name}-{mode}"
             settings = {"average_tokens_across_devices": False, "per_device_train_batch_size": 2}
             if world == 2:
@@ -160,9 +160,11 @@ for mode in MODES:
         unlabeled_dataset=more)  # fmt: skip
 run("shuffled", noisy("token"), "token", rows("token", 12), steps=2, train_sampling_strategy="random",
     num_train_epochs=2)  # fmt: skip
-# Not filled: the last row of 15 is alone in the second process's batch
-data = tiny.dataset("token", rows=15)
-run("uneven", noisy("token"), "token", data, steps=2, accelerator_config={"even_batches": False})
+for head in HEADS:
+    for mode in MODES:
+        # Not filled: the last row of 15 is alone in the second process's batch
+        data = rows(head, 15)[:15]
+        run(f"uneven-{head}-{mode}", noisy(head, mode), head, data, mode, 3, accelerator_config={"even_batches": False})
 
 
 class Stream(torch.utils.data.IterableDataset):
