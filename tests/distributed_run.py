@@ -154,6 +154,7 @@ class OnePassBetween(TrainerCallback):
 run("schedule", noisy("token"), "token", steps=2, num_train_epochs=3, rdrop_every_n_steps=2, rdrop_warmup_steps=5,
     callbacks=[OnePassBetween()])  # fmt: skip
 for mode in MODES:
+    run(f"all-used-{mode}", noisy("token", mode), "token", None, mode, 2, ddp_find_unused_parameters=False)
     more = tiny.dataset("token", rows=9, seed=1)
     data = rows("token", 16)
     run(f"unlabeled_dataset-{mode}", noisy("token", mode), "token", data, mode, 3, num_train_epochs=2,

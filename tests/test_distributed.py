@@ -62,7 +62,7 @@ def fused_cases():
 
 
 OTHERS = [f"{name}-{head}-{mode}" for name in (*BARE, "uneven") for head in HEADS for mode in MODES]
-OTHERS += [f"unlabeled_dataset-{mode}" for mode in MODES]
+OTHERS += [f"{name}-{mode}" for name in ("unlabeled_dataset", "all-used") for mode in MODES]
 OTHERS += ["multi_label", "regression", "loss_func", "own_loss", "schedule", "shuffled", "stream"]
 
 
