@@ -80,7 +80,10 @@ class FiniteLossMixin:
 
     def _look_at_all(self) -> None:
         self._look_at_losses()
-        if self._stops_at_nonfinite and not _all_finite(self.model):
+        if not self._stops_at_nonfinite:
+            return
+        spoilt = torch.tensor(float(not _all_finite(self.model)), device=self.args.device)
+        if self.accelerator.reduce(spoilt) > 0:
             raise FloatingPointError(
                 f"The weights are no longer finite after step {self.state.global_step}, though every loss was: a "
                 f"gradient overflowed. {self._what_to_do()}"
@@ -142,5 +145,11 @@ class FiniteLossMixin:
 
 
 def _all_finite(model: nn.Module) -> bool:
-    found = [parameter.detach().isfinite().all() for parameter in model.parameters() if parameter.requires_grad]
+    """Of the weights on this process: where they are sharded, to ask for all could find the others elsewhere."""
+    found = [_local(parameter).isfinite().all() for parameter in model.parameters() if parameter.requires_grad]
     return all(flag.item() for flag in found)
+
+
+def _local(parameter: nn.Parameter) -> torch.Tensor:
+    value = parameter.detach()
+    return value.to_local() if hasattr(value, "device_mesh") else value  # a DTensor

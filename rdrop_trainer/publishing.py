@@ -90,7 +90,7 @@ class PublishingMixin:
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
         return TrainedModel(
-            architecture=type(model).__name__,
+            architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a class of its own of each
             base=getattr(model.config, "_name_or_path", None) or "",
             settings=settings,
             block=settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),

@@ -1,5 +1,6 @@
 """The tests' own Hub stands in for huggingface.co, so that no test reaches for a network: see hub_server.py."""
 
+import gc
 import os
 import shutil
 import socket
@@ -37,6 +38,10 @@ def look_up_this_machine(host, *args, **kwargs):
 
 
 socket.getaddrinfo = look_up_this_machine
+
+
+def pytest_collection_finish():
+    gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
 
 
 def pytest_unconfigure():

@@ -2,9 +2,9 @@
 
     python interrupted_run.py FOLDER CASE TRIALS SEED
 
-Every training is a fork of this process, which pays for the imports once. One is left in peace. Each of the trials is
-killed at places drawn at random, the second half of them while a checkpoint is being written, and resumed until it
-reaches its end. Prints what happened as JSON.
+Every training is a fork of this process, which pays for the imports once, or two forks that train together. One is left
+in peace. Each of the trials is killed at places drawn at random, the second half of them while a checkpoint is being
+written, and resumed until it reaches its end. Prints what happened as JSON.
 """
 
 import json
@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import tiny
@@ -31,6 +32,7 @@ SETTINGS = {
     "rdrop_every_n_steps": 2,
 }
 STEPS = 12
+PROCESSES = {"ranks": 2, "ranks-unlabelled": 2}
 EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_step_end")
 
 
@@ -39,7 +41,9 @@ def build(case, folder, callbacks, **settings):
     if case == "fused":
         data = zoo.dataset("masked_lm", rows=22)
         return zoo.trainer("masked_lm", zoo.build("masked_lm"), data, folder, rdrop_fused_head=True, **settings)
-    if case == "unlabelled":
+    if case in PROCESSES:
+        settings["num_train_epochs"] *= PROCESSES[case]  # as many steps
+    if case.endswith("unlabelled"):
         more = tiny.dataset("token", rows=7, seed=1)
         settings |= {"unlabeled_dataset": more, "rdrop_unlabeled_ratio": 0.7, "rdrop_forward_mode": "recompute"}
     data = tiny.dataset("token", rows=22, unlabelled=(3, 7))
@@ -59,13 +63,53 @@ class Die(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(case, folder, callbacks=(), at_save=None, **settings):
-    """In a fork: train to the end, going on from the last whole checkpoint; returns the process and a pipe's end."""
-    readable, writable = os.pipe()
-    pid = os.fork()
-    if pid:
+class Training:
+    """Forks that train to the end, going on from the last whole checkpoint.
+
+    Args:
+        victim: the rank of the fork that has the `callbacks`, and says so on the pipe `readable` when it begins the
+            checkpoint of step `at_save` or a later one.
+    """
+
+    def __init__(self, case, folder, callbacks=(), at_save=None, victim=0, **settings):
+        world = PROCESSES.get(case, 1)
+        environment = {}
+        if world > 1:
+            # Where they meet; this process keeps it, so that its port is bound before it is told to anybody
+            self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+            environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(world)}
+        self.readable, writable = os.pipe()
+        self.pids = []
+        for rank in range(world):
+            pid = os.fork()
+            if not pid:
+                os.environ |= environment and {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                _train(case, folder, *((callbacks, at_save) if rank == victim else ((), None)), writable, settings)
+            self.pids.append(pid)
+        self.victim = self.pids[victim]
         os.close(writable)
-        return pid, readable
+
+    def kill(self):
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def wait(self):
+        """How it ended; where one process is killed the others follow, as under a launcher."""
+        status = os.waitpid(self.victim, 0)[1]
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        others = [pid for pid in self.pids if pid != self.victim]
+        if killed:
+            for pid in others:
+                os.kill(pid, signal.SIGKILL)
+        statuses = [status, *(os.waitpid(pid, 0)[1] for pid in others)]
+        os.close(self.readable)
+        assert killed or not any(statuses), "the training failed; see above"
+        return "killed" if killed else "finished"
+
+
+def _train(case, folder, callbacks, at_save, writable, settings):
+    """What a fork does; never returns."""
     code = 1
     try:
         trainer = build(case, folder, list(callbacks), **settings)
@@ -87,21 +131,15 @@ def train(case, folder, callbacks=(), at_save=None, **settings):
             trainer = build(case, folder, list(callbacks), **settings)  # the first checkpoint was being written
             trainer.train()
         assert trainer.state.global_step == STEPS
-        torch.save(tiny.weights(trainer.model), folder / "final.pt")
+        if trainer.is_world_process_zero():
+            torch.save(tiny.weights(trainer.model), folder / "final.pt")
         code = 0
     finally:
+        if code:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def wait(pid, readable):
-    status = os.waitpid(pid, 0)[1]
-    os.close(readable)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return "killed"
-    assert os.WEXITSTATUS(status) == 0, "the training failed; see above"
-    return "finished"
 
 
 def last_step(folder):
@@ -111,29 +149,31 @@ def last_step(folder):
 def main(folder, case, trials, seed):
     folder, draw, start = Path(folder), random.Random(f"{case} {seed}"), time.time()
     folder.mkdir()
-    assert wait(*train(case, folder / "whole")) == "finished"
+    assert Training(case, folder / "whole").wait() == "finished"
     whole = torch.load(folder / "whole" / "final.pt")
     found = {"kills": 0, "kills while writing": 0, "half-written": 0, "different": []}
     for trial in range(trials):
         at = folder / str(trial)
         settings = {"save_total_limit": draw.choice([None, 1, 2])}
         for _ in range(draw.randint(1, 3)):
+            victim = draw.randrange(PROCESSES.get(case, 1))
             if trial < trials / 2:
-                died = wait(*train(case, at, [Die(draw.choice(EVENTS), draw.randrange(8))], **settings))
+                die = Die(draw.choice(EVENTS), draw.randrange(8))
+                died = Training(case, at, [die], victim=victim, **settings).wait()
             else:
-                pid, readable = train(case, at, at_save=draw.randint(1, STEPS - 2), **settings)
-                if os.read(readable, 1):
+                training = Training(case, at, at_save=draw.randint(1, STEPS - 2), victim=victim, **settings)
+                if os.read(training.readable, 1):
                     time.sleep(draw.random() * 0.03)
-                    os.kill(pid, signal.SIGKILL)
+                    training.kill()
                     found["kills while writing"] += 1
-                died = wait(pid, readable)
+                died = training.wait()
             if died == "finished":
                 break
             found["kills"] += 1
             newest = at / f"checkpoint-{last_step(at)}"
             found["half-written"] += newest.exists() and not (newest / "trainer_state.json").exists()
         else:
-            assert wait(*train(case, at, **settings)) == "finished"
+            assert Training(case, at, **settings).wait() == "finished"
         if not tiny.identical(torch.load(at / "final.pt"), whole):
             found["different"].append(trial)
     print(json.dumps({**found, "seconds": round(time.time() - start, 1)}))

@@ -25,6 +25,23 @@ def test_rounding_is_no_noise_when_the_same_forward_repeats_itself():
     assert check.done
 
 
+def test_all_processes_compute_again_or_none():
+    """A model that is sharded runs on all of them at once: one whose passes are alike follows one that has doubts."""
+    again = []
+    row = torch.tensor([[1.0, -2.0]])
+    passes = torch.stack([row, row])
+
+    def run_again():
+        again.append(1)
+        return passes * 2
+
+    settings = {"model": tiny.bert(dropout=0.0), "passes": passes, "step": 0, "allowed": True, "again": run_again}
+    NoiseCheck().look(**settings, reduce=lambda verdict: verdict)
+    assert not again
+    NoiseCheck().look(**settings, reduce=lambda verdict: verdict + torch.ones_like(verdict))
+    assert again == [1]
+
+
 def test_passes_that_clearly_differ_are_noise_however_they_came_about():
     check = NoiseCheck()
     logits = torch.tensor([[1.0, 2.0], [1.1, 2.0]])
