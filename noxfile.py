@@ -20,7 +20,7 @@ NOT_DISTRIBUTED = {".ci", ".gitignore"}
 @nox.session
 @nox.parametrize("python, resolution", list(VERSIONS.values()), ids=list(VERSIONS))
 def tests(session, resolution):
-    """The suite, with the oldest versions that the package claims and with the newest: `nox -s 'tests(oldest)'`."""
+    """The suite, with the oldest versions that the package claims, or with the newest."""
     session.install("-e", ".[dev]", "--resolution", resolution)
     session.run("uv", "pip", "freeze", external=True)
     session.run("pytest", *session.posargs)
@@ -64,21 +64,20 @@ def build(session):
         session.error(f"the source archive lacks {sorted(lacking)}")
     session.run("twine", "check", "--strict", str(first.wheel), str(first.sdist))
 
-    session.run("uv", "venv", "--quiet", "--clear", str(empty := Path(session.create_tmp(), "empty")), external=True)
-    session.run("uv", "pip", "install", "--quiet", "--python", str(empty), f"{first.wheel}[report]", external=True)
-    python = str(next(empty.glob("*/python*")))
+    alone = ["uv", "run", "--no-project", "--isolated", "--with", f"{first.wheel}[report]", "python"]
     with session.chdir(session.create_tmp()):  # away from the sources
-        session.run(python, "-c", "import rdrop_trainer; print(rdrop_trainer.RDropTrainer)", external=True)
-        session.run(python, "-m", "rdrop_trainer.report", "--help", external=True)
+        session.run(*alone, "-c", "import rdrop_trainer; print(rdrop_trainer.RDropTrainer)", external=True)
+        session.run(*alone, "-m", "rdrop_trainer.report", "--help", external=True)
     shutil.rmtree("dist", ignore_errors=True)
     shutil.copytree(first.wheel.parent, "dist")
+    session.log("built and checked: dist/")
 
 
 class Build:
     """Wheel and source archive of the last commit, from a folder that holds nothing else."""
 
     def __init__(self, session, name):
-        folder = Path(session.create_tmp(), name)
+        folder = Path(session.create_tmp(), name).resolve()
         shutil.rmtree(folder, ignore_errors=True)
         source, out = folder / "source", folder / "dist"
         source.mkdir(parents=True)
