@@ -1,6 +1,7 @@
 """What is checked at every release, each by one command: `nox -s NAME`, after `pip install nox uv` anywhere."""
 
 import hashlib
+import os
 import shutil
 import tarfile
 import zipfile
@@ -45,6 +46,7 @@ def audit(session):
 def build(session):
     """Build the last commit twice, compare, check the contents, install in an empty environment; leave all in dist/."""
     session.install("build>=1.2", "twine>=6.1")
+    os.umask(0o022)  # a wheel keeps the modes of its files
     files = set(git(session, "ls-tree", "-r", "--name-only", "HEAD").splitlines())
     first, second = (Build(session, name) for name in ("first", "second"))
 
