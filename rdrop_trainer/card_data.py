@@ -20,7 +20,7 @@ TAG = "r-drop"
 BLOCK = "r_drop"
 _PREFIX = "rdrop_"
 # Settings that say how a run was computed, and nothing of what was trained
-_NOT_OF_THE_MODEL = ("rdrop_fused_head", "rdrop_allow_deterministic")
+_NOT_OF_THE_MODEL = ("rdrop_fused_head", "rdrop_allow_deterministic", "rdrop_allow_nonfinite")
 # Names of scores -> the Hub's names of metrics, where they differ
 _METRIC_TYPES = {
     "pearson": "pearsonr",

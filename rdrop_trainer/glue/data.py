@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
 
 from ..errors import InputError
 from ..origin import keep_origin
-from .examples import IGNORED, READ_TEXTS, spelling, to_dataset
+from .examples import IGNORED, READ_TEXTS, find_column, spelling, to_dataset
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values
 from .tasks import Task
@@ -166,21 +166,35 @@ def _guess_text_columns(path: str | Path, label_column: str) -> tuple[str, ...]:
 
 def _find_labels(path: str | Path, label_column: str) -> list[str]:
     """The sorted label names of a file; none when they are decimal numbers."""
-    found = set()
+    found = {}  # name -> the first (where, value) that is spelled so
     for number, row in read_rows(path):
-        value = row.get(label_column)
+        where = f"{path}:{number}"
+        value = row[find_column(row, (label_column,), where)]
         if value is not None and value != "":
-            found.add(spelling(value, f"{path}:{number}"))
-    found.discard(str(IGNORED))
+            found.setdefault(spelling(value, where), (where, value))
+    found.pop(str(IGNORED), None)
     if not found:
-        raise InputError(f"{path}: the column {label_column!r} is missing or empty, expected labels to learn")
+        raise InputError(f"{path}: the column {label_column!r} is empty, expected labels to learn")
     whole = all(name.removeprefix("-").isdecimal() for name in found)
-    if not whole and all(_is_number(name) for name in found):
+    numbers = all(_is_number(name) for name in found)
+    if numbers and not whole:
         logger.warning("%s: the labels are decimal numbers, so this is a regression", path)
         return []
+    if not numbers:
+        _check_one_type(found.values())
     if len(found) == 1:
-        raise InputError(f"{path}: every row has the label {found.pop()!r}, expected at least two different ones")
+        raise InputError(f"{path}: every row has the label {next(iter(found))!r}, expected at least two different ones")
     return sorted(found, key=int if whole else None)
+
+
+def _check_one_type(labels: Iterable[tuple[str, object]]) -> None:
+    """Refuse labels that are partly names and partly something else of JSON: numbers, true, false."""
+    (first, example), *others = labels
+    for where, value in others:
+        if type(value) is not type(example):
+            raise InputError(
+                f"{where}: the label is {value!r}, expected labels of one type, such as {example!r} ({first})"
+            )
 
 
 def _is_number(text: str) -> bool:

@@ -44,7 +44,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
             raise InputError(f"{where}: the text is empty, expected some in {' and '.join(task.text_columns)}")
         value = None
         if kind != "unlabeled":
-            column = _find(row, task.label_sources, where, required=kind != "test")
+            column = find_column(row, task.label_sources, where, required=kind != "test")
             value = row.get(column)
         if task.head == "tokens":
             label = _tags(text[0], value, label_ids, where)
@@ -90,7 +90,7 @@ def spelling(value: object, where: str) -> str:
     return text.lower() if text in ("True", "False") else text
 
 
-def _find(row: dict, names: Sequence[str], where: str, required: bool = True) -> str | None:
+def find_column(row: dict, names: Sequence[str], where: str, required: bool = True) -> str | None:
     """The name under which a row has a field."""
     for name in names:
         if name in row:
@@ -113,11 +113,11 @@ def text_of(row: dict, column: str, where: str) -> str:
 
 
 def _read_texts(task: Task, row: dict, where: str) -> tuple[str, ...]:
-    return tuple(text_of(row, _find(row, task.sources(column), where), where) for column in task.text_columns)
+    return tuple(text_of(row, find_column(row, task.sources(column), where), where) for column in task.text_columns)
 
 
 def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str, ...]:
-    keywords, abstract = (_find(row, (column,), where) for column in task.text_columns)
+    keywords, abstract = (find_column(row, (column,), where) for column in task.text_columns)
     words = row[keywords]
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise InputError(f"{where}: the column {keywords!r} holds {words!r}, expected a list of words")
@@ -126,8 +126,8 @@ def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str,
 
 def _read_marked_text(task: Task, row: dict, where: str) -> tuple[str, ...]:
     """The text with `_` around the noun phrase and brackets around the pronoun, as in CLUE's own baselines."""
-    text = text_of(row, _find(row, ("text",), where), where)
-    target = row[_find(row, ("target",), where)]
+    text = text_of(row, find_column(row, ("text",), where), where)
+    target = row[find_column(row, ("target",), where)]
     try:
         spans = [
             (target["span1_index"], target["span1_text"], "_", "_"),

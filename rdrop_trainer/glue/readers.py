@@ -1,12 +1,9 @@
-"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row, and say exactly where a broken one is broken.
-
-Lines end at "\\n" and nowhere else: the texts of some tasks contain U+2028, form feeds and other characters at which
-`str.splitlines` would cut them in two.
-"""
+"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row, and say exactly where a broken one is broken."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +13,11 @@ import pyarrow
 import pyarrow.parquet
 
 from ..errors import InputError
+from .textfiles import LINE_LIMIT, SUFFIXES, check_file, lines_of
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet", ".txt")
+csv.field_size_limit(LINE_LIMIT)
 
 Rows = Iterator[tuple[int, dict]]
 
@@ -51,23 +49,13 @@ def read_rows(
             unknown kind, and during the iteration for a broken line.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory, expected a file ({', '.join(SUFFIXES)})")
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if start == b"\x1f\x8b":
-        raise InputError(f"{path}: is gzip-compressed, expected plain text; unpack it first")
+    check_file(path)
     suffix = path.suffix.lower()
     if suffix == ".tsv":
         return _read_tsv(path, header, rename, tolerant, skip_short)
     if suffix == ".txt":
         column = header[0] if header else "text"
-        return ((number, {column: line}) for number, line in _lines(path) if line.strip())
+        return ((number, {column: line}) for number, line in lines_of(path) if line.strip())
     if suffix in _READERS:
         return _READERS[suffix](path)
     raise InputError(f"{path}: unknown kind of file {suffix!r}, expected one of {', '.join(SUFFIXES)}")
@@ -87,12 +75,15 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
         InputError: as `read_rows`.
     """
     path = Path(path)
-    rows = read_rows(path)
-    if path.suffix.lower() != ".json" or _is_object(next((line for _, line in _lines(path) if line.strip()), "{}")):
-        return rows
-    text = "\n".join(line for _, line in _lines(path))
+    if path.suffix.lower() != ".json":
+        return read_rows(path)
+    check_file(path)
+    lines = functools.partial(lines_of, path, limit=None)  # whole documents are often one line
+    if _is_object(next((line for _, line in lines() if line.strip()), "{}")):
+        return _read_json(path, limit=None)
+    text = "\n".join(line for _, line in lines())
     try:
-        document = json.loads(text)
+        document = _parse(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg}), expected an object or an array") from None
     except (ValueError, RecursionError) as error:
@@ -108,37 +99,31 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers, without line ends and without a byte order mark."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: byte 0x{raw[error.start]:02x} at position {error.start + 1} of the line is not "
-                    "UTF-8, expected a file saved as UTF-8"
-                ) from None
-            if "\0" in line:
-                raise InputError(f"{path}:{number}: holds a NUL byte, expected text in UTF-8")
-            if number == 1:
-                line = line.removeprefix("\ufeff")
-            yield number, line.removesuffix("\n").removesuffix("\r")
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
+def _check_header(path: Path, header: Sequence[str], expected: str) -> None:
+    """Distinct names, and not a single one that looks like several of another kind of file."""
+    if not any(header):
+        raise InputError(f"{path}:1: is empty, expected the names of the columns")
+    for separator, name in _SEPARATORS.items():
+        if len(header) == 1 and separator in header[0] and name != expected:
+            raise InputError(
+                f"{path}:1: the header {header[0]!r} is separated by {name}, expected {expected} in a "
+                f"{path.suffix.lower()} file"
+            )
     doubles = sorted({name for name in header if header.count(name) > 1})
     if doubles:
         raise InputError(f"{path}:1: the header names {', '.join(map(repr, doubles))} twice, expected distinct columns")
 
 
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
+
+
 def _read_tsv(
     path: Path, header: Sequence[str] | None, rename: Callable | None, tolerant: bool, skip_short: bool
 ) -> Rows:
-    lines = _lines(path)
+    lines = lines_of(path)
     if header is None:
         header = next(lines, (1, ""))[1].split("\t")
-        _check_header(path, header)
+        _check_header(path, header, "tabs")
         header = rename(header) if rename else header
     short, long = [], []
     for number, line in lines:
@@ -166,37 +151,51 @@ def _read_tsv(
 
 def _read_csv(path: Path) -> Rows:
     # strict: a stray quotation mark would otherwise swallow the rows after it without a word.
-    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
+    first = 1  # line of the row that is being read
     try:
         header = next(reader, [])
-        _check_header(path, header)
+        _check_header(path, header, "commas")
+        first = reader.line_num + 1
         for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
+            if cells and len(cells) != len(header):
                 raise InputError(
-                    f"{path}:{reader.line_num}: the row has {len(cells)} cells, expected {len(header)} "
-                    f"({', '.join(header)})"
+                    f"{path}:{first}: the row has {len(cells)} cells, expected {len(header)} ({', '.join(header)})"
                 )
-            yield reader.line_num, dict(zip(header, cells, strict=True))
+            if cells:
+                yield first, dict(zip(header, cells, strict=True))
+            first = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path}:{reader.line_num}: broken CSV ({error}), expected quotation marks to be closed, and doubled "
-            "inside a quoted cell"
+            f"{path}:{first}: broken CSV ({error}) in the row that begins here, expected quotation marks to be closed, "
+            "and doubled inside a quoted cell"
         ) from None
 
 
-def _read_json(path: Path) -> Rows:
-    for number, line in _lines(path):
+def _read_json(path: Path, limit: int | None = LINE_LIMIT) -> Rows:
+    for number, line in lines_of(path, limit):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _parse(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: broken JSON ({error}), expected one object per line") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: holds a JSON {type(row).__name__}, expected one object per line")
         yield number, row
+
+
+def _parse(text: str) -> object:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON, whose keys are expected to be distinct; of two alike, either might be meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object names {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -206,7 +205,7 @@ def _read_parquet(path: Path) -> Rows:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: broken parquet file ({error})") from error
 
 
