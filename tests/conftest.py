@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -26,6 +27,7 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1",
 }
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 look_up = socket.getaddrinfo
 

@@ -15,7 +15,7 @@ import tiny
 import torch
 import zoo
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, Wav2Vec2FeatureExtractor
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification, Wav2Vec2FeatureExtractor
 
 from rdrop_trainer import RDropArguments
 from rdrop_trainer.errors import HubError, InputError
@@ -390,7 +390,8 @@ def test_processing_classes(ada, files, tmp_path):
 
 
 def test_image_processors(ada, tmp_path):
-    pytest.importorskip("PIL")
+    if getattr(AutoImageProcessor, "is_dummy", False):
+        pytest.skip("transformers wants Pillow for it, or torchvision too, as 5.17 does")
     image = saved(tmp_path, zoo.build("vit"))
     image["preprocessor_config.json"] = json.dumps({"image_processor_type": "ViTImageProcessor", "size": 8})
     ada.repo("ada/image", image)

@@ -147,4 +147,6 @@ def _load(cls: type, source: str, options: dict[str, Any]) -> Any:
     except Exception as error:  # whatever a folder may hold; files cut short raise errors of their own kinds
         # OSError carries paragraphs of advice; the first sentence says what happened
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = f"{reason.rstrip(' .')}: read it, then pass --trust_remote_code"
         raise InputError(f"{source}: cannot be loaded as {cls.__name__}: {reason}") from error

@@ -1,0 +1,105 @@
+"""What is checked at every release, each by one command: `nox -s NAME`, after `pip install nox uv` anywhere."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["lint", "tests"]
+
+# The lower bounds of pyproject.toml on the oldest Python, and whatever is newest
+VERSIONS = {"oldest": ("3.10", "lowest-direct"), "newest": ("3.11", "highest")}
+NOT_DISTRIBUTED = {".ci", ".gitignore"}
+
+
+@nox.session
+@nox.parametrize("python, resolution", list(VERSIONS.values()), ids=list(VERSIONS))
+def tests(session, resolution):
+    """The suite, with the oldest versions that the package claims, or with the newest."""
+    session.install("-e", ".[dev]", "--resolution", resolution)
+    session.run("uv", "pip", "freeze", external=True)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session):
+    """Ruff, without the package."""
+    session.install("ruff>=0.15")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def audit(session):
+    """Known vulnerabilities of the versions in constraints.txt; a package that could not be looked up is no pass."""
+    session.install("pip-audit>=2.7")
+    session.run("pip-audit", "--strict", "--disable-pip", "--no-deps", "-r", "constraints.txt", *session.posargs)
+
+
+@nox.session
+def build(session):
+    """Build the last commit twice, compare, check the contents, install in an empty environment; leave all in dist/."""
+    session.install("build>=1.2", "twine>=6.1")
+    os.umask(0o022)  # a wheel keeps the modes of its files
+    files = set(git(session, "ls-tree", "-r", "--name-only", "HEAD").splitlines())
+    first, second = (Build(session, name) for name in ("first", "second"))
+
+    session.log(f"wheel: sha256 {hashlib.sha256(first.wheel.read_bytes()).hexdigest()}")
+    if first.wheel.read_bytes() != second.wheel.read_bytes():
+        session.error("two builds of the wheel differ")
+    if first.in_sdist() != second.in_sdist():  # their bytes differ: setuptools gives new files the time of day
+        session.error("the files of two source archives differ")
+
+    wheel = {name for name in first.in_wheel() if ".dist-info/" not in name}
+    if wheel != (expected := {name for name in files if name.startswith("rdrop_trainer/")}):
+        session.error(f"the wheel holds other files than rdrop_trainer/: {sorted(wheel ^ expected)}")
+    if not any(name.endswith("/licenses/LICENSE") for name in first.in_wheel()):
+        session.error("the wheel has no LICENSE")
+    expected = {name for name in files if name.split("/")[0] not in NOT_DISTRIBUTED}
+    if lacking := expected - first.in_sdist().keys():
+        session.error(f"the source archive lacks {sorted(lacking)}")
+    session.run("twine", "check", "--strict", str(first.wheel), str(first.sdist))
+
+    alone = ["uv", "run", "--no-project", "--isolated", "--with", f"{first.wheel}[report]", "python"]
+    with session.chdir(session.create_tmp()):  # away from the sources
+        session.run(*alone, "-c", "import rdrop_trainer; print(rdrop_trainer.RDropTrainer)", external=True)
+        session.run(*alone, "-m", "rdrop_trainer.report", "--help", external=True)
+    shutil.rmtree("dist", ignore_errors=True)
+    shutil.copytree(first.wheel.parent, "dist")
+    session.log("built and checked: dist/")
+
+
+class Build:
+    """Wheel and source archive of the last commit, from a folder that holds nothing else."""
+
+    def __init__(self, session, name):
+        folder = Path(session.create_tmp(), name).resolve()
+        shutil.rmtree(folder, ignore_errors=True)
+        source, out = folder / "source", folder / "dist"
+        source.mkdir(parents=True)
+        git(session, "archive", "--output", str(folder / "source.tar"), "HEAD")
+        shutil.unpack_archive(folder / "source.tar", source)
+        epoch = git(session, "log", "-1", "--format=%ct").strip()
+        session.run(
+            "python", "-m", "build", "--outdir", str(out), str(source), env={"SOURCE_DATE_EPOCH": epoch}, silent=True
+        )
+        (self.wheel,), (self.sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+
+    def in_wheel(self):
+        with zipfile.ZipFile(self.wheel) as file:
+            return set(file.namelist())
+
+    def in_sdist(self):
+        """Contents by path, without the archive's own folder."""
+        with tarfile.open(self.sdist) as file:
+            return {m.name.partition("/")[2]: file.extractfile(m).read() for m in file if m.isfile()}
+
+
+def git(session, *words):
+    return session.run("git", *words, external=True, silent=True)
