@@ -107,7 +107,7 @@ def takes(words):
         extras = {extra for word in rest for found in re.findall(r"\[(.+?)\]", word) for extra in found.split(",")}
         assert extras <= PROJECT["optional-dependencies"].keys()
         return None
-    if program in ("pytest", "nox"):
+    if program in ("pytest", "nox", "mkdocs"):
         return None
     assert program == "python", words
     if rest[0] == "run_glue_rdrop.py":
