@@ -39,12 +39,16 @@ def test_entries_name_where_things_are_defined(entry):
 
 
 def fields_of(value):
-    """The names that a docstring must explain: parameters of a function, fields of a data class of ours."""
+    """The names that a docstring must explain: parameters of a function or of a class, fields of a data class."""
     if not inspect.isclass(value):
         return list(inspect.signature(value).parameters)
+    if issubclass(value, Exception):
+        return []
     if dataclasses.is_dataclass(value):
         # The help text of a setting stands in its metadata
         return [field.name for field in dataclasses.fields(value) if "help" not in field.metadata]
+    if "__init__" in vars(value):
+        return list(inspect.signature(value).parameters)
     return list(getattr(value, "_fields", ()))
 
 
