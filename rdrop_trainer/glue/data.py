@@ -260,8 +260,9 @@ def _load_passages(task: Task, split: str, paths: Sequence[Path]) -> datasets.Da
             apart = path.with_name(f"{path.stem}_answer.json")
             answers = next((answers for _, answers in read_values(apart)), None) if apart.exists() else None
             for line, value in read_values(path):
-                has_answers = answers is not None and isinstance(value, dict)
-                yield f"{path}:{line}", {**value, "answers": answers} if has_answers else value
+                if answers is not None and isinstance(value, dict):
+                    value = {**value, "answers": answers}
+                yield f"{path}:{line}", value
 
     return to_passages(task, split, values(), " and ".join(map(str, paths)))
 
