@@ -1,17 +1,11 @@
-"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row, and say exactly where a broken one is broken.
-
-Lines end at "\\n" and nowhere else: the texts of some tasks contain U+2028, form feeds and other characters at which
-`str.splitlines` would cut them in two.
-"""
+"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row, and say exactly where a broken one is broken."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import functools
 import json
 import logging
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +13,11 @@ import pyarrow
 import pyarrow.parquet
 
 from ..errors import InputError
+from .textfiles import LINE_LIMIT, SUFFIXES, check_file, lines_of
 
 logger = logging.getLogger(__name__)
 
-# More in one line means that line ends are missing, or that a quotation mark was not closed
-LINE_LIMIT = 2**20  # bytes
 csv.field_size_limit(LINE_LIMIT)
-
-SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet", ".txt")
 
 Rows = Iterator[tuple[int, dict]]
 
@@ -58,13 +49,13 @@ def read_rows(
             unknown kind, and during the iteration for a broken line.
     """
     path = Path(path)
-    _check_kind(path)
+    check_file(path)
     suffix = path.suffix.lower()
     if suffix == ".tsv":
         return _read_tsv(path, header, rename, tolerant, skip_short)
     if suffix == ".txt":
         column = header[0] if header else "text"
-        return ((number, {column: line}) for number, line in _lines(path) if line.strip())
+        return ((number, {column: line}) for number, line in lines_of(path) if line.strip())
     if suffix in _READERS:
         return _READERS[suffix](path)
     raise InputError(f"{path}: unknown kind of file {suffix!r}, expected one of {', '.join(SUFFIXES)}")
@@ -86,8 +77,8 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
     path = Path(path)
     if path.suffix.lower() != ".json":
         return read_rows(path)
-    _check_kind(path)
-    lines = functools.partial(_lines, path, limit=None)  # whole documents are often one line
+    check_file(path)
+    lines = functools.partial(lines_of, path, limit=None)  # whole documents are often one line
     if _is_object(next((line for _, line in lines() if line.strip()), "{}")):
         return _read_json(path, limit=None)
     text = "\n".join(line for _, line in lines())
@@ -101,84 +92,11 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
     return ((f" item {number}", value) for number, value in enumerate(values, 1))
 
 
-# How files begin that are no text
-_SIGNATURES = {
-    b"\x1f\x8b": "is gzip-compressed, expected plain text; unpack it first",
-    b"BZh": "is bzip2-compressed, expected plain text; unpack it first",
-    b"\xfd7zXZ": "is xz-compressed, expected plain text; unpack it first",
-    b"\x28\xb5\x2f\xfd": "is Zstandard-compressed, expected plain text; unpack it first",
-    b"PK\x03\x04": "is a zip archive or a spreadsheet, expected plain text; unpack it, or save it as .csv",
-    b"PAR1": "is a parquet file, expected text; give it the ending .parquet",
-}
-_UNICODE = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-
-
-def _check_kind(path: Path) -> None:
-    """Refuse what is no file, and a file that is no text unless its name says so."""
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a directory, expected a file ({', '.join(SUFFIXES)})")
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and can be read only once
-            raise InputError(f"{path}: is no regular file, expected one on disk ({', '.join(SUFFIXES)})")
-        with path.open("rb") as file:
-            start = file.read(8)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if path.suffix.lower() == ".parquet":
-        return
-    for signature, what in _SIGNATURES.items():
-        if start.startswith(signature):
-            raise InputError(f"{path}: {what}")
-    for mark, name in _UNICODE.items():
-        if start.startswith(mark):
-            raise InputError(f"{path}:1: begins with the mark of {name}, expected a file saved as UTF-8")
-
-
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _lines(path: Path, limit: int | None = LINE_LIMIT) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers, without line ends and without a byte order mark."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if limit is not None and len(raw) > limit:
-                raise InputError(
-                    f"{path}:{number}: the line is {len(raw):,} bytes long, expected at most {limit:,}; are line ends "
-                    "missing?"
-                )
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: byte 0x{raw[error.start]:02x} at position {error.start + 1} of the line is not "
-                    "UTF-8, expected a file saved as UTF-8"
-                ) from None
-            if "\0" in line:
-                raise InputError(f"{path}:{number}: holds a NUL byte, expected text in UTF-8")
-            line = line.removesuffix("\n").removesuffix("\r")
-            if number == 1:
-                line = line.removeprefix("\ufeff")
-                if line.count("\r") > 0:
-                    raise InputError(
-                        f"{path}:1: holds carriage returns without line feeds, expected lines to end in a line feed"
-                    )
-            elif line.startswith("\ufeff"):
-                raise InputError(
-                    f"{path}:{number}: begins with a byte order mark, as where files were put together; remove it, and "
-                    "look for a second header"
-                )
-            yield number, line
 
 
 def _check_header(path: Path, header: Sequence[str], expected: str) -> None:
@@ -202,7 +120,7 @@ _SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 def _read_tsv(
     path: Path, header: Sequence[str] | None, rename: Callable | None, tolerant: bool, skip_short: bool
 ) -> Rows:
-    lines = _lines(path)
+    lines = lines_of(path)
     if header is None:
         header = next(lines, (1, ""))[1].split("\t")
         _check_header(path, header, "tabs")
@@ -233,7 +151,7 @@ def _read_tsv(
 
 def _read_csv(path: Path) -> Rows:
     # strict: a stray quotation mark would otherwise swallow the rows after it without a word.
-    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
     first = 1  # line of the row that is being read
     try:
         header = next(reader, [])
@@ -255,7 +173,7 @@ def _read_csv(path: Path) -> Rows:
 
 
 def _read_json(path: Path, limit: int | None = LINE_LIMIT) -> Rows:
-    for number, line in _lines(path, limit):
+    for number, line in lines_of(path, limit):
         if not line.strip():
             continue
         try:
