@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from .behind import TrainerBehind
 
-class RenamedWeightsMixin:
+
+class RenamedWeightsMixin(TrainerBehind):
     """The part of `RDropMixin` that loads such checkpoints whole, in resuming and at the end of training.
 
     `save_pretrained` gives the weights of many models (ViT, vision-language models, ...) the names they have on the

@@ -129,7 +129,8 @@ def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout]) ->
             f"it has active dropout ({places}): that does not reach the predictions, so R-Drop has no effect. Set "
             "dropout where it does, for example everywhere with rdrop_trainer.dropout.set_dropout(model, 0.1)."
         )
-    zeros = [key for key, p in dropout_settings(model.config).items() if p == 0] if hasattr(model, "config") else []
+    config = getattr(model, "config", None)
+    zeros = [key for key, p in dropout_settings(config).items() if p == 0] if config is not None else []
     reason = f"these of its settings are 0: {', '.join(zeros)}" if zeros else "its configuration has no dropout setting"
     example = f", or {zeros[0]}=0.1 in the configuration it is built from" if zeros else ""
     return (

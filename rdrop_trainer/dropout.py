@@ -28,7 +28,12 @@ _OTHER_NOISE = re.compile(r"layer_?drop|drop_path", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ActiveDropout:
-    """One place where dropout is active: `name` is the module's path (with the attribute, for functional dropout)."""
+    """One place where dropout is active.
+
+    Attributes:
+        name: the module's path, with the attribute for functional dropout.
+        p: probability of zeroing an element, more than 0.
+    """
 
     name: str
     p: float
@@ -42,6 +47,9 @@ def active_dropout(model: nn.Module) -> list[ActiveDropout]:
 
     A model that is in evaluation mode as a whole (as `from_pretrained` returns it) is judged as if in training mode;
     in a model that is training, a submodule put in evaluation mode counts as inactive.
+
+    Args:
+        model: any model; it is not changed.
 
     Returns:
         One `ActiveDropout` per place, in module order; empty if the model has no dropout noise.
@@ -71,7 +79,8 @@ def set_dropout(model: nn.Module, p: float) -> None:
     """
     if not 0 <= p < 1:
         raise ValueError(f"The dropout probability must be in [0, 1), got {p}.")
-    config = copy.deepcopy(model.config) if hasattr(model, "config") else None
+    own_config = getattr(model, "config", None)
+    config = copy.deepcopy(own_config)
     if config is not None:
         set_config_dropout(config, p)
     missing = _missing_dropout(model, config, p)
@@ -87,8 +96,8 @@ def set_dropout(model: nn.Module, p: float) -> None:
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, name, nn.Dropout(p).train(getattr(owner, name).training))
-    if config is not None:
-        set_config_dropout(model.config, p)
+    if own_config is not None:
+        set_config_dropout(own_config, p)
 
 
 def set_config_dropout(config: PretrainedConfig, p: float) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers.trainer_utils import has_length
 
+from .behind import TrainerBehind
 from .mixing import MixedSampler
 from .resuming import last_whole_checkpoint
 
@@ -23,7 +24,7 @@ class _Place(NamedTuple):
     batch: int
 
 
-class FiniteLossMixin:
+class FiniteLossMixin(TrainerBehind):
     """The part of `RDropMixin` that stops a training at a NaN or infinite loss, and says where it came from.
 
     Such a logit of a counted item makes the loss NaN or infinite, so the loss is what is looked at: right behind the
@@ -137,7 +138,7 @@ class FiniteLossMixin:
             return ""
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(place.epoch)
-        rows = next(islice(batches, place.batch, None), [])
+        rows: list[Any] = next(islice(batches, place.batch, None), [])
         if not isinstance(sampler, MixedSampler):
             return f": rows {rows} of train_dataset"
         labelled, unlabelled = [row for row, _ in rows], [row for _, more in rows for row in more]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,12 @@ class Items(NamedTuple):
         """The outputs (m, n, C) and labels (n, ...) of the items that count, or of the first of them."""
         which = slice(at_most) if self.mask is None else self.mask.nonzero()[:at_most, 0]
         return torch.stack([z[which] for z in split_passes(self.outputs, num_passes)]), self.labels[which]
+
+
+class Outputs(Protocol):
+    """A model's outputs by name, each all passes in one tensor or a tensor for every pass: a mapping, or `Passes`."""
+
+    def __getitem__(self, key: str, /) -> Sequence[torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,7 @@ class Head:
         labelled = rows if self.problem != "single_label" else (targets != IGNORE_INDEX).sum()
         return torch.stack([labelled, self._divergence_mask(targets, batch).sum() if self.tokens else rows])
 
-    def items(
-        self, outputs: Mapping[str, Sequence[torch.Tensor]], batch: Mapping[str, Any], num_passes: int
-    ) -> list[Items]:
+    def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:
         """The items of a batch, for each part.
 
         Args:

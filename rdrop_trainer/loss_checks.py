@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .behind import TrainerBehind
 from .checks import LossCheck
 from .heads import Head, Items
 from .losses import RDropLoss, rdrop_loss
@@ -17,7 +18,7 @@ from .passes import Passes, call_model, find_batch_size, repeat_rows, run_passes
 from .window import Window
 
 
-class LossChecksMixin:
+class LossChecksMixin(TrainerBehind):
     """The part of `TaskLossMixin` that compares losses: the model's, the trainer's, the user's, and the stock loss."""
 
     def _start_checks(self) -> None:
@@ -104,7 +105,7 @@ class LossChecksMixin:
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
         shared = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
         with torch.no_grad(), same_noise(self.args.device):
-            loss = super().compute_loss(model, dict(self._decodable(inputs)), num_items_in_batch=count * shared)
+            loss = super().compute_loss(model, self._decodable(dict(inputs)), num_items_in_batch=count * shared)
         with torch.no_grad(), same_noise(self.args.device):
             outputs = call_model(model, self._model_inputs(inputs, window.head))
             expected = self.compute_loss_func(outputs, inputs.get("labels"), num_items_in_batch=count)

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from .behind import TrainerBehind
 from .heads import head_of
 from .losses.reference import IGNORE_INDEX
 from .training_args import RDropArguments
@@ -32,7 +33,7 @@ MixedIndex = tuple[int, tuple[int, ...]]
 _ROWS_LOOKED_AT = 16
 
 
-class UnlabeledRowsMixin:
+class UnlabeledRowsMixin(TrainerBehind):
     """The part of `RDropMixin` that makes the training batches of labelled and unlabelled rows."""
 
     def _start_mixing(self, unlabeled_dataset: Any) -> None:
@@ -142,13 +143,13 @@ class MixedSampler(Sampler[MixedIndex]):
     run therefore goes on with the same rows, and processes, which take different k, with different ones.
 
     Args:
-        labelled: the sampler of labelled rows.
+        labelled: the sampler of labelled rows, which has a length.
         unlabelled_rows: how many there are.
         ratio: unlabelled rows per labelled row, > 0.
         seed: of the permutations.
     """
 
-    def __init__(self, labelled: Sampler[int], unlabelled_rows: int, ratio: float, seed: int):
+    def __init__(self, labelled: Any, unlabelled_rows: int, ratio: float, seed: int):
         self.labelled, self.unlabelled_rows, self.seed = labelled, unlabelled_rows, seed
         self.ratio = Fraction(ratio).limit_denominator(10**6)  # 0.29 * 100 is less than 29
         self.epoch = 0

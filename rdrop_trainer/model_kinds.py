@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import transformers
 from transformers.models.auto import modeling_auto as auto
@@ -25,7 +26,7 @@ AUTO_CLASSES = {
     "image-text-to-text": "AutoModelForImageTextToText",
 }
 # BART-like models stand in three lists; their class writes texts, so that list comes first
-_CLASSES_OF = {
+_CLASSES_OF: Mapping[str, Mapping[str, Any]] = {
     "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForTokenClassification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -62,7 +63,7 @@ def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | Non
     return AUTO_CLASSES.get(pipeline_tag)
 
 
-def auto_class(name: str) -> type:
+def auto_class(name: str) -> type[Any]:
     """The Auto class of a name."""
     return getattr(transformers, name)
 

@@ -68,7 +68,8 @@ class OutputHead:
         Raises:
             CannotFuse: it is none that could be computed in chunks.
         """
-        linear = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        embeddings = getattr(model, "get_output_embeddings", None)
+        linear = None if embeddings is None else embeddings()
         if linear is None:
             raise CannotFuse(f"{type(model).__name__} names no output embeddings")
         if type(linear) is not nn.Linear:
@@ -131,7 +132,7 @@ class OutputHead:
 
     def loss(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor | None, **settings: Any) -> RDropLoss:
         """The R-Drop loss of the hidden states of all passes; settings as in `rdrop_loss`."""
-        shape = {"bias": self._bias(), "logit_scale": self.logit_scale, "softcap": self.softcap}
+        shape: dict[str, Any] = {"bias": self._bias(), "logit_scale": self.logit_scale, "softcap": self.softcap}
         return rdrop_linear_loss(hidden, self.linear.weight, labels, **shape, **settings)
 
     def _bias(self, dtype: torch.dtype | None = None) -> torch.Tensor | None:

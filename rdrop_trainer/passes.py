@@ -155,7 +155,8 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
                 return value
             raise _unrepeatable(f"{key!r} has {value.shape[0]} rows, shape {tuple(value.shape)}")
         if isinstance(value, Mapping):
-            return type(value)({k: repeat(f"{key}.{k}", v) for k, v in value.items()})
+            made: Callable[[dict[str, Any]], Any] = type(value)
+            return made({k: repeat(f"{key}.{k}", v) for k, v in value.items()})
         if type(value) in (list, tuple) and value:
             if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
                 return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -12,8 +11,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
 
 from . import __version__
+from .behind import TrainerBehind
 from .card_data import EvaluationSet, scores_now, settings_block
 from .dropout import dropout_settings
 from .errors import HubError, InputError
@@ -23,10 +24,10 @@ from .hub.push import push_checkpoint
 from .model_card import CardFacts, TrainedModel, extend_card, forget_guessed_data, write_card
 from .training_args import RDropArguments
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
 
 
-class PublishingMixin:
+class PublishingMixin(TrainerBehind):
     """What `Trainer` does with the Hub, so that nothing is lost and nothing leaks.
 
     Pushed are the model, its tokenizer or processor and the card, as `push_checkpoint` chooses them: not the state of

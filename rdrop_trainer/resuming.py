@@ -12,6 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .behind import TrainerBehind
+
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -81,17 +83,18 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path
     return found
 
 
-class ResumingMixin:
+class ResumingMixin(TrainerBehind):
     """The part of `RDropMixin` that resumes from whole checkpoints only, and lets every process finish its part."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir, warn=True)
-            if resume_from_checkpoint is None:
+            found = last_whole_checkpoint(self.args.output_dir, warn=True)
+            if found is None:
                 raise ValueError(
                     f"No whole checkpoint in {self.args.output_dir} to resume from; start with "
                     "resume_from_checkpoint=None, or name another folder's checkpoint."
                 )
+            resume_from_checkpoint = str(found)
         if resume_from_checkpoint:
             resume_from_checkpoint = str(resume_from_checkpoint)
             fault = checkpoint_fault(resume_from_checkpoint)

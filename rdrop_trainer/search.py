@@ -11,6 +11,8 @@ from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKEND
 from transformers.trainer_utils import BestRun, HPSearchBackend
 from transformers.utils import logging
 
+from .behind import TrainerBehind
+
 if TYPE_CHECKING:
     import optuna
 
@@ -54,7 +56,7 @@ def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]])
     return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in space.items()}
 
 
-class SearchMixin:
+class SearchMixin(TrainerBehind):
     """The part of `RDropMixin` that searches hyper-parameters."""
 
     def hyperparameter_search(
@@ -65,7 +67,7 @@ class SearchMixin:
         direction: str | list[str] | None = None,
         backend: str | HPSearchBackend | None = None,
         hp_name: Callable[[optuna.Trial], str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BestRun | list[BestRun] | None:
         """`Trainer.hyperparameter_search`, over alpha, dropout and learning rate unless told otherwise.
 

@@ -159,9 +159,8 @@ class TaskLossMixin(FusedHeadMixin):
         decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         if given or not decodes or labels is None or labels.dim() != 2 or labels.is_floating_point():
             return {}
-        if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
-            return None
-        return {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels)}
+        prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        return None if prepare is None else {"decoder_input_ids": prepare(labels=labels)}
 
     # ---- Losses that are not ours ----
 

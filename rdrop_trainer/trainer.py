@@ -63,7 +63,8 @@ class RDropMixin(
             Steps, epochs and `num_examples` go on counting labelled rows, in the order of the run without unlabelled
             ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabelled rows
             have no effect. With alpha = 0 they are left out.
-        *args, **kwargs: those of the trainer.
+        *args: those of the trainer.
+        **kwargs: those of the trainer.
 
     Raises:
         ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism, unsupported heads and a
@@ -76,7 +77,7 @@ class RDropMixin(
     # `compute_loss` normalises over the accumulation window, so `training_step` must not divide again.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, unlabeled_dataset: Any = None, **kwargs):
+    def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._start_mixing(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
@@ -169,7 +170,7 @@ class RDropMixin(
             self._check_model_loss(passes, items, window)
 
         means = settings.rdrop_reduction == "mean"
-        loss = partial(rdrop_loss, problem=window.head.problem) if output_head is None else output_head.loss
+        loss: Any = partial(rdrop_loss, problem=window.head.problem) if output_head is None else output_head.loss
         terms = mean_of_parts(
             loss(
                 part.outputs,
@@ -255,7 +256,7 @@ class RDropMixin(
             set_dropout(self.model, self.args.dropout)
 
     def _start_rdrop(self) -> None:
-        self._window: Window | None = None
+        self._window = None
         self._noise_check = NoiseCheck()
         self._start_task_loss()
         self._start_finite_check()

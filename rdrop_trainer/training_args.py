@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from numbers import Real
+from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -147,7 +148,8 @@ class RDropArguments:
     @classmethod
     def of(cls, args: object) -> RDropArguments:
         """The R-Drop settings of any arguments object, checked; defaults where it has none."""
-        return RDropArguments(**{f.name: getattr(args, f.name, f.default) for f in fields(RDropArguments)})
+        settings: dict[str, Any] = {f.name: getattr(args, f.name, f.default) for f in fields(RDropArguments)}
+        return RDropArguments(**settings)
 
     def is_rdrop_step(self, step: int) -> bool:
         """Whether optimizer step `step` (from 0) runs several passes."""

@@ -40,7 +40,7 @@ class Window:
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Window:
         """Count the items of some micro-batches, over several processes where they share the normalisation."""
-        counts = sum(head.count(batch) for batch in batches).to(device)
+        counts = torch.stack([head.count(batch) for batch in batches]).sum(0).to(device)
         if processes > 1:
             counts = sum_over_processes(counts)
         return cls(head, counts[:, 0], counts[:, 1], len(batches), processes)

@@ -24,7 +24,8 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 READ_ONLY = ("diff", "bibtex", "text")
 
@@ -106,7 +107,7 @@ def takes(words):
         extras = {extra for word in rest for found in re.findall(r"\[(.+?)\]", word) for extra in found.split(",")}
         assert extras <= PROJECT["optional-dependencies"].keys()
         return None
-    if program in ("pytest", "nox"):
+    if program in ("pytest", "nox", "mkdocs"):
         return None
     assert program == "python", words
     if rest[0] == "run_glue_rdrop.py":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, get_session
 
+import rdrop_trainer
 from rdrop_trainer.card_data import TAG
 
 ROOT = Path(__file__).parents[1]
@@ -60,3 +61,15 @@ def test_pip_installs_it_from_a_git_address(tmp_path):
     # the metadata that PyPI shows
     metadata = (information / "METADATA").read_text(encoding="utf-8")
     assert "Description-Content-Type: text/markdown" in metadata and "# rdrop-trainer" in metadata
+
+
+def test_one_version_of_each_tool():
+    pinned = dict(re.findall(r"(?m)^(\S+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8")))
+    hooks = set(re.findall(r"ruff==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")))
+    assert hooks == {pinned["ruff"]}
+
+
+def test_the_changelog_begins_with_this_version():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+    first = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    assert first == version == rdrop_trainer.__version__

@@ -265,8 +265,8 @@ _EXAMPLES = """examples:
 
 
 class _Parser(HfArgumentParser):
-    def add_argument_group(self, title=None, **kwargs):
-        return super().add_argument_group(title, **{"description": _DESCRIPTIONS.get(title), **kwargs})
+    def add_argument_group(self, title=None, *args, **kwargs):
+        return super().add_argument_group(title, *args, **{"description": _DESCRIPTIONS.get(title), **kwargs})
 
     def error(self, message: str) -> NoReturn:
         # Without the usage of two hundred flags that argparse would print first
@@ -279,8 +279,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def make_parser() -> HfArgumentParser:
     """The parser of the command line; its flags are the fields of the dataclasses, grouped."""
+    groups: list[Any] = [ModelArguments, DataArguments, SeveralRunsArguments, _RDropGroup, _TrainingGroup]
     parser = _Parser(
-        [ModelArguments, DataArguments, SeveralRunsArguments, _RDropGroup, _TrainingGroup],
+        groups,
         prog="run_glue_rdrop.py",
         description="Fine-tune on GLUE, CLUE or your own data with R-Drop.",
         epilog=_EXAMPLES,

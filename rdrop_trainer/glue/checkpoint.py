@@ -139,7 +139,7 @@ def _options(arguments: ModelArguments) -> dict[str, Any]:
     }
 
 
-def _load(cls: type, source: str, options: dict[str, Any]) -> Any:
+def _load(cls: type[Any], source: str, options: dict[str, Any]) -> Any:
     if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise InputError(f"{source}: no such folder, expected a model")
     try:

@@ -12,6 +12,7 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -146,7 +147,7 @@ def load_files(
         files=dict.fromkeys(files, ()),
         label_sources=(label_column,),
     )
-    named = {f"{kind}_file": path for kind, path in files.items()}
+    named: dict[str, Any] = {f"{kind}_file": path for kind, path in files.items()}
     return load_task(task, **named, unlabeled_file=unlabeled_file), task
 
 
@@ -166,7 +167,7 @@ def _guess_text_columns(path: str | Path, label_column: str) -> tuple[str, ...]:
 
 def _find_labels(path: str | Path, label_column: str) -> list[str]:
     """The sorted label names of a file; none when they are decimal numbers."""
-    found = {}  # name -> the first (where, value) that is spelled so
+    found: dict[str, tuple[str, Any]] = {}  # name -> the first (where, value) that is spelled so
     for number, row in read_rows(path):
         where = f"{path}:{number}"
         value = row[find_column(row, (label_column,), where)]
@@ -207,7 +208,7 @@ def _is_number(text: str) -> bool:
 
 def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None) -> Task:
     """The task, reading its texts and labels from the columns a user has named."""
-    changes = {}
+    changes: dict[str, Any] = {}
     if (text_columns or label_column) and task.reads_passages:
         raise InputError(f"text_columns or label_column are given, but {task.name} reads the fields of its own files")
     if text_columns is not None:
@@ -254,13 +255,14 @@ def _has_header(task: Task, path: Path) -> bool:
 def _load_passages(task: Task, split: str, paths: Sequence[Path]) -> datasets.Dataset:
     """The rows of one or more files; where the answers are in a file of their own (ChID), with these."""
 
-    def values() -> Iterator[tuple[str, object]]:
+    def values() -> Iterator[tuple[str, Any]]:
         for path in paths:
             apart = path.with_name(f"{path.stem}_answer.json")
             answers = next((answers for _, answers in read_values(apart)), None) if apart.exists() else None
             for line, value in read_values(path):
-                has_answers = answers is not None and isinstance(value, dict)
-                yield f"{path}:{line}", {**value, "answers": answers} if has_answers else value
+                if answers is not None and isinstance(value, dict):
+                    value = {**value, "answers": answers}
+                yield f"{path}:{line}", value
 
     return to_passages(task, split, values(), " and ".join(map(str, paths)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 
@@ -162,7 +163,7 @@ def _expected(task: Task) -> str:
     return "one of " + ", ".join(names[:20] + ["..."] * (len(names) > 20))
 
 
-def _label(task: Task, value: object, label_ids: dict[str, int], where: str) -> int | float | None:
+def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int | float | None:
     """The label's id, or the number of a regression; None for a row without one."""
     if value is None or value == "":
         return None
@@ -184,7 +185,7 @@ def _label(task: Task, value: object, label_ids: dict[str, int], where: str) -> 
     raise InputError(f"{where}: unknown label {value!r}, expected {_expected(task)}")
 
 
-def _tags(text: str, entities: object, label_ids: dict[str, int], where: str) -> list[int] | None:
+def _tags(text: str, entities: Any, label_ids: dict[str, int], where: str) -> list[int] | None:
     """One tag id per character from {type: {mention: [[start, inclusive end], ...]}}."""
     if entities is None:
         return None

@@ -144,7 +144,7 @@ def decode_tags(
     names = [task.labels[i] for i in labels.to_task]
     decoded = []
     for scores, chars, text in zip(logits, features["char_of_token"], rows["text"], strict=True):
-        tags = [None] * len(text)
+        tags: list[str | None] = [None] * len(text)
         for token, char in enumerate(chars):
             if char >= 0:
                 tags[char] = names[scores[token].argmax()]

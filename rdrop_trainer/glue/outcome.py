@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 def settings_of(*arguments: Any) -> dict[str, Any]:
     """All settings of the arguments' dataclasses as plain values; tokens left out."""
-    settings = {}
+    settings: dict[str, Any] = {}
     for group in arguments:
         values = group.to_dict() if hasattr(group, "to_dict") else vars(group)
         settings |= {k: v for k, v in values.items() if not k.endswith("token")}

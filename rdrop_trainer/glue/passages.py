@@ -48,7 +48,8 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     choice = task.head == "choice"
     flatten, check = _LAYOUTS[task.name], _check_choice if choice else _check_question
     kind = split.split("_")[0]
-    rows, ids, groups, lost = [], [], [], []
+    rows: list[dict[str, Any]] = []
+    ids, groups, lost = [], [], []
     for place, value in values:
         for where, question in flatten(value, place):
             row = check(question, where)

@@ -62,7 +62,7 @@ def make_question_features(
         encoded = tokenizer(questions, batch["context"], **options)
         rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         names = ("row", "char_start", "char_end", *POSITIONS)
-        windows = {name: [] for name in names}
+        windows: dict[str, list] = {name: [] for name in names}
         for window, (i, offset) in enumerate(zip(rows, offsets, strict=True)):
             passage = np.array([segment == 1 for segment in encoded.sequence_ids(window)])
             starts, ends = (np.where(passage, side, -1) for side in np.array(offset).T)

@@ -55,15 +55,16 @@ def rehearse(trainer: Trainer, checkpoint: str | None, held_out: Mapping[str, Da
             training = beginning.found
         trainer.remove_callback(beginning)
     trainer.compute_metrics = None  # the scores of one batch say nothing
-    seen = {}
+    seen: dict[str, dict[str, Any]] = {}
     for split, features in held_out.items():
         rows = features.select(range(min(len(features), args.eval_batch_size * args.world_size)))
         loss = trainer.predict(rows, metric_key_prefix="first").metrics.get("first_loss")
         seen[split] = {"rows": len(rows), "loss": loss}
+    model: Any = trainer.model
     return {
         "training": training,
         "held_out": seen,
-        "dropout": dropout_settings(trainer.model.config),
+        "dropout": dropout_settings(model.config),
         "processes": args.world_size,
         "device": str(args.device),
     }
@@ -76,8 +77,9 @@ class _Enough(Exception):
 class _Beginning(TrainerCallback):
     """Looks at the first batch when data, model, optimizer and schedule stand, and stops."""
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.found = trainer, None
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.found: dict[str, Any] | None = None
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         model = self.trainer.model_wrapped

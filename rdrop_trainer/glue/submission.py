@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .tasks import Leaderboard, Task
@@ -101,7 +102,7 @@ def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Lea
     return next((leaderboard for leaderboard in known if leaderboard.rows == len(ids)), known[0])
 
 
-def _answer(task: Task, row: int, prediction: object) -> str | int:
+def _answer(task: Task, row: int, prediction: Any) -> str | int:
     if task.head in ("question", "seq2seq"):
         return str(prediction)
     if task.head == "choice":
@@ -136,7 +137,7 @@ def _entities(task: Task, row: int, text: str, spans: Sequence[tuple[str, int, i
     return found
 
 
-def _plain_id(row_id: object) -> int | str:
+def _plain_id(row_id: Any) -> int | str:
     return row_id if isinstance(row_id, str) else operator.index(row_id)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError
 
@@ -147,7 +147,7 @@ _NLI = "entailment neutral contradiction"
 _CLUE_NLI = "neutral entailment contradiction"
 _ACCURACY_F1 = ("accuracy", "f1")
 _EXACT_F1 = ("exact_match", "f1")
-_QUESTIONS = {"head": "question", "metrics": _EXACT_F1, "headline": _EXACT_F1, "max_length": 512}
+_QUESTIONS: Mapping[str, Any] = {"head": "question", "metrics": _EXACT_F1, "headline": _EXACT_F1, "max_length": 512}
 _MNLI_SOURCES = {"premise": ("premise", "sentence1"), "hypothesis": ("hypothesis", "sentence2")}
 _TSV_PAIR = ((1, 2), -1, (1, 2))
 

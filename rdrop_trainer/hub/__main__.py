@@ -67,7 +67,7 @@ def _show(as_json: bool, **options) -> None:
     if as_json:
         print(json.dumps(_plain(record), indent=2, ensure_ascii=False))
         return
-    lines = {"repository": record.repo_id, "revision": record.revision, "task": record.task}
+    lines: dict[str, Any] = {"repository": record.repo_id, "revision": record.revision, "task": record.task}
     lines |= {"base model": record.base_model, "changed": record.last_modified, "downloads": record.downloads}
     if record.settings is not None:
         lines |= settings_block(record.settings, record.dropout, record.version or "-")

@@ -114,12 +114,6 @@ def response_of(error: BaseException) -> Any | None:
     return next((e.response for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
 
 
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error, if the server answered."""
-    response = response_of(error)
-    return None if response is None else response.status_code
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -131,6 +131,9 @@ def show_checkpoint(repo_id: str, revision: str | None = None, *, token: str | b
         revision: branch, tag or commit; default main.
         token: to see private ones; None for the stored one.
 
+    Returns:
+        What the Hub and its card tell.
+
     Raises:
         InputError: no name of a repository.
         HubError: there is none, or the Hub could not be reached.

@@ -46,7 +46,7 @@ def load_checkpoint(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     trust_remote_code: bool = False,
-    **model_arguments,
+    **model_arguments: Any,
 ) -> LoadedCheckpoint:
     """Load a checkpoint from the Hub, verified as by `download_checkpoint`, or from a folder.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def walk(
     """
     m, classes, dtype, device = num_passes, logits[0].shape[1], task_weight.dtype, labels.device
     is_one = len(logits) == 1
-    z = split_passes(logits, m)
+    z: Any = split_passes(logits, m)  # (m, N, C), or m of (N, C)
     size = len(z[0])
     chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
     labels = labels if chosen is None else labels[chosen]  # (n,)

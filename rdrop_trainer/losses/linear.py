@@ -53,7 +53,13 @@ def rdrop_linear_loss(
         bias: (C,). None: no bias.
         logit_scale: factor on the logits, bias included.
         softcap: c, for logits c * tanh(logits / c), after the scale. None: no cap.
-        alpha, num_passes, mask, num_items, num_divergence_items, reduction, label_smoothing: as in `rdrop_loss`.
+        alpha: as in `rdrop_loss`, but a number.
+        num_passes: m, as in `rdrop_loss`.
+        mask: (N,) booleans: the items that count. None: all count.
+        num_items: what the summed task loss is divided by. Default: the labelled items that count.
+        num_divergence_items: what the summed divergence is divided by; defaults as in `rdrop_loss`.
+        reduction: "mean" or "sum" of the divergence over items.
+        label_smoothing: in [0, 1).
         implementation: how the loss of a chunk is computed, as in `rdrop_loss`.
 
     Returns:
@@ -170,14 +176,16 @@ def walk(
             of_weight.addmm_(z.T, h) if of_weight.dtype == dtype else of_weight.add_(z.T @ h)
         if of_bias is not None:
             of_bias.add_(z.sum(0))
+    total_task, total_divergence = sums.unbind()
     if not with_gradient:
-        return *sums.unbind(), None
+        return total_task, total_divergence, None
+    of_passes: Sequence[torch.Tensor | None]
     if of_hidden is None:
         of_passes = [None] * len(hidden)
     else:
         of_passes = (of_hidden.flatten(0, 1),) if len(hidden) == 1 else of_hidden.unbind()
     of_head = (None if g is None else g.to(t.dtype) for g, t in ((of_weight, weight), (of_bias, bias)))
-    return *sums.unbind(), (*of_passes, *of_head)
+    return total_task, total_divergence, (*of_passes, *of_head)
 
 
 def _check_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -25,7 +25,10 @@ FLOAT64_UP_TO = 2**20
 class RDropLoss(NamedTuple):
     """The R-Drop loss and its two terms; all scalars in float32 (float64 for float64 logits).
 
-    `loss = task_loss + alpha / 2 * divergence`.
+    Attributes:
+        loss: `task_loss + alpha / 2 * divergence`.
+        task_loss: the task's own loss, mean over items and passes.
+        divergence: symmetric KL between passes in nats, or squared difference for a regression; not yet weighted.
     """
 
     loss: torch.Tensor
@@ -248,7 +251,7 @@ def _size(logits: Sequence[torch.Tensor]) -> int:
     return sum(z.numel() for z in logits)
 
 
-def walk_of(backend: str) -> Walk:
-    """The walk over logits of a fused implementation."""
+def walk_of(backend: str) -> Callable[..., Any]:
+    """The walk over logits of a fused implementation: a `Walk` once it has its keywords."""
     # Triton is there on some machines only, and slow to import
     return import_module(f".{backend}", __package__).walk

@@ -60,7 +60,7 @@ def check_labels(labels: torch.Tensor | None, mask: torch.Tensor | None, problem
         raise ValueError(f"mask must be booleans of shape ({size},), got {mask.dtype} of {tuple(mask.shape)}.")
     if labels is None:
         return
-    expected = [(size,)] if problem == "single_label" else [(size, classes)]
+    expected: list[tuple[int, ...]] = [(size,)] if problem == "single_label" else [(size, classes)]
     if problem == "regression" and classes == 1:
         expected.append((size,))
     if tuple(labels.shape) not in expected:

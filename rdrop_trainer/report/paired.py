@@ -79,9 +79,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     """Compare two groups of values, pair by pair.
 
     Args:
-        first, second: (n,) values of the same seeds in the same order; pairs with None, NaN or infinities are left
-            out.
+        first: (n,) values; pairs with None, NaN or infinities are left out.
+        second: (n,) values of the same seeds in the same order.
         seed: of the bootstrap.
+
+    Returns:
+        Mean of second minus first, its interval and tests.
 
     Raises:
         InputError: SciPy is not installed.
@@ -126,7 +129,14 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
     """Compare how far two groups of values spread.
 
     Args:
-        first, second: values; None, NaN and infinities are left out.
+        first: values; None, NaN and infinities are left out.
+        second: likewise.
+
+    Returns:
+        The second's standard deviation for 1 of the first's, with its interval.
+
+    Raises:
+        InputError: SciPy is not installed.
     """
     groups = [np.array([v for v in values if _is_known(v)], dtype=float) for values in (first, second)]
     if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:

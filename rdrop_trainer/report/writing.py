@@ -153,6 +153,9 @@ def write_report(
         output_dir: where to.
         alpha: the R-Drop runs to take; needed where there are several.
 
+    Returns:
+        What was found, as it is written.
+
     Raises:
         InputError: runs that cannot be compared, or SciPy is not installed.
     """
@@ -179,6 +182,9 @@ def report_folder(folder: str | Path, output_dir: str | Path | None = None, alph
         folder: holds the folders of the runs.
         output_dir: where the report goes; default the same folder.
         alpha: the R-Drop runs to take; needed where there are several.
+
+    Returns:
+        What was found, as it is written.
 
     Raises:
         InputError: no finished run, a damaged one, or runs that cannot be compared.

@@ -18,11 +18,11 @@ class Agreement:
     """How far predictions for the same examples agree; arrays have one value per example.
 
     Attributes:
-        flips: (N,) share of the predictions that differ from the model's own, which it gives without dropout and for
-            the unedited text; of a token head, the mean over tokens; NaN for a regression, which has no classes.
-        divergence: (N,) symmetric KL in nats, as R-Drop's: the mean over the pairs of predictions that are compared,
-            of a token head over its tokens too; squared difference for a regression.
-        items: (N,) predictions per example: 1, or its tokens.
+        flips: (N,) float64, share of the predictions that differ from the model's own, which it gives without dropout
+            and for the unedited text; of a token head, the mean over tokens; NaN for a regression, which has none.
+        divergence: (N,) float64, symmetric KL in nats, as R-Drop's: the mean over the pairs of predictions that are
+            compared, of a token head over its tokens too; squared difference for a regression.
+        items: (N,) integers, predictions per example: 1, or its tokens.
     """
 
     flips: np.ndarray

@@ -13,12 +13,15 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
     """How far a classifier's confidence is from its accuracy, over bins of confidence of equal width.
 
     Args:
-        probabilities: (N, C).
-        labels: (N,) class ids; -100 is left out.
+        probabilities: (N, C), rows of which sum to 1.
+        labels: (N,) class ids; rows of -100 are left out.
         num_bins: number of bins.
 
     Returns:
         The mean over examples of |accuracy - mean confidence| of their bin, in [0, 1].
+
+    Raises:
+        InputError: other shapes, no probabilities, or no row with a label.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
     """
@@ -29,7 +32,18 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
 
 
 def mean_confidence(probabilities: Any, labels: Any) -> float:
-    """Mean probability of the predicted class, over the labelled rows of (N, C) probabilities."""
+    """Mean probability of the predicted class.
+
+    Args:
+        probabilities: (N, C), rows of which sum to 1.
+        labels: (N,) class ids; rows of -100 are left out.
+
+    Returns:
+        The mean over the labelled rows, in [1 / C, 1].
+
+    Raises:
+        InputError: other shapes, no probabilities, or no row with a label.
+    """
     return float(_confidence(probabilities, labels)[0].mean())
 
 

@@ -39,6 +39,10 @@ def dropout_agreement(
         batch_size: rows per batch.
         seed: of the dropout.
 
+    Returns:
+        Per row: `flips`, the share of the samples that predict another label than the model does without dropout, and
+        `divergence` between the samples.
+
     Raises:
         InputError: no active dropout, too few samples, or an empty data set.
         ValueError: a head that R-Drop does not fit.

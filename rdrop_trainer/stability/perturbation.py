@@ -19,9 +19,18 @@ from .running import as_it_was, items_of
 
 
 class EditedText(NamedTuple):
-    """An edit, to be looked at."""
+    """An edit, to be looked at.
 
-    index: int  # of the example
+    Attributes:
+        index: of the example.
+        kind: of the edit, as in `EDITS`.
+        text: before it.
+        edited: behind it.
+        flipped: whether the model predicts another label; False for a regression.
+        divergence: symmetric KL between the two predictions, in nats; squared difference for a regression.
+    """
+
+    index: int  # type: ignore[assignment]  # which hides `tuple.index`
     kind: str
     text: str
     edited: str
@@ -69,6 +78,10 @@ def perturbation_agreement(
         batch_size: texts per batch.
         max_length: longer texts are cut, in tokens; default the tokenizer's.
         seed: of the edits.
+
+    Returns:
+        Per row, of all edits and of each kind alone: `flips`, the share of the edits that change the predicted label,
+        and `divergence` between the predictions before and after; and the edited texts.
 
     Raises:
         InputError: an unknown kind of edit, a missing column, or a model that is not of this kind.
