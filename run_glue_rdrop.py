@@ -46,6 +46,10 @@ TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
 _WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
+class StoppedError(InputError):
+    """A run that had begun stopped at what one of its processes alone may have met."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """The script: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first (input, a
     full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted."""
@@ -72,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
             if results["push_error"]:
                 return NOT_PUSHED
     except InputError as error:
-        if main_process:
+        # Each machine tells what is wrong there; any process, what may be wrong with it alone
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, StoppedError):
             print(f"run_glue_rdrop.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -98,7 +103,7 @@ def run(command: CommandLine) -> dict:
         except InputError:
             raise
         except FloatingPointError as error:
-            raise InputError(str(error)) from error
+            raise StoppedError(str(error)) from error
         except Exception as error:
             output_dir = Path(command.training.output_dir)
             if not is_full(output_dir, error):
@@ -106,7 +111,7 @@ def run(command: CommandLine) -> dict:
                     logger.error(f"The run stopped. {how_to_go_on(output_dir)}")
                 raise
             why = f"{output_dir}: no space is left on the disk; make room. {how_to_go_on(output_dir)}"
-            raise InputError(why) from error
+            raise StoppedError(why) from error
 
 
 def _run(command: CommandLine, held: ExitStack) -> dict:
@@ -124,10 +129,11 @@ def _run(command: CommandLine, held: ExitStack) -> dict:
     data = used_splits(found, data_args, training_args)
     output_dir = Path(training_args.output_dir)
     settings = outcome.settings_of(model_args, data_args, training_args)
+    what_runs = {**settings, "processes": training_args.world_size}
 
     def find_checkpoint() -> str | None:
         resume, overwrite = training_args.resume_from_checkpoint, data_args.overwrite_output_dir
-        return outcome.check_output_dir(output_dir, settings, resume, overwrite, training_args.do_train)
+        return outcome.check_output_dir(output_dir, what_runs, resume, overwrite, training_args.do_train)
 
     with clock("load"):
         if training_args.should_save:
@@ -188,7 +194,7 @@ def _run(command: CommandLine, held: ExitStack) -> dict:
         if training_args.should_save and data_args.overwrite_output_dir:
             outcome.clear_output_dir(output_dir)
         if training_args.should_save and training_args.do_train:
-            outcome.write_json(output_dir / outcome.SETTINGS, settings)
+            outcome.write_json(output_dir / outcome.SETTINGS, what_runs)
 
     # ---- Train ----
     if training_args.do_train:

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from .behind import TrainerBehind
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
 _SAVED_BY_TORCH = (".pt", ".pth", ".bin")
+_OPTIMIZER = ("optimizer", "global_step")  # the latter is DeepSpeed's folder
 
 
 def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
@@ -26,6 +29,7 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
 
     `Trainer` writes `trainer_state.json` last, so a checkpoint without it was cut short. The other files are opened but
     not read through: a file of tensors knows how long it must be, and a full disk or a power failure may have cut it.
+    Without the optimizer's state `Trainer` would go on with a fresh one, and say nothing.
 
     Args:
         checkpoint: the folder.
@@ -34,17 +38,23 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
-        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        _step_of(checkpoint)
     except FileNotFoundError:
         return f"it has no {_STATE}, which is written last"
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         return f"its {_STATE} is cut short"
     except OSError as error:
         return f"its {_STATE} cannot be read ({error.strerror})"
+    if not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
+        return "it has no optimizer.pt (save_only_model=True leaves that out)"
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
             return f"its {path.relative_to(checkpoint)} is cut short"
     return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["global_step"]
 
 
 def _is_cut(path: Path) -> bool:
@@ -83,33 +93,57 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path
     return found
 
 
+def _clear_half_written(new: Path) -> None:
+    """Delete the checkpoints beside a new one that were never finished, before `Trainer` makes room.
+
+    It would count them among those to keep, and where folders have no times of their own (a mounted object store) take
+    one of a later step for the newest, and delete all others.
+    """
+    for path in new.parent.glob("checkpoint-*"):
+        if _NAME.fullmatch(path.name) and path != new and not (path / _STATE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class ResumingMixin(TrainerBehind):
     """The part of `RDropMixin` that resumes from whole checkpoints only, and lets every process finish its part."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        checkpoint, fault = self._find_checkpoint(resume_from_checkpoint)
+        step = -1 if checkpoint is None or fault else _step_of(checkpoint)
+        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+        if len(set(steps)) > 1:  # they would wait for each other forever
+            told = ", ".join("none" if step < 0 else f"that of step {step}" for step in steps)
+            raise ValueError(
+                f"The processes find different checkpoints to resume from ({told}): {self.args.output_dir} must be a "
+                "folder that all machines share."
+            )
+        if fault:
+            raise ValueError(fault)
+        return super().train(checkpoint and str(checkpoint), *args, **kwargs)
+
+    def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> tuple[Path | None, str | None]:
+        """The checkpoint that is asked for, and why it cannot be resumed from."""
+        if not resume_from_checkpoint:
+            return None, None
         if resume_from_checkpoint is True:
             found = last_whole_checkpoint(self.args.output_dir, warn=True)
-            if found is None:
-                raise ValueError(
-                    f"No whole checkpoint in {self.args.output_dir} to resume from; start with "
-                    "resume_from_checkpoint=None, or name another folder's checkpoint."
-                )
-            resume_from_checkpoint = str(found)
-        if resume_from_checkpoint:
-            resume_from_checkpoint = str(resume_from_checkpoint)
-            fault = checkpoint_fault(resume_from_checkpoint)
-            if fault is not None:
-                raise ValueError(
-                    f"{resume_from_checkpoint} is no whole checkpoint: {fault}. Name an earlier one, or pass "
-                    "resume_from_checkpoint=True to go on from the last whole one in output_dir."
-                )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            return found, None if found else (
+                f"No whole checkpoint in {self.args.output_dir} to resume from; start with "
+                "resume_from_checkpoint=None, or name another folder's checkpoint."
+            )
+        fault = checkpoint_fault(resume_from_checkpoint)
+        return Path(resume_from_checkpoint), fault and (
+            f"{resume_from_checkpoint} is no whole checkpoint: {fault}. Name an earlier one, or pass "
+            "resume_from_checkpoint=True to go on from the last whole one in output_dir."
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # In a folder of an earlier run, whose end would vouch for a mixture of both
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            (folder / _STATE).unlink(missing_ok=True)
+            # In a folder of an earlier run, whose end would vouch for a mixture of both
+            (checkpoint / _STATE).unlink(missing_ok=True)
+            if self.args.save_total_limit:
+                _clear_half_written(checkpoint)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -194,6 +194,30 @@ class Spy(TrainerCallback):
 seen["rows"] = []
 run("rows", noisy("single_label"), "single_label", tiny.dataset(rows=ROWS), callbacks=[Spy()])
 
+# ---- What stops all processes ----
+
+
+def stopped(error, trainer, **train):
+    try:
+        trainer.train(**train)
+    except error as told:
+        return str(told)
+
+
+data = tiny.dataset(rows=ROWS)
+for row in (5, 6):  # one of each process, in one step
+    data[row]["input_ids"][1] = 39
+model = tiny.bert()
+model.get_input_embeddings().weight.data[39] = float("nan")
+settings = {"per_device_train_batch_size": BATCH, "train_sampling_strategy": "sequential", "max_steps": 1}
+settings["gradient_accumulation_steps"] = 2
+seen["poisoned"] = stopped(FloatingPointError, tiny.trainer(model, data, out / "poisoned", **settings))
+# Folders that the processes do not share
+settings |= {"save_strategy": "steps", "save_steps": 1}
+tiny.trainer(tiny.bert(), tiny.dataset(rows=ROWS), out / "0", **settings).train()
+trainer = tiny.trainer(tiny.bert(), tiny.dataset(rows=ROWS), out / str(rank), **settings)
+seen["apart"] = stopped(ValueError, trainer, resume_from_checkpoint=True)
+
 if rank == 0:
     torch.save(updates, out / "updates.pt")
 (out / f"found-{rank}.json").write_text(json.dumps({"logs": logs, "seen": seen}))

@@ -120,3 +120,14 @@ def test_sequential_and_recompute_agree_under_dropout(head, results):
 def test_one_process_may_fuse_its_micro_batch_and_the_other_not(results):
     first, second = (found["seen"]["fused"] for found in results[2][1])
     assert len(first) == len(second) and first != second
+
+
+def test_a_process_names_its_own_rows_where_the_loss_is_nan(results):
+    first, second = (found["seen"]["poisoned"] for found in results[2][1])
+    assert "batch 2 of epoch 1: rows [4, 5] of train_dataset" in first
+    assert "batch 2 of epoch 1: rows [6, 7] of train_dataset" in second
+
+
+def test_processes_that_find_different_checkpoints_do_not_wait_for_each_other(results):
+    for found in results[2][1]:
+        assert "different checkpoints to resume from (that of step 1, none)" in found["seen"]["apart"]

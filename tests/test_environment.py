@@ -1,6 +1,7 @@
 """The script where things go wrong around it: signals, a second run, a full disk, no home, NaN, a cut checkpoint."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -196,6 +197,33 @@ def test_a_loss_that_is_nan_is_one_sentence(flags, capsys):
     message = fails(capsys, *flags, "--learning_rate", "1e30", "--max_grad_norm", "0")
     assert "The loss is nan at step" in message and "of train_dataset" in message
     assert "The last good checkpoint is out/checkpoint-" in message or "There is no checkpoint before it" in message
+
+
+@pytest.mark.parametrize("rank, machine_rank", [(0, 0), (8, 0), (1, 1)])
+@pytest.mark.parametrize("error", [script.InputError, script.StoppedError])
+def test_who_tells_what_is_wrong(error, rank, machine_rank, monkeypatch, capsys):
+    """Of wrong input one process per machine; of what may be one process's alone, that one."""
+
+    def wrong(argv):
+        raise error("something")
+
+    monkeypatch.setattr(script, "parse_arguments", wrong)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(machine_rank))
+    assert script.main([]) == 2
+    silent = error is script.InputError and machine_rank == 1
+    assert capsys.readouterr().err == ("" if silent else "run_glue_rdrop.py: error: something\n")
+
+
+def test_another_number_of_processes_does_not_go_on(flags, here, monkeypatch, capsys):
+    """They would train on other rows."""
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert script.main(flags) == 130
+    settings = json.loads((here / "out" / "run_settings.json").read_text())
+    assert settings["processes"] == 1
+    (here / "out" / "run_settings.json").write_text(json.dumps(settings | {"processes": 2}))
+    capsys.readouterr()
+    assert "(processes was 2, now 1)" in fails(capsys, *flags)
 
 
 def test_a_checkpoint_that_was_cut_is_passed_over(flags, here, monkeypatch, capsys, caplog):

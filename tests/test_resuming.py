@@ -36,6 +36,7 @@ def damages():
     for file in FILES[:-1]:
         for share in (0, 0.01, 0.5, 0.99):
             yield file, share
+    yield "optimizer.pt", None
     yield "config.json", 0
     yield "trainer_state.json", 0
     yield "trainer_state.json", 0.9
@@ -73,6 +74,17 @@ def test_resuming_goes_on_from_the_last_whole_checkpoint(folder, finished):
     assert started == [str(folder / "checkpoint-4")]
     assert tiny.identical(tiny.weights(trainer.model), finished[1])
     assert checkpoint_fault(folder / "checkpoint-6") is None  # written anew
+
+
+def test_half_written_checkpoints_do_not_crowd_out_whole_ones(folder, monkeypatch):
+    """Of a mounted object store all folders have one time, so that step numbers tell which is the newest."""
+    (folder / "checkpoint-6" / "trainer_state.json").unlink()
+    monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
+    settings = SETTINGS | {"save_steps": 5, "save_total_limit": 1, "max_steps": 5}
+    trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert checkpoint_fault(folder / "checkpoint-5") is None
 
 
 def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):
