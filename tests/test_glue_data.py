@@ -520,7 +520,7 @@ BROKEN = {
         '{"sentence": 5, "label": "Positive"}',
         ":1: the column 'sentence' holds 5",
     ),
-    "surrogate": ("eprstmt", "test.json", '{"sentence": "\\ud83d"}', ":1: the column 'sentence' holds half"),
+    "surrogate": ("eprstmt", "test.json", '{"sentence": "\\ud83d"}', ":1: broken JSON (it holds half"),
     "empty file": ("rte", "train.tsv", "", ":1: is empty"),
     "header only": ("rte", "train.tsv", RTE, ": is empty"),
     "empty json": ("tnews", "train.json", "\n\n", ": is empty"),

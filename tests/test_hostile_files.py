@@ -11,6 +11,7 @@ import re
 import socket
 import time
 import zipfile
+from itertools import pairwise
 
 import pyarrow
 import pyarrow.parquet
@@ -51,6 +52,12 @@ def jsonl(*lines):
     return JSONL + "".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
 
 
+MANY_KEYS = "{" + ",".join(f'"{i}": 0' for i in [*range(60_000), 59_999]) + "}"
+TWICE_IN_PARQUET = packed(
+    lambda file: pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays([["a"], ["x"], ["y"]], names=["sentence", "label", "label"]), file
+    )
+)
 # name of the case: (name of the file, what it holds, what the sentence must say; ":9" is a line)
 BROKEN = {
     "truncated UTF-8": ("a.tsv", (TSV + "caf").encode() + b"\xc3\tgood\n", "a.tsv:10: byte 0xc3 at position 4"),
@@ -116,6 +123,19 @@ BROKEN = {
     "a list for a text": ("a.jsonl", jsonl({"sentence": ["a"], "label": "good"}), "a.jsonl:9: .*expected text"),
     "a missing key": ("a.jsonl", jsonl({"label": "good"}), "a.jsonl:9: no column 'sentence', the columns are label"),
     "half a surrogate pair": ("a.jsonl", jsonl('{"sentence": "\\ud800", "label": "good"}'), ":9: .*surrogate"),
+    "half a pair in an id": (
+        "a.jsonl",
+        jsonl('{"sentence": "a", "label": "good", "id": "\\ud800"}'),
+        ":9: .*surrogate",
+    ),
+    "half a pair in a name": ("a.jsonl", '{"\\uD800": "a", "label": "good"}', "a.jsonl:1: .*surrogate"),
+    "too much for float32": (
+        "a.csv",
+        "sentence,label\na,0.5\nb,1e39\n",
+        "a.csv:3: the label is '1e39', expected a number",
+    ),
+    "100,000 names, one twice": ("a.csv", ",".join(map(str, [*range(100_000), 0])), "a.csv:1: .*'0' twice"),
+    "60,000 keys, one twice": ("a.jsonl", MANY_KEYS, "a.jsonl:1: .*'59999' twice"),
     "truncated JSON": ("a.jsonl", JSONL[:-10], "a.jsonl:8: broken JSON"),
     "a key twice": ("a.jsonl", jsonl('{"sentence": "a", "label": "good", "label": "bad"}'), ":9: .*'label' twice"),
     "an array of objects": ("a.jsonl", json.dumps(ROWS), "a.jsonl:1: holds a JSON list, expected one object per line"),
@@ -140,6 +160,12 @@ BROKEN = {
         "broken parquet.*0xff",
     ),
     "nested parquet": ("a.parquet", parquet({"sentence": [["a"], ["b"]], "label": ["x", "y"]}), "a.parquet:1: "),
+    "a name twice in parquet": ("a.parquet", TWICE_IN_PARQUET, "a.parquet: names the column 'label' twice"),
+    "a date beyond all calendars": (
+        "a.parquet",
+        parquet({"sentence": ["a", "b"], "label": ["x", "y"], "day": pyarrow.array([2**30, 0], pyarrow.date32())}),
+        "a.parquet: broken parquet file \\(.*days=1073741824",
+    ),
     "binary in parquet": ("a.parquet", parquet({"sentence": [b"\xff", b"b"], "label": ["x", "y"]}), "a.parquet:1: "),
     "another ending": ("a.xlsx", packed(in_zip), "a.xlsx: is a zip archive or a spreadsheet.*save it as .csv"),
     "no ending": ("data", TSV, "data: unknown kind of file ''"),
@@ -151,12 +177,12 @@ def listing(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def refused(capfd, here, *flags):
+def refused(capfd, here, *flags, recipe=()):
     """The sentence of a run that has to be refused, at once, leaving nothing behind."""
     before = listing(here)
     capfd.readouterr()
     start = time.monotonic()
-    code = script.main(["--model_name_or_path", "not-reached", *map(str, flags)])
+    code = script.main([*recipe, "--model_name_or_path", "not-reached", *map(str, flags)])
     assert time.monotonic() - start < 10  # against hanging; it takes far less
     error = capfd.readouterr().err.rstrip("\n")
     lines = [line for line in error.split("\n") if not line.startswith("WARNING ")]
@@ -260,6 +286,9 @@ def test_other_splits(flag, name, content, expected, here, capfd):
 
 
 SQUAD = {"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "question": "?", "answers": []}]}]}]}
+CHID_COUNTED = '{"content": ["a #idiom1#"], "candidates": ["x", "y"], "answers": {"candidate_id": 5}}'
+SPANS = {"span1_text": "de", "span1_index": -3, "span2_text": "a", "span2_index": 0}
+WSC_FROM_BEHIND = {"text": "abcdef", "target": SPANS, "label": "true"}
 
 
 @pytest.mark.parametrize(
@@ -268,15 +297,20 @@ SQUAD = {"data": [{"paragraphs": [{"context": "a b", "qas": [{"id": "1", "questi
         ("cmrc2018", "train.json", json.dumps(SQUAD), "train.json:1, data 1, paragraphs 1, question 1: .* no answer"),
         ("cmrc2018", "train.json", json.dumps(SQUAD, indent=1)[:-9], "train.json:.*broken JSON"),
         ("cmrc2018", "train.json", '{"data": 5}', "train.json:1"),
+        ("cmrc2018", "train.json", '{"context": "a", "qas": null}', "train.json:1: 'qas' holds None, expected a list"),
+        ("cmrc2018", "train.json", '{"context": "a", "question": "?", "answers": 5}', ":1: the answers are 5"),
         ("cmrc2018", "train.json", json.dumps({"data": [[]]}), "train.json:1, data 1: holds a JSON list"),
         ("drcd", "train.json", "[" * 100_000, "train.json: broken JSON|train.json:1: broken JSON"),
         ("c3", "m-train.json", "[[1, 2]]", "expected \\[\\[lines\\], \\[questions\\], id\\]"),
         ("c3", "m-train.json", '[[["a"], [{"question": "?", "choice": ["x"], "answer": "z"}], "1"]]', "'z' is none"),
         ("chid", "train.json", '{"content": ["a #idiom1#"], "candidates": [1]}', "train.json:1: 'candidates' holds"),
+        ("c3", "m-train.json", '[{"context": ["a"], "questions": 5}]', "item 1: 'questions' holds 5, expected a list"),
+        ("chid", "train.json", CHID_COUNTED, "train.json:1: 'candidate_id' holds 5, expected a list"),
         ("cluener", "train.json", '{"text": "ab", "label": {"name": {"b": [[0, 0]]}}}', "train.json:1: the name 'b'"),
         ("cluener", "train.json", '{"text": "ab", "label": {"name": {"b": 7}}}', "train.json:1: the label is"),
         ("csl", "train.json", '{"keyword": "a", "abst": "b", "label": "1"}', ":1: .*expected a list of words"),
         ("cluewsc2020", "train.json", '{"text": "a", "target": {}, "label": "true"}', "train.json:1: .*'target'"),
+        ("cluewsc2020", "train.json", json.dumps(WSC_FROM_BEHIND), "train.json:1: .*'target'"),
         ("sst2", "train.tsv", "sentence\tlabel\na film\t2\n", "train.tsv:2: unknown label '2'"),
         ("stsb", "train.tsv", "sentence1\tsentence2\tscore\na\tb\tx\n", ":2: the label is 'x', expected a number"),
         ("csl_title", "csl_title_train.tsv", "a title\n", "csl_title_train.tsv:1: the row has 1 cells, expected 2"),
@@ -323,6 +357,43 @@ def test_what_is_legal_comes_through_intact(case, here):
     assert data["train"]["sentence"][:8] == [row["sentence"] for row in ROWS]
     assert data["train"]["sentence"][8] == expected and len(data["train"]) == 9
     assert task.labels == ("bad", "good")
+
+
+DIGITS = "9" * 5000
+
+
+@pytest.mark.parametrize("labels", [("2", "10", DIGITS), ("1_0", "1_1", "2_0")])
+def test_labels_that_look_like_numbers_are_names(labels, here):
+    rows = "".join(f"{DIGITS}\tx\t{label}\n" for label in labels)
+    data, task = load_files(train_file=write(here / "a.tsv", f"idx\tsentence\tlabel\n{rows}"))
+    assert task.labels == labels and data["train"]["label"][:] == [0, 1, 2]
+    assert data["train"]["idx"][:] == [DIGITS] * 3
+
+
+# ---- Recipes ----
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghijk"))
+RECIPES = {
+    "a billion laughs": ("r.yaml", LAUGHS, "r.yaml: .*aliases"),
+    "a list of itself": ("r.yaml", "seed: &a [*a]", "r.yaml: .*aliases"),
+    "nested deep": ("r.yaml", "seed: " + "[" * 20_000, "r.yaml: .*nested too deep"),
+    "nested deep in JSON": ("r.json", '{"seed": ' + "[" * 100_000, "r.json: not a recipe: .*recursion"),
+    "a number of 5,000 digits": ("r.yaml", f"seed: {DIGITS}", "r.yaml: not a recipe: .*5000 digits"),
+    "a number of 5,000 digits in JSON": ("r.json", f'{{"seed": {DIGITS}}}', "r.json: not a recipe: .*5000 digits"),
+    "a day that is none": ("r.yaml", "seed: 2025-06-31", "r.yaml: not a recipe: day is out of range"),
+    "a name twice": ("r.yaml", "seed: 1\nrdrop_alpha: 2\nseed: 3", "r.yaml: .*'seed' twice"),
+    "a name twice in JSON": ("r.json", '{"seed": 1, "seed": 2}', "r.json: .*'seed' twice"),
+    "NUL in a name of a file": ("r.json", '{"train_file": "a\\u0000.csv"}', "r.json: train_file is 'a.x00.csv', which"),
+    "half a surrogate pair": ("r.yaml", 'output_dir: "\\ud800"', "r.yaml: output_dir is '.ud800', which"),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_a_broken_recipe_is_one_sentence(case, here, capfd):
+    name, content, expected = RECIPES[case]
+    write(here / name, content)
+    message = refused(capfd, here, recipe=[name])
+    assert re.search(expected, message), message
 
 
 # ---- Files damaged at random ----

@@ -58,7 +58,7 @@ LAYERS = [
     ["losses.fused"],
     ["losses.triton"],
     ["losses.chunked", "losses.validation"],
-    ["extras", "glue.claim", "glue.textfiles"],
+    ["extras", "glue.claim", "glue.strict", "glue.textfiles"],
     ["losses.reference", "errors", "origin", "stability.edits", "lazy"],
 ]
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
+from .strict import parse_json, parse_yaml
 from .tasks import TASKS, get_task
 
 # Help for flags of TrainingArguments that mean something of their own here
@@ -376,7 +378,7 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         raise InputError(f"{path}: expected a .yaml or .json recipe first, or flags that begin with --")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        recipe = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
@@ -385,6 +387,8 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         line = f":{error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         problem = getattr(error, "problem", None) or str(error)
         raise InputError(f"{path}{line}: not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a recipe: {error}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: expected a mapping of flags to values, got {type(recipe).__name__}")
     choices = {action.dest: action.choices or () for action in parser._actions}
@@ -396,6 +400,8 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+        if not re.fullmatch(r"[^\0\ud800-\udfff]*", "".join(map(str, (key, value)))):
+            raise InputError(f"{path}: {key} is {value!r}, which holds characters that no text may hold")
     return flags
 
 

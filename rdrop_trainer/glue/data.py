@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def _find_labels(path: str | Path, label_column: str) -> list[str]:
         _check_one_type(found.values())
     if len(found) == 1:
         raise InputError(f"{path}: every row has the label {next(iter(found))!r}, expected at least two different ones")
-    return sorted(found, key=int if whole else None)
+    return sorted(found, key=Decimal if whole else None)
 
 
 def _check_one_type(labels: Iterable[tuple[str, object]]) -> None:
@@ -203,7 +204,7 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text  # 1_0 is a number to Python alone
 
 
 def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None) -> Task:

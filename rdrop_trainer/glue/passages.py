@@ -97,7 +97,7 @@ def _c3_questions(value: Any, where: str) -> Questions:
         value = {"context": value[0], "questions": value[1]}
     row = _mapping(value, where)
     context = "\n".join(_texts(row, "context", where))
-    for number, question in enumerate(row.get("questions", [row]), 1):
+    for number, question in enumerate(_list(row, "questions", where, [row]), 1):
         place = f"{where}, question {number}" if "questions" in row else where
         question = _mapping(question, place)
         choices, answer = _texts(question, "choice", place), question.get("answer")
@@ -131,7 +131,7 @@ def _chid_questions(value: Any, where: str) -> Questions:
             )
             answer = None
             if answers and "candidate_id" in answers:  # on the Hub in the order of the blanks, else by their names
-                numbers = answers["candidate_id"]
+                numbers = _list(answers, "candidate_id", where)
                 answer = numbers[number] if number < len(numbers) else None
             elif answers:
                 answer = answers.get(blank.group())
@@ -150,10 +150,12 @@ def _squad_questions(value: Any, where: str) -> Questions:
             for number, part in enumerate(row[key], 1):
                 yield from _squad_questions(part, f"{where}, {key} {number}")
             return
-    for number, question in enumerate(row.get("qas", [row]), 1):
+    for number, question in enumerate(_list(row, "qas", where, [row]), 1):
         place = f"{where}, question {number}" if "qas" in row else where
         question = _mapping(question, place)
         answers = question.get("answers") or []
+        if not isinstance(answers, (list, dict)):
+            raise InputError(f"{place}: the answers are {answers!r}, expected a list of them")
         if isinstance(answers, dict):  # of lists, as on the Hub
             columns = [answers.get(key) for key in _ANSWER]
             if not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
@@ -221,6 +223,13 @@ def _check_texts(question: dict, where: str) -> dict:
 def _mapping(value: Any, where: str) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{where}: holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _list(row: dict, name: str, where: str, default: list | None = None) -> list:
+    value = row.get(name, default)
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {name!r} holds {value!r}, expected a list")
     return value
 
 

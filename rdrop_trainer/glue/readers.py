@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ..errors import InputError
+from .strict import named_twice, parse_json
 from .textfiles import LINE_LIMIT, SUFFIXES, check_file, lines_of
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
         return _read_json(path, limit=None)
     text = "\n".join(line for _, line in lines())
     try:
-        document = _parse(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg}), expected an object or an array") from None
     except (ValueError, RecursionError) as error:
@@ -109,9 +110,8 @@ def _check_header(path: Path, header: Sequence[str], expected: str) -> None:
                 f"{path}:1: the header {header[0]!r} is separated by {name}, expected {expected} in a "
                 f"{path.suffix.lower()} file"
             )
-    doubles = sorted({name for name in header if header.count(name) > 1})
-    if doubles:
-        raise InputError(f"{path}:1: the header names {', '.join(map(repr, doubles))} twice, expected distinct columns")
+    if twice := named_twice(header):
+        raise InputError(f"{path}:1: the header names {', '.join(map(repr, twice))} twice, expected distinct columns")
 
 
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
@@ -177,7 +177,7 @@ def _read_json(path: Path, limit: int | None = LINE_LIMIT) -> Rows:
         if not line.strip():
             continue
         try:
-            row = _parse(line)
+            row = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: broken JSON ({error}), expected one object per line") from None
         if not isinstance(row, dict):
@@ -185,28 +185,19 @@ def _read_json(path: Path, limit: int | None = LINE_LIMIT) -> Rows:
         yield number, row
 
 
-def _parse(text: str) -> object:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON, whose keys are expected to be distinct; of two alike, either might be meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"an object names {next(key for key in keys if keys.count(key) > 1)!r} twice")
-    return found
-
-
 def _read_parquet(path: Path) -> Rows:
+    number = 0
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(path)
+        twice = named_twice(file.schema_arrow.names)
+        for batch in () if twice else file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the latter two of text and dates
         raise InputError(f"{path}: broken parquet file ({error})") from error
+    if twice:
+        raise InputError(f"{path}: names the column {twice[0]!r} twice, expected distinct columns")
 
 
 _READERS = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_json, ".parquet": _read_parquet}
