@@ -190,6 +190,22 @@ def test_a_folder_that_may_not_be_written_to(flags, here, capsys):
     assert "out: cannot be written to; choose another --output_dir" in fails(capsys, *flags)
 
 
+def test_a_folder_that_cannot_be_looked_into(flags, capsys):
+    name = "x" * 300  # root may look everywhere, but no name is as long
+    message = fails(capsys, *flags[:-1], name)
+    assert f"{name}: cannot be written to (File name too long); choose another --output_dir" in message
+
+
+def test_a_data_dir_that_cannot_be_looked_into(model, here, monkeypatch, capsys):
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (here / "data").mkdir()
+    monkeypatch.setattr("pathlib.Path.iterdir", denied)
+    words = ["--model_name_or_path", model, "--task_name", "cola", "--data_dir", "data"]
+    assert "data: cannot be read: Permission denied" in fails(capsys, *words)
+
+
 # ---- Numbers and checkpoints ----
 
 

@@ -115,6 +115,7 @@ BROKEN = {
     "a truth among names": ("a.jsonl", jsonl({"sentence": "a", "label": True}), "a.jsonl:9: the label is True"),
     "a list for a label": ("a.jsonl", jsonl({"sentence": "a", "label": ["good"]}), "a.jsonl:9: the label is \\['good'"),
     "an object for a label": ("a.jsonl", jsonl({"sentence": "a", "label": {"x": 1}}), "a.jsonl:9: the label is {"),
+    "a label of two lines": ("a.csv", CSV + 'a,"good\nbad"\n', "a.csv:10: the label 'good.nbad' holds a tab or a line"),
     "null for a label": ("a.jsonl", jsonl({"sentence": "a", "label": None}), "a.jsonl:9: the row has no label"),
     "NaN for a label": ("a.csv", "sentence,label\na,0.5\nb,nan\n", "a.csv:3: the label is 'nan', expected a number"),
     "1e400 for a label": ("a.jsonl", '{"sentence": "a", "label": 0.5}\n{"sentence": "b", "label": 1e400}', ":2: .*inf"),

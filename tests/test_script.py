@@ -672,6 +672,14 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     assert re.search(message, fails(capsys, *flags.split()))
 
 
+def test_a_model_without_its_tokenizer(model, here, capsys):
+    """transformers would make one that knows no word."""
+    write_csv(here / "train.csv")
+    shutil.copytree(model, here / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
+    message = fails(capsys, "--model_name_or_path", "bare", "--train_file", "train.csv")
+    assert "bare: its tokenizer knows no words, because its files (tokenizer.json, vocab.txt) are missing" in message
+
+
 def test_a_failure_later_keeps_the_checkpoints(model, here, monkeypatch, caplog):
     write_csv(here / "train.csv")
     flags = [

@@ -60,6 +60,12 @@ def load_checkpoint(
     config = _load(AutoConfig, source, options)
     labels, new_head = _fit_labels(config, task, source, will_train)
     tokenizer = _load(AutoTokenizer, arguments.tokenizer_name or source, options)
+    # transformers makes an empty one where there is none, and all would be unknown
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            f"{arguments.tokenizer_name or source}: its tokenizer knows no words, because its files (tokenizer.json, "
+            "vocab.txt) are missing; put them there, or give --tokenizer_name"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")

@@ -37,7 +37,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         logger.warning(f"{folder}: its file system has no locks, so make sure that no other process writes there")
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output_dir") from error
+        raise _not_ours(folder, error) from error
     try:
         yield
     finally:
@@ -48,8 +48,16 @@ def check_unclaimed(folder: Path) -> None:
     """Refuse early what `claimed` would refuse later; nothing is made.
 
     Raises:
-        InputError: another process is at work in the folder.
+        InputError: another process is at work in the folder, or it cannot be looked into.
     """
-    if (folder / _LOCK).exists():
+    try:
+        is_claimed = (folder / _LOCK).exists()
+    except OSError as error:
+        raise _not_ours(folder, error) from error
+    if is_claimed:
         with claimed(folder):
             pass
+
+
+def _not_ours(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output_dir")

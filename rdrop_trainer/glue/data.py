@@ -88,7 +88,10 @@ def load_task(
                 raise InputError(f"{path}: the task {task.name} has no {kind} split; it has {', '.join(task.files)}")
             loaded[split] = _load_file(task, split, path)
     elif data_dir is not None:
-        loaded = _load_folder(task, Path(data_dir))
+        try:
+            loaded = _load_folder(task, Path(data_dir))
+        except PermissionError as error:
+            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
     else:
         loaded = _load_hub(task, cache_dir, token)
     if unlabeled_file is not None:

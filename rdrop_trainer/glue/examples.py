@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +91,8 @@ def spelling(value: object, where: str) -> str:
     if isinstance(value, (list, dict)):
         raise InputError(f"{where}: the label is {value!r}, expected one name or number")
     text = str(value).strip()
+    if re.search(r"[\t\n\r]", text):  # predictions are written as a table
+        raise InputError(f"{where}: the label {text!r} holds a tab or a line break, expected one line")
     return text.lower() if text in ("True", "False") else text
 
 
