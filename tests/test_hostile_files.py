@@ -384,8 +384,12 @@ RECIPES = {
     "a day that is none": ("r.yaml", "seed: 2025-06-31", "r.yaml: not a recipe: day is out of range"),
     "a name twice": ("r.yaml", "seed: 1\nrdrop_alpha: 2\nseed: 3", "r.yaml: .*'seed' twice"),
     "a name twice in JSON": ("r.json", '{"seed": 1, "seed": 2}', "r.json: .*'seed' twice"),
-    "NUL in a name of a file": ("r.json", '{"train_file": "a\\u0000.csv"}', "r.json: train_file is 'a.x00.csv', which"),
-    "half a surrogate pair": ("r.yaml", 'output_dir: "\\ud800"', "r.yaml: output_dir is '.ud800', which"),
+    "NUL in a name of a file": (
+        "r.json",
+        '{"train_file": "a\\u0000.csv"}',
+        "r.json: '--train_file=a.x00.csv' holds what is no text",
+    ),
+    "half a surrogate pair": ("r.yaml", 'output_dir: "\\ud800"', "r.yaml: '--output_dir=.ud800' holds what is no text"),
 }
 
 

@@ -647,6 +647,7 @@ def test_killed_and_resumed(model, here, capsys):
         ("--max_train_samples 0", "max_train_samples must be at least 1"),
         ("--rdrop_alhpa 1", "unknown flag --rdrop_alhpa; did you mean --rdrop_alpha"),
         ("recipe.toml", "recipe.toml: expected a .yaml or .json recipe"),
+        ("--train_file d\udcff.csv", "'d.udcff.csv' holds what is no text in UTF-8; rename the file"),
         ("none.yaml", "none.yaml: cannot be read"),
         ("broken.yaml", "broken.yaml:3: not valid YAML"),
         ("list.json", "list.json: expected a mapping"),

@@ -342,6 +342,9 @@ def given_values(command: CommandLine) -> dict[str, Any]:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    for word in argv:
+        if re.search(r"[\0\ud800-\udfff]", word):  # the latter stand for bytes that are not UTF-8
+            raise InputError(f"{word!r} holds what is no text in UTF-8; rename the file, if it is one")
     namespace, unknown = parser.parse_known_args(argv)
     if unknown or namespace.recipe:
         raise InputError(_unknown_flag(unknown[0] if unknown else namespace.recipe, parser))
@@ -400,8 +403,6 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-        if not re.fullmatch(r"[^\0\ud800-\udfff]*", "".join(map(str, (key, value)))):
-            raise InputError(f"{path}: {key} is {value!r}, which holds characters that no text may hold")
     return flags
 
 
