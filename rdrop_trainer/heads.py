@@ -263,7 +263,7 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> Head:
         stock_forward = False
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_loss = loss_function.__module__.startswith(("transformers.", "torch."))
-    keeps_own = not (stock_forward and stock_loss) or adds_loss or "_loss_function" in vars(model)
+    keeps_own = not (stock_forward and stock_loss) or adds_loss or hasattr(model, "_loss_function")
     return replace(head, task_loss="model") if keeps_own else head
 
 
