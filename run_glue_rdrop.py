@@ -222,7 +222,9 @@ def _run(command: CommandLine, held: ExitStack) -> dict:
         if data_args.measure_stability:
             clock.move("train", "probe", probe.seconds)
         memory = outcome.peak_memory()
-        metrics |= {"train_loss": trained.training_loss, "steps": trained.global_step}
+        metrics["steps"] = trained.global_step
+        if trained.training_loss != 0:  # as it is where all steps were made before an interruption
+            metrics["train_loss"] = trained.training_loss
         metrics["total_flos"] = trainer.state.total_flos
         trainer.save_model(_internal_call=True)  # pushed below, when everything is on disk
         trainer.save_state()

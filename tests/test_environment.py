@@ -73,6 +73,15 @@ def test_a_second_ctrl_c_stops_at_once(flags, here, monkeypatch, capsys):
     assert [path.name for path in (here / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_ctrl_c_behind_the_last_step(flags, here, monkeypatch, capsys):
+    at_step(monkeypatch, 11, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert script.main(flags) == 130
+    assert "out/checkpoint-12 is saved" in capsys.readouterr().err
+    assert script.main(flags) == 0
+    assert "training  12 steps\n" in capsys.readouterr().out
+    assert "train_loss" not in results("out")["metrics"]  # of no step
+
+
 def test_ctrl_c_before_anything_was_saved(flags, here, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -217,8 +217,9 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in results["rows"].items()))
     if results["unlabeled_ratio"]:
         lines.append(f"batches   {results['unlabeled_ratio']:g} unlabelled rows for each labelled one")
-    if "train_loss" in metrics:
-        lines.append(f"training  loss {metrics['train_loss']:.4f}, {metrics['steps']} steps")
+    if "steps" in metrics:
+        loss = f"loss {metrics['train_loss']:.4f}, " if "train_loss" in metrics else ""
+        lines.append(f"training  {loss}{metrics['steps']} steps")
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
     steady = _steadiness(results["stability"] or {})
