@@ -15,7 +15,7 @@ nox.options.sessions = ["lint", "tests"]
 
 # The lower bounds of pyproject.toml on the oldest Python, and whatever is newest
 VERSIONS = {"oldest": ("3.10", "lowest-direct"), "newest": ("3.11", "highest")}
-NOT_DISTRIBUTED = {".ci", ".gitignore"}
+NOT_DISTRIBUTED = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
 
 
 @nox.session
