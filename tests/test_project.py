@@ -1,5 +1,6 @@
 """The project as a repository: its README is a valid card of the Hub, and pip installs it from a git address."""
 
+import ast
 import os
 import re
 import shutil
@@ -73,3 +74,20 @@ def test_the_changelog_begins_with_this_version():
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     first = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
     assert first == version == rdrop_trainer.__version__
+
+
+def test_what_is_tracked_is_in_the_source_archive_or_left_out_on_purpose():
+    """`nox -s build` looks into the archive itself, at a release."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no clone")
+    left_out = re.search(r"^NOT_DISTRIBUTED = ({.*})$", (ROOT / "noxfile.py").read_text("utf-8"), re.M)[1]
+    packed = set((ROOT / "MANIFEST.in").read_text("utf-8").split())
+    packed |= {
+        "LICENSE",
+        "MANIFEST.in",
+        "README.md",
+        "pyproject.toml",
+        "rdrop_trainer",
+    }  # which setuptools takes anyway
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} <= packed | ast.literal_eval(left_out)
