@@ -37,6 +37,17 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
         return "there is no such folder"
+    if fault := _state_fault(checkpoint):
+        return fault
+    if not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
+        return "it has no optimizer.pt (save_only_model=True leaves that out)"
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
+            return f"its {path.relative_to(checkpoint)} is cut short"
+    return None
+
+
+def _state_fault(checkpoint: Path) -> str | None:
     try:
         _step_of(checkpoint)
     except FileNotFoundError:
@@ -45,11 +56,6 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
         return f"its {_STATE} is cut short"
     except OSError as error:
         return f"its {_STATE} cannot be read ({error.strerror})"
-    if not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
-        return "it has no optimizer.pt (save_only_model=True leaves that out)"
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
-            return f"its {path.relative_to(checkpoint)} is cut short"
     return None
 
 
@@ -100,7 +106,7 @@ def _clear_half_written(new: Path) -> None:
     one of a later step for the newest, and delete all others.
     """
     for path in new.parent.glob("checkpoint-*"):
-        if _NAME.fullmatch(path.name) and path != new and not (path / _STATE).exists():
+        if _NAME.fullmatch(path.name) and path != new and _state_fault(path):
             shutil.rmtree(path, ignore_errors=True)
 
 

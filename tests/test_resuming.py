@@ -76,9 +76,11 @@ def test_resuming_goes_on_from_the_last_whole_checkpoint(folder, finished):
     assert checkpoint_fault(folder / "checkpoint-6") is None  # written anew
 
 
-def test_half_written_checkpoints_do_not_crowd_out_whole_ones(folder, monkeypatch):
+@pytest.mark.parametrize("share", [None, 0, 0.9])
+def test_half_written_checkpoints_do_not_crowd_out_whole_ones(share, folder, monkeypatch):
     """Of a mounted object store all folders have one time, so that step numbers tell which is the newest."""
-    (folder / "checkpoint-6" / "trainer_state.json").unlink()
+    state = folder / "checkpoint-6" / "trainer_state.json"
+    state.unlink() if share is None else cut(state, share)
     monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
     settings = SETTINGS | {"save_steps": 5, "save_total_limit": 1, "max_steps": 5}
     trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **settings)
