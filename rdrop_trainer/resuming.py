@@ -22,6 +22,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
 _SAVED_BY_TORCH = (".pt", ".pth", ".bin")
 _OPTIMIZER = ("optimizer", "global_step")  # the latter is DeepSpeed's folder
+_NO_OPTIMIZER = "it has no optimizer.pt (save_only_model=True leaves that out)"
 
 
 def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
@@ -40,7 +41,7 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
     if fault := _state_fault(checkpoint):
         return fault
     if not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
-        return "it has no optimizer.pt (save_only_model=True leaves that out)"
+        return _NO_OPTIMIZER
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
             return f"its {path.relative_to(checkpoint)} is cut short"
@@ -125,7 +126,7 @@ class ResumingMixin(TrainerBehind):
             )
         if fault:
             raise ValueError(fault)
-        return super().train(checkpoint and str(checkpoint), *args, **kwargs)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> tuple[Path | None, str | None]:
         """The checkpoint that is asked for, and why it cannot be resumed from."""
@@ -138,6 +139,9 @@ class ResumingMixin(TrainerBehind):
                 "resume_from_checkpoint=None, or name another folder's checkpoint."
             )
         fault = checkpoint_fault(resume_from_checkpoint)
+        if fault == _NO_OPTIMIZER and self.args.save_only_model:  # whose user knows
+            logger.warning(f"{resume_from_checkpoint}: {fault}, so the optimizer starts afresh.")
+            fault = None
         return Path(resume_from_checkpoint), fault and (
             f"{resume_from_checkpoint} is no whole checkpoint: {fault}. Name an earlier one, or pass "
             "resume_from_checkpoint=True to go on from the last whole one in output_dir."

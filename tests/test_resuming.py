@@ -102,6 +102,18 @@ def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_without_an_optimizer_one_goes_on_knowingly(folder, caplog):
+    checkpoint = folder / "checkpoint-4"
+    (checkpoint / "optimizer.pt").unlink()
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
+    with pytest.raises(ValueError, match="it has no optimizer.pt"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer.args.save_only_model = True
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert "so the optimizer starts afresh" in caplog.text and trainer.state.global_step == 6
+
+
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(folder, monkeypatch):
     """The state of an earlier run would vouch for a mixture of both."""
     trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
