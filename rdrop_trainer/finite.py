@@ -152,5 +152,5 @@ def _all_finite(model: nn.Module) -> bool:
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor:
-    value = parameter.detach()
+    value: Any = parameter.detach()
     return value.to_local() if hasattr(value, "device_mesh") else value  # a DTensor
