@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -50,7 +51,14 @@ class Finished:
     seconds: float
 
 
-Launch = Callable[[Job], int]
+class Launch(Protocol):
+    """What runs jobs, each to its end, such as `Local`."""
+
+    def __call__(self, job: Job, /) -> int:
+        """Run a job, and return its exit code."""
+
+    def stop(self) -> None:
+        """End all that run."""
 
 
 def run_jobs(jobs: Iterable[Job], launch: Launch, at_once: int) -> Iterator[Finished]:
