@@ -128,3 +128,12 @@ def test_runs_end_with_the_process_that_started_them(tmp_path, how):
     os.kill(parent.pid, how)
     parent.wait(20)
     wait_until(lambda: not alive(child))
+
+
+def test_what_is_about_to_start_is_stopped_too(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("open('started', 'w')")
+    local = Local(script, 1, cwd=str(tmp_path))
+    local.stop()
+    assert local(Job("late", (), tmp_path / "late")) == -signal.SIGTERM
+    assert not (tmp_path / "started").exists()

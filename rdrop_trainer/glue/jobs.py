@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -50,7 +51,14 @@ class Finished:
     seconds: float
 
 
-Launch = Callable[[Job], int]
+class Launch(Protocol):
+    """What runs jobs, each to its end, such as `Local`."""
+
+    def __call__(self, job: Job, /) -> int:
+        """Run a job, and return its exit code."""
+
+    def stop(self) -> None:
+        """End all that run."""
 
 
 def run_jobs(jobs: Iterable[Job], launch: Launch, at_once: int) -> Iterator[Finished]:
@@ -113,6 +121,8 @@ class Local:
                 place["OMP_NUM_THREADS"] = str(max(1, _cores() // at_once))
             self._places.put(place)
         self._processes: set[subprocess.Popen] = set()
+        self._stopped = False
+        self._lock = threading.Lock()  # so that no process starts unseen by `stop`
 
     def __call__(self, job: Job) -> int:
         """Run a job to its end, and return its exit code."""
@@ -120,26 +130,32 @@ class Local:
         job.folder.mkdir(parents=True, exist_ok=True)
         try:
             with open(job.folder / LOG, "ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, self.script, *job.words],
-                    cwd=self.cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **place, _PARENT: str(os.getpid())},
-                )
-                self._processes.add(process)
+                with self._lock:
+                    if self._stopped:
+                        return -signal.SIGTERM
+                    process = subprocess.Popen(
+                        [sys.executable, self.script, *job.words],
+                        cwd=self.cwd,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, **place, _PARENT: str(os.getpid())},
+                    )
+                    self._processes.add(process)
                 try:
                     return process.wait()
                 finally:
-                    self._processes.discard(process)
+                    with self._lock:
+                        self._processes.discard(process)
         finally:
             self._places.put(place)
 
     def stop(self) -> None:
-        """End all that run."""
-        for process in list(self._processes):
-            process.terminate()
+        """End all that run; none starts any more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.terminate()
 
 
 def end_with_parent() -> None:

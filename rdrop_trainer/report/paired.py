@@ -114,11 +114,13 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
+    low, high = bootstrap.confidence_interval
     return PairedDifference(
         n,
         mean,
         std,
-        *map(float, bootstrap.confidence_interval),
+        float(low),
+        float(high),
         float(stats.ttest_1samp(differences, 0.0).pvalue),
         float(flips.pvalue),
         _detectable(std, n),

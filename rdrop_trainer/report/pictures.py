@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Blue and vermilion of Okabe and Ito, which colour-blind readers tell apart; marker and line tell them apart in grey
-_STYLE = {
+_STYLE: dict[str, dict[str, Any]] = {
     "baseline": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "rdrop": {"color": "#D55E00", "marker": "D", "linestyle": "--"},
 }
@@ -139,7 +139,7 @@ def _draw_flips(flips: Sequence[Quantity]) -> Figure | None:
     figure, (axes,) = _figure(1, height=1.1 + 0.42 * len(flips))
     y = np.arange(len(flips))[::-1]
     for arm, shift in (("baseline", 0.16), ("rdrop", -0.16)):
-        look = {"marker": _STYLE[arm]["marker"], "color": _STYLE[arm]["color"], "linestyle": ""}
+        look: dict[str, Any] = {"marker": _STYLE[arm]["marker"], "color": _STYLE[arm]["color"], "linestyle": ""}
         for place, quantity in zip(y, flips, strict=True):
             values = [v for v in getattr(quantity, arm) if v is not None]
             axes.plot(values, [place + shift] * len(values), alpha=0.4, markersize=5, markeredgewidth=0, **look)
@@ -165,8 +165,8 @@ def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=11)
-        each.xaxis.label.set_size(12)
-        each.yaxis.label.set_size(12)
+        each.xaxis.label.set_fontsize(12)
+        each.yaxis.label.set_fontsize(12)
     return figure, axes
 
 

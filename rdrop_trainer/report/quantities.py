@@ -80,9 +80,11 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
     nats = "" if any(run.is_regression for run in runs) else "nats"  # squared differences have no unit
 
     def compare(name: str, key: str, group: str, unit: str, better: bool | None, of: Callable, scale=1.0) -> Quantity:
-        arms = [tuple(_scaled(of(run), scale) for run in arm) for arm in (baseline, rdrop)]
-        paired = list(zip(*(pair for pair in zip(*arms, strict=True) if None not in pair), strict=True)) or [(), ()]
-        return Quantity(name, key, group, unit, better, *arms, paired_difference(*paired), spread_ratio(*paired))
+        before, after = (tuple(_scaled(of(run), scale) for run in arm) for arm in (baseline, rdrop))
+        pairs = [pair for pair in zip(before, after, strict=True) if None not in pair]
+        first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        compared = paired_difference(first, second), spread_ratio(first, second)
+        return Quantity(name, key, group, unit, better, before, after, *compared)
 
     found = []
     for key in dict.fromkeys(name for run in runs for name in run.known_scores()):
