@@ -5,7 +5,7 @@ from pathlib import Path
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("*.md", "docs/**/*.md", "recipes/*", "benchmarks/*.png", "LICENSE")
+PAGES = ("*.md", "docs/**/*.md", "recipes/*", "benchmarks/*.png", "notebooks/*", "LICENSE")
 
 
 def on_files(files, config):
