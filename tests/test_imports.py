@@ -48,7 +48,7 @@ LAYERS = [
         "glue.submission",
         "glue.metrics",
     ],
-    ["glue.choice", "glue.questions", "glue.titles"],
+    ["glue.choice", "glue.questions", "glue.titles", "glue.sources"],
     ["glue.passages", "glue.overlap"],
     ["glue.examples"],
     ["glue.readers", "glue.tasks", "glue.scratch"],

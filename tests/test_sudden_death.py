@@ -20,8 +20,8 @@ RANKS = pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), 
 @pytest.mark.parametrize(
     "case, trials",
     [
-        ("unlabelled", 6),
-        ("fused", 6),
+        ("unlabelled", 4),
+        ("fused", 4),
         pytest.param("ranks", 2, marks=RANKS),
         pytest.param("unlabelled", 100, marks=LONG),
         pytest.param("fused", 100, marks=LONG),
