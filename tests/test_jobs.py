@@ -34,11 +34,12 @@ def job(tmp_path, name, *words):
 
 def test_every_run_ends_with_its_code_and_leaves_its_log(script, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     todo = [job(tmp_path, f"run{code}", str(code), "--flag=1") for code in (0, 1, 7)]
     ended = {each.job.name: each for each in run_jobs(todo, Local(script, 1), 1)}
     assert [each.code for each in ended.values()] == [0, 1, 7]
     assert ended["run7"].last_line == "told to end with 7"
-    assert (tmp_path / "run1" / "run.log").read_text().splitlines()[0] == "threads None gpu None 1 --flag=1"
+    assert (tmp_path / "run1" / "run.log").read_text().splitlines()[0] == "threads None gpu  1 --flag=1"
 
 
 def test_cores_are_shared_and_each_run_gets_a_gpu(script, tmp_path, monkeypatch):
