@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rdrop_trainer.errors import InputError
 from rdrop_trainer.glue import jobs
 from rdrop_trainer.glue.jobs import Job, Local, run_jobs
 
@@ -138,3 +139,9 @@ def test_what_is_about_to_start_is_stopped_too(tmp_path):
     local.stop()
     assert local(Job("late", (), tmp_path / "late")) == -signal.SIGTERM
     assert not (tmp_path / "started").exists()
+
+
+def test_a_run_whose_folder_cannot_be_made(script, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(InputError, match="the run cannot begin there .*the same command goes on"):
+        list(run_jobs([job(tmp_path, "run", "0")], Local(script, 1), 1))

@@ -362,3 +362,13 @@ def test_without_matplotlib_there_is_a_report_without_pictures(tmp_path):
     report = write_report(*arms(BASELINE, HIGHER), tmp_path)
     assert not report.pictures and not list(tmp_path.glob("*.png"))
     assert 'pip install "rdrop-trainer[report]"' in report.markdown()
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json", ""])
+def test_a_report_that_cannot_be_written(tmp_path, name):
+    if name:
+        (tmp_path / "out" / name).mkdir(parents=True)
+    else:
+        (tmp_path / "out").write_text("a file")
+    with pytest.raises(InputError, match="the report cannot be written there .*The runs are kept"):
+        write_report(*arms([0.4, 0.5], [0.5, 0.7]), tmp_path / "out")

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from ..errors import InputError
 from .claim import claimed
 
 LOG = "run.log"
@@ -125,10 +126,14 @@ class Local:
         self._lock = threading.Lock()  # so that no process starts unseen by `stop`
 
     def __call__(self, job: Job) -> int:
-        """Run a job to its end, and return its exit code."""
+        """Run a job to its end, and return its exit code.
+
+        Raises:
+            InputError: its folder cannot be written to.
+        """
         place = self._places.get()
-        job.folder.mkdir(parents=True, exist_ok=True)
         try:
+            job.folder.mkdir(parents=True, exist_ok=True)
             with open(job.folder / LOG, "ab") as log:
                 with self._lock:
                     if self._stopped:
@@ -147,6 +152,11 @@ class Local:
                 finally:
                     with self._lock:
                         self._processes.discard(process)
+        except OSError as error:
+            raise InputError(
+                f"{job.folder}: the run cannot begin there ({error.strerror or error}). What is finished is kept, "
+                "and the same command goes on"
+            ) from error
         finally:
             self._places.put(place)
 

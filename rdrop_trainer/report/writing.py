@@ -157,21 +157,29 @@ def write_report(
         What was found, as it is written.
 
     Raises:
-        InputError: runs that cannot be compared, or SciPy is not installed.
+        InputError: runs that cannot be compared, SciPy is not installed, or output_dir cannot be written to.
     """
     baseline, rdrop, incomplete = pair_runs([*baseline, *rdrop], alpha)
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     quantities = quantities_of(baseline, rdrop)
     counts = rdrop[0].rows
     evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
     known = {quantity.key for quantity in quantities}
     undefined = [in_words(key) for key in rdrop[0].headline if key not in known]
     sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined)
-    pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
-    report = Report(baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir)
-    write_json(output_dir / JSON, report.as_json())
-    (output_dir / MARKDOWN).write_text(report.markdown(), encoding="utf-8")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
+        report = Report(
+            baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir
+        )
+        write_json(output_dir / JSON, report.as_json())
+        (output_dir / MARKDOWN).write_text(report.markdown(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{output_dir}: the report cannot be written there ({error.strerror or error}). The runs are kept; "
+            "python -m rdrop_trainer.report FOLDER_OF_THE_RUNS --output_dir ANOTHER writes it elsewhere"
+        ) from error
     return report
 
 
