@@ -43,15 +43,15 @@ class NoiseCheck:
             step: the optimizer step.
             allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
-            again: computes the outputs once more, from a random state it gives back; given where all passes ran in one
-                forward, which may round the same row differently at another place in the batch.
+            again: computes the outputs once more, with other dropout, and gives the random state back; given where all
+                passes ran in one forward, which may round the same row differently at another place in the batch.
 
         Raises:
             ValueError: the model has no noise.
         """
         active = active_dropout(model)
         alike = bool((passes == passes[:1]).all())
-        if not active and again is not None:
+        if again is not None:
             may_be_rounding = not alike and _is_rounding(passes)
             # All processes compute again, or none: a model that is sharded runs on all of them at once
             if reduce(torch.tensor(float(may_be_rounding), device=passes.device)) > 0:

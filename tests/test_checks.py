@@ -25,6 +25,15 @@ def test_rounding_is_no_noise_when_the_same_forward_repeats_itself():
     assert check.done
 
 
+def test_rounding_does_not_hide_that_dropout_never_reaches_the_predictions():
+    logits = torch.tensor([[1.0, -2.0], [1.0 + 1e-6, -2.0]])
+    check, model = NoiseCheck(), tiny.bert(dropout=0.1)
+    for step in range(NoiseCheck.PATIENCE - 1):
+        look(check, logits, again=lambda: logits.clone(), step=step, model=model)
+    with pytest.raises(ValueError, match="still identical after 20 R-Drop steps"):
+        look(check, logits, again=lambda: logits.clone(), step=NoiseCheck.PATIENCE, model=model)
+
+
 def test_all_processes_compute_again_or_none():
     """A model that is sharded runs on all of them at once: one whose passes are alike follows one that has doubts."""
     again = []
