@@ -17,25 +17,25 @@ from transformers import TrainerCallback
 
 from rdrop_trainer import HubError, InputError, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, dropout_settings
-from rdrop_trainer.glue import outcome
-from rdrop_trainer.glue.arguments import CommandLine, DataArguments, ModelArguments, parse_arguments
-from rdrop_trainer.glue.card import card_facts, find_baseline, scores_of
-from rdrop_trainer.glue.checkpoint import labels_of_checkpoint, load_checkpoint
-from rdrop_trainer.glue.claim import check_unclaimed, claimed
-from rdrop_trainer.glue.comparison import compare_baseline
 from rdrop_trainer.glue.data import load_files, load_task
-from rdrop_trainer.glue.demo import run_demo
-from rdrop_trainer.glue.endings import INTERRUPTED, StopWhenAsked, how_to_go_on, is_full
 from rdrop_trainer.glue.features import without_seen_texts
-from rdrop_trainer.glue.jobs import end_with_parent
 from rdrop_trainer.glue.metrics import load_metric
-from rdrop_trainer.glue.processors import PROCESSORS, Processor
-from rdrop_trainer.glue.rehearsal import leave_no_trace, rehearse, report
-from rdrop_trainer.glue.steadiness import measure_stability, stability_for_card
 from rdrop_trainer.glue.submission import write_submission
 from rdrop_trainer.glue.tasks import Task, get_task
-from rdrop_trainer.glue.tuning import tune
 from rdrop_trainer.report import draw_curves
+from rdrop_trainer.script import outcome
+from rdrop_trainer.script.arguments import CommandLine, DataArguments, ModelArguments, parse_arguments
+from rdrop_trainer.script.card import card_facts, find_baseline, scores_of
+from rdrop_trainer.script.checkpoint import labels_of_checkpoint, load_checkpoint
+from rdrop_trainer.script.claim import check_unclaimed, claimed
+from rdrop_trainer.script.comparison import compare_baseline
+from rdrop_trainer.script.demo import run_demo
+from rdrop_trainer.script.endings import INTERRUPTED, StopWhenAsked, how_to_go_on, is_full
+from rdrop_trainer.script.jobs import end_with_parent
+from rdrop_trainer.script.processors import PROCESSORS, Processor
+from rdrop_trainer.script.rehearsal import leave_no_trace, rehearse, report
+from rdrop_trainer.script.steadiness import measure_stability, stability_for_card
+from rdrop_trainer.script.tuning import tune
 from rdrop_trainer.stability import DivergenceProbe
 
 logger = logging.getLogger("run_glue_rdrop")

@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rdrop_trainer.glue.scratch import make_bert
+from rdrop_trainer.script.scratch import make_bert
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("files", nargs="+", type=Path, help="JSON-lines files; all their text fields are used")

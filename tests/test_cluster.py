@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rdrop_trainer.glue.jobs import Job, run_jobs
+from rdrop_trainer.script.jobs import Job, run_jobs
 
 pytestmark = pytest.mark.interop
 SCRIPT = """
@@ -27,7 +27,7 @@ def cluster():
 
 
 def test_runs_go_to_the_cluster_and_their_results_come_back(cluster, tmp_path, monkeypatch):
-    from rdrop_trainer.glue.cluster import OnRay
+    from rdrop_trainer.script.cluster import OnRay
 
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def test_runs_go_to_the_cluster_and_their_results_come_back(cluster, tmp_path, m
 
 
 def test_what_comes_back_from_a_machine_with_a_disk_of_its_own(cluster, tmp_path, monkeypatch):
-    from rdrop_trainer.glue import cluster as module
+    from rdrop_trainer.script import cluster as module
 
     script, folder = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT)

@@ -13,9 +13,9 @@ from filelock import FileLock
 from test_script import FAST, fails, results, script
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.glue import comparison
-from rdrop_trainer.glue.demo import make_sentences
-from rdrop_trainer.glue.scratch import make_bert
+from rdrop_trainer.script import comparison
+from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]

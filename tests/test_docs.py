@@ -12,11 +12,11 @@ from datasets import Dataset
 from test_script import make_bert, make_sentences
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from rdrop_trainer.glue.arguments import parse_arguments
 from rdrop_trainer.hub import __main__ as hub_commands
 from rdrop_trainer.hub import push_checkpoint
 from rdrop_trainer.report import FinishedRun
 from rdrop_trainer.report import __main__ as report_command
+from rdrop_trainer.script.arguments import parse_arguments
 
 if sys.version_info >= (3, 11):
     import tomllib

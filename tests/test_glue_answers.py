@@ -12,7 +12,7 @@ from rdrop_trainer.errors import InputError
 from rdrop_trainer.glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from rdrop_trainer.glue.passages import BLANK
 from rdrop_trainer.glue.questions import decode_answers, make_question_features
-from rdrop_trainer.glue.scratch import make_bert
+from rdrop_trainer.script.scratch import make_bert
 
 ALPHABET = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉戌亥"
 

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from rdrop_trainer.glue.choice import make_choice_features
 from rdrop_trainer.glue.data import load_task
 from rdrop_trainer.glue.passages import BLANK
-from rdrop_trainer.glue.scratch import make_bert
 from rdrop_trainer.glue.tasks import TASKS
+from rdrop_trainer.script.scratch import make_bert
 
 pytestmark = pytest.mark.realdata
 

@@ -11,17 +11,17 @@ import rdrop_trainer
 PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a module may import only what stands below it. The same rank: no imports between them.
 LAYERS = [
-    ["hub.__main__", "trainer", "glue.card", "glue.demo"],
-    ["glue.tuning"],
-    ["glue.comparison", "glue.trials"],
+    ["hub.__main__", "trainer", "script.card", "script.demo"],
+    ["script.tuning"],
+    ["script.comparison", "script.trials"],
     ["report.__main__", "report"],
     ["report.writing"],
     ["report.pictures", "report.verdict"],
     ["report.tables"],
     ["report.quantities"],
     ["report.runs"],
-    ["glue.cluster", "glue.steadiness"],
-    ["glue.jobs"],
+    ["script.cluster", "script.steadiness"],
+    ["script.jobs"],
     ["stability"],
     ["stability.noise", "stability.perturbation", "stability.seeds", "stability.probe"],
     ["stability.agreement", "stability.running", "publishing", "search"],
@@ -34,12 +34,13 @@ LAYERS = [
     ["fused_head"],
     ["loss_checks"],
     ["finite"],
-    ["glue.endings"],
-    ["checks", "mixing", "checkpoints", "glue.checkpoint", "glue.outcome", "glue.processors", "glue.rehearsal"],
+    ["script.endings"],
+    ["checks", "mixing", "checkpoints", "script.checkpoint", "script.outcome", "script.processors", "script.rehearsal"],
     ["resuming"],
     ["behind"],
     ["window"],
-    ["passes", "heads", "dropout", "output_head", "glue.arguments", "glue.features"],
+    ["passes", "heads", "dropout", "output_head", "script.arguments", "script.claim", "script.scratch"],
+    ["glue.features"],
     [
         "hub.client",
         "model_kinds",
@@ -51,14 +52,14 @@ LAYERS = [
     ["glue.choice", "glue.questions", "glue.titles", "glue.sources"],
     ["glue.passages", "glue.overlap"],
     ["glue.examples"],
-    ["glue.readers", "glue.tasks", "glue.scratch"],
+    ["glue.readers", "glue.tasks"],
     ["losses", "stability.calibration", "report.paired"],
     ["losses.linear"],
     ["losses.rdrop"],
     ["losses.fused"],
     ["losses.triton"],
     ["losses.chunked", "losses.validation"],
-    ["extras", "glue.claim", "glue.strict", "glue.textfiles"],
+    ["extras", "glue.strict", "glue.textfiles"],
     ["losses.reference", "errors", "origin", "stability.edits", "lazy"],
 ]
 
@@ -87,7 +88,7 @@ def imports_of(name, path):
 def test_imports_point_downwards():
     rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     for name, path in modules():
-        if name in ("", "glue", "hub", "report", "stability"):
+        if name in ("", "glue", "hub", "report", "script", "stability"):
             assert set(imports_of(name, path)) <= {"lazy"}, f"{path.name} must not import eagerly"
             continue
         assert name in rank, f"{name} has no place in LAYERS"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.glue import jobs
-from rdrop_trainer.glue.jobs import Job, Local, run_jobs
+from rdrop_trainer.script import jobs
+from rdrop_trainer.script.jobs import Job, Local, run_jobs
 
 # A script that says what it was started with, and does as it is told
 SCRIPT = """
@@ -100,7 +100,7 @@ def wait_until(condition, seconds=20):
 
 SLOW = """
 import os, sys, time
-from rdrop_trainer.glue.jobs import end_with_parent
+from rdrop_trainer.script.jobs import end_with_parent
 end_with_parent()
 print(os.getpid(), flush=True)
 time.sleep(60)
@@ -108,7 +108,7 @@ time.sleep(60)
 PARENT = """
 import sys
 from pathlib import Path
-from rdrop_trainer.glue.jobs import Job, Local, run_jobs, terminated_as_interrupted
+from rdrop_trainer.script.jobs import Job, Local, run_jobs, terminated_as_interrupted
 with terminated_as_interrupted():
     list(run_jobs([Job("slow", (), Path(sys.argv[2]))], Local(sys.argv[1], 1), 1))
 """

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rdrop_trainer.glue.arguments import parse_arguments
-from rdrop_trainer.glue.scratch import make_bart, make_bert
 from rdrop_trainer.glue.tasks import TASKS
+from rdrop_trainer.script.arguments import parse_arguments
+from rdrop_trainer.script.scratch import make_bart, make_bert
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAnswering
 
-from rdrop_trainer.glue.scratch import make_bert
+from rdrop_trainer.script.scratch import make_bert
 
 SCRIPT = Path(__file__).parents[1] / "run_glue_rdrop.py"
 spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)

@@ -12,13 +12,13 @@ import sacrebleu
 from transformers import AutoTokenizer, BartForConditionalGeneration
 
 from rdrop_trainer import InputError
-from rdrop_trainer.glue.arguments import DataArguments
 from rdrop_trainer.glue.data import load_task
 from rdrop_trainer.glue.metrics import load_metric
 from rdrop_trainer.glue.overlap import bleu, rouge, without_blanks, words_of
-from rdrop_trainer.glue.processors import TitleProcessor
-from rdrop_trainer.glue.scratch import make_bart, make_bert
 from rdrop_trainer.glue.tasks import get_task
+from rdrop_trainer.script.arguments import DataArguments
+from rdrop_trainer.script.processors import TitleProcessor
+from rdrop_trainer.script.scratch import make_bart, make_bert
 
 SCRIPT = Path(__file__).parents[1] / "run_glue_rdrop.py"
 spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..card_data import is_score
 from ..errors import InputError
-from ..glue.outcome import FREE_TO_CHANGE, LOGITS_FILE, RESULTS
+from ..script.outcome import FREE_TO_CHANGE, LOGITS_FILE, RESULTS
 
 _PREFIX = "eval_"
 # Scores of other rows would not be comparable

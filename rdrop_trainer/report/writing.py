@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from ..errors import InputError
-from ..glue.outcome import RESULTS, versions, write_json
+from ..script.outcome import RESULTS, versions, write_json
 from ..stability import seed_agreement
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..glue.tasks import Task
 from ..resuming import checkpoint_fault, last_whole_checkpoint
-from .tasks import Task
 
 try:
     import resource

@@ -14,13 +14,13 @@ from transformers import (
 )
 
 from ..extras import need
+from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
+from ..glue.features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
+from ..glue.metrics import load_metric
+from ..glue.questions import POSITIONS, decode_answers, make_question_features
+from ..glue.tasks import Task
+from ..glue.titles import decode_titles, make_title_features
 from .arguments import DataArguments
-from .choice import ChoiceCollator, decode_choices, make_choice_features
-from .features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
-from .metrics import load_metric
-from .questions import POSITIONS, decode_answers, make_question_features
-from .tasks import Task
-from .titles import decode_titles, make_title_features
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from ..errors import InputError
+from ..glue.features import LabelMap, are_nameless, match_labels
+from ..glue.tasks import Task
 from .arguments import ModelArguments
-from .features import LabelMap, are_nameless, match_labels
-from .tasks import Task
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError
+from ..glue.strict import parse_json, parse_yaml
+from ..glue.tasks import TASKS, get_task
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
-from .strict import parse_json, parse_yaml
-from .tasks import TASKS, get_task
 
 # Help for flags of TrainingArguments that mean something of their own here
 _HELP = {

@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 
 from ..card_data import EvaluationSet, is_score
+from ..glue.tasks import Task
 from ..model_card import CardFacts
 from ..report.runs import comparable_settings
 from .outcome import RESULTS
-from .tasks import Task
 
 _LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
 _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
