@@ -641,7 +641,7 @@ def test_broken_custom_data(tmp_path):
     fails("a.csv: is empty", "text,label\n")
     fails("no column of text", "id,label\n1,a\n")
     fails("every row has the label 'a'", "text,label\nx,a\n")
-    fails("no column 'label', the columns are text", "text,gold\nx,a\n")
+    fails("no column 'label', the columns are text, gold; label_column says which", "text,gold\nx,a\n")
     fails("a.csv:2: no column 'body'", "text,label\nx,a\ny,b\n", text_columns=["body"])
     fails("a.csv:3: the label is 'nan', expected a number", "text,label\nx,0.5\ny,nan\n")
     fails("none called idx", "idx,label\nx,a\n", text_columns=["idx"])

@@ -609,7 +609,10 @@ def test_killed_and_resumed(model, here, capsys):
         ("MODEL --task_name mprc --data_dir .", "'mprc': did you mean mrpc"),
         ("MODEL --data_dir .", "needs --task_name"),
         ("MODEL --task_name cola --data_dir nowhere", "nowhere"),
-        ("--model_name_or_path nowhere --train_file train.csv", "nowhere: cannot be loaded"),
+        (
+            "--model_name_or_path nowhere --train_file train.csv",
+            "nowhere: no folder here has this name, and from the Hub it cannot be loaded",
+        ),
         ("MODEL --train_file none.csv", "none.csv"),
         ("MODEL --train_file train.csv --do_predict", "needs test rows"),
         ("MODEL --train_file train.csv --do_eval", "--do_eval needs validation rows"),

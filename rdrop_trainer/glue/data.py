@@ -172,7 +172,7 @@ def _find_labels(path: str | Path, label_column: str) -> list[str]:
     found: dict[str, tuple[str, Any]] = {}  # name -> the first (where, value) that is spelled so
     for number, row in read_rows(path):
         where = f"{path}:{number}"
-        value = row[find_column(row, (label_column,), where)]
+        value = row[find_column(row, (label_column,), where, advice="; label_column says which of them has the labels")]
         if value is not None and value != "":
             found.setdefault(spelling(value, where), (where, value))
     found.pop(str(IGNORED), None)

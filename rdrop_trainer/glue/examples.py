@@ -96,14 +96,14 @@ def spelling(value: object, where: str) -> str:
     return text.lower() if text in ("True", "False") else text
 
 
-def find_column(row: dict, names: Sequence[str], where: str, required: bool = True) -> str | None:
-    """The name under which a row has a field."""
+def find_column(row: dict, names: Sequence[str], where: str, required: bool = True, advice: str = "") -> str | None:
+    """The name under which a row has a field; if it is required and not there, the error ends with the advice."""
     for name in names:
         if name in row:
             return name
     if not required:
         return None
-    raise InputError(f"{where}: no column {' or '.join(map(repr, names))}, the columns are {', '.join(row)}")
+    raise InputError(f"{where}: no column {' or '.join(map(repr, names))}, the columns are {', '.join(row)}{advice}")
 
 
 def text_of(row: dict, column: str, where: str) -> str:

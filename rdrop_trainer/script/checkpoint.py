@@ -155,4 +155,5 @@ def _load(cls: type[Any], source: str, options: dict[str, Any]) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             reason = f"{reason.rstrip(' .')}: read it, then pass --trust_remote_code"
-        raise InputError(f"{source}: cannot be loaded as {cls.__name__}: {reason}") from error
+        what = "" if Path(source).is_dir() else "no folder here has this name, and from the Hub it "
+        raise InputError(f"{source}: {what}cannot be loaded as {cls.__name__}: {reason}") from error
