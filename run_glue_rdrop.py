@@ -27,14 +27,14 @@ from rdrop_trainer.script import outcome
 from rdrop_trainer.script.arguments import CommandLine, DataArguments, ModelArguments, parse_arguments
 from rdrop_trainer.script.card import card_facts, find_baseline, scores_of
 from rdrop_trainer.script.checkpoint import labels_of_checkpoint, load_checkpoint
-from rdrop_trainer.script.claim import check_unclaimed, claimed
 from rdrop_trainer.script.comparison import compare_baseline
 from rdrop_trainer.script.demo import run_demo
-from rdrop_trainer.script.endings import INTERRUPTED, StopWhenAsked, how_to_go_on, is_full
+from rdrop_trainer.script.dry_run import disable_side_effects, rehearse, report
+from rdrop_trainer.script.interrupts import INTERRUPTED, StopWhenAsked, how_to_go_on, is_full
 from rdrop_trainer.script.jobs import end_with_parent
+from rdrop_trainer.script.lock import check_unlocked, locked
 from rdrop_trainer.script.processors import PROCESSORS, Processor
-from rdrop_trainer.script.rehearsal import leave_no_trace, rehearse, report
-from rdrop_trainer.script.steadiness import measure_stability, stability_for_card
+from rdrop_trainer.script.stability import measure_stability, stability_for_card
 from rdrop_trainer.script.tuning import tune
 from rdrop_trainer.stability import DivergenceProbe
 
@@ -137,7 +137,7 @@ def _run(command: CommandLine, held: ExitStack) -> dict:
 
     with clock("load"):
         if training_args.should_save:
-            check_unclaimed(output_dir)
+            check_unlocked(output_dir)
         checkpoint = find_checkpoint()
         transformers.set_seed(training_args.seed)
         model, tokenizer, labels = load_checkpoint(model_args, task, training_args.do_train)
@@ -162,7 +162,7 @@ def _run(command: CommandLine, held: ExitStack) -> dict:
         return processor.compute_metrics(features[split], data[split])
 
     if data_args.dry_run:
-        leave_no_trace(training_args)
+        disable_side_effects(training_args)
     try:
         trainer = TRAINERS.get(task.head, RDropTrainer)(
             model=model,
@@ -182,7 +182,7 @@ def _run(command: CommandLine, held: ExitStack) -> dict:
             about = {"task": task.name, "settings": settings, "rows": rows, "max_length": max_length}
             return about | rehearse(trainer, checkpoint, held_out)
         if training_args.should_save:
-            held.enter_context(claimed(output_dir))
+            held.enter_context(locked(output_dir))
             checkpoint = find_checkpoint()  # another run may have been there since
     except _WRONG_SETTING as error:
         raise InputError(" ".join(str(error).split())) from error
@@ -323,21 +323,21 @@ def load_data(model_args: ModelArguments, data_args: DataArguments) -> tuple[Tas
 def used_splits(
     found: datasets.DatasetDict, data_args: DataArguments, args: RDropTrainingArguments
 ) -> dict[str, datasets.Dataset]:
-    """The splits this run reads, cut to the numbers of rows asked for; unlabelled texts seen elsewhere left out."""
+    """The splits this run reads, cut to the numbers of rows asked for; unlabeled texts seen elsewhere left out."""
     limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
     limits |= {"test": data_args.max_predict_samples, "unlabeled": data_args.max_unlabeled_samples}
     wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
-    # A folder may hold unlabelled texts; they are used when asked for
+    # A folder may hold unlabeled texts; they are used when asked for
     wanted["unlabeled"] = args.do_train and data_args.unlabeled_file is not None
     if wanted["unlabeled"] and args.rdrop_alpha == 0:
-        logger.warning("--rdrop_alpha 0: the unlabelled rows have no effect and are left out")
+        logger.warning("--rdrop_alpha 0: the unlabeled rows have no effect and are left out")
         wanted["unlabeled"] = False
     used = {split: rows for split, rows in found.items() if wanted[split.split("_")[0]]}
     if "unlabeled" in used:
         new = without_seen_texts(used["unlabeled"], [rows for split, rows in found.items() if split != "unlabeled"])
         if len(new) == 0:
             raise InputError(f"{data_args.unlabeled_file}: all texts are also in another split, so none are left")
-        logger.info(f"{len(new):,} of {len(used['unlabeled']):,} unlabelled texts are new and used")
+        logger.info(f"{len(new):,} of {len(used['unlabeled']):,} unlabeled texts are new and used")
         used["unlabeled"] = new
     for split, rows in used.items():
         limit = limits[split.split("_")[0]]
@@ -376,7 +376,7 @@ def choose_defaults(
         )
     if data_args.unlabeled_file is not None and (task.is_regression or not args.do_train):
         why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
-        raise InputError(f"{data_args.unlabeled_file}: unlabelled rows are for training a classifier, but {why}")
+        raise InputError(f"{data_args.unlabeled_file}: unlabeled rows are for training a classifier, but {why}")
     data_args.max_seq_length = data_args.max_seq_length or task.max_length
     if "output_dir" not in given:
         args.output_dir = f"runs/{task.name}-alpha{args.rdrop_alpha:g}-seed{args.seed}"
@@ -390,7 +390,7 @@ def choose_defaults(
 
 
 def predict(trainer, processor: Processor, features, rows, split: str, output_dir: Path):
-    """Predict one split: the leaderboard file written (on the main process), and the scores of a labelled split."""
+    """Predict one split: the leaderboard file written (on the main process), and the scores of a labeled split."""
     task = processor.task
     if split == "test_public":
         trainer.compute_metrics = processor.compute_metrics(features, rows)

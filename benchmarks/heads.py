@@ -35,12 +35,14 @@ import transformers
 from transformers import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import formulas  # noqa: E402
-import tiny  # noqa: E402
-import zoo  # noqa: E402
+from support import (
+    formulas,  # noqa: E402
+    tiny,  # noqa: E402
+    zoo,  # noqa: E402
+)
 
 ROWS, ALPHA = 16, 4.0
-UNLABELLED = (2, 9, 12)
+UNLABELED = (2, 9, 12)
 
 
 @dataclass
@@ -55,8 +57,8 @@ class Case:
     problem: str = "single_label"
 
 
-def of_tiny(head, unlabelled=()):
-    """A BERT head of tests/tiny.py."""
+def of_tiny(head, unlabeled=()):
+    """A BERT head of tests/support/tiny.py."""
 
     def trainer(model, data, folder, plain, **arguments):
         return tiny.trainer(model, data, folder, **({"cls": Trainer} if plain else {}), **arguments)
@@ -65,14 +67,14 @@ def of_tiny(head, unlabelled=()):
         logits, labels = outputs["logits"], batch["labels"]
         if head != "token":
             return [(logits, labels)]
-        labelled = labels != -100
-        counted = labelled | (~labelled.any(1, keepdim=True) & batch["attention_mask"].bool())
+        labeled = labels != -100
+        counted = labeled | (~labeled.any(1, keepdim=True) & batch["attention_mask"].bool())
         return [(logits[counted], labels[counted])]
 
     return Case(
         partial(tiny.bert, head),
         partial(tiny.noisy_bert, head),
-        tiny.dataset(head, ROWS, unlabelled),
+        tiny.dataset(head, ROWS, unlabeled),
         trainer,
         items,
         "single_label" if head == "token" else head,
@@ -80,7 +82,7 @@ def of_tiny(head, unlabelled=()):
 
 
 def of_zoo(name):
-    """A head of tests/zoo.py."""
+    """A head of tests/support/zoo.py."""
     return Case(
         partial(zoo.build, name),
         partial(zoo.noisy, name),
@@ -92,11 +94,11 @@ def of_zoo(name):
 
 CASES = {
     "single-label (BERT)": of_tiny("single_label"),
-    "single-label, 3 of 16 rows unlabelled (BERT)": of_tiny("single_label", UNLABELLED),
+    "single-label, 3 of 16 rows unlabeled (BERT)": of_tiny("single_label", UNLABELED),
     "multi-label (BERT)": of_tiny("multi_label"),
     "regression (BERT)": of_tiny("regression"),
     "token (BERT)": of_tiny("token"),
-    "token, 3 of 16 rows unlabelled (BERT)": of_tiny("token", UNLABELLED),
+    "token, 3 of 16 rows unlabeled (BERT)": of_tiny("token", UNLABELED),
     "multiple choice (BERT)": of_zoo("choice"),
     "extractive QA (BERT)": of_zoo("question"),
     "masked LM (BERT)": of_zoo("masked_lm"),

@@ -3,7 +3,7 @@
 The public names load on first use, so that `rdrop_trainer.losses` needs nothing but torch.
 """
 
-from .lazy import lazily
+from ._lazy import lazily
 
 __version__ = "0.1.0"
 
@@ -20,8 +20,8 @@ _EXPORTS = {
     "default_hp_space": "search",
     "active_dropout": "dropout",
     "set_dropout": "dropout",
-    "CardFacts": "model_card",
-    "EvaluationSet": "card_data",
+    "CardFacts": "hub.model_card",
+    "EvaluationSet": "hub.card_data",
     "dropout_agreement": "stability",
     "perturbation_agreement": "stability",
     "DivergenceProbe": "stability",

@@ -11,7 +11,7 @@ from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKEND
 from transformers.trainer_utils import BestRun, HPSearchBackend
 from transformers.utils import logging
 
-from .behind import TrainerBehind
+from .objective.behind import TrainerBehind
 
 if TYPE_CHECKING:
     import optuna

@@ -13,22 +13,22 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from .checkpoints import RenamedWeightsMixin
-from .checks import NoiseCheck
 from .dropout import set_dropout
-from .finite import FiniteLossMixin
-from .heads import Items
-from .loss_checks import mean_of_parts, same_noise
+from .hub.publishing import PublishingMixin
 from .losses import RDropLoss, rdrop_loss
-from .mixing import UnlabeledRowsMixin
-from .output_head import OutputHead
-from .passes import Passes
-from .publishing import PublishingMixin
-from .resuming import ResumingMixin
+from .objective.heads import Items
+from .objective.lm_head import LMHead
+from .objective.loss_checks import mean_of_parts, same_noise
+from .objective.noise import NoiseCheck
+from .objective.passes import Passes
+from .objective.task_loss import TaskLossMixin
+from .objective.window import LoggedTerms, Window
+from .reliability.checkpoints import RenamedWeightsMixin
+from .reliability.finite import FiniteLossMixin
+from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
-from .task_loss import TaskLossMixin
+from .semi_supervised import UnlabeledRowsMixin
 from .training_args import RDropArguments
-from .window import LoggedTerms, Window
 
 logger = logging.get_logger(__name__)
 
@@ -59,9 +59,9 @@ class RDropMixin(
 
     Args:
         unlabeled_dataset: rows without labels (what they have is not looked at), of which `rdrop_unlabeled_ratio` go
-            along with each labelled row in every training batch: they have no task loss, but their divergence counts.
-            Steps, epochs and `num_examples` go on counting labelled rows, in the order of the run without unlabelled
-            ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabelled rows
+            along with each labeled row in every training batch: they have no task loss, but their divergence counts.
+            Steps, epochs and `num_examples` go on counting labeled rows, in the order of the run without unlabeled
+            ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabeled rows
             have no effect. With alpha = 0 they are left out.
         *args: those of the trainer.
         **kwargs: those of the trainer.
@@ -70,7 +70,7 @@ class RDropMixin(
         ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism, unsupported heads and a
             checkpoint that is not whole; at the first R-Drop step, for a model without active dropout; for an
             `unlabeled_dataset` that is empty, has no length, or goes along with labels that have no mark for an
-            unlabelled row.
+            unlabeled row.
         FloatingPointError: a loss that is NaN or infinite, or such weights before a checkpoint; with alpha = 0 too.
     """
 
@@ -158,7 +158,7 @@ class RDropMixin(
         window: Window,
         settings: RDropArguments,
         num_items_in_batch: torch.Tensor | int | None,
-        output_head: OutputHead | None,
+        output_head: LMHead | None,
     ) -> RDropLoss:
         """Loss, task loss and divergence of a micro-batch, each its share of the optimizer step's."""
         alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
@@ -199,7 +199,7 @@ class RDropMixin(
         inputs: Mapping[str, Any],
         window: Window,
         settings: RDropArguments,
-        output_head: OutputHead | None,
+        output_head: LMHead | None,
     ) -> None:
         def some(items: Items) -> torch.Tensor:
             return items.counted(passes.num_passes, NoiseCheck.ITEMS)[0].detach()
@@ -275,7 +275,7 @@ class RDropMixin(
         return super().floating_point_ops(inputs) * (settings.rdrop_num_passes if is_rdrop_step else 1)
 
 
-def _items(passes: Passes, inputs: Mapping[str, Any], window: Window, output_head: OutputHead | None) -> list[Items]:
+def _items(passes: Passes, inputs: Mapping[str, Any], window: Window, output_head: LMHead | None) -> list[Items]:
     """The items of a micro-batch, by their logits, or by their hidden states in front of a fused output head."""
     head = window.head if output_head is None else replace(window.head, outputs=("hidden_states",))
     return head.items(passes, inputs, passes.num_passes)

@@ -75,10 +75,10 @@ class RDropArguments:
     rdrop_unlabeled_ratio: float = field(
         default=1.0,
         metadata={
-            "help": "With unlabelled rows: how many go along with each labelled row in every batch, more than 0. A "
-            "batch holds per_device_train_batch_size labelled rows and this many times as many unlabelled ones (0.5: "
-            "one for every second labelled row), and its forward passes and memory grow by them. Steps, epochs and "
-            "schedules count labelled rows, so the supervised run of the same settings has the same steps."
+            "help": "With unlabeled rows: how many go along with each labeled row in every batch, more than 0. A "
+            "batch holds per_device_train_batch_size labeled rows and this many times as many unlabeled ones (0.5: "
+            "one for every second labeled row), and its forward passes and memory grow by them. Steps, epochs and "
+            "schedules count labeled rows, so the supervised run of the same settings has the same steps."
         },
     )
     rdrop_fused_head: str = field(

@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
+
+from support import ROOT
+from support.hub_server import Hub
 
 # Before anything imports huggingface_hub, which reads these once; child processes inherit them.
 HUB = Hub()
@@ -26,6 +28,9 @@ os.environ |= {
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # a Space of its own address
     "NO_PROXY": "127.0.0.1",
 }
+
+# Scripts that tests start as processes import from tests/ as the tests do
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 

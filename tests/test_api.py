@@ -6,11 +6,11 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support import ROOT
+
 PACKAGES = ["rdrop_trainer", *(f"rdrop_trainer.{name}" for name in ("losses", "hub", "report", "stability"))]
 PUBLIC = {name: getattr(module, name) for module in map(importlib.import_module, PACKAGES) for name in module.__all__}
 CALLABLES = {name: value for name, value in PUBLIC.items() if callable(value)}

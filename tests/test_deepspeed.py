@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+from support import ROOT, tiny
+
 pytestmark = pytest.mark.interop
-WORKER = Path(__file__).with_name("deepspeed_run.py")
+WORKER = ROOT / "tests/support/deepspeed_run.py"
 STAGES = (1, 2)
 # Model, forward mode, rdrop_fused_head
 CASES = [f"token-{mode}-false" for mode in ("concat", "sequential", "recompute")] + [

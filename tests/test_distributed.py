@@ -8,14 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
-import zoo
 
-WORKER = Path(__file__).with_name("distributed_run.py")
+from support import ROOT, tiny, zoo
+
+WORKER = ROOT / "tests/support/distributed_run.py"
 ROWS = 13
 HEADS = ("single_label", "token", "t5", "gpt2")
 MODES = ("concat", "sequential", "recompute")
@@ -84,7 +83,7 @@ def test_logged_terms_are_equal_on_all_ranks(case, results):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("run", [f"labelled-{mode}" for mode in MODES] + [f"{name}-concat" for name in BARE])
+@pytest.mark.parametrize("run", [f"labeled-{mode}" for mode in MODES] + [f"{name}-concat" for name in BARE])
 def test_every_process_counts_for_itself(run, head, results):
     """`average_tokens_across_devices=False`: the mean of the processes' own means."""
     case = f"own-count-{head}-{run}"

@@ -4,10 +4,8 @@ import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
-import tiny
 from datasets import Dataset
 from test_script import make_bert, make_sentences
 from transformers import AutoTokenizer, DataCollatorWithPadding
@@ -17,13 +15,15 @@ from rdrop_trainer.hub import push_checkpoint
 from rdrop_trainer.report import FinishedRun
 from rdrop_trainer.report import __main__ as report_command
 from rdrop_trainer.script.arguments import parse_arguments
+from support import tiny
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
 
-ROOT = Path(__file__).parents[1]
+from support import ROOT
+
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -1,7 +1,6 @@
 """Finding and setting dropout, over families that keep it in different places."""
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from transformers import (
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from rdrop_trainer.dropout import active_dropout, dropout_settings, set_dropout
+from support import tiny
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 CONFIGS = {

@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from transformers import LlamaForCausalLM
 
+from support import ROOT, tiny
+
 pytestmark = pytest.mark.slow
-WORKER = Path(__file__).with_name("fsdp_run.py")
+WORKER = ROOT / "tests/support/fsdp_run.py"
 LAYERS = {"token": "BertLayer", "llama": "LlamaDecoderLayer"}
 MODES = ("concat", "sequential", "recompute")
 

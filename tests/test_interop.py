@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 
-import formulas
 import pytest
-import tiny
 import torch
-import zoo
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
 from rdrop_trainer import RDropArguments, RDropMixin
+from support import formulas, tiny, zoo
 
 trl = pytest.importorskip("trl")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]

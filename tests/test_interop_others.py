@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 
-import formulas
 import pytest
-import tiny
 import torch
-import zoo
 from datasets import Dataset
-from test_interop import word_tokenizer, words
 from transformers import BertConfig, LlamaConfig, LlamaForSequenceClassification, set_seed
 
 from rdrop_trainer import RDropArguments, RDropMixin
+from support import formulas, tiny, zoo
+from test_interop import word_tokenizer, words
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}

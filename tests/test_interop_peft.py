@@ -2,15 +2,13 @@
 
 import logging
 
-import formulas
 import pytest
-import tiny
 import torch
-import zoo
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments, fused_head
+from support import formulas, tiny, zoo
 
 peft = pytest.importorskip("peft")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]

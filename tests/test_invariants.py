@@ -1,8 +1,9 @@
 """What must hold between runs: accumulation, forward modes. Noise is held equal by `tiny.PassNoise`."""
 
 import pytest
-import tiny
 from transformers import Trainer
+
+from support import tiny
 
 MODES = ("concat", "sequential", "recompute")
 
@@ -22,7 +23,7 @@ def sgd_update(model, data, tmp_path, cls=None, **arguments):
 @pytest.mark.parametrize("head", tiny.HEADS)
 def test_accumulation_equals_one_large_batch(head, alpha, tmp_path):
     """4 x 2 rows equal 1 x 8, also in the last window, which holds 2 + 1 rows, and with unequal token counts."""
-    data = tiny.dataset(head, rows=11, unlabelled=(2, 9) if head in ("single_label", "token") else ())
+    data = tiny.dataset(head, rows=11, unlabeled=(2, 9) if head in ("single_label", "token") else ())
     updates = [
         sgd_update(
             tiny.noisy_bert(head, num_passes=2 if alpha else 1),

@@ -5,10 +5,10 @@ import weakref
 
 import pytest
 import torch
-import zoo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdrop_trainer.losses import chunked, linear, rdrop_linear_loss, rdrop_loss
+from support import zoo
 
 
 class Alive(TorchDispatchMode):

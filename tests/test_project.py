@@ -7,15 +7,13 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, get_session
 
 import rdrop_trainer
-from rdrop_trainer.card_data import TAG
-
-ROOT = Path(__file__).parents[1]
+from rdrop_trainer.hub.card_data import TAG
+from support import ROOT
 
 
 def test_the_readme_is_a_valid_card(hub):

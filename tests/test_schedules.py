@@ -1,16 +1,15 @@
-"""Passes, schedules and unlabelled rows on sequence, token and seq2seq heads: every step's loss by the closed form."""
+"""Passes, schedules and unlabeled rows on sequence, token and seq2seq heads: every step's loss by the closed form."""
 
-import formulas
 import pytest
-import tiny
 import torch
-import zoo
 from transformers import default_data_collator
+
+from support import formulas, tiny, zoo
 
 HEADS = ("single_label", "token", "t5")
 
 
-def rows_of(head, unlabelled=()):
+def rows_of(head, unlabeled=()):
     """Eight rows of one length, some without any label."""
     g = torch.Generator().manual_seed(1)
     rows = []
@@ -18,16 +17,16 @@ def rows_of(head, unlabelled=()):
         ids = torch.randint(5, 40, (6,), generator=g).tolist()
         row = {"input_ids": ids, "attention_mask": [1] * 4 + [0] * 2}
         if head == "single_label":
-            row["labels"] = -100 if i in unlabelled else i % 4
+            row["labels"] = -100 if i in unlabeled else i % 4
         elif head == "token":
             labels = torch.randint(0, 5, (6,), generator=g).tolist()
-            row["labels"] = [-100] * 6 if i in unlabelled else [-100, *labels[1 : 2 + i % 3], *[-100] * (4 - i % 3)]
-        else:  # an unlabelled row carries the target text whose predictions are compared
+            row["labels"] = [-100] * 6 if i in unlabeled else [-100, *labels[1 : 2 + i % 3], *[-100] * (4 - i % 3)]
+        else:  # an unlabeled row carries the target text whose predictions are compared
             target = torch.randint(5, 40, (5,), generator=g).tolist()
             length = 2 + i % 3
             row["decoder_input_ids"] = [0, *target[:-1]]
             row["decoder_attention_mask"] = [1] * length + [0] * (5 - length)
-            row["labels"] = [-100] * 5 if i in unlabelled else target[:length] + [-100] * (5 - length)
+            row["labels"] = [-100] * 5 if i in unlabeled else target[:length] + [-100] * (5 - length)
         rows.append(row)
     return rows
 
@@ -54,15 +53,15 @@ def by_definition(head, logits, batch, alpha):
         ({"rdrop_every_n_steps": 2}, [3.0, 0.0, 3.0, 0.0]),
         ({"rdrop_warmup_steps": 3}, [1.0, 2.0, 3.0, 3.0]),
         ({"rdrop_warmup_steps": 0.5, "rdrop_every_n_steps": 3}, [1.5, 0.0, 0.0, 3.0]),
-        ({"unlabelled": (0, 3, 5)}, [3.0] * 4),
-        ({"unlabelled": (0, 1, 2, 3, 4, 5, 6, 7), "rdrop_num_passes": 3}, [3.0] * 4),
+        ({"unlabeled": (0, 3, 5)}, [3.0] * 4),
+        ({"unlabeled": (0, 1, 2, 3, 4, 5, 6, 7), "rdrop_num_passes": 3}, [3.0] * 4),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("head", HEADS)
 def test_every_step_follows_the_closed_form(head, settings, alphas, mode, tmp_path):
     settings = dict(settings)
-    rows, num_passes = rows_of(head, settings.pop("unlabelled", ())), settings.get("rdrop_num_passes", 2)
+    rows, num_passes = rows_of(head, settings.pop("unlabeled", ())), settings.get("rdrop_num_passes", 2)
     model = zoo.build("t5", dropout=0.2) if head == "t5" else tiny.bert(head, dropout=0.2)
     make = (lambda *args, **kw: zoo.trainer("t5", *args, **kw)) if head == "t5" else tiny.trainer
     trainer = make(

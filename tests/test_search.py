@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-import tiny
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rdrop_trainer import RDropMixin, RDropTrainer, RDropTrainingArguments, active_dropout, default_hp_space
+from support import tiny
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -4,9 +4,7 @@ import copy
 import functools
 import types
 
-import formulas
 import pytest
-import tiny
 import torch
 from torch import nn
 from transformers import (
@@ -30,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import HPSearchBackend
 
 from rdrop_trainer import RDropArguments, RDropMixin, RDropTrainer, RDropTrainingArguments
+from support import formulas, tiny
 
 
 def batch_of(trainer):
@@ -123,7 +122,7 @@ def test_settings_are_read_when_used(tmp_path):
 @pytest.mark.parametrize("num_passes", [2, 3])
 def test_loss_of_a_batch_equals_the_definition(head, num_passes, tmp_path):
     model = tiny.noisy_bert(head, num_passes)
-    data = tiny.dataset(head, rows=5, unlabelled=(1,))
+    data = tiny.dataset(head, rows=5, unlabeled=(1,))
     trainer = tiny.trainer(
         model,
         data,
@@ -144,7 +143,7 @@ def test_loss_of_a_batch_equals_the_definition(head, num_passes, tmp_path):
     logits = model(**repeated).logits
     labels = batch["labels"]
     if head == "token":
-        # labelled tokens, and every attended token of the row without labels
+        # labeled tokens, and every attended token of the row without labels
         counts = (labels != -100) | ((labels == -100).all(1, keepdim=True) & batch["attention_mask"].bool())
         passes, labels = [z[counts] for z in logits.split(5)], labels[counts]
     else:
@@ -154,8 +153,8 @@ def test_loss_of_a_batch_equals_the_definition(head, num_passes, tmp_path):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_an_unlabelled_batch_learns_from_the_divergence(tmp_path):
-    data = tiny.dataset(rows=4, unlabelled=range(4))
+def test_an_unlabeled_batch_learns_from_the_divergence(tmp_path):
+    data = tiny.dataset(rows=4, unlabeled=range(4))
     trainer = tiny.trainer(tiny.bert(), data, tmp_path, logging_steps=1)
     before = tiny.weights(trainer.model)
     trainer.train()
@@ -511,7 +510,7 @@ def test_a_model_that_is_not_of_transformers_keeps_its_loss(head, tmp_path):
 
 
 def test_own_losses_are_weighted_by_their_items(tmp_path):
-    """A token model's own mean over a micro-batch counts by its labelled tokens in the window."""
+    """A token model's own mean over a micro-batch counts by its labeled tokens in the window."""
     updates = []
     for rows, steps in ((2, 3), (6, 1)):
         model = tiny.noisy_bert("token", concat=False)

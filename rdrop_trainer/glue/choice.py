@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 
-from ..extras import need
+from .._extras import import_optional
 from .examples import IGNORED
 from .passages import BLANK
 
@@ -96,7 +96,7 @@ def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
     Raises:
         InputError: SciPy is not installed.
     """
-    assign = need("scipy.optimize").linear_sum_assignment
+    assign = import_optional("scipy.optimize").linear_sum_assignment
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
     scores = [row[: len(choices)] for row, choices in zip(logits, rows["choices"], strict=True)]
     chosen = [int(np.argmax(row)) for row in scores]

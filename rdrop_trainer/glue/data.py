@@ -76,7 +76,7 @@ def load_task(
         raise InputError(f"both data_dir and {given} are given: give the folder or the files")
     if unlabeled_file is not None and (task.reads_passages or task.head == "seq2seq"):
         what = "asks about passages" if task.reads_passages else "writes texts"
-        raise InputError(f"{unlabeled_file}: unlabelled rows are for training a classifier, but {task.name} {what}")
+        raise InputError(f"{unlabeled_file}: unlabeled rows are for training a classifier, but {task.name} {what}")
     task = _with_columns(task, text_columns, label_column)
     if files:
         loaded = {}

@@ -17,7 +17,7 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
-UNLABELLED = -1  # the label of test rows without one
+UNLABELED = -1  # the label of test rows without one
 IGNORED = -100  # the label of rows that only take part in the consistency term
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -57,7 +57,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
         else:
             label = _label(task, value, label_ids, where)
         if label is None and kind in ("train", "validation"):
-            if not task.unlabelled_rows:
+            if not task.unlabeled_rows:
                 raise InputError(f"{where}: the row has no label ({value!r}), expected {_expected(task)}")
             left_out += 1
             continue
@@ -80,7 +80,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     elif task.head == "seq2seq":
         columns["target"], features["target"] = labels, datasets.Value("string")
     else:
-        missing = IGNORED if kind == "unlabeled" else UNLABELLED
+        missing = IGNORED if kind == "unlabeled" else UNLABELED
         columns["label"] = [missing if label is None else label for label in labels]
         features["label"] = datasets.Value("float32" if task.is_regression else "int64")
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

@@ -185,7 +185,7 @@ def make_compute_metrics(
 
 
 def without_seen_texts(unlabeled: datasets.Dataset, others: Sequence[datasets.Dataset]) -> datasets.Dataset:
-    """Unlabelled rows whose text is in none of the other data sets, and only once."""
+    """Unlabeled rows whose text is in none of the other data sets, and only once."""
     columns = [c for c in unlabeled.column_names if c not in ("idx", "label", "labels")]
 
     def texts(dataset):

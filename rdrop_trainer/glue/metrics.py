@@ -11,8 +11,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from .._extras import import_optional
 from ..errors import InputError
-from ..extras import need
 from .overlap import bleu, rouge
 from .tasks import Task
 
@@ -63,7 +63,7 @@ class TaskMetric(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        need("scipy.stats" if task.is_regression else "sklearn.metrics")
+        import_optional("scipy.stats" if task.is_regression else "sklearn.metrics")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -84,7 +84,7 @@ class EntityF1(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        need("seqeval")
+        import_optional("seqeval")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -161,8 +161,8 @@ class TextOverlap(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        need("rouge_score", "seq2seq")
-        need("sacrebleu", "seq2seq")
+        import_optional("rouge_score", "seq2seq")
+        import_optional("sacrebleu", "seq2seq")
         super().__init__(task)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -177,7 +177,7 @@ def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
     An I- tag without its B- in front begins an entity too.
     """
-    return need("seqeval.metrics.sequence_labeling").get_entities(list(tags))
+    return import_optional("seqeval.metrics.sequence_labeling").get_entities(list(tags))
 
 
 def _f1(predicted: set, reference: set) -> float:
@@ -190,11 +190,11 @@ def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
 
 
 def _binary_f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(need("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
+    return float(import_optional("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
 
 
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(need("sklearn.metrics").matthews_corrcoef(references, predictions))
+    return float(import_optional("sklearn.metrics").matthews_corrcoef(references, predictions))
 
 
 def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> float:
@@ -202,7 +202,7 @@ def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> 
         return float("nan")
     with warnings.catch_warnings():  # a constant is answered with NaN; SciPy would also warn
         warnings.simplefilter("ignore")
-        return float(getattr(need("scipy.stats"), name)(predictions, references).statistic)
+        return float(getattr(import_optional("scipy.stats"), name)(predictions, references).statistic)
 
 
 def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..extras import need
+from .._extras import import_optional
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 # Characters of scripts that write words without blanks between them: Chinese, and Japanese kana
@@ -39,7 +39,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     Raises:
         InputError: rouge-score is not installed.
     """
-    scorer = need("rouge_score.rouge_scorer", "seq2seq").RougeScorer(list(ROUGE), tokenizer=_Tokenizer())
+    scorer = import_optional("rouge_score.rouge_scorer", "seq2seq").RougeScorer(list(ROUGE), tokenizer=_Tokenizer())
     rows = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: sum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
 
@@ -54,7 +54,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
         InputError: sacrebleu is not installed.
     """
     tokenize = "zh" if any(map(is_chinese, references)) else "13a"
-    corpus_bleu = need("sacrebleu", "seq2seq").corpus_bleu
+    corpus_bleu = import_optional("sacrebleu", "seq2seq").corpus_bleu
     return corpus_bleu(list(predictions), [list(references)], tokenize=tokenize).score
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 
 from ..errors import InputError
-from .examples import UNLABELLED, row_id, text_of
+from .examples import UNLABELED, row_id, text_of
 from .tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     for place, value in values:
         for where, question in flatten(value, place):
             row = check(question, where)
-            if kind in ("train", "validation") and (row["label"] == UNLABELLED if choice else not row["answers"]):
+            if kind in ("train", "validation") and (row["label"] == UNLABELED if choice else not row["answers"]):
                 name = f" {question['id']}" if "id" in question else ""
                 raise InputError(f"{where}: the question{name} has no answer, expected one in {split} rows")
             if not choice and kind == "train" and max(row["starts"]) < 0:
@@ -181,7 +181,7 @@ def _check_choice(question: dict, where: str) -> dict:
     if len(choices) < 2:
         raise InputError(f"{where}: the choices are {choices!r}, expected at least two")
     if answer is None or answer == "":
-        answer = UNLABELLED
+        answer = UNLABELED
     elif type(answer) is not int or not 0 <= answer < len(choices):  # True is an int, too
         raise InputError(f"{where}: the answer is {answer!r}, expected a number from 0 to {len(choices) - 1}")
     return _check_texts(question, where) | {"choices": choices, "label": answer}

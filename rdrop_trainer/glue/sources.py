@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from ..errors import InputError
-from ..origin import keep_origin
+from ..hub.origin import keep_origin
 from .examples import to_dataset
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values

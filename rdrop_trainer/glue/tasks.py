@@ -64,7 +64,7 @@ class Task:
         headerless: names of the columns of .tsv files that have no header line.
         headerless_splits: the splits whose files are so.
         tolerant: the official files hold rows with missing or extra cells, and empty texts.
-        unlabelled_rows: the official files hold rows labelled "-" (no agreement between annotators).
+        unlabeled_rows: the official files hold rows labeled "-" (no agreement between annotators).
         score_range: a regression's lowest and highest value in a leaderboard file.
         submission: split -> each leaderboard that takes it, the main one first.
         max_length: longest input in tokens, unless the user says otherwise.
@@ -87,7 +87,7 @@ class Task:
     headerless: tuple[str, ...] | None = None
     headerless_splits: tuple[str, ...] = ("train", "validation")
     tolerant: bool = False
-    unlabelled_rows: bool = False
+    unlabeled_rows: bool = False
     score_range: tuple[float, float] | None = None
     submission: Mapping[str, tuple[Leaderboard, ...]] = field(default_factory=dict, hash=False)
     max_length: int = 128
@@ -274,8 +274,8 @@ _ALL = (
         raw_labels=tuple(_TNEWS[::2]),
     ),
     _clue("iflytek", "sentence", " ".join(map(str, range(119))), ("iflytek", 2600), ("iflytekf", 2279)),
-    _clue("cmnli", "sentence1 sentence2", _CLUE_NLI, ("cmnli", 13880), unlabelled_rows=True),
-    _clue("ocnli", "sentence1 sentence2", _CLUE_NLI, ("ocnli_50k", 3000), unlabelled_rows=True),
+    _clue("cmnli", "sentence1 sentence2", _CLUE_NLI, ("cmnli", 13880), unlabeled_rows=True),
+    _clue("ocnli", "sentence1 sentence2", _CLUE_NLI, ("ocnli_50k", 3000), unlabeled_rows=True),
     _clue(
         "cluewsc2020",
         "text",

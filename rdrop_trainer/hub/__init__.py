@@ -1,6 +1,6 @@
 """R-Drop checkpoints on the Hugging Face Hub: push, find, download and load them; `python -m rdrop_trainer.hub`."""
 
-from ..lazy import lazily
+from .._lazy import lazily
 
 _EXPORTS = {
     "push_checkpoint": "push",

@@ -60,7 +60,7 @@ def _list(as_json: bool, **options) -> None:
 
 
 def _show(as_json: bool, **options) -> None:
-    from ..card_data import settings_block
+    from .card_data import settings_block
     from .find import show_checkpoint
 
     record = show_checkpoint(**options)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, ModelCardData, ModelInfo, metadata_load
 
-from ..card_data import BLOCK, TAG, settings_from_block
 from ..errors import HubError, InputError
 from ..training_args import RDropArguments
+from .card_data import BLOCK, TAG, settings_from_block
 from .client import check_repo_id, connect, failure, patient
 from .folder import CARD
 

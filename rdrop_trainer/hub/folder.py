@@ -14,8 +14,8 @@ from urllib.parse import quote
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
-from ..model_card import NO_REPO, bare_card, card_for_hub
 from .client import TOKEN
+from .model_card import NO_REPO, bare_card, card_for_hub
 
 CARD = "README.md"
 # Files of a model and of its tokenizer or processor. Everything else stays: optimizer states, pickled arguments (which

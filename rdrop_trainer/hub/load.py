@@ -16,13 +16,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..card_data import BLOCK, settings_from_block
 from ..errors import InputError
-from ..model_kinds import AUTO_CLASSES, auto_class, auto_class_name
 from ..training_args import RDropArguments
 from .adapter import Adapter
+from .card_data import BLOCK, settings_from_block
 from .download import download_checkpoint
 from .folder import CARD, read_json
+from .model_kinds import AUTO_CLASSES, auto_class, auto_class_name
 
 
 class LoadedCheckpoint(NamedTuple):

@@ -50,7 +50,7 @@ def walk(
         logits: all passes in one tensor, (m·N, C), or m of (N, C).
         task_weight, divergence_weight: of the sums in the loss; scalars on the device, in the type of the arithmetic.
         with_gradient: False: the sums alone.
-        labels: (N,) integers; -100 marks an unlabelled item.
+        labels: (N,) integers; -100 marks an unlabeled item.
         num_passes: m.
         mask: (N,) booleans, the items that count. None: all of them.
         label_smoothing: ε.
@@ -65,9 +65,9 @@ def walk(
     size = len(z[0])
     chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
     labels = labels if chosen is None else labels[chosen]  # (n,)
-    labelled = labels != IGNORE_INDEX
-    target = labels.where(labelled, 0)
-    a, b = labelled * (task_weight / m), divergence_weight / max(m - 1, 1)
+    labeled = labels != IGNORE_INDEX
+    target = labels.where(labeled, 0)
+    a, b = labeled * (task_weight / m), divergence_weight / max(m - 1, 1)
     weights = (a + b * (1 - 1 / m)).unsqueeze(-1), b / m, (a * (label_smoothing / classes)).unsqueeze(-1)
     at_target = torch.arange(len(labels), device=device) if chosen is None else chosen, target
     logit_of_target = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
@@ -113,7 +113,7 @@ def walk(
     if label_smoothing:
         uniform = ((classes - masked) * lse - logit_sum) / classes
         task = (1 - label_smoothing) * task + label_smoothing * uniform
-    task = task.where(labelled, 0).sum() / m
+    task = task.where(labeled, 0).sum() / m
     divergence = spread.sum() / divergence_weight if m > 1 else torch.zeros_like(task)
     if gradient is not None:
         gradient = (gradient.flatten(0, 1),) if is_one else gradient.unbind()

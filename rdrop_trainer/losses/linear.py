@@ -49,14 +49,14 @@ def rdrop_linear_loss(
             float32, float64, bfloat16 or float16. (In float16 the gradient is computed in the backward pass, when the
             loss scale is known, for one more product.)
         weight: (C, H), of any floating type; its gradient is summed up in float32 at least.
-        labels: (N,) integers, -100 for an unlabelled item; None: no item has a label.
+        labels: (N,) integers, -100 for an unlabeled item; None: no item has a label.
         bias: (C,). None: no bias.
         logit_scale: factor on the logits, bias included.
         softcap: c, for logits c * tanh(logits / c), after the scale. None: no cap.
         alpha: as in `rdrop_loss`, but a number.
         num_passes: m, as in `rdrop_loss`.
         mask: (N,) booleans: the items that count. None: all count.
-        num_items: what the summed task loss is divided by. Default: the labelled items that count.
+        num_items: what the summed task loss is divided by. Default: the labeled items that count.
         num_divergence_items: what the summed divergence is divided by; defaults as in `rdrop_loss`.
         reduction: "mean" or "sum" of the divergence over items.
         label_smoothing: in [0, 1).

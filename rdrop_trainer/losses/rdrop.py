@@ -63,7 +63,7 @@ def rdrop_loss(
             sequence of m tensors (N, C), one per pass, which saves putting them together. The arithmetic is done in
             float32 at least. A class whose logit is -inf in all passes contributes 0; in some passes only, the
             divergence is not finite.
-        labels: for "single_label" (N,) integers, where -100 marks an unlabelled item: no task loss, but its divergence
+        labels: for "single_label" (N,) integers, where -100 marks an unlabeled item: no task loss, but its divergence
             counts; for "multi_label" (N, C) in [0, 1]; for "regression" (N,) or (N, C). None: no item has a label.
         alpha: weight of the divergence, at least 0; the paper's alpha.
         num_passes: m, the number of passes. 1 gives the plain task loss and a divergence of 0.
@@ -72,7 +72,7 @@ def rdrop_loss(
             over output dimensions).
         mask: (N,) booleans: the items that count. The others add nothing and get a gradient of 0, whatever their labels
             and logits. None: all count.
-        num_items: what the summed task loss is divided by. Default: the labelled items that count. With gradient
+        num_items: what the summed task loss is divided by. Default: the labeled items that count. With gradient
             accumulation or several processes, pass the count of the whole batch, and every micro-batch adds its exact
             share.
         num_divergence_items: what the summed divergence is divided by. Default: all items that count for
@@ -85,7 +85,7 @@ def rdrop_loss(
             reference has a gradient for a tensor alpha and second derivatives.
 
     Returns:
-        `RDropLoss(loss, task_loss, divergence)`. With no labelled item the task loss is 0. A gradient through `loss` is
+        `RDropLoss(loss, task_loss, divergence)`. With no labeled item the task loss is 0. A gradient through `loss` is
         the cheapest; through `task_loss` or `divergence` the fused implementations compute it in a round of their own.
 
     Raises:
@@ -164,8 +164,8 @@ def counts(
     """
     counted = size if mask is None else mask.sum()
     if num_items is None and labels is not None:
-        labelled = labels != reference.IGNORE_INDEX
-        num_items = (labelled if mask is None else labelled & mask).sum()
+        labeled = labels != reference.IGNORE_INDEX
+        num_items = (labeled if mask is None else labeled & mask).sum()
     if num_divergence_items is None:
         num_divergence_items = counted if reduction == "mean" else 1
     return counted if num_items is None else num_items, num_divergence_items

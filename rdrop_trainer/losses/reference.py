@@ -20,7 +20,7 @@ def single_label(
 
     Args:
         logits: (m, N, C). A class whose logit is -inf in every pass is masked: it contributes nothing.
-        labels: (N,) integers; -100 marks an unlabelled item, whose cross-entropy is 0.
+        labels: (N,) integers; -100 marks an unlabeled item, whose cross-entropy is 0.
         label_smoothing: weight of the uniform distribution in the target.
 
     Returns:
@@ -29,14 +29,14 @@ def single_label(
     log_probs = logits.log_softmax(-1)  # (m, N, C)
     masked = torch.isneginf(logits).all(0)  # (N, C)
 
-    labelled = labels != IGNORE_INDEX
-    target = labels.where(labelled, 0).unsqueeze(-1)  # (N, 1)
+    labeled = labels != IGNORE_INDEX
+    target = labels.where(labeled, 0).unsqueeze(-1)  # (N, 1)
     task = -log_probs.gather(-1, target.expand(log_probs.shape[0], -1, 1)).squeeze(-1)  # (m, N)
     if label_smoothing:
         uniform = -log_probs.masked_fill(masked, 0).mean(-1)  # (m, N)
         task = (1 - label_smoothing) * task + label_smoothing * uniform
-    # `where` before the mean, and no product with the mask: an unlabelled item may have an infinite loss at class 0
-    task = task.where(labelled, 0).mean(0)
+    # `where` before the mean, and no product with the mask: an unlabeled item may have an infinite loss at class 0
+    task = task.where(labeled, 0).mean(0)
 
     # Deviations of log-probabilities, not of logits: a shift common to all classes of a pass would cost digits.
     divergence = _bilinear(log_probs.exp(), log_probs.masked_fill(masked, 0))

@@ -133,7 +133,7 @@ def _rdrop_kernel(
             kept += tl.sum(_unmasked(z, M).to(tl.float32), 0)
 
     label = tl.load(labels + item)
-    labelled = label != IGNORED
+    labeled = label != IGNORED
     inside = (label >= 0) & (label < classes)
     task, divergence = zero, zero
     for k in tl.static_range(M):
@@ -145,11 +145,11 @@ def _rdrop_kernel(
             term = (1 - SMOOTHING) * term + SMOOTHING * (kept * log_total - logit_sum[k]) / classes
         task += term / M
         divergence += spread[k] / total[k]
-    tl.store(tasks + item, tl.where(labelled, task, 0.0))
+    tl.store(tasks + item, tl.where(labeled, task, 0.0))
     tl.store(divergences + item, divergence / max(M - 1, 1))
 
     if gradient is not None:
-        a = tl.where(labelled, tl.load(task_weight) / M, 0.0)
+        a = tl.where(labeled, tl.load(task_weight) / M, 0.0)
         b = tl.load(divergence_weight) / max(M - 1, 1)
         own = a
         if SMOOTHING > 0:
@@ -202,7 +202,7 @@ def walk(
         logits: all passes in one tensor, (m·N, C), or m of (N, C); float32, bfloat16 or float16. Rows may lie apart.
         task_weight, divergence_weight: of the sums in the loss; scalars on the device.
         with_gradient: False: the sums alone.
-        labels: (N,) int64; -100 marks an unlabelled item. Any other number that is no class makes the loss NaN.
+        labels: (N,) int64; -100 marks an unlabeled item. Any other number that is no class makes the loss NaN.
         num_passes: m.
         mask: (N,) booleans, the items that count. None: all of them.
         label_smoothing: ε.

@@ -5,7 +5,7 @@ small edits and the seed, calibration, time and memory. Tables and figures go in
 pictures beside them. Needs the extra `report` (SciPy; Matplotlib for the pictures).
 """
 
-from ..lazy import lazily
+from .._lazy import lazily
 
 _EXPORTS = {
     "write_report": "writing",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..extras import need
+from .._extras import import_optional
 
 LEVEL = 0.05  # of the tests; the intervals cover 1 - LEVEL
 POWER = 0.8
@@ -97,7 +97,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     mean, std = float(differences.mean()), float(differences.std(ddof=1))
     if std <= 1e-12 * np.abs(np.array(pairs)).max():
         return PairedDifference(n, mean, 0.0, mean, mean)
-    stats = need("scipy.stats", extra="report")
+    stats = import_optional("scipy.stats", extra="report")
     bootstrap = stats.bootstrap(
         (differences,),
         np.mean,
@@ -144,13 +144,13 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
     if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:
         return SpreadRatio()
     ratio = float(groups[1].std(ddof=1) / groups[0].std(ddof=1))
-    f = need("scipy.stats", extra="report").f(len(groups[1]) - 1, len(groups[0]) - 1)
+    f = import_optional("scipy.stats", extra="report").f(len(groups[1]) - 1, len(groups[0]) - 1)
     return SpreadRatio(ratio, ratio / math.sqrt(f.ppf(1 - LEVEL / 2)), ratio / math.sqrt(f.ppf(LEVEL / 2)))
 
 
 def _detectable(std: float, n: int) -> float:
     """The difference that a two-sided t-test of n pairs finds with the power above, nearly."""
-    t = need("scipy.stats", extra="report").t(n - 1)
+    t = import_optional("scipy.stats", extra="report").t(n - 1)
     return float((t.ppf(1 - LEVEL / 2) + t.ppf(POWER)) * std / math.sqrt(n))
 
 

@@ -11,8 +11,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..card_data import is_score
 from ..errors import InputError
+from ..hub.card_data import is_score
 from ..script.outcome import FREE_TO_CHANGE, LOGITS_FILE, RESULTS
 
 _PREFIX = "eval_"

@@ -87,7 +87,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Texts without labels (also .txt, one a line), mixed into every batch, --rdrop_unlabeled_ratio of "
-            "them for each labelled row: they add the divergence and no task loss. Texts that are also in another "
+            "them for each labeled row: they add the divergence and no task loss. Texts that are also in another "
             "split are left out."
         },
     )
@@ -122,7 +122,7 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows to train."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first rows to evaluate."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Use only the first rows to predict."})
-    max_unlabeled_samples: int | None = field(default=None, metadata={"help": "Use only the first unlabelled rows."})
+    max_unlabeled_samples: int | None = field(default=None, metadata={"help": "Use only the first unlabeled rows."})
     overwrite_output_dir: bool = field(
         default=False,
         metadata={

@@ -10,9 +10,9 @@ from typing import Any
 
 import datasets
 
-from ..card_data import EvaluationSet, is_score
 from ..glue.tasks import Task
-from ..model_card import CardFacts
+from ..hub.card_data import EvaluationSet, is_score
+from ..hub.model_card import CardFacts
 from ..report.runs import comparable_settings
 from .outcome import RESULTS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from ..extras import need
+from .._extras import import_optional
 from .jobs import LOG, Job, Launch, Local
 from .outcome import EDITS_FILE, LOGITS_FILE, RESULTS
 
@@ -38,7 +38,7 @@ class OnRay:
     """
 
     def __init__(self, script: str | Path):
-        self.ray = need("ray", extra="ray")
+        self.ray = import_optional("ray", extra="ray")
         if not self.ray.is_initialized():
             self.ray.init(log_to_driver=False, logging_level="error")
         gpus = self.ray.cluster_resources().get("GPU", 0)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._extras import import_optional
 from ..errors import InputError
-from ..extras import need
 from ..report import FinishedRun, write_report
 from .arguments import CommandLine, parse_arguments
 from .cluster import launcher
@@ -50,7 +50,7 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path, script: st
     pending = [job for job in jobs if not is_finished(job)]
     several = command.several
     print(f"{len(jobs)} runs in {folder}, {len(jobs) - len(pending)} of them finished before", flush=True)
-    need("scipy.stats", extra="report")  # missed now, not when all is computed
+    import_optional("scipy.stats", extra="report")  # missed now, not when all is computed
     failed, missing = [], {job.name for job in pending}
     # A cluster knows best how many it can take
     at_once = several.parallel if several.engine == "local" or "parallel" in command.given else len(jobs)

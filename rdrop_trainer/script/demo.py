@@ -95,7 +95,7 @@ def run_demo(script: str, output_dir: Path | None = None) -> int:
             csv.writer(file).writerows([("sentence", "label"), *rows])
     make_bert(output_dir / "model", [text for text, _ in make_sentences(4000, seed=3)])
     print(
-        f"Demo: {TRAIN_ROWS} made-up English and Chinese sentences, {WRONG_LABELS:.0%} of them labelled wrongly, to "
+        f"Demo: {TRAIN_ROWS} made-up English and Chinese sentences, {WRONG_LABELS:.0%} of them labeled wrongly, to "
         f"train on; {VALIDATION_ROWS} to evaluate; a two-layer BERT with random weights; {len(SEEDS)} seeds each."
     )
     argv = [

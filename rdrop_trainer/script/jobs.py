@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from ..errors import InputError
-from .claim import claimed
+from .lock import locked
 
 LOG = "run.log"
 WRONG_INPUT = 2  # exit code of the script
@@ -193,7 +193,7 @@ def alone_in(folder: Path, run: Callable[[], int]) -> int:
         InputError: another process is at work in the folder.
     """
     try:
-        with claimed(folder), terminated_as_interrupted():
+        with locked(folder), terminated_as_interrupted():
             return run()
     except KeyboardInterrupt:
         print(

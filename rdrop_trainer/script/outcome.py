@@ -19,7 +19,7 @@ import torch
 
 from ..errors import InputError
 from ..glue.tasks import Task
-from ..resuming import checkpoint_fault, last_whole_checkpoint
+from ..reliability.resuming import checkpoint_fault, last_whole_checkpoint
 
 try:
     import resource
@@ -216,7 +216,7 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
     lines = [f"{results['task']}: {what}, seed {settings['seed']}, {settings['model_name_or_path']}"]
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in results["rows"].items()))
     if results["unlabeled_ratio"]:
-        lines.append(f"batches   {results['unlabeled_ratio']:g} unlabelled rows for each labelled one")
+        lines.append(f"batches   {results['unlabeled_ratio']:g} unlabeled rows for each labeled one")
     if "steps" in metrics:
         loss = f"loss {metrics['train_loss']:.4f}, " if "train_loss" in metrics else ""
         lines.append(f"training  {loss}{metrics['steps']} steps")

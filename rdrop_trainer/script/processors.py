@@ -13,7 +13,7 @@ from transformers import (
     default_data_collator,
 )
 
-from ..extras import need
+from .._extras import import_optional
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from ..glue.features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
 from ..glue.metrics import load_metric
@@ -96,7 +96,7 @@ class ChoiceProcessor(Processor):
     references = "label"  # the column of rows to score against
 
     def features(self, rows: datasets.Dataset) -> datasets.Dataset:
-        need("scipy.optimize")  # for the answers: missed now, not when they are computed
+        import_optional("scipy.optimize")  # for the answers: missed now, not when they are computed
         return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
 
     def collator(self) -> Callable:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._extras import import_optional
 from ..errors import InputError
-from ..extras import need
 from ..search import SPACE, STORE, STUDY, suggest
 from .arguments import CommandLine
 from .cluster import launcher
@@ -45,7 +45,7 @@ def tune(command: CommandLine, script: str) -> int:
             their input, or no Optuna.
     """
     _check(command)
-    need("optuna", extra="tune").logging.set_verbosity(30)  # warnings
+    import_optional("optuna", extra="tune").logging.set_verbosity(30)  # warnings
     default = f"runs/{command.data.task_name or 'custom'}-search"
     folder = Path(command.training.output_dir if "output_dir" in command.given else default)
     return alone_in(folder, lambda: Search(command, folder).run(script))

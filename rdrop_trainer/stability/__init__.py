@@ -3,7 +3,7 @@
 R-Drop trains for the first, and the others and the calibration change with it, so they are measured beside the scores.
 """
 
-from ..lazy import lazily
+from .._lazy import lazily
 
 _EXPORTS = {
     "Agreement": "agreement",

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..heads import Head
 from ..losses import reference
+from ..objective.heads import PredictionHead
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Agreement:
 
 
 def compare(
-    head: Head, batch: Mapping[str, Any], own: list[torch.Tensor], samples: list[torch.Tensor]
+    head: PredictionHead, batch: Mapping[str, Any], own: list[torch.Tensor], samples: list[torch.Tensor]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(flips, divergence, items) per row; `own` is (n, C) for each part, `samples` (m, n, C)."""
     rows, size = head.rows_of_items(batch)
@@ -58,7 +58,7 @@ def compare(
     return flips, divergence, items
 
 
-def divergence_of(head: Head, logits: torch.Tensor) -> np.ndarray:
+def divergence_of(head: PredictionHead, logits: torch.Tensor) -> np.ndarray:
     """Mean over pairs of the m predictions (m, n, C), per item."""
     if head.problem == "single_label":
         none = torch.full(logits.shape[1:2], reference.IGNORE_INDEX, device=logits.device)
@@ -67,7 +67,7 @@ def divergence_of(head: Head, logits: torch.Tensor) -> np.ndarray:
     return function(logits, torch.zeros_like(logits[0]))[1].cpu().numpy()
 
 
-def differ(head: Head, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+def differ(head: PredictionHead, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """Whether two predictions (n, C) differ: 1, 0, or NaN for a regression."""
     if head.problem == "regression":
         return np.full(len(a), np.nan)

@@ -39,7 +39,7 @@ def mean_confidence(probabilities: Any, labels: Any) -> float:
         labels: (N,) class ids; rows of -100 are left out.
 
     Returns:
-        The mean over the labelled rows, in [1 / C, 1].
+        The mean over the labeled rows, in [1 / C, 1].
 
     Raises:
         InputError: other shapes, no probabilities, or no row with a label.

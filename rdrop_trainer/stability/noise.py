@@ -11,7 +11,7 @@ from torch import nn
 
 from ..dropout import active_dropout
 from ..errors import InputError
-from ..heads import head_of
+from ..objective.heads import head_of
 from .agreement import Agreement, compare
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 

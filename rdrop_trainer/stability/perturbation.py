@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..heads import Head, head_of
+from ..objective.heads import PredictionHead, head_of
 from .agreement import Agreement, differ, divergence_of, mean_by
 from .edits import EDITS, Edit
 from .running import as_it_was, items_of
@@ -103,7 +103,7 @@ def perturbation_agreement(
         if (edited := edit(text, rng)) is not None and edited != text
     ]
 
-    def predict(texts: list[tuple[str, ...]]) -> tuple[Head, torch.Tensor]:
+    def predict(texts: list[tuple[str, ...]]) -> tuple[PredictionHead, torch.Tensor]:
         # Texts of about one length together, so that little of a batch is padding
         order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
         logits = []

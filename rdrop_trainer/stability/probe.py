@@ -10,8 +10,8 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from ..errors import InputError
-from ..heads import head_of
 from ..losses import rdrop_loss
+from ..objective.heads import head_of
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 
 

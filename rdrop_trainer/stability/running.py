@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from ..heads import SEQ2SEQ, Head, head_of
+from ..objective.heads import SEQ2SEQ, PredictionHead, head_of
 
 _ROW_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
@@ -36,14 +36,16 @@ def batches_of(model: nn.Module, dataset: Any, collate: Callable | None, size: i
 
 
 def _no_labels(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Labels that mark nothing as labelled: whole rows, or all their tokens."""
+    """Labels that mark nothing as labeled: whole rows, or all their tokens."""
     main = next(value for value in batch.values() if isinstance(value, torch.Tensor))
     rows = torch.full((len(main),), -100, device=main.device)
     return torch.full_like(main, -100) if head_of(model, {**batch, "labels": rows}).tokens else rows
 
 
 @torch.no_grad()
-def items_of(model: nn.Module, head: Head, batch: Mapping[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def items_of(
+    model: nn.Module, head: PredictionHead, batch: Mapping[str, Any]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The logits (n, C) in float64 and the labels (n, ...) of the items that count, for each part of the head."""
     # Without labels the model computes no loss; an encoder-decoder makes its decoder's inputs of them
     keep = head.labels if head.name == SEQ2SEQ.name and batch.get("decoder_input_ids") is None else ()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..heads import Head
 from ..losses.validation import Problem
+from ..objective.heads import PredictionHead
 from .agreement import Agreement, differ, divergence_of
 
 
@@ -33,6 +33,6 @@ def seed_agreement(logits: Sequence[Any], problem: Problem = "single_label") -> 
     shapes = [tuple(z.shape) for z in stacked]
     if len(stacked) < 2 or len(set(shapes)) > 1 or len(shapes[0]) != 2:
         raise InputError(f"logits: expected (N, C) of at least two models for the same rows, got {shapes}")
-    head = Head("rows", problem)
+    head = PredictionHead("rows", problem)
     flips = np.mean([differ(head, a, b) for a, b in combinations(stacked, 2)], axis=0)
     return Agreement(flips, divergence_of(head, torch.stack(stacked)), np.ones(len(flips), dtype=int))

@@ -1,0 +1,1 @@
+"""The R-Drop loss of a batch, without a `Trainer`."""

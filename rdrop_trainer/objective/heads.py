@@ -1,0 +1,314 @@
+"""What a model predicts: which items a batch holds, which of them count where, and how the loss treats them.
+
+An item is what one prediction is made for: a row for sequence classification, a token for token classification, a
+target token for language models. To support another head of this kind, add a `PredictionHead` and the classes it fits
+to `head_of`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from ..losses.chunked import split_passes
+from ..losses.reference import IGNORE_INDEX
+from ..losses.validation import Problem
+
+
+class Items(NamedTuple):
+    """The predictions of m passes that are compared, N items each, in the arguments of `rdrop_loss`.
+
+    Attributes:
+        outputs: logits, all passes in one tensor, (m·N, C), or m of (N, C).
+        labels: (N,), or (N, C) for several values a row.
+        mask: (N,) booleans, those that count in the divergence, among them all labeled ones. None: all.
+    """
+
+    outputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def counted(self, num_passes: int, at_most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs (m, n, C) and labels (n, ...) of the items that count, or of the first of them."""
+        which = slice(at_most) if self.mask is None else self.mask.nonzero()[:at_most, 0]
+        return torch.stack([z[which] for z in split_passes(self.outputs, num_passes)]), self.labels[which]
+
+
+class Outputs(Protocol):
+    """A model's outputs by name, each all passes in one tensor or a tensor for every pass: a mapping, or `Passes`."""
+
+    def __getitem__(self, key: str, /) -> Sequence[torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class PredictionHead:
+    """How the predictions of a model are counted and compared.
+
+    A head has one part, or several that are averaged: extractive QA predicts where the answer starts and where it ends.
+
+    Attributes:
+        name: for messages.
+        problem: the loss, as `rdrop_loss` names it.
+        outputs: names of the logits of each part among the model's outputs.
+        labels: names of the labels of each part in the batch.
+        tokens: the items are tokens (logits (B, T, C), labels (B, T)), not rows (logits (B, C)).
+        shifted: the logits of a token predict the label of the next one.
+        soft_prompt: learned positions stand before the text, so that even its first token is predicted.
+        unlabeled_mask: name of the mask whose tokens count in the divergence where a row of tokens has no label at
+            all: such a row is unlabeled text. None: such a row counts nowhere.
+        positions: the labels are positions in the text, and those outside it are ignored.
+        task_loss: where the task loss comes from: "stock" (the head's usual loss, computed from the logits), "model"
+            (what the model returns), "function" (the user's `compute_loss_func`) or "trainer" (a `compute_loss` of the
+            trainer's own).
+    """
+
+    name: str
+    problem: Problem = "single_label"
+    outputs: tuple[str, ...] = ("logits",)
+    labels: tuple[str, ...] = ("labels",)
+    tokens: bool = False
+    shifted: bool = False
+    soft_prompt: bool = False
+    unlabeled_mask: str | None = None
+    positions: bool = False
+    task_loss: Literal["stock", "model", "function", "trainer"] = "stock"
+
+    def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """How many items of a batch have a task loss and how many a divergence: (parts, 2) integers, on its device.
+
+        Counts need labels and masks only, so a whole accumulation window can be counted before its first forward pass.
+        """
+        return torch.stack([self._count(targets, batch) for targets in self._targets(batch)])
+
+    def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        rows = torch.tensor(targets.shape[0], device=targets.device)
+        labeled = rows if self.problem != "single_label" else (targets != IGNORE_INDEX).sum()
+        return torch.stack([labeled, self._divergence_mask(targets, batch).sum() if self.tokens else rows])
+
+    def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:
+        """The items of a batch, for each part.
+
+        Args:
+            outputs: the model's outputs by name, all passes in one tensor or a tensor each: (m·B, C) or B rows, or with
+                tokens (m·B, T', C), T' ≥ T: positions the model put before the text (soft prompts) are left out.
+            batch: the inputs of one pass, B rows.
+            num_passes: m.
+
+        Raises:
+            ValueError: an output of another shape.
+        """
+        parts = zip(self.outputs, self._targets(batch), strict=True)
+        return [self._items(name, tuple(outputs[name]), targets, batch, num_passes) for name, targets in parts]
+
+    def rows_of_items(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+        """The row that each item of one pass that counts is of, (n,), and how many rows the batch has."""
+        targets = self._targets(batch)[0]
+        if not self.tokens:
+            return torch.arange(len(targets), device=targets.device), len(targets)
+        return self._divergence_mask(targets, batch).nonzero()[:, 0], len(targets)
+
+    def _items(self, name, outputs, targets, batch, num_passes) -> Items:
+        size = num_passes // len(outputs) * targets.shape[0]
+        expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
+        first = outputs[0]
+        fits = first.dim() == len(expected) and first.shape[0] == size
+        if self.tokens:
+            fits = fits and first.shape[1] >= targets.shape[1]
+        elif self.problem != "single_label":
+            fits = first.shape[:1] == (size,)
+        if not fits:
+            raise ValueError(
+                f"R-Drop took the head for {self.name}, whose {name!r} have the shape ({', '.join(expected)}) with "
+                f"{size} rows ({num_passes // len(outputs)} passes) for labels {tuple(targets.shape)}; the model "
+                f"returned {tuple(first.shape)}. For a class that transformers does not know the labels decide: "
+                "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression."
+            )
+        if not self.tokens:
+            if self.positions and self.soft_prompt:
+                outputs = [z[:, -batch_length(batch) :] for z in outputs]
+            return Items(tuple(z.reshape(size, -1) for z in outputs), targets)
+        mask = self._divergence_mask(targets, batch)  # (B, T)
+        outputs = (z[:, -targets.shape[1] :].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
+        return Items(tuple(outputs), targets.flatten(), mask.flatten())
+
+    def _targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+        """What each part's logits predict: (B,), (B, C) for several values a row, or (B, T) aligned with the logits."""
+        labels = [batch[key] for key in self.labels]
+        if self.positions:
+            # The stock loss takes any negative position for the first one
+            length = batch_length(batch)
+            return [y.reshape(-1).clamp(0).masked_fill(y.reshape(-1) >= length, IGNORE_INDEX) for y in labels]
+        if self.shifted and batch.get("shift_labels") is not None:
+            return [batch["shift_labels"]]
+        if self.shifted:
+            labels = [F.pad(y, (0, 1), value=IGNORE_INDEX) for y in labels]
+            return labels if self.soft_prompt else [y[:, 1:] for y in labels]
+        if not self.tokens and self.problem == "single_label":
+            return [y.reshape(-1) for y in labels]
+        return labels
+
+    def _divergence_mask(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        labeled = targets != IGNORE_INDEX  # (B, T)
+        if self.unlabeled_mask is None:
+            return labeled
+        attended = batch.get(self.unlabeled_mask)
+        if attended is not None and attended.shape == labeled.shape:
+            attended = attended.bool()
+        else:
+            # Nothing, or a mask of another shape (per pair of tokens, say), says which tokens are text: all of the
+            # encoder's, but none of a decoder's, whose targets are padded with the mark of an unlabeled token
+            attended = self.unlabeled_mask == "attention_mask"
+        return labeled | (~labeled.any(-1, keepdim=True) & attended)
+
+
+SINGLE_LABEL = PredictionHead("single-label classification")
+MULTI_LABEL = PredictionHead("multi-label classification", problem="multi_label")
+REGRESSION = PredictionHead("regression", problem="regression")
+MULTIPLE_CHOICE = PredictionHead("multiple choice")
+QUESTION_ANSWERING = PredictionHead(
+    "extractive question answering",
+    outputs=("start_logits", "end_logits"),
+    labels=("start_positions", "end_positions"),
+    positions=True,
+)
+TOKEN = PredictionHead("token classification", tokens=True, unlabeled_mask="attention_mask")
+MASKED_LM = PredictionHead("masked language modelling", tokens=True)
+SEQ2SEQ = PredictionHead(
+    "sequence-to-sequence language modelling", tokens=True, unlabeled_mask="decoder_attention_mask"
+)
+CAUSAL_LM = PredictionHead("causal language modelling", tokens=True, shifted=True)
+PROBLEM_TYPES = {
+    "single_label_classification": SINGLE_LABEL,
+    "multi_label_classification": MULTI_LABEL,
+    "regression": REGRESSION,
+}
+
+
+def _class_names(*tasks: str) -> frozenset[str]:
+    """The class names of transformers' mappings for some tasks; a version may lack a mapping."""
+    mappings = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in tasks]
+    values = [value for mapping in mappings for value in mapping.values()]
+    return frozenset(name for value in values for name in ([value] if isinstance(value, str) else value))
+
+
+_ROW_CLASSIFIERS = _class_names(
+    "SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION"
+)
+# They count as language models by their names, but predict the token in place
+_IN_PLACE = frozenset({"XLMWithLMHeadModel", "FlaubertWithLMHeadModel", "XLNetLMHeadModel"})
+_GENERATORS = (
+    _class_names("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    - _IN_PLACE
+)
+_HEADS = (
+    (_class_names("TOKEN_CLASSIFICATION"), TOKEN),
+    (_class_names("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"), QUESTION_ANSWERING),
+    (_class_names("MULTIPLE_CHOICE"), MULTIPLE_CHOICE),
+    (_class_names("NEXT_SENTENCE_PREDICTION"), SINGLE_LABEL),
+    ((_class_names("MASKED_LM") | _IN_PLACE) - _GENERATORS, MASKED_LM),
+)
+_GENERATOR_NAMES = re.compile(r"For(CausalLM|ConditionalGeneration)$|LMHeadModel$")
+# Heads whose predictions have no fixed item to compare: boxes matched to objects, alignments, maps of pixels, sounds
+_REFUSED = re.compile(
+    r"For(CTC|RNNT|TDT|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
+    r"|Detection|Segmentation|Estimation|Matching|Matting|Recognition|ImageModeling|TextTo(Speech|Spectrogram|Waveform)"
+    r"|^TapasForQuestionAnswering$"
+)
+
+
+def head_of(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
+    """The head of a model, from its class (or the classes it derives from) and configuration.
+
+    Args:
+        model: the unwrapped model.
+        batch: one batch; where the configuration states no problem type, the type of its `labels` decides it, by the
+            rule of `transformers` (one label is regression, integers are single-label, anything else multi-label).
+
+    Returns:
+        A head of this module. A model whose loss is not known to be the head's stock loss (its forward is defined
+        outside transformers, its `loss_function` was replaced, or its router adds a loss) keeps its own. A class that
+        has nothing to do with a head of the table is judged by its name, where that says language model, or by its
+        labels: start and end positions are question answering, (B,) are rows, (B, T) integers are tokens, and floating
+        labels are regression or, with a column per class, multi-label.
+
+    Raises:
+        ValueError: a head that R-Drop does not fit, or labels that are no tensor.
+    """
+    cls = type(model)
+    names = {base.__name__ for base in cls.__mro__ if base.__module__.startswith("transformers.")}
+    known = [head for classes, head in _HEADS if names & classes]
+    stock_forward = cls.forward.__module__.startswith(("transformers.", "liger_kernel."))
+    adds_loss = getattr(getattr(model, "config", None), "output_router_logits", False)
+    if names & _ROW_CLASSIFIERS:
+        head = _row_classifier(model.config, _labels_of(batch, cls))
+    elif known:
+        head = known[0]
+    elif names & _GENERATORS:
+        head = _generator(model)
+    elif any(_REFUSED.search(name) for name in names):
+        raise ValueError(
+            f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
+            "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
+            "audio and video classification, token classification, multiple choice, extractive question answering, "
+            "masked, causal and sequence-to-sequence language modelling, and models with a loss of their own that "
+            "return logits for rows or tokens."
+        )
+    else:
+        head = _judged(model, batch)
+        stock_forward = False
+    loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
+    stock_loss = loss_function.__module__.startswith(("transformers.", "torch."))
+    keeps_own = not (stock_forward and stock_loss) or adds_loss or hasattr(model, "_loss_function")
+    return replace(head, task_loss="model") if keeps_own else head
+
+
+def batch_length(batch: Mapping[str, Any]) -> int:
+    """T, the tokens of a row of text."""
+    return next(batch[key] for key in ("input_ids", "inputs_embeds") if batch.get(key) is not None).shape[1]
+
+
+def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(
+            f"R-Drop needs `labels` as a tensor in every training batch to tell what {cls.__name__} predicts; "
+            + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
+            + " Rows without a label carry -100."
+        )
+    return labels
+
+
+def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
+    problem_type = config.problem_type
+    if problem_type is None:
+        if config.num_labels == 1:
+            problem_type = "regression"
+        elif labels.dtype in (torch.long, torch.int):
+            problem_type = "single_label_classification"
+        else:
+            problem_type = "multi_label_classification"
+    return PROBLEM_TYPES[problem_type]
+
+
+def _generator(model: nn.Module) -> PredictionHead:
+    config = getattr(model, "config", None)
+    return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
+
+
+def _judged(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
+    """The head of a class that transformers does not list."""
+    if all(batch.get(key) is not None for key in QUESTION_ANSWERING.labels):
+        return QUESTION_ANSWERING
+    labels = _labels_of(batch, type(model))
+    if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
+        return _generator(model)
+    if labels.is_floating_point():
+        return MULTI_LABEL if labels.dim() == 2 and labels.shape[1] > 1 else REGRESSION
+    return TOKEN if labels.dim() == 2 and labels.shape[1] > 1 else SINGLE_LABEL

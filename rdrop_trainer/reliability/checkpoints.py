@@ -1,0 +1,45 @@
+"""Checkpoints whose weights were saved under other names than the model's."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..objective.behind import TrainerBehind
+
+
+class RenamedWeightsMixin(TrainerBehind):
+    """The part of `RDropMixin` that loads such checkpoints whole, in resuming and at the end of training.
+
+    `save_pretrained` gives the weights of many models (ViT, vision-language models, ...) the names they have on the
+    Hub. `Trainer` looks for the model's own names, finds none of those layers, warns, and goes on from whatever weights
+    the model had (transformers issue 43701).
+    """
+
+    _weights_missed = False
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        renamed = bool(load_result.missing_keys) and bool(load_result.unexpected_keys)
+        self._weights_missed = renamed and isinstance(self.model, PreTrainedModel)
+        if not self._weights_missed:
+            super()._issue_warnings_after_load(load_result)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_missed(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_missed(self.state.best_model_checkpoint)
+
+    def _load_missed(self, folder: str) -> None:
+        if self._weights_missed:
+            self._weights_missed = False
+            saved, info = type(self.model).from_pretrained(
+                folder, config=deepcopy(self.model.config), dtype="auto", output_loading_info=True
+            )
+            found = {name: value for name, value in saved.state_dict().items() if name not in info["missing_keys"]}
+            super()._issue_warnings_after_load(self.model.load_state_dict(found, strict=False))

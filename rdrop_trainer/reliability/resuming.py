@@ -1,0 +1,162 @@
+"""Which checkpoints are whole, so that a training that was killed goes on from the last one that is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..objective.behind import TrainerBehind
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_STATE = "trainer_state.json"
+_SAVED_BY_TORCH = (".pt", ".pth", ".bin")
+_OPTIMIZER = ("optimizer", "global_step")  # the latter is DeepSpeed's folder
+_NO_OPTIMIZER = "it has no optimizer.pt (save_only_model=True leaves that out)"
+
+
+def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
+    """What a checkpoint of `Trainer` lacks to be resumed from; None where it is whole.
+
+    `Trainer` writes `trainer_state.json` last, so a checkpoint without it was cut short. The other files are opened but
+    not read through: a file of tensors knows how long it must be, and a full disk or a power failure may have cut it.
+    Without the optimizer's state `Trainer` would go on with a fresh one, and say nothing.
+
+    Args:
+        checkpoint: the folder.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    if fault := _state_fault(checkpoint):
+        return fault
+    if not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
+        return _NO_OPTIMIZER
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
+            return f"its {path.relative_to(checkpoint)} is cut short"
+    return None
+
+
+def _state_fault(checkpoint: Path) -> str | None:
+    try:
+        _step_of(checkpoint)
+    except FileNotFoundError:
+        return f"it has no {_STATE}, which is written last"
+    except (ValueError, KeyError, TypeError):
+        return f"its {_STATE} is cut short"
+    except OSError as error:
+        return f"its {_STATE} cannot be read ({error.strerror})"
+    return None
+
+
+def _step_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["global_step"]
+
+
+def _is_cut(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return True
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):
+                return False
+        except SafetensorError:
+            return True
+    return path.suffix in _SAVED_BY_TORCH and start == b"PK" and not zipfile.is_zipfile(path)
+
+
+def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path | None:
+    """The checkpoint of the latest step that is whole, None if there is none.
+
+    Args:
+        folder: a trainer's `output_dir`.
+        warn: name those that are passed over.
+    """
+    steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*")}
+    passed_over = []
+    found = None
+    for path in sorted((path for path, match in steps.items() if match), key=lambda p: -int(steps[p][1])):
+        fault = checkpoint_fault(path)
+        if fault is None:
+            found = path
+            break
+        passed_over.append(f"{path} is not whole: {fault}")
+    if passed_over and warn:
+        where = f"going on from {found}" if found else "and there is no earlier one"
+        logger.warning("; ".join(passed_over) + f"; {where}.")
+    return found
+
+
+def _clear_half_written(new: Path) -> None:
+    """Delete the checkpoints beside a new one that were never finished, before `Trainer` makes room.
+
+    It would count them among those to keep, and where folders have no times of their own (a mounted object store) take
+    one of a later step for the newest, and delete all others.
+    """
+    for path in new.parent.glob("checkpoint-*"):
+        if _NAME.fullmatch(path.name) and path != new and _state_fault(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class ResumingMixin(TrainerBehind):
+    """The part of `RDropMixin` that resumes from whole checkpoints only, and lets every process finish its part."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        checkpoint, fault = self._find_checkpoint(resume_from_checkpoint)
+        step = -1 if checkpoint is None or fault else _step_of(checkpoint)
+        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+        if len(set(steps)) > 1:  # they would wait for each other forever
+            told = ", ".join("none" if step < 0 else f"that of step {step}" for step in steps)
+            raise ValueError(
+                f"The processes find different checkpoints to resume from ({told}): {self.args.output_dir} must be a "
+                "folder that all machines share."
+            )
+        if fault:
+            raise ValueError(fault)
+        return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> tuple[Path | None, str | None]:
+        """The checkpoint that is asked for, and why it cannot be resumed from."""
+        if not resume_from_checkpoint:
+            return None, None
+        if resume_from_checkpoint is True:
+            found = last_whole_checkpoint(self.args.output_dir, warn=True)
+            return found, None if found else (
+                f"No whole checkpoint in {self.args.output_dir} to resume from; start with "
+                "resume_from_checkpoint=None, or name another folder's checkpoint."
+            )
+        fault = checkpoint_fault(resume_from_checkpoint)
+        if fault == _NO_OPTIMIZER and self.args.save_only_model:  # whose user knows
+            logger.warning(f"{resume_from_checkpoint}: {fault}, so the optimizer starts afresh.")
+            fault = None
+        return Path(resume_from_checkpoint), fault and (
+            f"{resume_from_checkpoint} is no whole checkpoint: {fault}. Name an earlier one, or pass "
+            "resume_from_checkpoint=True to go on from the last whole one in output_dir."
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            # In a folder of an earlier run, whose end would vouch for a mixture of both
+            (checkpoint / _STATE).unlink(missing_ok=True)
+            if self.args.save_total_limit:
+                _clear_half_written(checkpoint)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # `trainer_state.json` follows, which must not be there before the last process has written its part
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,313 @@
+"""`rdrop_loss` against the definition, at extremes, and with input it must refuse."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rdrop_trainer.losses import rdrop_loss
+from support import formulas
+
+PROBLEMS = ("single_label", "multi_label", "regression")
+IMPLEMENTATIONS = ("reference", "chunked")
+# The closed form is that of the categorical divergence
+BY_PROBLEM = [("single_label", "chunked"), *((problem, "reference") for problem in PROBLEMS)]
+each_problem = pytest.mark.parametrize("problem, implementation", BY_PROBLEM)
+each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+def make(problem, n, c, m=2, dtype=torch.float32, scale=2.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(m * n, c, generator=g, dtype=torch.float64) * scale).to(dtype)
+    if problem == "single_label":
+        labels = torch.randint(0, c, (n,), generator=g)
+    elif problem == "multi_label":
+        labels = torch.randint(0, 2, (n, c), generator=g).float()
+    else:
+        labels = torch.randn(n, c, generator=g)
+    return logits, labels
+
+
+def relative(a, b):
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
+
+
+@each_problem
+@pytest.mark.parametrize("m", [2, 3, 5])
+@pytest.mark.parametrize("n, c", [(1, 1), (1, 2), (7, 3), (33, 17)])
+def test_equals_the_definition(problem, m, n, c, implementation):
+    if problem == "single_label" and c == 1:
+        c = 2
+    logits, labels = make(problem, n, c, m)
+    logits.requires_grad_()
+    expected_logits = logits.detach().double().requires_grad_()
+    result = rdrop_loss(logits, labels, alpha=3.0, num_passes=m, problem=problem, implementation=implementation)
+    expected = formulas.rdrop(expected_logits.split(n), labels, 3.0, problem)
+    for got, want in zip(result, expected, strict=True):
+        assert relative(got.detach(), want.detach()) < 1e-6
+    result.loss.backward()
+    expected[0].backward()
+    assert relative(logits.grad, expected_logits.grad) < 1e-6
+    assert logits.grad.reshape(m, n, c).abs().sum((1, 2)).gt(0).all()  # every pass learns
+
+
+@each_implementation
+@pytest.mark.parametrize("n, c", [(64, 10), (64, 5000), (3, 150_000)])
+@pytest.mark.parametrize("noise", [1.0, 0.1, 0.001])
+def test_float32_keeps_its_digits_when_passes_are_close(n, c, noise, implementation):
+    g = torch.Generator().manual_seed(1)
+    base = torch.randn(n, c, generator=g) * 3
+    logits = torch.cat([base + noise * torch.randn(n, c, generator=g) for _ in range(2)]).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    a, b = exact.log_softmax(-1).split(n)
+    expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
+    got = rdrop_loss(logits, torch.zeros(n, dtype=torch.long), alpha=1.0, implementation=implementation).divergence
+    assert relative(got.detach(), expected.detach()) < 1e-6
+    got.backward()
+    expected.backward()
+    assert relative(logits.grad, exact.grad) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each_problem
+def test_half_precision_is_no_worse_than_the_naive_formula(dtype, problem, implementation):
+    logits, labels = make(problem, 40, 3000 if problem == "single_label" else 6, dtype=dtype)
+    expected = formulas_fast(logits.double(), labels, problem)
+    got = rdrop_loss(logits, labels, alpha=4.0, problem=problem, implementation=implementation).loss
+    assert got.dtype == torch.float32
+    naive_error = relative(formulas_fast(logits, labels, problem), expected)
+    assert relative(got, expected) <= naive_error + 1e-6
+
+
+def formulas_fast(logits, labels, problem):
+    """The vectorised naive formula in the logits' own type."""
+    n = len(logits) // 2
+    a, b = logits.split(n)
+    if problem == "single_label":
+        task = F.cross_entropy(logits, labels.repeat(2))
+        la, lb = a.log_softmax(-1), b.log_softmax(-1)
+        div = 0.5 * ((la.exp() * (la - lb)).sum(-1) + (lb.exp() * (lb - la)).sum(-1)).mean()
+    elif problem == "multi_label":
+        task = F.binary_cross_entropy_with_logits(logits, labels.repeat(2, 1).to(logits.dtype))
+        div = 0.5 * ((a.sigmoid() - b.sigmoid()) * (a - b)).sum(-1).mean()
+    else:
+        task = F.mse_loss(logits, labels.repeat(2, 1).to(logits.dtype))
+        div = ((a - b) ** 2).mean()
+    return task + 2 * div
+
+
+@each_problem
+@pytest.mark.parametrize("m", [2, 3])
+def test_gradcheck(problem, m, implementation):
+    logits, labels = make(problem, 3, 4, m, torch.float64)
+    if problem == "single_label":
+        labels[1] = -100
+    logits.requires_grad_()
+    smoothing = 0.1 if problem == "single_label" else 0.0
+
+    def loss(z):
+        return rdrop_loss(
+            z,
+            labels,
+            alpha=1.7,
+            num_passes=m,
+            problem=problem,
+            label_smoothing=smoothing,
+            implementation=implementation,
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, logits)
+
+
+@each_implementation
+def test_seed_and_paper_weights(implementation):
+    """alpha means what it means in the paper (half its loss) and in bojone's crossentropy_with_rdrop."""
+    logits, labels = make("single_label", 6, 4)
+    a, b = logits.double().log_softmax(-1).split(6)
+    ce1, ce2 = F.nll_loss(a, labels), F.nll_loss(b, labels)
+    kl12 = (a.exp() * (a - b)).sum(-1).mean()
+    kl21 = (b.exp() * (b - a)).sum(-1).mean()
+    paper = ce1 + ce2 + 4 * 0.5 * (kl12 + kl21)
+    seed = 0.5 * (ce1 + ce2) + 4 / 4 * (kl12 + kl21)
+    got = rdrop_loss(logits, labels, alpha=4.0, implementation=implementation).loss
+    assert relative(got, paper / 2) < 1e-6
+    assert relative(got, seed) < 1e-6
+
+
+@each_implementation
+def test_unlabeled_items_count_in_the_divergence_only(implementation):
+    logits, labels = make("single_label", 6, 4)
+    labels[[1, 4]] = -100
+    expected = formulas.rdrop(logits.split(6), labels, 4.0)
+    for got, want in zip(rdrop_loss(logits, labels, alpha=4.0, implementation=implementation), expected, strict=True):
+        assert relative(got, want) < 1e-6
+
+
+@each_implementation
+@pytest.mark.parametrize("labels", [torch.full((5,), -100), None])
+def test_nothing_labelled_gives_task_zero_and_a_gradient_from_the_divergence(labels, implementation):
+    logits, _ = make("single_label", 5, 3)
+    logits.requires_grad_()
+    result = rdrop_loss(logits, labels, alpha=4.0, implementation=implementation)
+    assert result.task_loss == 0
+    result.loss.backward()
+    assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+@each_problem
+def test_identical_passes_have_no_divergence(problem, implementation):
+    logits, labels = make(problem, 9, 5, m=1)
+    assert (
+        rdrop_loss(logits.repeat(2, 1), labels, alpha=4.0, problem=problem, implementation=implementation).divergence
+        == 0
+    )
+    many = rdrop_loss(
+        logits.repeat(5, 1), labels, alpha=4.0, num_passes=5, problem=problem, implementation=implementation
+    ).divergence
+    assert abs(many.item()) <= 1e-12
+
+
+@each_problem
+@pytest.mark.parametrize("magnitude", [1e4, -1e4])
+def test_extreme_logits_stay_finite(problem, magnitude, implementation):
+    logits, labels = make(problem, 4, 3)
+    logits[0, 1] = magnitude
+    logits[5] = magnitude
+    logits.requires_grad_()
+    result = rdrop_loss(logits, labels, alpha=4.0, problem=problem, implementation=implementation)
+    result.loss.backward()
+    assert result.loss.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("problem, implementation", BY_PROBLEM[:3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_masked_class_contributes_nothing(problem, smoothing, implementation):
+    smoothing = smoothing if problem == "single_label" else 0.0
+    logits, labels = make(problem, 4, 3)
+    if problem == "multi_label":
+        labels[:, 2] = 0
+    else:
+        labels = labels.clamp(max=1)
+    masked = logits.clone()
+    masked[:, 2] = float("-inf")
+    masked.requires_grad_()
+    got = rdrop_loss(
+        masked, labels, alpha=4.0, problem=problem, label_smoothing=smoothing, implementation=implementation
+    )
+    without = rdrop_loss(
+        logits[:, :2],
+        labels if labels.dim() == 1 else labels[:, :2],
+        alpha=4.0,
+        problem=problem,
+        implementation=implementation,
+    )
+    assert relative(got.divergence.detach(), without.divergence) < 1e-6
+    got.loss.backward()
+    assert got.loss.isfinite() and masked.grad.isfinite().all()
+    assert (masked.grad[:, 2] == 0).all()
+
+
+@each_implementation
+def test_many_classes_and_empty_batches(implementation):
+    logits, labels = make("single_label", 2, 150_000)
+    a, b = logits.double().log_softmax(-1).split(2)
+    expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
+    assert relative(rdrop_loss(logits, labels, alpha=4.0, implementation=implementation).divergence, expected) < 1e-6
+    empty = rdrop_loss(
+        torch.empty(0, 4, requires_grad=True),
+        torch.empty(0, dtype=torch.long),
+        alpha=4.0,
+        implementation=implementation,
+    )
+    empty.loss.backward()
+    assert [t.item() for t in empty] == [0, 0, 0]
+
+
+@each_implementation
+def test_label_smoothing_equals_torch(implementation):
+    logits, labels = make("single_label", 8, 5)
+    labels[3] = -100
+    expected = F.cross_entropy(logits.double(), labels.repeat(2), label_smoothing=0.2)
+    assert (
+        relative(
+            rdrop_loss(logits, labels, alpha=0, label_smoothing=0.2, implementation=implementation).task_loss, expected
+        )
+        < 1e-6
+    )
+
+
+@each_implementation
+def test_counts_and_reductions(implementation):
+    logits, labels = make("single_label", 6, 4)
+    labels[0] = -100
+    plain = rdrop_loss(logits, labels, alpha=4.0, implementation=implementation)
+    counted = rdrop_loss(
+        logits, labels, alpha=4.0, num_items=10, num_divergence_items=torch.tensor(24), implementation=implementation
+    )
+    assert relative(counted.task_loss, plain.task_loss * 5 / 10) < 1e-6
+    assert relative(counted.divergence, plain.divergence * 6 / 24) < 1e-6
+    summed = rdrop_loss(logits, labels, alpha=4.0, reduction="sum", implementation=implementation)
+    assert relative(summed.divergence, plain.divergence * 6) < 1e-6
+    assert relative(summed.task_loss, plain.task_loss) < 1e-6
+    assert relative(summed.loss, summed.task_loss + 2 * summed.divergence) < 1e-6
+    assert rdrop_loss(logits, labels, alpha=4.0, num_items=0, implementation=implementation).task_loss.isfinite()
+
+
+@each_implementation
+def test_one_pass_is_the_plain_loss(implementation):
+    logits, labels = make("single_label", 6, 4, m=1)
+    result = rdrop_loss(logits, labels, alpha=4.0, num_passes=1, implementation=implementation)
+    assert relative(result.loss, F.cross_entropy(logits.double(), labels)) < 1e-6
+    assert result.divergence == 0
+
+
+def test_regression_takes_flat_labels():
+    logits, _ = make("regression", 6, 1)
+    labels = torch.arange(6.0)
+    expected = formulas.rdrop(logits.split(6), labels, 4.0, "regression")
+    assert relative(rdrop_loss(logits, labels, alpha=4.0, problem="regression").loss, expected[0]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"alpha": -1}, "alpha must be"),
+        ({"alpha": float("nan")}, "alpha must be"),
+        ({"problem": "ranking"}, "'ranking' is unknown"),
+        ({"reduction": "none"}, "'none' is unknown"),
+        ({"num_passes": 3}, r"num_passes=3, got \(8, 3\)"),
+        ({"num_passes": 0}, "at least 1"),
+        ({"logits": torch.zeros(2, 4, 3)}, r"got \(2, 4, 3\)"),
+        ({"logits": torch.zeros(8, 3, dtype=torch.long)}, "floating"),
+        ({"labels": torch.zeros(8, dtype=torch.long)}, "those of one pass"),
+        ({"labels": torch.zeros(4)}, "must be integers"),
+        ({"labels": torch.tensor([0, 1, 3, -100])}, r"-100 or in \[0, 3\), got 3"),
+        ({"labels": torch.tensor([0, 1, -1, -100])}, r"-100 or in \[0, 3\), got -1"),
+        ({"problem": "multi_label"}, r"labels must have shape \(4, 3\)"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be"),
+        ({"label_smoothing": 0.1, "problem": "regression"}, "only fits"),
+        ({"alpha": float("inf")}, "alpha must be a finite number"),
+        (
+            {"implementation": "fast"},
+            "implementation='fast' is unknown; expected one of auto, reference, chunked, trit",
+        ),
+        ({"implementation": "chunked", "problem": "multi_label", "labels": torch.zeros(4, 3)}, "got 'multi_label'"),
+        ({"implementation": "triton", "logits": torch.zeros(8, 3).double()}, "needs logits on a CUDA device"),
+        ({"logits": ()}, "one tensor or 2, got an empty sequence"),
+        (
+            {"logits": (torch.zeros(4, 3),) * 3},
+            r"or 2 of \(N, C\), with num_passes=2, got \(4, 3\), \(4, 3\), \(4, 3\)",
+        ),
+        ({"logits": (torch.zeros(4, 3), torch.zeros(4, 2))}, r"got \(4, 3\), \(4, 2\)"),
+        ({"logits": (torch.zeros(4, 3), torch.zeros(4, 3).double())}, "one floating type, got torch.float32, torch.fl"),
+        ({"mask": torch.ones(8, dtype=torch.bool)}, r"mask must be booleans of shape \(4,\)"),
+        ({"mask": torch.ones(4)}, "got torch.float32 of"),
+        ({"labels": torch.ones(4, dtype=torch.bool)}, "must be integers"),
+        ({"labels": torch.tensor([0, 1, 5, 9]), "mask": torch.tensor([True, True, False, True])}, "got 9"),
+    ],
+)
+def test_refuses(change, message):
+    arguments = {"logits": torch.zeros(8, 3), "labels": torch.zeros(4, dtype=torch.long), "alpha": 4.0, **change}
+    logits, labels = arguments.pop("logits"), arguments.pop("labels")
+    with pytest.raises(ValueError, match=message):
+        rdrop_loss(logits, labels, **arguments)

@@ -1,0 +1,38 @@
+"""The Triton kernels: tried in Triton's interpreter or on a CUDA device, and compiled for one without having it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from packaging.version import Version
+
+from support import ROOT
+
+triton = pytest.importorskip("triton", reason="needs Triton, which pip installs on Linux")
+HERE = ROOT / "tests/support"
+
+
+def run(*command, interpret):
+    """In a process of its own: Triton reads the variable as it is imported, and other tests would see it."""
+    env = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, cwd=HERE, timeout=600)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(Version(triton.__version__) < Version("3.7"), reason="an interpreter that cannot do with NumPy 2.4")
+def test_kernels_in_the_interpreter():
+    assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", "triton_kernels.py", interpret=True)
+
+
+@pytest.mark.gpu
+def test_kernels_on_a_device():
+    # The last -m counts
+    assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", "-m", "", "triton_kernels.py", interpret=False)
+
+
+def test_kernels_compile_for_hopper(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = run("triton_compile_run.py", interpret=False).splitlines()
+    assert len(compiled) == 6 and all("sm_90" in line for line in compiled)

@@ -1,0 +1,207 @@
+"""Every head of the table: bit-identical where it must be, by the definition where it differs from plain training."""
+
+import pytest
+import torch
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    TrainerCallback,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    YolosConfig,
+    YolosForObjectDetection,
+)
+
+from rdrop_trainer.objective.heads import head_of
+from support import formulas, tiny, zoo
+
+NAMES = tuple(zoo.CASES)
+MODES = ("concat", "sequential", "recompute")
+# `Trainer` counts a position that GPT-2 predicts nothing for; tests of its own
+COUNTED_BY_TRAINER = tuple(name for name in NAMES if name != "gpt2")
+
+
+def sgd_update(name, model, tmp_path, rows=11, **arguments):
+    """Minus the summed gradients of one epoch of SGD, as one vector."""
+    before = tiny.weights(model)
+    arguments = {"rdrop_allow_deterministic": True, **tiny.PURE_SGD, **arguments}
+    trainer = zoo.trainer(name, model, zoo.dataset(name, rows), tmp_path, **arguments)
+    trainer.train()
+    return tiny.update(before, tiny.weights(trainer.model))
+
+
+@pytest.mark.parametrize("name", COUNTED_BY_TRAINER)
+def test_alpha_zero_is_trainer_bit_for_bit(name, tmp_path):
+    runs = []
+    for plain in (True, False):
+        model, calls = zoo.build(name), []
+        model.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        trainer = zoo.trainer(
+            name,
+            model,
+            zoo.dataset(name),
+            tmp_path,
+            plain,
+            rdrop_alpha=0.0,
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+        )
+        trainer.train()
+        runs.append((tiny.weights(model), trainer.state.log_history[-1]["train_loss"], len(calls)))
+    assert tiny.identical(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:] and runs[0][2] == 6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_and_prediction_are_trainers_bit_for_bit(name, tmp_path):
+    model, data, results = zoo.build(name), zoo.dataset(name), []
+    for plain in (True, False):
+        trainer = zoo.trainer(name, model, data, tmp_path, plain, per_device_eval_batch_size=4)
+        results.append((trainer.evaluate(data)["eval_loss"], trainer.predict(data)))
+    (loss_a, a), (loss_b, b) = results
+    assert loss_a == loss_b
+    for x, y in ((a.predictions, b.predictions), (a.label_ids, b.label_ids)):
+        x, y = (v if isinstance(v, tuple) else (v,) for v in (x, y))
+        tensors = [(p, q) for p, q in zip(x, y, strict=True) if hasattr(p, "shape")]
+        assert tensors and all(len(p) == len(data) and (p == q).all() for p, q in tensors)
+
+
+@pytest.mark.parametrize("num_passes", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_of_a_batch_equals_the_definition(name, num_passes, tmp_path):
+    model = zoo.noisy(name, num_passes).train()
+    trainer = zoo.trainer(
+        name, model, zoo.dataset(name), tmp_path, rdrop_num_passes=num_passes, rdrop_alpha=3.0,
+        rdrop_allow_deterministic=True,
+    )  # fmt: skip
+    batch = zoo.batch(name, model)
+    before = {k: v.clone() for k, v in batch.items()}
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    assert batch.keys() == before.keys() and all(torch.equal(batch[k], before[k]) for k in batch)
+
+    with torch.no_grad():
+        repeated = {k: torch.cat([v] * num_passes) for k, v in batch.items()}
+        together = model(**repeated)
+    rows = len(next(iter(batch.values())))
+    names = ["start_logits", "end_logits"] if zoo.CASES[name].kind == "question" else ["logits"]
+    passes = [{key: together[key][k * rows : (k + 1) * rows] for key in names} for k in range(num_passes)]
+    parts = zip(*(zoo.items(name, outputs_k, batch) for outputs_k in passes), strict=True)
+    terms = [formulas.rdrop([z for z, _ in part], part[0][1].tolist(), 3.0) for part in parts]
+    expected = sum(term[0] for term in terms) / len(terms)
+    assert sum(term[2] for term in terms) > 0
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for key in names:
+        assert outputs[key].shape == passes[0][key].shape
+        assert torch.allclose(outputs[key], passes[0][key])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_accumulation_equals_one_large_batch(name, alpha, tmp_path):
+    updates = [
+        sgd_update(
+            name,
+            zoo.noisy(name, num_passes=2 if alpha else 1),
+            tmp_path,
+            rdrop_alpha=alpha,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=steps,
+        )
+        for rows, steps in ((2, 4), (8, 1))
+    ]
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
+
+
+@pytest.mark.parametrize("num_passes", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_concat_and_sequential_agree_when_the_noise_is_equal(name, num_passes, tmp_path):
+    updates = [
+        sgd_update(
+            name,
+            zoo.noisy(name, num_passes, concat=mode == "concat"),
+            tmp_path,
+            rdrop_forward_mode=mode,
+            rdrop_num_passes=num_passes,
+        )
+        for mode in MODES[:2]
+    ]
+    assert tiny.relative(*updates) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sequential_and_recompute_draw_the_same_dropout(name, tmp_path):
+    updates = [sgd_update(name, zoo.build(name, dropout=0.2), tmp_path, rdrop_forward_mode=mode) for mode in MODES[1:]]
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_dropout_training_stops_and_the_divergence_is_zero(name, tmp_path):
+    model = zoo.build(name, dropout=0.0)
+    with pytest.raises(ValueError, match=f"passes of {type(model).__name__} are identical on the first R-Drop step"):
+        zoo.trainer(name, model, zoo.dataset(name), tmp_path).train()
+    arguments = {"rdrop_allow_deterministic": True, "logging_steps": 1, "rdrop_forward_mode": "sequential"}
+    trainer = zoo.trainer(name, model, zoo.dataset(name), tmp_path, **arguments)
+    trainer.train()
+    assert [entry["divergence"] for entry in trainer.state.log_history if "divergence" in entry] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logged_terms_add_up(name, tmp_path):
+    trainer = zoo.trainer(
+        name, zoo.build(name), zoo.dataset(name), tmp_path, rdrop_alpha=2.0, logging_steps=1,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "divergence" in entry]
+    assert len(logs) == 3 and all(entry["divergence"] > 0 for entry in logs)
+    for entry in logs:
+        assert entry["loss"] == pytest.approx(entry["task_loss"] + entry["divergence"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cls, config",
+    [
+        (Wav2Vec2ForCTC, Wav2Vec2Config),
+        (YolosForObjectDetection, YolosConfig),
+        (SegformerForSemanticSegmentation, SegformerConfig),
+    ],
+)
+def test_heads_without_items_are_refused(cls, config):
+    with torch.device("meta"):
+        model = cls(config())
+    with pytest.raises(ValueError, match=f"R-Drop does not fit {cls.__name__}: .*Supported are"):
+        head_of(model, {"labels": torch.zeros(2, 3, dtype=torch.long)})
+
+
+class StopAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+
+
+@pytest.mark.parametrize("name", zoo.ONE_OF_A_KIND)
+def test_stopped_and_resumed_equals_uninterrupted(name, tmp_path):
+    finals = []
+    for folder, callbacks in (("whole", []), ("cut", [StopAt()]), ("cut", [])):
+        resume = bool(finals) and not callbacks
+        trainer = zoo.trainer(
+            name, zoo.build(name, dropout=0.2), zoo.dataset(name), tmp_path / folder, callbacks=callbacks,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2, save_strategy="steps",
+            save_steps=2, rdrop_warmup_steps=4, rdrop_every_n_steps=2, learning_rate=1e-2,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2") if resume else None)
+        finals.append(tiny.weights(trainer.model))
+    assert trainer.state.global_step == 6
+    assert tiny.identical(finals[0], finals[2]) and not tiny.identical(finals[0], finals[1])
+
+
+def test_the_best_model_is_loaded_under_its_own_names(tmp_path):
+    """Image models are saved under the names they have on the Hub."""
+    data = zoo.dataset("vit")
+    trainer = zoo.trainer(
+        "vit", zoo.build("vit", dropout=0.2), data, tmp_path, eval_dataset=data, per_device_train_batch_size=4,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        learning_rate=1.0, save_total_limit=1,
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert losses[0] == min(losses) and trainer.evaluate(data)["eval_loss"] == losses[0] != losses[-1]

@@ -1,0 +1,116 @@
+"""Running a model several times: what is repeated, what is not, and what is refused."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from rdrop_trainer.objective.passes import repeat_rows, run_passes
+from support import tiny
+
+
+def test_rows_are_repeated_batch_after_batch():
+    ids = torch.arange(6).reshape(3, 2)
+    repeated = repeat_rows({"input_ids": ids, "names": ["a", "b", "c"]}, 2, 3)
+    assert repeated["input_ids"].tolist() == ids.tolist() * 2
+    assert repeated["names"] == ["a", "b", "c"] * 2
+
+
+def test_what_is_no_batch_entry_is_passed_on():
+    positions = torch.arange(4)[None]  # (1, T): broadcasts over rows
+    flags = {"use_cache": False, "scale": 2.0, "temperature": torch.tensor(3.0), "nothing": None}
+    repeated = repeat_rows({"input_ids": torch.zeros(3, 4), "position_ids": positions, **flags}, 2, 3)
+    assert repeated["position_ids"] is positions
+    assert all(repeated[k] is v for k, v in flags.items())
+
+
+def test_settings_and_axes_that_look_like_rows():
+    """As many axes, or listed layers, as there are rows."""
+    ids, positions = torch.zeros(3, 4), torch.arange(36).reshape(3, 3, 4)
+    repeated = repeat_rows({"input_ids": ids, "position_ids": positions, "output_layers": [0, 1, 2]}, 2, 3)
+    assert torch.equal(repeated["position_ids"], torch.cat([positions, positions], dim=1))
+    assert repeated["output_layers"] == [0, 1, 2]
+
+
+def test_nested_entries():
+    hidden = torch.randn(3, 4, 5)
+    repeated = repeat_rows({"encoder_outputs": (hidden,), "extra": OrderedDict(mask=torch.ones(3, 4))}, 3, 3)
+    assert torch.equal(repeated["encoder_outputs"][0], torch.cat([hidden] * 3))
+    assert repeated["extra"]["mask"].shape == (9, 4)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("pixel_values", torch.zeros(7, 3)),
+        ("cu_seq_lens_q", torch.tensor([0, 2, 5])),
+        ("max_length_q", 5),
+        ("boxes", [[1], [2]]),
+        ("spans", torch.zeros(2)),
+        ("position_ids", torch.zeros(3, 2, 4)),
+    ],
+)
+def test_layouts_that_cannot_be_repeated_name_sequential(key, value):
+    with pytest.raises(ValueError, match=f'{key}.*rdrop_forward_mode="sequential"'):
+        repeat_rows({"input_ids": torch.zeros(3, 4), key: value}, 2, 3)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_outputs_of_a_pass_have_its_rows(mode):
+    model = tiny.bert(dropout=0.3).train()
+    batch = {"input_ids": torch.randint(5, 40, (3, 6)), "output_hidden_states": True}
+    passes = run_passes(model, batch, 2, mode)
+    assert [z.shape for z in passes["logits"]] == [(6, 4)] if mode == "concat" else [(3, 4)] * 2
+    for k in range(2):
+        output = passes.output(k)
+        assert isinstance(output, SequenceClassifierOutput)
+        assert torch.equal(output.logits, torch.cat(passes["logits"])[3 * k : 3 * k + 3])
+        assert len(output.hidden_states) == 3 and all(h.shape[0] == 3 for h in output.hidden_states)
+    assert not torch.equal(passes.output(0).logits, passes.output(1).logits)
+
+
+def test_sequences_packed_into_one_row_are_told_by_their_positions():
+    """Flash attention keeps them apart only while the batch is that single row."""
+    packed = {"input_ids": torch.zeros(1, 5), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}
+    with pytest.raises(ValueError, match='position_ids.*packed.*rdrop_forward_mode="sequential"'):
+        repeat_rows(packed, 2, 1)
+    single = {"input_ids": torch.zeros(1, 5), "position_ids": torch.tensor([[0, 1, 2, 3, 4]])}
+    assert repeat_rows(single, 2, 1)["position_ids"].shape == (2, 5)
+    padded = {**packed, "attention_mask": torch.tensor([[0, 0, 1, 1, 1]])}
+    assert repeat_rows(padded, 2, 1)["position_ids"].shape == (2, 5)
+
+
+class TupleModel(nn.Module):
+    def forward(self, input_ids, labels=None):
+        logits = input_ids.float()
+        return (logits.mean(), logits) if labels is not None else (logits,)
+
+
+def test_tuples_and_missing_outputs():
+    ids = torch.arange(4).reshape(2, 2)
+    plain = run_passes(TupleModel(), {"input_ids": ids}, 2, "concat")
+    assert plain["logits"][0].shape == (4, 2)
+    with_loss = run_passes(TupleModel(), {"input_ids": ids, "labels": torch.zeros(2)}, 2, "sequential")
+    assert [z.shape for z in with_loss["logits"]] == [(2, 2), (2, 2)] and with_loss.loss() == 1.5
+    for passes in (plain, with_loss):
+        loss, logits = passes.first_output(torch.tensor(7.0))
+        assert loss == 7 and torch.equal(logits, ids.float())
+    with pytest.raises(ValueError, match="'scores'.*loss, logits"):
+        with_loss["scores"]
+
+
+def test_recompute_keeps_no_activations_of_the_first_pass():
+    """The tensors saved for the backward: recompute saves one pass, sequential two."""
+
+    def saved(mode):
+        model = tiny.bert(dropout=0.1).train()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            logits = run_passes(model, {"input_ids": torch.randint(5, 40, (4, 8))}, 3, mode)["logits"]
+        assert all(z.requires_grad for z in logits)
+        return sum(sizes)
+
+    one = saved("sequential") / 3
+    assert saved("recompute") < 1.1 * one

@@ -1,0 +1,114 @@
+"""Counting items, choosing them from logits, and averaging what is logged."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rdrop_trainer.losses import RDropLoss
+from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, SEQ2SEQ, SINGLE_LABEL, TOKEN
+from rdrop_trainer.objective.window import LoggedTerms, Window
+
+
+def counted(items, num_passes=1):
+    [part] = items
+    chosen, labels = part.counted(num_passes)
+    return chosen.flatten(0, 1), labels
+
+
+def test_items_of_tokens_behind_a_soft_prompt():
+    """Positions that the model put before the text are left out: logits and labels align from the right."""
+    labels = torch.tensor([[-100, 1, 2], [0, -100, -100]])
+    logits = torch.arange(4 * 5 * 3.0).reshape(4, 5, 3)  # two passes of two rows, two positions of a prompt
+    chosen, kept = counted(TOKEN.items({"logits": (logits,)}, {"labels": labels}, num_passes=2), 2)
+    assert kept.tolist() == [1, 2, 0]
+    expected = [logits[0, 3], logits[0, 4], logits[1, 2], logits[2, 3], logits[2, 4], logits[3, 2]]
+    assert torch.equal(chosen, torch.stack(expected))
+
+
+def test_items_of_a_language_model_behind_a_soft_prompt():
+    """The last position of the prompt predicts the first token of the text."""
+    batch = {"labels": torch.tensor([[7, 1, -100]])}
+    logits = torch.arange(5 * 9.0).reshape(1, 5, 9)
+    chosen, kept = counted(CAUSAL_LM.items({"logits": (logits[:, 2:],)}, batch, num_passes=1))
+    assert kept.tolist() == [1] and torch.equal(chosen, logits[0, 2:3]) and CAUSAL_LM.count(batch)[0, 0] == 1
+    prompted = replace(CAUSAL_LM, soft_prompt=True)
+    chosen, kept = counted(prompted.items({"logits": (logits,)}, batch, num_passes=1))
+    assert kept.tolist() == [7, 1] and torch.equal(chosen, logits[0, 1:3]) and prompted.count(batch)[0, 0] == 2
+    shifted = {"labels": batch["labels"], "shift_labels": torch.tensor([[-100, 4, 5]])}
+    chosen, kept = counted(CAUSAL_LM.items({"logits": (logits[:, 2:],)}, shifted, num_passes=1))
+    assert kept.tolist() == [4, 5] and torch.equal(chosen, logits[0, 3:])
+
+
+def test_unlabeled_targets_of_a_decoder_count_where_their_mask_says():
+    labels = torch.tensor([[4, -100, -100], [-100, -100, -100]])
+    assert SEQ2SEQ.count({"labels": labels}).tolist() == [[1, 1]]
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert SEQ2SEQ.count({"labels": labels, "decoder_attention_mask": mask}).tolist() == [[1, 3]]
+    assert SEQ2SEQ.count({"labels": labels, "attention_mask": mask}).tolist() == [[1, 1]]
+
+
+def test_answers_outside_the_text_are_ignored_in_their_part_alone():
+    batch = {"input_ids": torch.zeros(3, 4), "start_positions": torch.tensor([0, 3, 4])}
+    batch["end_positions"] = torch.tensor([[9], [3], [9]])
+    assert QUESTION_ANSWERING.count(batch).tolist() == [[2, 3], [1, 3]]
+    logits = {"start_logits": (torch.zeros(6, 4),), "end_logits": (torch.ones(6, 4),)}
+    start, end = QUESTION_ANSWERING.items(logits, batch, num_passes=2)
+    assert start.labels.tolist() == [0, 3, -100] and end.labels.tolist() == [-100, 3, -100]
+
+
+def test_positions_behind_the_text_are_no_soft_prompt():
+    """LayoutLMv3 has those of the page's image there; a prompt stands in front."""
+    batch = {"input_ids": torch.zeros(2, 4), "start_positions": torch.tensor([0, 3])}
+    batch["end_positions"] = batch["start_positions"]
+    logits = {"start_logits": (torch.arange(12.0).reshape(2, 6),), "end_logits": (torch.zeros(2, 6),)}
+    assert torch.equal(QUESTION_ANSWERING.items(logits, batch, 1)[0].outputs[0], logits["start_logits"][0])
+    prompted = replace(QUESTION_ANSWERING, soft_prompt=True)
+    assert torch.equal(prompted.items(logits, batch, 1)[0].outputs[0], logits["start_logits"][0][:, 2:])
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (4, 5, 6), (4,)])
+def test_outputs_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"single-label classification, whose 'logits' .* returned \("):
+        SINGLE_LABEL.items({"logits": (torch.zeros(shape),)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
+
+
+def test_counts():
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    labels = torch.tensor([[-100, 1, -100], [-100, -100, -100], [2, -100, -100]])
+    # one label in rows 0 and 2, no label and two attended tokens in row 1
+    assert TOKEN.count({"labels": labels, "attention_mask": mask}).tolist() == [[2, 4]]
+    assert TOKEN.count({"labels": labels}).tolist() == [[2, 5]]
+    assert SINGLE_LABEL.count({"labels": torch.tensor([0, -100, 3])}).tolist() == [[2, 3]]
+    assert REGRESSION.count({"labels": torch.tensor([0.5, -100.0])}).tolist() == [[2, 2]]
+
+
+def test_windows_add_up_over_batches_and_processes():
+    batches = [{"labels": torch.tensor([0, -100])}, {"labels": torch.tensor([1, 2, 3])}]
+    window = Window.count(SINGLE_LABEL, batches, torch.device("cpu"))
+    assert (window.task_items, window.divergence_items, window.micro_batches) == (4, 5, 2)
+    assert not window.is_one_batch and window.share(batches[1]) == 3 / 4
+    shared = Window.count(SINGLE_LABEL, batches[:1], torch.device("cpu"), 2, lambda counts: 3 * counts)
+    assert (shared.task_items, shared.divergence_items) == (3, 6) and not shared.is_one_batch
+    assert shared.share(batches[0]) == pytest.approx(2 / 3)
+
+
+def terms(task, divergence):
+    return RDropLoss(torch.tensor(0.0), torch.tensor(task), torch.tensor(divergence))
+
+
+def test_logged_terms_average_steps_and_forget_a_window_begun_again():
+    logged = LoggedTerms(torch.device("cpu"))
+    assert logged.take(lambda sums: sums) == {}
+    for step, values in ((0, [(1.0, 2.0), (3.0, 4.0)]), (1, [(9.0, 9.0)]), (1, [(2.0, 6.0), (2.0, 0.0)])):
+        logged.start_window(step)  # step 1 ran out of memory after one micro-batch, and began again
+        for value in values:
+            logged.add(terms(*value), step)
+    assert logged.take(lambda sums: sums) == {"task_loss": 4.0, "divergence": 6.0}
+    logged.start_window(2)
+    logged.add(terms(100.0, 100.0), 2)
+    logged.start_window(0)  # training began again from its first step
+    logged.add(terms(1.0, 1.0), 0)
+    assert logged.take(lambda sums: sums) == {"task_loss": 1.0, "divergence": 1.0}
+    logged.start_window(1)
+    assert logged.take(lambda sums: sums) == {}

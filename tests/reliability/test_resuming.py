@@ -1,0 +1,124 @@
+"""Only whole checkpoints are resumed from: half-written ones are recognised, and the one before is used."""
+
+import logging
+import shutil
+
+import pytest
+
+from rdrop_trainer.reliability.resuming import checkpoint_fault, last_whole_checkpoint
+from support import tiny
+
+SETTINGS = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps with the checkpoints 2, 4 and 6, and its final weights."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **SETTINGS)
+    trainer.train()
+    return folder, tiny.weights(trainer.model)
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def cut(path, share):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "config.json")
+
+
+def damages():
+    for file in FILES[:-1]:
+        for share in (0, 0.01, 0.5, 0.99):
+            yield file, share
+    yield "optimizer.pt", None
+    yield "config.json", 0
+    yield "trainer_state.json", 0
+    yield "trainer_state.json", 0.9
+    yield "trainer_state.json", None
+
+
+@pytest.mark.parametrize("file, share", list(damages()))
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(file, share, folder, caplog):
+    damaged = folder / "checkpoint-6" / file
+    damaged.unlink() if share is None else cut(damaged, share)
+    fault = checkpoint_fault(damaged.parent)
+    assert file in fault
+    with caplog.at_level(logging.WARNING):
+        assert last_whole_checkpoint(folder, warn=True) == folder / "checkpoint-4"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == f"{damaged.parent} is not whole: {fault}; going on from {folder / 'checkpoint-4'}."
+
+
+def test_whole_checkpoints_are_whole(folder, caplog):
+    assert [checkpoint_fault(path) for path in folder.glob("checkpoint-*")] == [None] * 3
+    (folder / "checkpoint-10-copy").mkdir()  # somebody's, not a step's
+    assert last_whole_checkpoint(folder, warn=True) == folder / "checkpoint-6"
+    assert not caplog.records
+    assert last_whole_checkpoint(folder / "nowhere") is None
+
+
+def test_resuming_goes_on_from_the_last_whole_checkpoint(folder, finished):
+    cut(folder / "checkpoint-6" / "optimizer.pt", 0.5)
+    (folder / "checkpoint-8").mkdir()
+    trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **SETTINGS)
+    started = []
+    load = trainer._load_from_checkpoint
+    trainer._load_from_checkpoint = lambda path, *args: started.append(path) or load(path, *args)
+    trainer.train(resume_from_checkpoint=True)
+    assert started == [str(folder / "checkpoint-4")]
+    assert tiny.identical(tiny.weights(trainer.model), finished[1])
+    assert checkpoint_fault(folder / "checkpoint-6") is None  # written anew
+
+
+@pytest.mark.parametrize("share", [None, 0, 0.9])
+def test_half_written_checkpoints_do_not_crowd_out_whole_ones(share, folder, monkeypatch):
+    """Of a mounted object store all folders have one time, so that step numbers tell which is the newest."""
+    state = folder / "checkpoint-6" / "trainer_state.json"
+    state.unlink() if share is None else cut(state, share)
+    monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
+    settings = SETTINGS | {"save_steps": 5, "save_total_limit": 1, "max_steps": 5}
+    trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert checkpoint_fault(folder / "checkpoint-5") is None
+
+
+def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
+    (folder / "checkpoint-6" / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="checkpoint-6 is no whole checkpoint: it has no trainer_state.json"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
+    with pytest.raises(ValueError, match="nowhere is no whole checkpoint: there is no such folder"):
+        trainer.train(resume_from_checkpoint="nowhere")
+    for step in (2, 4):
+        cut(folder / f"checkpoint-{step}" / "model.safetensors", 0.5)
+    with pytest.raises(ValueError, match="No whole checkpoint in"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_without_an_optimizer_one_goes_on_knowingly(folder, caplog):
+    checkpoint = folder / "checkpoint-4"
+    (checkpoint / "optimizer.pt").unlink()
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
+    with pytest.raises(ValueError, match="it has no optimizer.pt"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer.args.save_only_model = True
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert "so the optimizer starts afresh" in caplog.text and trainer.state.global_step == 6
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(folder, monkeypatch):
+    """The state of an earlier run would vouch for a mixture of both."""
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
+    seen = []
+    save = trainer._save_optimizer_and_scheduler
+    trainer._save_optimizer_and_scheduler = lambda path: seen.append(checkpoint_fault(path)) or save(path)
+    trainer.train()
+    assert len(seen) == 3 and all("trainer_state.json" in fault for fault in seen)

@@ -1,0 +1,213 @@
+"""--compare_baseline: which runs it starts, what it repeats, what it survives, what it refuses."""
+
+import csv
+import json
+import shutil
+import sys
+import threading
+
+import pytest
+import torch
+from filelock import FileLock
+from test_script import FAST, fails, results, script
+
+from rdrop_trainer import RDropTrainer
+from rdrop_trainer.script import comparison
+from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
+from support import tiny
+
+FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
+FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]
+
+
+# transformers changes its own classes while it loads a model: two at a time in one process leave them changed
+_ALONE = threading.Lock()
+
+
+class InProcess:
+    """Runs jobs in this process; `codes` says which of them fail, and how, instead."""
+
+    def __init__(self, **codes):
+        self.codes, self.started = codes, []
+
+    def __call__(self, job):
+        self.started.append(job.folder.name)
+        code = self.codes.get(job.folder.name.replace("-", "_"))
+        if code is None:
+            with _ALONE:
+                return script.main(list(job.words))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "run.log").write_text("run_glue_rdrop.py: error: this is why\n")
+        if isinstance(code, type):
+            raise code
+        return code
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model, data, and a finished comparison of two seeds."""
+    folder = tmp_path_factory.mktemp("comparison")
+    for name, rows in (("train", make_sentences(24, seed=1)), ("dev", make_sentences(16, seed=2))):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("sentence", "label"), *rows])
+    make_bert(folder / "model", [text for text, _ in make_sentences(200, seed=3)], hidden_size=16, heads=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        launch = InProcess()
+        patch.setattr(comparison, "launcher", lambda *_: launch)
+        assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0
+        assert launch.started == ["baseline-seed1", "rdrop-seed1", "baseline-seed2", "rdrop-seed2"]
+    return folder
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch):
+    """A copy of it, as the current folder."""
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    launched = InProcess()
+    monkeypatch.setattr(comparison, "launcher", lambda *_: launched)
+    return launched
+
+
+def test_both_arms_are_the_same_run_but_for_alpha(here):
+    for seed in (1, 2):
+        plain, rdrop = (results(here / "both" / f"{arm}-seed{seed}") for arm in ("baseline", "rdrop"))
+        differ = {name for name, value in rdrop["settings"].items() if plain["settings"][name] != value}
+        assert differ <= {"rdrop_alpha", "output_dir"}
+        assert (plain["settings"]["rdrop_alpha"], rdrop["settings"]["rdrop_alpha"]) == (0, 4)
+        assert plain["settings"]["seed"] == rdrop["settings"]["seed"] == seed
+
+
+def test_each_run_measures_its_stability_and_its_divergence(here):
+    for arm in ("baseline", "rdrop"):
+        folder = here / "both" / f"{arm}-seed1"
+        found = results(folder)
+        measured = found["stability"]
+        assert measured["split"] == "validation" and measured["rows"] == 16
+        assert measured["dropout"]["num_samples"] == 8 and measured["dropout"]["divergence"] > 0
+        with open(folder / "edits.csv", encoding="utf-8", newline="") as file:
+            edits = list(csv.DictReader(file))
+        assert len(edits) == measured["edits"]["edited"] > 16
+        flipped = sum(edit["flipped"] == "True" for edit in edits) / len(edits)
+        assert measured["edits"]["flip_rate"] == pytest.approx(flipped)
+        assert 0 <= measured["calibration"]["expected_calibration_error"] <= 1
+        assert found["peak_memory"]["bytes"] > 1e8 and found["seconds"]["probe"] > 0
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        steps = [entry["step"] for entry in history if "probe_divergence" in entry]
+        assert steps == [0, 1, 2, 3]
+
+
+def test_the_data_come_in_the_same_order(tmp_path):
+    seen = {}
+    for alpha in (0.0, 4.0):
+
+        class Watching(RDropTrainer):
+            def compute_loss(self, model, inputs, *args, alpha=alpha, **kwargs):
+                seen.setdefault(alpha, []).append(inputs["input_ids"].clone())
+                return super().compute_loss(model, inputs, *args, **kwargs)
+
+        data = tiny.dataset(rows=20)
+        options = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "seed": 3}
+        tiny.trainer(tiny.bert(), data, tmp_path, Watching, rdrop_alpha=alpha, **options).train()
+    assert len(seen[0.0]) == 15 and all(torch.equal(a, b) for a, b in zip(seen[0.0], seen[4.0], strict=True))
+
+
+def test_the_report_is_of_the_runs(here, launch, capsys):
+    assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "4 of them finished before" in said and not launch.started
+    assert (here / "both" / "report.md").exists()
+    report = json.loads((here / "both" / "report.json").read_text())
+    scores = [results(here / "both" / f"baseline-seed{seed}")["metrics"]["eval_accuracy"] for seed in (1, 2)]
+    assert str(sum(scores) / 2)[:6] in json.dumps(report)
+
+
+def test_only_what_is_missing_is_run(here, launch):
+    (here / "both" / "rdrop-seed2" / "all_results.json").unlink()
+    assert script.main([*FLAGS, "--seeds", "1", "2", "3"]) == 0
+    assert launch.started == ["rdrop-seed2", "baseline-seed3", "rdrop-seed3"]
+    before = (here / "both" / "report.json").read_text()
+    assert script.main([*FLAGS, "--seeds", "2", "3"]) == 0
+    assert len(launch.started) == 3 and (here / "both" / "report.json").read_text() != before
+
+
+def test_a_failed_run_takes_nothing_else_with_it(here, launch, capsys):
+    launch.codes["baseline_seed3"] = 1
+    assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 1
+    assert launch.started == ["baseline-seed3", "rdrop-seed3"]
+    said = capsys.readouterr().out
+    assert "baseline, seed 3: failed with exit code 1" in said and "this is why" in said
+    assert "1 of 6 runs failed" in said and "tries them again" in said
+    assert "one of the two runs is missing: seed 3" in (here / "both" / "report.md").read_text()
+    launch.codes.clear()
+    assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 0 and launch.started[2:] == ["baseline-seed3"]
+
+
+def test_wrong_input_is_said_once(here, launch, capsys):
+    launch.codes["baseline_seed3"] = 2
+    assert "baseline, seed 3: this is why" in fails(capsys, *FLAGS, "--seeds", "3", "4")
+    assert launch.started == ["baseline-seed3"]
+
+
+def test_an_interruption_keeps_what_is_finished(here, launch, capsys):
+    launch.codes["rdrop_seed3"] = KeyboardInterrupt
+    assert script.main([*FLAGS, "--seeds", "3"]) == 130
+    assert launch.stopped and "the same command goes on" in capsys.readouterr().out
+    launch.codes.clear()
+    assert script.main([*FLAGS, "--seeds", "3"]) == 0
+    assert launch.started == ["baseline-seed3", "rdrop-seed3", "rdrop-seed3"]
+
+
+def test_runs_of_other_settings_are_not_mixed(here, launch, capsys):
+    line = fails(capsys, *FLAGS, "--seeds", "1", "--rdrop_alpha", "2")
+    assert "rdrop-seed1: is a finished run with other settings (rdrop_alpha was 4.0, now 2.0)" in line
+    assert "max_seq_length was 16, now 12" in fails(capsys, *FLAGS, "--seeds", "1", "--max_seq_length", "12")
+    assert "max_eval_samples was None, now 5" in fails(capsys, *FLAGS, "--seeds", "1", "--max_eval_samples", "5")
+    assert script.main([*FLAGS, "--seeds", "1", "--rdrop_alpha", "2", "--overwrite_output_dir"]) == 0
+    assert launch.started == ["baseline-seed1", "rdrop-seed1"]
+    assert results(here / "both" / "rdrop-seed1")["settings"]["rdrop_alpha"] == 2
+    assert json.loads((here / "both" / "report.json").read_text())["alpha"] == 2
+
+
+def test_a_recipe_may_ask_for_a_comparison(here, launch):
+    recipe = dict(word.removeprefix("--").split("=") for word in FLAGS if "=" in word)
+    pairs = zip(FAST[::2], FAST[1::2], strict=True)
+    recipe |= {flag.removeprefix("--"): value for flag, value in pairs}
+    lines = [f"{name}: {value}" for name, value in recipe.items()] + ["compare_baseline: true", "seeds: [1, 3]"]
+    (here / "recipe.yaml").write_text("\n".join(lines))
+    assert script.main(["recipe.yaml", "--parallel", "2"]) == 0
+    assert sorted(launch.started) == ["baseline-seed3", "rdrop-seed3"]
+
+
+def test_what_the_report_needs_is_missed_before_training(here, launch, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert 'pip install "rdrop-trainer[report]"' in fails(capsys, *FLAGS, "--seeds", "3")
+    assert not launch.started
+
+
+def test_what_a_comparison_refuses(here, launch, capsys, monkeypatch):
+    for words, expected in (
+        (["--rdrop_alpha", "0"], "give the alpha above 0"),
+        (["--push_to_hub"], "choose one afterwards"),
+        (["--do_train"], "give both --do_train and --do_eval, or neither"),
+        (["--resume_from_checkpoint", "model"], "resumes each of its runs by itself"),
+        (["--seeds", "1", "1"], "seeds must be different"),
+        (["--parallel", "0"], "parallel must be at least 1, got 0"),
+        (["--engine", "slurm"], "invalid choice"),
+    ):
+        assert expected in fails(capsys, *FLAGS, *words)
+    with FileLock(here / "both" / ".lock"):
+        assert "another process is at work there" in fails(capsys, *FLAGS)
+    (here / "both" / "baseline-seed1" / "all_results.json").write_text("{")
+    assert "is damaged" in fails(capsys, *FLAGS)
+    assert not launch.started

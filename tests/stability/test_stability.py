@@ -1,0 +1,249 @@
+"""Steadiness: agreement under dropout and under edits, and calibration, against independent formulas."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+
+from rdrop_trainer import dropout_agreement, perturbation_agreement, set_dropout
+from rdrop_trainer.errors import InputError
+from rdrop_trainer.stability import expected_calibration_error, mean_confidence
+from support import tiny, zoo
+
+
+class Drawn(torch.nn.Module):
+    """In place of dropout in front of the classifier: keeps what the model's own dropout let through."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.dropout, self.seen = torch.nn.Dropout(p), []
+
+    def forward(self, hidden):
+        hidden = self.dropout(hidden)
+        self.seen.append(hidden.detach().double())
+        return hidden
+
+
+def softmax(z):
+    e = [math.exp(v - max(z)) for v in z]
+    return [v / sum(e) for v in e]
+
+
+def symmetric_kl(a, b):
+    p, q = softmax(a), softmax(b)
+    return 0.5 * sum(x * math.log(x / y) + y * math.log(y / x) for x, y in zip(p, q, strict=True))
+
+
+def bernoulli(a, b):
+    def sigmoid(v):
+        return 1 / (1 + math.exp(-v))
+
+    return 0.5 * sum((sigmoid(x) - sigmoid(y)) * (x - y) for x, y in zip(a, b, strict=True))
+
+
+def squared(a, b):
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def collator(head):
+    return (DataCollatorForTokenClassification if head == "token" else DataCollatorWithPadding)(tiny.tokenizer())
+
+
+def wide(model):
+    """A classifier whose predictions do flip."""
+    with torch.no_grad():
+        torch.manual_seed(3)
+        model.classifier.weight.normal_(std=1.0)
+    return model
+
+
+CASES = {
+    "single_label": (symmetric_kl, lambda a, b: int(np.argmax(a) != np.argmax(b))),
+    "multi_label": (bernoulli, lambda a, b: int(any((x > 0) != (y > 0) for x, y in zip(a, b, strict=True)))),
+    "regression": (squared, lambda a, b: math.nan),
+    "token": (symmetric_kl, lambda a, b: int(np.argmax(a) != np.argmax(b))),
+}
+
+
+@pytest.mark.parametrize("head", CASES)
+def test_dropout_agreement_by_the_definition(head):
+    model = wide(tiny.bert(head, dropout=0.3))
+    model.dropout = Drawn(0.3)
+    data, samples = tiny.dataset(head, rows=7), 4
+    found = dropout_agreement(model, data, samples, data_collator=collator(head), batch_size=7, seed=5)
+    weight, bias = model.classifier.weight.detach().double(), model.classifier.bias.detach().double()
+    logits = [(hidden @ weight.T + bias).tolist() for hidden in model.dropout.seen]
+    assert len(logits) == 1 + samples
+    with torch.no_grad():
+        alone = model.eval()(**{k: v for k, v in collator(head)(data).items() if k != "labels"}).logits
+    assert torch.equal(alone, model.classifier(model.dropout.seen[0].float())), "its own prediction is without dropout"
+    kl, flip = CASES[head]
+    for i, row in enumerate(data):
+        places = [t for t, y in enumerate(row["labels"]) if y != -100] if head == "token" else [None]
+        own, *drawn = ([z[i] if t is None else z[i][t] for t in places] for z in logits)
+        pairs = [[kl(a, b) for a, b in itertools.combinations(item, 2)] for item in zip(*drawn, strict=True)]
+        flips = [[flip(o, z) for z in item] for o, *item in zip(own, *drawn, strict=True)]
+        assert found.items[i] == len(places)
+        assert found.divergence[i] == pytest.approx(np.mean(pairs), rel=1e-5)
+        assert found.flips[i] == pytest.approx(np.mean(flips), nan_ok=True)
+    weights = found.items / found.items.sum()
+    assert found.mean_divergence == pytest.approx(float((found.divergence * weights).sum()))
+    assert found.flip_rate == pytest.approx(float((found.flips * weights).sum()), nan_ok=True)
+    assert head == "regression" or 0 < found.flip_rate < 1
+
+
+def test_the_model_and_the_random_numbers_are_left_as_they_were():
+    model = tiny.bert()
+    model.train()
+    model.bert.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    first = dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"))
+    assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+    again = dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"))
+    assert np.array_equal(first.divergence, again.divergence)
+    other = dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"), seed=1)
+    assert not np.array_equal(first.divergence, other.divergence)
+
+
+def test_norms_keep_their_statistics():
+    model = tiny.bert()
+    model.dropout = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(16))
+    before = tiny.weights(model)
+    dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"))
+    assert tiny.identical(tiny.weights(model), before)
+
+
+def test_batches_do_not_matter_for_what_is_counted():
+    data = tiny.dataset("token", rows=9, unlabeled=(2,))
+    model = tiny.bert("token")
+    one, many = (dropout_agreement(model, data, data_collator=collator("token"), batch_size=b) for b in (9, 2))
+    assert np.array_equal(one.items, many.items) and one.items[2] == len(data[2]["input_ids"])
+
+
+@pytest.mark.parametrize("head", ["single_label", "multi_label", "regression", "token"])
+def test_rows_without_labels(head):
+    model, data = (
+        tiny.bert(head),
+        [
+            {key: value for key, value in row.items() if key != "labels"} | {"text": "not the model's"}
+            for row in tiny.dataset(head)
+        ],
+    )
+    model.config.problem_type = {"multi_label": "multi_label_classification"}.get(head)
+    found = dropout_agreement(model, data, data_collator=DataCollatorWithPadding(tiny.tokenizer()))
+    expected = [len(row["input_ids"]) for row in data] if head == "token" else [1] * len(data)
+    assert found.items.tolist() == expected and (found.divergence > 0).all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "masked_lm", "choice", "question", "vit", "wav2vec2"])
+def test_every_head(name):
+    model, rows = zoo.build(name, dropout=0.2), zoo.dataset(name, 5)
+    found = dropout_agreement(model, rows, 3, data_collator=zoo.collator(name, model), batch_size=2)
+    assert len(found.items) == 5 and found.mean_divergence > 0 and 0 <= found.flip_rate <= 1
+    set_dropout(model, 0.0)
+    with pytest.raises(InputError, match="no active dropout"):
+        dropout_agreement(model, rows, data_collator=zoo.collator(name, model))
+
+
+def test_what_cannot_be_measured():
+    with pytest.raises(InputError, match="at least 2, got 1"):
+        dropout_agreement(tiny.bert(), tiny.dataset(), 1)
+    with pytest.raises(InputError, match="empty"):
+        dropout_agreement(tiny.bert(), [])
+
+
+# ---- Edits ----
+
+
+TEXTS = [{"text": f"w{5 + i} w{6 + i} w7"} for i in range(8)] + [{"text": "电影很好。"}, {"text": "7 8"}]
+
+
+def test_edits_are_compared_with_the_text_they_were_made_of():
+    model, tok = wide(tiny.bert(dropout=0.1)), tiny.tokenizer()
+    tok.backend_tokenizer.pre_tokenizer = Whitespace()
+    found = perturbation_agreement(model, TEXTS, tok, batch_size=3, seed=2)
+    again = perturbation_agreement(model, TEXTS, tok, batch_size=5, seed=2)
+    assert [edit[:4] for edit in found.edits] == [edit[:4] for edit in again.edits]
+
+    def logits(text):
+        with torch.no_grad():
+            return model.eval()(**tok(text, return_tensors="pt")).logits[0].double().tolist()
+
+    for edit in found.edits:
+        assert edit.text == TEXTS[edit.index]["text"] != edit.edited
+        a, b = logits(edit.text), logits(edit.edited)
+        assert edit.divergence == pytest.approx(symmetric_kl(a, b), rel=1e-4, abs=1e-9)
+        assert edit.flipped == (np.argmax(a) != np.argmax(b))
+    assert found.agreement.flip_rate == pytest.approx(np.mean([edit.flipped for edit in found.edits]))
+    swaps = [edit.divergence for edit in found.edits if edit.kind == "spacing"]
+    assert found.by_kind["spacing"].mean_divergence == pytest.approx(np.mean(swaps))
+    assert found.by_kind["other_character"].items.tolist() == [0] * 8 + [1, 0]
+    assert found.by_kind["slip"].items.tolist() == [1] * 8 + [0, 0]
+    assert found.agreement.items[9] == 2  # a space, and a full stop
+
+
+def test_edits_of_ones_own_and_of_the_first_of_two_texts():
+    rows = [{"a": "w5 w6", "b": "w7"}, {"a": "w8", "b": "w9"}]
+    kinds = {"nothing": lambda text, rng: text, "new": lambda text, rng: "w10"}
+    found = perturbation_agreement(wide(tiny.bert()), rows, tiny.tokenizer(), text_columns=("a", "b"), kinds=kinds)
+    assert [(edit.kind, edit.edited) for edit in found.edits] == [("new", "w10")] * 2
+    model, tok = wide(tiny.bert()).eval(), tiny.tokenizer()
+    with torch.no_grad():
+        a, b = (model(**tok(text, "w7", return_tensors="pt")).logits[0].tolist() for text in ("w5 w6", "w10"))
+    assert found.edits[0].divergence == pytest.approx(symmetric_kl(a, b), rel=1e-4)
+    only = perturbation_agreement(
+        wide(tiny.bert()), rows, tiny.tokenizer(), text_columns=("a",), kinds={"no": lambda *_: None}
+    )
+    assert only.edits == () and math.isnan(only.agreement.flip_rate)
+
+
+def test_a_regression_has_no_flips():
+    found = perturbation_agreement(tiny.bert("regression"), TEXTS, tiny.tokenizer(), kinds=["spacing"])
+    assert found.edits and not any(edit.flipped for edit in found.edits)
+    assert math.isnan(found.agreement.flip_rate) and found.agreement.mean_divergence >= 0
+
+
+def test_what_cannot_be_edited():
+    with pytest.raises(InputError, match="no edit is called typo; there are swap, drop"):
+        perturbation_agreement(tiny.bert(), TEXTS, tiny.tokenizer(), kinds=["typo"])
+    with pytest.raises(InputError, match="no column sentence"):
+        perturbation_agreement(tiny.bert(), TEXTS, tiny.tokenizer(), text_columns=("sentence",))
+    with pytest.raises(InputError, match="sequence classification alone"):
+        perturbation_agreement(tiny.bert("token"), TEXTS, tiny.tokenizer())
+
+
+# ---- Calibration ----
+
+
+def test_calibration_error_by_its_definition():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([0.5] * 4, size=200)
+    labels = rng.integers(0, 4, 200)
+    labels[:5] = -100
+    kept, classes = probabilities[5:], labels[5:]
+    confidence, right = kept.max(1), kept.argmax(1) == classes
+    expected = 0.0
+    for b in range(10):
+        inside = (confidence >= b / 10) & ((confidence < (b + 1) / 10) | (b == 9))
+        if inside.any():
+            expected += inside.sum() / len(classes) * abs(right[inside].mean() - confidence[inside].mean())
+    assert expected_calibration_error(probabilities, labels, 10) == pytest.approx(expected)
+    assert mean_confidence(probabilities, labels) == pytest.approx(confidence.mean())
+
+
+def test_a_sure_and_right_classifier_is_calibrated():
+    assert expected_calibration_error(np.eye(3), [0, 1, 2]) == 0
+    assert expected_calibration_error(np.eye(3), [1, 2, 0]) == 1
+    # A confidence of 1 is of the last bin, where a wrong 1.0 and a right 0.95 have one gap
+    assert expected_calibration_error([[1.0, 0.0], [0.95, 0.05]], [1, 0], 10) == pytest.approx(0.475)
+    with pytest.raises(InputError, match="apply softmax"):
+        expected_calibration_error(np.ones((2, 3)), [0, 1])
+    with pytest.raises(InputError, match=r"got \(2, 2\) and \(3,\)"):
+        mean_confidence(np.eye(2), [0, 1, 0])
+    with pytest.raises(InputError, match="no row has a label"):
+        mean_confidence(np.eye(2), [-100, -100])

@@ -1,0 +1,50 @@
+"""Trains under DeepSpeed on the CPU, and under DistributedDataParallel; started by torch.distributed.run for
+test_deepspeed.py, once for each, since a process stays with what it began.
+
+    deepspeed_run.py OUT [STAGE]
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from support import tiny, zoo
+from test_deepspeed import CASES
+
+out, stage = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+updates, logs = {}, {}
+SETTINGS = {
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_optimization": {"stage": stage, "overlap_comm": False},
+    "zero_allow_untested_optimizer": True,
+}
+
+for case in CASES:
+    name, mode, fused = case.split("-")
+    arguments = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "rdrop_forward_mode": mode,
+        "rdrop_fused_head": fused,
+        **tiny.PURE_SGD,
+    }
+    if stage is not None:
+        arguments["deepspeed"] = SETTINGS
+    if name == "token":
+        data = tiny.dataset(name, rows=13, unlabeled=(4,))
+        trainer = tiny.trainer(tiny.bert(name, dropout=0.2), data, out / "run", **arguments)
+    else:
+        trainer = zoo.trainer(name, zoo.build(name, dropout=0.2), zoo.dataset(name, rows=13), out / "run", **arguments)
+    before = tiny.weights(trainer.model)
+    trainer.train()
+    assert type(trainer.model_wrapped).__name__ == ("DistributedDataParallel" if stage is None else "DeepSpeedEngine")
+    assert (trainer._output_head is not None) == (fused == "true")
+    updates[case] = tiny.update(before, tiny.weights(trainer.model))
+    terms = ("loss", "task_loss", "divergence")
+    logs[case] = [{key: entry[key] for key in terms} for entry in trainer.state.log_history if "loss" in entry]
+torch.save((updates, logs), out / f"{stage}-{os.environ['RANK']}.pt")

@@ -1,0 +1,222 @@
+"""Runs every case of test_distributed.py in each of its processes; started by torch.distributed.run."""
+
+import functools
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from rdrop_trainer import RDropTrainer, fused_head
+from support import tiny, zoo
+from test_distributed import (
+    BARE,
+    FUSED,
+    HEADS,
+    MODES,
+    ROWS,
+    STEPS,
+    rows_of_rank,
+)
+
+out, world = Path(sys.argv[1]), int(os.environ["WORLD_SIZE"])
+rank = int(os.environ["RANK"])
+BATCH = 4 // world
+updates, logs, seen = {}, {}, {}
+gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
+
+
+def rows(head, number=ROWS, unlabeled=(4,)):
+    """Rows of unequal token counts. accelerate fills the last batches with rows from the start; one process gets them
+    as its last ones.
+    """
+    if head in zoo.CASES:
+        data = zoo.dataset(head, rows=number)
+        for row in (data[i] for i in unlabeled if isinstance(data[i].get("labels"), list)):
+            row["labels"] = [-100] * len(row["labels"])
+    else:
+        data = tiny.dataset(head, rows=number, unlabeled=unlabeled)
+    return data + data[: -number % 4] if world == 1 else data
+
+
+def noisy(head, mode="concat", alpha=4.0):
+    num_passes = 2 if alpha else 1
+    make = zoo.noisy if head in zoo.CASES else tiny.noisy_bert
+    model = make(head, num_passes=num_passes, concat=mode == "concat")
+    if mode == "recompute":
+        noise_of(model).calls_per_batch = 2 * num_passes - 1
+    return model
+
+
+def noise_of(model):
+    return next(module for module in model.modules() if isinstance(module, tiny.PassNoise))
+
+
+def run(case, model, head, data=None, mode="concat", steps=1, alpha=4.0, **arguments):
+    """Train, and note what the weights and the logs became."""
+    before = tiny.weights(model)
+    make = functools.partial(zoo.trainer, head) if head in zoo.CASES else tiny.trainer
+    arguments = {
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": steps,
+        "rdrop_forward_mode": mode,
+        "rdrop_alpha": alpha,
+        "rdrop_allow_deterministic": True,
+        "logging_steps": 1,
+        "train_sampling_strategy": "sequential",
+        **tiny.PURE_SGD,
+        **arguments,
+    }
+    trainer = make(model, rows(head) if data is None else data, out / "run", **arguments)
+    trainer.train()
+    updates[case] = tiny.update(before, tiny.weights(trainer.model))
+    terms = ("loss", "task_loss", "divergence")
+    logs[case] = [{k: v for k, v in log.items() if k in terms} for log in trainer.state.log_history if "loss" in log]
+    return trainer
+
+
+# ---- Heads, forward modes and accumulation ----
+
+for head in dict.fromkeys((*HEADS, *zoo.ONE_OF_A_KIND)):
+    for mode in MODES:
+        for steps in STEPS if head in HEADS else (2,):
+            for alpha in (0.0, 4.0) if mode == "concat" else (4.0,):
+                run(f"{head}-{mode}-{steps}-{alpha:g}", noisy(head, mode, alpha), head, None, mode, steps, alpha)
+for mode in MODES[1:]:
+    for head in tiny.HEADS:
+        run(f"dropout-{mode}-{head}", tiny.bert(head, dropout=0.2), head, None, mode, 2)
+for head in ("multi_label", "regression"):
+    run(head, noisy(head), head, steps=2)
+
+# ---- A fused output head ----
+
+for head in FUSED:
+    for mode in MODES:
+        for steps in (1, 2) if mode == "concat" else (2,):
+            # The pass noise counts calls, and a row that is looked at counts too: no noise where passes are recomputed
+            model = zoo.build(head, dropout=0.0).double() if mode == "recompute" else noisy(head, mode)
+            trainer = run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
+            assert trainer._output_head is not None
+# Micro-batches of which some have enough logits for "auto", which may be those of one process
+fused_head.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
+chosen, head_to_fuse = [], RDropTrainer._head_to_fuse
+RDropTrainer._head_to_fuse = lambda *args: chosen.append(head_to_fuse(*args)) or chosen[-1]
+run("fused-auto", noisy("masked_lm"), "masked_lm", steps=2)
+RDropTrainer._head_to_fuse = head_to_fuse
+seen["fused"] = [head is not None for head in chosen]
+
+# ---- Losses of their own ----
+
+
+def loss_func(outputs, labels, num_items_in_batch):
+    return 3 * torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+data = rows("single_label", unlabeled=())
+run("loss_func", noisy("single_label"), "single_label", data, steps=2, compute_loss_func=loss_func)
+model = noisy("token")
+model._loss_function = torch.nn.CrossEntropyLoss()  # marks its loss as its own; the head computes the same one
+run("own_loss", model, "token", steps=2)
+
+# ---- Processes that have nothing to count ----
+
+for head in HEADS:
+    for mode in MODES:
+        for name, unlabeled in BARE.items():
+            run(f"{name}-{head}-{mode}", noisy(head, mode), head, rows(head, 8, unlabeled), mode, 2)
+# Every process counts for itself: on one process, a run on the rows of each
+for head in HEADS:
+    for name, unlabeled in {"labeled": (), **BARE}.items():
+        for mode in MODES if name == "labeled" else ("concat",):
+            data, case = rows(head, 8, unlabeled), f"own-count-{head}-{name}-{mode}"
+            settings = {"average_tokens_across_devices": False, "per_device_train_batch_size": 2}
+            if world == 2:
+                run(case, noisy(head, mode), head, data, mode, 2, **settings)
+            else:
+                for of in (0, 1):
+                    part = [data[i] for i in rows_of_rank(of, 8)]
+                    run(f"{case}-{of}", noisy(head, mode), head, part, mode, 2, **settings)
+
+# ---- Schedules, unlabeled rows, and which rows there are ----
+
+
+class OnePassBetween(TrainerCallback):
+    """Where a step is no R-Drop step all its rows belong to one pass."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        noise_of(model).num_passes = 1 if state.global_step % 2 else 2
+
+
+run("schedule", noisy("token"), "token", steps=2, num_train_epochs=3, rdrop_every_n_steps=2, rdrop_warmup_steps=5,
+    callbacks=[OnePassBetween()])  # fmt: skip
+for mode in MODES:
+    run(f"all-used-{mode}", noisy("token", mode), "token", None, mode, 2, ddp_find_unused_parameters=False)
+    more = tiny.dataset("token", rows=9, seed=1)
+    data = rows("token", 16)
+    run(f"unlabeled_dataset-{mode}", noisy("token", mode), "token", data, mode, 3, num_train_epochs=2,
+        unlabeled_dataset=more)  # fmt: skip
+run("shuffled", noisy("token"), "token", rows("token", 12), steps=2, train_sampling_strategy="random",
+    num_train_epochs=2)  # fmt: skip
+for head in HEADS:
+    for mode in MODES:
+        # Not filled: the last row of 15 is alone in the second process's batch
+        data = rows(head, 15)[:15]
+        run(f"uneven-{head}-{mode}", noisy(head, mode), head, data, mode, 3, accelerator_config={"even_batches": False})
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The first process reads it and sends the others theirs; its last batch is filled to a row for each."""
+
+    def __iter__(self):
+        return iter([*zoo.dataset("vit", ROWS), *zoo.dataset("vit", 1)][: ROWS + world % 2])
+
+
+run("stream", noisy("vit"), "vit", Stream(), steps=2, max_steps=2)
+
+
+class Spy(TrainerCallback):
+    """Notes the rows of every micro-batch."""
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        numbers = {tuple(row["input_ids"]): i for i, row in enumerate(tiny.dataset(rows=ROWS))}
+        for batch in train_dataloader:
+            ids = [
+                tuple(row[mask.bool()].tolist())
+                for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            ]
+            seen["rows"].append([numbers[row] for row in ids])
+
+
+seen["rows"] = []
+run("rows", noisy("single_label"), "single_label", tiny.dataset(rows=ROWS), callbacks=[Spy()])
+
+# ---- What stops all processes ----
+
+
+def stopped(error, trainer, **train):
+    try:
+        trainer.train(**train)
+    except error as told:
+        return str(told)
+
+
+data = tiny.dataset(rows=ROWS)
+for row in (5, 6):  # one of each process, in one step
+    data[row]["input_ids"][1] = 39
+model = tiny.bert()
+model.get_input_embeddings().weight.data[39] = float("nan")
+settings = {"per_device_train_batch_size": BATCH, "train_sampling_strategy": "sequential", "max_steps": 1}
+settings["gradient_accumulation_steps"] = 2
+seen["poisoned"] = stopped(FloatingPointError, tiny.trainer(model, data, out / "poisoned", **settings))
+# Folders that the processes do not share
+settings |= {"save_strategy": "steps", "save_steps": 1}
+tiny.trainer(tiny.bert(), tiny.dataset(rows=ROWS), out / "0", **settings).train()
+trainer = tiny.trainer(tiny.bert(), tiny.dataset(rows=ROWS), out / str(rank), **settings)
+seen["apart"] = stopped(ValueError, trainer, resume_from_checkpoint=True)
+
+if rank == 0:
+    torch.save(updates, out / "updates.pt")
+(out / f"found-{rank}.json").write_text(json.dumps({"logs": logs, "seen": seen}))

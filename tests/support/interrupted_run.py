@@ -1,0 +1,183 @@
+"""Trains in processes that are killed with SIGKILL again and again, and resumed; run by test_sudden_death.py.
+
+    python interrupted_run.py FOLDER CASE TRIALS SEED
+
+Every training is a fork of this process, which pays for the imports once, or two forks that train together. One is left
+in peace. Each of the trials is killed at places drawn at random, the second half of them while a checkpoint is being
+written, and resumed until it reaches its end. Prints what happened as JSON.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from support import tiny, zoo
+
+SETTINGS = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "learning_rate": 1e-2,
+    "rdrop_warmup_steps": 0.75,
+    "rdrop_every_n_steps": 2,
+}
+STEPS = 12
+PROCESSES = {"ranks": 2, "ranks-unlabeled": 2}
+EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_step_end")
+
+
+def build(case, folder, callbacks, **settings):
+    settings = {**SETTINGS, **settings, "callbacks": callbacks}
+    if case == "fused":
+        data = zoo.dataset("masked_lm", rows=22)
+        return zoo.trainer("masked_lm", zoo.build("masked_lm"), data, folder, rdrop_fused_head=True, **settings)
+    if case in PROCESSES:
+        settings["num_train_epochs"] *= PROCESSES[case]  # as many steps
+    if case.endswith("unlabeled"):
+        more = tiny.dataset("token", rows=7, seed=1)
+        settings |= {"unlabeled_dataset": more, "rdrop_unlabeled_ratio": 0.7, "rdrop_forward_mode": "recompute"}
+    data = tiny.dataset("token", rows=22, unlabeled=(3, 7))
+    return tiny.trainer(tiny.bert("token", dropout=0.2), data, folder, **settings)
+
+
+class Die(TrainerCallback):
+    """Kills its process at an event of a step, counted from the start or the resumption of this process's training."""
+
+    def __init__(self, event, steps):
+        self.steps = steps
+        setattr(self, event, self.count)
+
+    def count(self, args, state, control, **kwargs):
+        self.steps -= 1
+        if self.steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Training:
+    """Forks that train to the end, going on from the last whole checkpoint.
+
+    Args:
+        victim: the rank of the fork that has the `callbacks`, and says so on the pipe `readable` when it begins the
+            checkpoint of step `at_save` or a later one.
+    """
+
+    def __init__(self, case, folder, callbacks=(), at_save=None, victim=0, **settings):
+        world = PROCESSES.get(case, 1)
+        environment = {}
+        if world > 1:
+            # Where they meet; this process keeps it, so that its port is bound before it is told to anybody
+            self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+            environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(world)}
+        self.readable, writable = os.pipe()
+        self.pids = []
+        for rank in range(world):
+            pid = os.fork()
+            if not pid:
+                os.environ |= environment and {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                _train(case, folder, *((callbacks, at_save) if rank == victim else ((), None)), writable, settings)
+            self.pids.append(pid)
+        self.victim = self.pids[victim]
+        os.close(writable)
+
+    def kill(self):
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def wait(self):
+        """How it ended; where one process is killed the others follow, as under a launcher."""
+        status = os.waitpid(self.victim, 0)[1]
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        others = [pid for pid in self.pids if pid != self.victim]
+        if killed:
+            for pid in others:
+                os.kill(pid, signal.SIGKILL)
+        statuses = [status, *(os.waitpid(pid, 0)[1] for pid in others)]
+        os.close(self.readable)
+        assert killed or not any(statuses), "the training failed; see above"
+        return "killed" if killed else "finished"
+
+
+def _train(case, folder, callbacks, at_save, writable, settings):
+    """What a fork does; never returns."""
+    code = 1
+    try:
+        trainer = build(case, folder, list(callbacks), **settings)
+        if at_save is not None:
+            save = trainer._save_checkpoint
+
+            def say_and_save(*args):
+                if trainer.state.global_step >= at_save:
+                    os.write(writable, b"!")
+                save(*args)
+
+            trainer._save_checkpoint = say_and_save
+        whole = any((path / "trainer_state.json").exists() for path in folder.glob("checkpoint-*"))
+        try:
+            trainer.train(resume_from_checkpoint=whole)
+        except ValueError as error:
+            if "No whole checkpoint" not in str(error):
+                raise
+            trainer = build(case, folder, list(callbacks), **settings)  # the first checkpoint was being written
+            trainer.train()
+        assert trainer.state.global_step == STEPS
+        if trainer.is_world_process_zero():
+            torch.save(tiny.weights(trainer.model), folder / "final.pt")
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def last_step(folder):
+    return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
+
+
+def main(folder, case, trials, seed):
+    folder, draw, start = Path(folder), random.Random(f"{case} {seed}"), time.time()
+    folder.mkdir()
+    assert Training(case, folder / "whole").wait() == "finished"
+    whole = torch.load(folder / "whole" / "final.pt")
+    found = {"kills": 0, "kills while writing": 0, "half-written": 0, "different": []}
+    for trial in range(trials):
+        at = folder / str(trial)
+        settings = {"save_total_limit": draw.choice([None, 1, 2])}
+        for _ in range(draw.randint(1, 3)):
+            victim = draw.randrange(PROCESSES.get(case, 1))
+            if trial < trials / 2:
+                die = Die(draw.choice(EVENTS), draw.randrange(8))
+                died = Training(case, at, [die], victim=victim, **settings).wait()
+            else:
+                training = Training(case, at, at_save=draw.randint(1, STEPS - 2), victim=victim, **settings)
+                if os.read(training.readable, 1):
+                    time.sleep(draw.random() * 0.03)
+                    training.kill()
+                    found["kills while writing"] += 1
+                died = training.wait()
+            if died == "finished":
+                break
+            found["kills"] += 1
+            newest = at / f"checkpoint-{last_step(at)}"
+            found["half-written"] += newest.exists() and not (newest / "trainer_state.json").exists()
+        else:
+            assert Training(case, at, **settings).wait() == "finished"
+        if not tiny.identical(torch.load(at / "final.pt"), whole):
+            found["different"].append(trial)
+    print(json.dumps({**found, "seconds": round(time.time() - start, 1)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

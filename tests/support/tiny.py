@@ -1,0 +1,176 @@
+"""Tiny models, data and runs, built without any download."""
+
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DataCollatorForTokenClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from rdrop_trainer import RDropTrainer, RDropTrainingArguments
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+HEADS = ("single_label", "multi_label", "regression", "token")
+
+
+def bert(head="single_label", dropout=0.1, **changes):
+    config = BertConfig(**{**SIZES, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, **changes})
+    set_seed(0)
+    if head == "token":
+        config.num_labels = 5
+        return BertForTokenClassification(config)
+    config.num_labels = 1 if head == "regression" else 4
+    config.problem_type = "multi_label_classification" if head == "multi_label" else None
+    return BertForSequenceClassification(config)
+
+
+def distilbert(dropout=0.1):
+    set_seed(0)
+    config = DistilBertConfig(
+        vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32, num_labels=4
+    )
+    config.dropout = config.attention_dropout = config.seq_classif_dropout = dropout
+    return DistilBertForSequenceClassification(config)
+
+
+def dataset(head="single_label", rows=12, unlabeled=(), seed=0):
+    """Rows of unequal length; token rows have unequal label counts and an ignored first token."""
+    g = torch.Generator().manual_seed(seed)
+    data = []
+    for i in range(rows):
+        length = int(torch.randint(3, 12, (1,), generator=g))
+        row = {"input_ids": torch.randint(5, 40, (length,), generator=g).tolist(), "attention_mask": [1] * length}
+        if head == "token":
+            labels = torch.randint(0, 5, (length,), generator=g)
+            labels[torch.rand(length, generator=g) < 0.3] = -100
+            labels[0] = -100
+            row["labels"] = [-100] * length if i in unlabeled else labels.tolist()
+        elif head == "single_label":
+            row["labels"] = -100 if i in unlabeled else int(torch.randint(0, 4, (1,), generator=g))
+        elif head == "multi_label":
+            row["labels"] = torch.randint(0, 2, (4,), generator=g).float().tolist()
+        else:
+            row["labels"] = float(torch.randn(1, generator=g))
+        data.append(row)
+    return data
+
+
+def tokenizer():
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    vocab = {"[PAD]": 0, "[UNK]": 1} | {f"w{i}": i for i in range(2, 40)}
+    words = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="w2")
+
+
+def trainer(model, data, output_dir, cls=RDropTrainer, callbacks=None, **arguments):
+    """A trainer on the CPU that logs and saves nothing unless asked to."""
+    arguments = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "num_train_epochs": 1,
+        **arguments,
+    }
+    args_cls = TrainingArguments if cls is Trainer else RDropTrainingArguments
+    names = ("compute_loss_func", "eval_dataset", "compute_metrics", "unlabeled_dataset")
+    extra = {k: arguments.pop(k) for k in names if k in arguments}
+    tok = tokenizer()
+    return cls(
+        model,
+        args_cls(str(output_dir), **arguments),
+        train_dataset=data,
+        processing_class=tok,
+        data_collator=DataCollatorForTokenClassification(tok)
+        if isinstance(data[0]["labels"], list) and isinstance(data[0]["labels"][0], int)
+        else None,
+        callbacks=callbacks,
+        **extra,
+    )
+
+
+def weights(model):
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def identical(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def update(before, after):
+    """The change of all weights as one vector; with SGD at learning rate 1, minus the gradient."""
+    return torch.cat([(after[k] - before[k]).flatten().double() for k in before if before[k].is_floating_point()])
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+# SGD with learning rate 1, no clipping, no decay: the update of the weights is minus the gradient.
+PURE_SGD = {
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "weight_decay": 0.0,
+}
+
+
+class PassNoise(nn.Module):
+    """Stands in for dropout in front of the classifier: noise fixed by the row's content and the number of the pass.
+
+    The noise is the same however rows are batched, so runs that differ only in batching or forward mode can be
+    compared exactly.
+    """
+
+    def __init__(self, num_passes=2, concat=True):
+        super().__init__()
+        self.num_passes, self.concat, self.calls = num_passes, concat, 0
+        # Without concat; recomputed passes are called once more, behind the others
+        self.calls_per_batch = num_passes
+        # Saved for the backward, so a second forward must not let data parallelism write to it
+        self.register_buffer("one", torch.ones(()))
+
+    def forward(self, hidden):
+        if not self.training:
+            return hidden
+        if self.concat:
+            k = torch.arange(len(hidden)) // max(1, len(hidden) // self.num_passes)
+        else:
+            k = torch.full((len(hidden),), self.calls % self.calls_per_batch % self.num_passes)
+        self.calls += 1
+        k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
+        return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
+
+
+def noisy_bert(head, num_passes=2, concat=True, **changes):
+    """A float64 BERT without dropout whose passes differ by `PassNoise`."""
+    model = bert(head, dropout=0.0, **changes).double()
+    model.dropout = PassNoise(num_passes, concat)
+
+    def match_labels(module, args, kwargs):
+        """The model's own loss does not mix float32 labels with float64 logits in every version of torch."""
+        labels = kwargs.get("labels")
+        if labels is not None and labels.is_floating_point():
+            kwargs["labels"] = labels.double()
+        return args, kwargs
+
+    model.register_forward_pre_hook(match_labels, with_kwargs=True)
+    return model

@@ -1,0 +1,269 @@
+"""One tiny model, and data, for every head R-Drop supports, and what each head's items are, written down independently.
+
+`CASES[name]` builds the model; `items(name, outputs, batch)` says by the definition which logits are compared with
+which labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    DataCollatorForMultipleChoice,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Seq2SeqTrainer,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    default_data_collator,
+    set_seed,
+)
+
+from rdrop_trainer import (
+    RDropSeq2SeqTrainer,
+    RDropSeq2SeqTrainingArguments,
+    RDropTrainer,
+    RDropTrainingArguments,
+)
+from support import tiny
+
+VOCABULARY = 40
+DECODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SEQ2SEQ = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 3,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+
+
+@dataclass
+class Case:
+    """One head.
+
+    Attributes:
+        kind: what its data and items are.
+        build: makes the model, given a dropout probability.
+        head: name of the module that turns hidden states into logits.
+    """
+
+    kind: str
+    build: Callable[[float], nn.Module]
+    head: str
+
+
+def bert(cls):
+    def build(p):
+        return cls(BertConfig(**tiny.SIZES, hidden_dropout_prob=p, attention_probs_dropout_prob=p))
+
+    return build
+
+
+def decoder(cls, config_cls, **changes):
+    def build(p):
+        return cls(config_cls(vocab_size=VOCABULARY, **DECODER, attention_dropout=p, bos_token_id=2, **changes))
+
+    return build
+
+
+def seq2seq(cls, config_cls):
+    def build(p):
+        return cls(config_cls(**SEQ2SEQ, dropout=p, attention_dropout=p, activation_dropout=0.0))
+
+    return build
+
+
+def gpt2(p):
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = p
+    return GPT2LMHeadModel(config)
+
+
+def t5(p):
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    config.dropout_rate = p
+    return T5ForConditionalGeneration(config)
+
+
+def vit(p):
+    return ViTForImageClassification(
+        ViTConfig(
+            **DECODER, image_size=8, patch_size=4, num_labels=4, hidden_dropout_prob=p, attention_probs_dropout_prob=p
+        )
+    )
+
+
+def wav2vec2(p):
+    return Wav2Vec2ForSequenceClassification(
+        Wav2Vec2Config(
+            **DECODER,
+            num_labels=4,
+            conv_dim=(8, 8),
+            conv_stride=(4, 4),
+            conv_kernel=(8, 4),
+            num_feat_extract_layers=2,
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+            classifier_proj_size=16,
+            hidden_dropout=p,
+            attention_dropout=p,
+            activation_dropout=p,
+            feat_proj_dropout=p,
+            layerdrop=0.0,
+            apply_spec_augment=False,
+        )
+    )
+
+
+CASES = {
+    "choice": Case("choice", bert(BertForMultipleChoice), "classifier"),
+    "question": Case("question", bert(BertForQuestionAnswering), "qa_outputs"),
+    "masked_lm": Case("masked_lm", bert(BertForMaskedLM), "cls"),
+    "gpt2": Case("causal_lm", gpt2, "lm_head"),
+    "llama": Case("causal_lm", decoder(LlamaForCausalLM, LlamaConfig), "lm_head"),
+    "qwen2": Case("causal_lm", decoder(Qwen2ForCausalLM, Qwen2Config, num_key_value_heads=2), "lm_head"),
+    "t5": Case("seq2seq", t5, "lm_head"),
+    "bart": Case("seq2seq", seq2seq(BartForConditionalGeneration, BartConfig), "lm_head"),
+    "marian": Case("seq2seq", seq2seq(MarianMTModel, MarianConfig), "lm_head"),
+    "mbart": Case("seq2seq", seq2seq(MBartForConditionalGeneration, MBartConfig), "lm_head"),
+    "vit": Case("image", vit, "classifier"),
+    "wav2vec2": Case("audio", wav2vec2, "classifier"),
+}
+
+ONE_OF_A_KIND = ("choice", "question", "masked_lm", "gpt2", "t5", "vit", "wav2vec2")
+
+
+def build(name, dropout=0.1):
+    set_seed(0)
+    return CASES[name].build(dropout)
+
+
+def in_float64(module, args, kwargs):
+    return args, {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
+
+
+def noisy(name, num_passes=2, concat=True):
+    """A float64 model without dropout, with `tiny.PassNoise` in front of its head."""
+    model = build(name, dropout=0.0).double()
+    model.pass_noise = tiny.PassNoise(num_passes, concat)
+    model.get_submodule(CASES[name].head).register_forward_pre_hook(lambda _, args: (model.pass_noise(args[0]),))
+
+    model.register_forward_pre_hook(in_float64, with_kwargs=True)
+    return model
+
+
+def dataset(name, rows=11, seed=0):
+    """Rows of unequal length, with unequal numbers of labels where the items are tokens."""
+    g = torch.Generator().manual_seed(seed)
+
+    def tokens(low, high):
+        return torch.randint(5, VOCABULARY, (int(torch.randint(low, high, (1,), generator=g)),), generator=g).tolist()
+
+    def some(ids, share):
+        return [i if torch.rand(1, generator=g) < share else -100 for i in ids]
+
+    def row(kind):
+        label = int(torch.randint(0, 3, (1,), generator=g))
+        if kind == "choice":
+            choices = [tokens(3, 9) for _ in range(3)]
+            return {"input_ids": choices, "attention_mask": [[1] * len(c) for c in choices], "label": label}
+        if kind == "question":  # padding is not masked in these heads, so all rows have one length
+            ids = tokens(10, 11)
+            end = 9 if torch.rand(1, generator=g) < 0.7 else 99  # an answer cut off by the end of the row
+            return {"input_ids": ids, "attention_mask": [1] * 10, "start_positions": label, "end_positions": end}
+        if kind == "image":
+            return {"pixel_values": torch.randn(3, 8, 8, generator=g), "labels": label}
+        if kind == "audio":
+            return {"input_values": torch.randn(200, generator=g), "labels": label}
+        ids = tokens(3, 12)
+        entry = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if kind == "masked_lm":
+            return entry | {"labels": some(ids, 0.4)}
+        if kind == "causal_lm":
+            return entry | {"labels": ids[:1] + some(ids[1:], 0.7)}
+        return entry | {"labels": tokens(2, 9)}
+
+    return [row(CASES[name].kind) for _ in range(rows)]
+
+
+def collator(name, model=None):
+    tok = tiny.tokenizer()
+    kind = CASES[name].kind
+    if kind == "choice":
+        return DataCollatorForMultipleChoice(tok)
+    if kind == "seq2seq":
+        return DataCollatorForSeq2Seq(tok, model=model)
+    if kind in ("masked_lm", "causal_lm"):
+        return DataCollatorForTokenClassification(tok)
+    return DataCollatorWithPadding(tok) if kind == "question" else default_data_collator
+
+
+def batch(name, model=None, rows=5, seed=0):
+    return dict(collator(name, model)(dataset(name, rows, seed)))
+
+
+def trainer(name, model, data, output_dir, plain=False, **arguments):
+    """A trainer on the CPU that logs and saves nothing unless asked to; `plain` for transformers' own."""
+    arguments = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"} | arguments
+    arguments.setdefault("num_train_epochs", 1)
+    seq2seq = CASES[name].kind == "seq2seq"
+    cls = RDropSeq2SeqTrainer if seq2seq else RDropTrainer
+    args = RDropSeq2SeqTrainingArguments if seq2seq else RDropTrainingArguments
+    if plain:
+        cls = Seq2SeqTrainer if seq2seq else Trainer
+    extra = {k: arguments.pop(k) for k in ("compute_loss_func", "eval_dataset", "callbacks") if k in arguments}
+    collate = arguments.pop("data_collator", collator(name, model))
+    return cls(model, args(str(output_dir), **arguments), train_dataset=data, data_collator=collate, **extra)
+
+
+def items(name, outputs, batch):
+    """By the definition: [(logits (n, C), labels (n,))] of the items of one pass, one entry per part of the head."""
+    kind = CASES[name].kind
+    if kind == "question":
+        parts = []
+        for part in ("start", "end"):
+            logits, position = outputs[f"{part}_logits"], batch[f"{part}_positions"]
+            outside = position >= logits.shape[1]
+            parts.append((logits, torch.where(outside, -100, position)))
+        return parts
+    logits, labels = outputs["logits"], batch["labels"]
+    if kind in ("choice", "image", "audio"):
+        return [(logits, labels)]
+    if kind == "causal_lm":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return [(logits[labels != -100], labels[labels != -100])]

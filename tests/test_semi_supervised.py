@@ -1,0 +1,290 @@
+"""Unlabeled rows in the training batches: which rows the model sees, in which order, and what they do to the loss."""
+
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from transformers import default_data_collator
+
+from rdrop_trainer import RDropTrainer
+from rdrop_trainer.semi_supervised import MixedDataset, MixedSampler
+from support import ROOT, formulas, tiny, zoo
+
+
+def rows(number, labeled=True, **columns):
+    """Rows that tell who they are: 5 for labeled, 6 for unlabeled, then the row's number in two digits."""
+    kind = 5 if labeled else 6
+    return [
+        {"input_ids": [kind, 10 + i // 20, 10 + i % 20], "attention_mask": [1, 1, 1], "labels": i % 4, **columns}
+        for i in range(number)
+    ]
+
+
+def of_batch(input_ids):
+    """The labeled and the unlabeled rows of a batch, by number."""
+    numbers = [(row[0], (row[1] - 10) * 20 + row[2] - 10) for row in input_ids.tolist()]
+    return [[number for kind, number in numbers if kind == wanted] for wanted in (5, 6)]
+
+
+class Spy(RDropTrainer):
+    """Notes the rows of every batch: `seen`, a list of [labeled, unlabeled]."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training:
+            seen = of_batch(inputs["input_ids"])
+            assert (inputs["labels"] == -100).sum() == len(seen[1])
+            self.seen.append(seen)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def spy(data, output_dir, **arguments):
+    model = tiny.bert(dropout=0.2)
+    arguments = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, **arguments}
+    trainer = tiny.trainer(model, data, output_dir, cls=Spy, **arguments)
+    trainer.seen = []
+    return trainer
+
+
+def seen(data, output_dir, **arguments):
+    trainer = spy(data, output_dir, **arguments)
+    trainer.train()
+    return trainer.seen
+
+
+def flat(batches, kind):
+    return [number for batch in batches for number in batch[kind]]
+
+
+@pytest.mark.parametrize(
+    "ratio, expected",
+    [
+        (1.0, [4, 4, 4]),
+        (0.5, [2, 2, 2]),
+        (2.0, [8, 8, 8]),
+        (0.3, [1, 1, 1]),  # floor(4 * 0.3), floor(8 * 0.3), floor(12 * 0.3)
+        (0.29, [1, 1, 1]),
+        (1.25, [5, 5, 5]),
+    ],
+)
+def test_the_ratio_of_every_batch(ratio, expected, tmp_path):
+    batches = seen(rows(12), tmp_path, unlabeled_dataset=rows(30, labeled=False), rdrop_unlabeled_ratio=ratio)
+    assert [len(batch[0]) for batch in batches] == [4, 4, 4]
+    assert [len(batch[1]) for batch in batches] == expected
+
+
+def test_a_decimal_ratio_is_exact():
+    sampler = MixedSampler(range(100), unlabeled_rows=50, ratio=0.29, seed=0)
+    assert sum(len(unlabeled) for _, unlabeled in sampler) == 29
+
+
+@pytest.mark.parametrize(
+    "strategy, seedable, epochs",
+    [
+        ("random", True, 2),
+        ("sequential", True, 2),
+        # Drawn from the global generator, which dropout moves on
+        ("group_by_length", True, 1),
+        ("random", False, 1),
+    ],
+)
+def test_labelled_rows_come_as_in_the_supervised_run(strategy, seedable, epochs, tmp_path):
+    arguments = {
+        "train_sampling_strategy": strategy,
+        "num_train_epochs": epochs,
+        "accelerator_config": {"use_seedable_sampler": seedable},
+        "per_device_train_batch_size": 3,
+    }
+    supervised = seen(rows(20), tmp_path, **arguments)
+    mixed = seen(rows(20), tmp_path, unlabeled_dataset=rows(9, labeled=False), **arguments)
+    assert [batch[0] for batch in mixed] == [batch[0] for batch in supervised]
+    assert not flat(supervised, 1) and len(flat(mixed, 1)) == 20 * epochs
+
+
+def test_every_row_before_any_again_and_in_a_new_order(tmp_path):
+    batches = seen(rows(12), tmp_path, unlabeled_dataset=rows(8, labeled=False), num_train_epochs=4)
+    stream = flat(batches, 1)
+    rounds = [stream[i : i + 8] for i in range(0, 48, 8)]
+    assert all(sorted(round_) == list(range(8)) for round_ in rounds)
+    assert len({tuple(round_) for round_ in rounds}) == 6
+    assert flat(seen(rows(12), tmp_path, unlabeled_dataset=rows(8, labeled=False), num_train_epochs=4), 1) == stream
+    other_seed = seen(rows(12), tmp_path, unlabeled_dataset=rows(8, labeled=False), num_train_epochs=4, data_seed=1)
+    assert flat(other_seed, 1) != stream
+
+
+def test_steps_and_examples_count_labelled_rows(tmp_path):
+    trainer = spy(rows(10), tmp_path, unlabeled_dataset=rows(9, labeled=False), rdrop_unlabeled_ratio=3.0)
+    loader = trainer.get_train_dataloader()
+    assert len(loader) == 3 and trainer.num_examples(loader) == 10
+    trainer.train()
+    assert trainer.state.global_step == 3 and trainer.state.epoch == 1
+    assert len(trainer.train_dataset) == 10 and trainer.train_dataset[0]["labels"] == 0
+
+
+@pytest.mark.parametrize("kind", ["dataset", "list"])
+def test_columns_the_model_does_not_know(kind, tmp_path):
+    labeled, unlabeled = rows(6, text="known"), rows(6, labeled=False, text="unknown", source="web")
+    for row in unlabeled:
+        row["labels"] = 7.5  # not looked at
+    if kind == "dataset":
+        labeled, unlabeled = datasets.Dataset.from_list(labeled), datasets.Dataset.from_list(unlabeled)
+    batches = seen(labeled, tmp_path, unlabeled_dataset=unlabeled)
+    assert [len(batch[1]) for batch in batches] == [4, 2]
+
+
+@pytest.mark.parametrize("key", ["label", "labels"])
+def test_the_collator_of_the_user_and_its_label_key(key, tmp_path):
+    data = [{key if k == "labels" else k: v for k, v in row.items()} for row in rows(8)]
+    trainer = spy(data if key == "labels" else rows(8), tmp_path, unlabeled_dataset=rows(5, labeled=False))
+    trainer.train_dataset, trainer.data_collator = data, default_data_collator
+    trainer.train()
+    assert sorted(flat(trainer.seen, 0)) == list(range(8)) and len(flat(trainer.seen, 1)) == 8
+    assert trainer.data_collator is default_data_collator
+
+
+def test_an_unlabeled_row_has_the_label_key_of_the_labelled_alone():
+    labeled, unlabeled = [{"input_ids": [5], "label": 1}], [{"input_ids": [6], "labels": 2, "label_ids": 3}]
+    assert MixedDataset(labeled, unlabeled)[0, (0,)] == [labeled[0], {"input_ids": [6], "label": -100}]
+
+
+def test_loader_workers(tmp_path):
+    arguments = {"unlabeled_dataset": rows(9, labeled=False), "num_train_epochs": 2}
+    assert seen(rows(10), tmp_path, dataloader_num_workers=2, **arguments) == seen(rows(10), tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_loss_in_closed_form(reduction, tmp_path):
+    """Cross-entropy over the labeled rows, divergence over all."""
+    data, unlabeled = rows(4), rows(6, labeled=False)
+    trainer = tiny.trainer(
+        tiny.noisy_bert("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, rdrop_unlabeled_ratio=1.5,
+        per_device_train_batch_size=4, rdrop_alpha=3.0, rdrop_reduction=reduction, rdrop_allow_deterministic=True,
+    )  # fmt: skip
+    model = trainer.model.train()
+    model.classifier.weight.data *= 50
+    (batch,) = trainer.get_train_dataloader()
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, batch)
+        twice = model(**{k: torch.cat([v, v]) for k, v in batch.items() if k != "labels"}).logits
+    labels = batch["labels"].tolist()
+    assert labels[4:] == [-100] * 6 and -100 not in labels[:4]
+    expected, _, divergence = formulas.rdrop(
+        list(twice.chunk(2)), labels, 3.0, num_items=4, num_divergence_items=10 if reduction == "mean" else 1
+    )
+    assert divergence > 1e-3
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
+def test_tokens(tmp_path):
+    """A row whose tokens are labeled gets -100 for each token, whatever labels it had."""
+    labeled, unlabeled = tiny.dataset("token", rows=6), tiny.dataset("token", rows=4, seed=1)
+    trainer = tiny.trainer(tiny.bert("token"), labeled, tmp_path, unlabeled_dataset=unlabeled)
+    (batch,) = trainer.get_train_dataloader()
+    assert (batch["labels"][:6] != -100).any(-1).all() and (batch["labels"][6:] == -100).all()
+    assert batch["labels"].shape == batch["input_ids"].shape
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_plain_training_leaves_them_out(tmp_path):
+    weights = []
+    for unlabeled in (None, rows(5, labeled=False)):
+        trainer = spy(rows(8), tmp_path, unlabeled_dataset=unlabeled, rdrop_alpha=0.0)
+        trainer.train()
+        assert not flat(trainer.seen, 1)
+        weights.append(tiny.weights(trainer.model))
+    assert tiny.identical(*weights)
+
+
+def test_evaluation_sees_the_rows_it_is_given(tmp_path):
+    trainer = spy(rows(8), tmp_path, unlabeled_dataset=rows(5, labeled=False), eval_dataset=rows(3))
+    assert trainer.predict(rows(3)).predictions.shape == (3, 4)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(rows(4))
+
+
+def with_labels(labels):
+    return [{**row, "labels": labels} for row in rows(4)]
+
+
+@pytest.mark.parametrize(
+    "labeled, unlabeled, message",
+    [
+        (rows(4), [], "unlabeled_dataset is empty"),
+        (rows(4), Stream(), "unlabeled_dataset is a Stream without length"),
+        (with_labels(0.5), rows(4), "no mark for an unlabeled row"),
+        (with_labels([0.0, 1.0, 0.0, 1.0]), rows(4), "no mark for an unlabeled row"),
+        (with_labels([1, 2]), rows(4), "must bring labels of its own, all -100"),
+        ([{"input_ids": [5], "start_positions": 0, "end_positions": 1}], rows(4), "got only: input_ids, start_pos"),
+    ],
+)
+def test_refusals(labeled, unlabeled, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer = spy(rows(4), tmp_path, unlabeled_dataset=unlabeled)
+        trainer.train_dataset = labeled
+        trainer.train()
+
+
+def test_language_models_are_refused(tmp_path):
+    """Rows of -100 alone would count nowhere, and no one would know."""
+    data = [{**row, "labels": row["input_ids"]} for row in rows(4)]
+    trainer = tiny.trainer(zoo.build("gpt2"), data, tmp_path, unlabeled_dataset=rows(4, labeled=False))
+    with pytest.raises(ValueError, match="no effect on causal language modelling"):
+        trainer.train()
+
+
+def test_a_stream_of_labelled_rows_is_refused(tmp_path):
+    trainer = spy(rows(4), tmp_path, unlabeled_dataset=rows(4, labeled=False), max_steps=2)
+    trainer.train_dataset = Stream()
+    with pytest.raises(ValueError, match="train_dataset is a Stream without length"):
+        trainer.train()
+
+
+def test_samplers_that_do_not_mix_are_refused(tmp_path):
+    unlabeled = rows(4, labeled=False)
+    arguments = {"unlabeled_dataset": unlabeled, "train_sampling_strategy": "batch_rebalance"}
+    with pytest.raises(ValueError, match="does not go with .*batch_rebalance"):
+        seen(rows(4), tmp_path, **arguments)
+
+    class OwnLoader(RDropTrainer):
+        def _get_dataloader(self, dataset, **kwargs):
+            return torch.utils.data.DataLoader(dataset, collate_fn=self.data_collator)
+
+    trainer = tiny.trainer(tiny.bert(), rows(4), tmp_path, cls=OwnLoader, unlabeled_dataset=unlabeled)
+    with pytest.raises(ValueError, match="the trainer's own sampler"):
+        trainer.train()
+
+
+def test_targets_of_their_own_that_are_marked(tmp_path):
+    """Labels that are another sequence than the input: unlabeled rows bring theirs."""
+    data, unlabeled = with_labels([1, 2]), [{**row, "labels": [-100, -100]} for row in rows(3, labeled=False)]
+    trainer = spy(data, tmp_path, unlabeled_dataset=unlabeled)
+    trainer.data_collator = default_data_collator
+    (batch,) = trainer.get_train_dataloader()
+    assert batch["labels"].tolist() == [[1, 2]] * 4 + [[-100, -100]] * 4
+
+
+def test_two_processes(tmp_path):
+    """They never see the same unlabeled row at a step, and go on with the rows of the step they were stopped at."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
+    launch += ["--nproc_per_node", "2", str(ROOT / "tests/support/semi_supervised_run.py"), str(tmp_path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    processes = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    one, other = (process["whole"] for process in processes)
+    assert len(one) == len(other) == 12  # 22 rows, 2 x 2 a step, 2 epochs
+    for a, b in zip(one, other, strict=True):
+        assert not set(a[0]) & set(b[0]) and not set(a[1]) & set(b[1])
+        assert len(a[1]) == len(a[0])
+    first_round = flat(one[:5], 1) + flat(other[:5], 1)
+    assert len(set(first_round)) == 20
+    for process in processes:
+        assert process["resumed"] == process["whole"][7:]
