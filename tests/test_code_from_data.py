@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_script import SCRIPT, fails, make_bert, make_sentences, script, write_csv
 
 import rdrop_trainer
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.report.runs import FinishedRun
+from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
+from support import SCRIPT
+from support.runs import fails, script, write_csv
 
 SOURCES = [SCRIPT, *sorted(Path(rdrop_trainer.__file__).parent.rglob("*.py"))]
 

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from datasets import Dataset
-from test_script import make_bert, make_sentences
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from rdrop_trainer.hub import __main__ as hub_commands
@@ -15,6 +14,8 @@ from rdrop_trainer.hub import push_checkpoint
 from rdrop_trainer.report import FinishedRun
 from rdrop_trainer.report import __main__ as report_command
 from rdrop_trainer.script.arguments import parse_arguments
+from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
 from support import tiny
 
 if sys.version_info >= (3, 11):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
 from rdrop_trainer import RDropArguments, RDropMixin
 from support import formulas, tiny, zoo
+from support.tiny import word_tokenizer, words
 
 trl = pytest.importorskip("trl")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
@@ -26,13 +26,6 @@ class RDropSFTConfig(RDropArguments, trl.SFTConfig):
     pass
 
 
-def words(rows=8, low=4, high=12, seed=0):
-    """Lists of words of unequal number, the last one of each the end of the text."""
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(low, high, (rows,), generator=g).tolist()
-    return [[f"w{i}" for i in torch.randint(3, 40, (n,), generator=g).tolist()] + ["w2"] for n in lengths]
-
-
 def texts(**kwargs):
     return Dataset.from_dict({"text": [" ".join(row) for row in words(**kwargs)]})
 
@@ -40,12 +33,6 @@ def texts(**kwargs):
 def prompts(**kwargs):
     rows = [{"prompt": " ".join(row[:2]) + " ", "completion": " ".join(row[2:])} for row in words(**kwargs)]
     return Dataset.from_list(rows)
-
-
-def word_tokenizer():
-    tok = tiny.tokenizer()
-    tok.backend_tokenizer.pre_tokenizer = Whitespace()
-    return tok
 
 
 def sft(cls, model, data, output_dir, **arguments):

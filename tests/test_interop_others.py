@@ -9,7 +9,7 @@ from transformers import BertConfig, LlamaConfig, LlamaForSequenceClassification
 
 from rdrop_trainer import RDropArguments, RDropMixin
 from support import formulas, tiny, zoo
-from test_interop import word_tokenizer, words
+from support.tiny import word_tokenizer, words
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}

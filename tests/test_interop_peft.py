@@ -7,7 +7,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
 
-from rdrop_trainer import RDropTrainer, RDropTrainingArguments, fused_head
+from rdrop_trainer import RDropTrainer, RDropTrainingArguments
+from rdrop_trainer.objective import fused_head
 from support import formulas, tiny, zoo
 
 peft = pytest.importorskip("peft")

@@ -3,12 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import make, relative
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rdrop_trainer.losses import chunked, rdrop, rdrop_loss
 from support import formulas
+from support.formulas import make, relative
+from support.tiny import Sizes
 
 INF = float("inf")
 
@@ -355,25 +354,6 @@ def test_logits_that_are_not_contiguous(many_chunks):
     sliced = torch.cat([logits, logits]).unflatten(0, (2, 2, 9))[0].requires_grad_()  # views of a larger tensor
     gradients = torch.autograd.grad(loss_of(list(sliced), labels).loss, sliced)
     assert relative(gradients[0].flatten(0, 1), expected) < 1e-6
-
-
-class Sizes(TorchDispatchMode):
-    """The memory of the tensors that operations return, each counted once, in elements."""
-
-    def __init__(self):
-        super().__init__()
-        self.of = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.of[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
-        return result
-
-    def large(self, size, *known):
-        known = {t.untyped_storage().data_ptr() for t in known}
-        return [n for pointer, n in self.of.items() if n >= size and pointer not in known]
 
 
 @pytest.mark.parametrize("masked", [False, True])

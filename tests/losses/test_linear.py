@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from test_chunked import Sizes
-from test_losses import relative
 
 from rdrop_trainer.losses import linear, rdrop_linear_loss, rdrop_loss
+from support.formulas import relative
+from support.tiny import Sizes
 
 FORMS = {
     "plain": {},

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from rdrop_trainer.losses import rdrop_loss
 from support import formulas
+from support.formulas import formulas_fast, make, relative
 
 PROBLEMS = ("single_label", "multi_label", "regression")
 IMPLEMENTATIONS = ("reference", "chunked")
@@ -13,23 +14,6 @@ IMPLEMENTATIONS = ("reference", "chunked")
 BY_PROBLEM = [("single_label", "chunked"), *((problem, "reference") for problem in PROBLEMS)]
 each_problem = pytest.mark.parametrize("problem, implementation", BY_PROBLEM)
 each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-
-
-def make(problem, n, c, m=2, dtype=torch.float32, scale=2.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    logits = (torch.randn(m * n, c, generator=g, dtype=torch.float64) * scale).to(dtype)
-    if problem == "single_label":
-        labels = torch.randint(0, c, (n,), generator=g)
-    elif problem == "multi_label":
-        labels = torch.randint(0, 2, (n, c), generator=g).float()
-    else:
-        labels = torch.randn(n, c, generator=g)
-    return logits, labels
-
-
-def relative(a, b):
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
 
 
 @each_problem
@@ -77,23 +61,6 @@ def test_half_precision_is_no_worse_than_the_naive_formula(dtype, problem, imple
     assert got.dtype == torch.float32
     naive_error = relative(formulas_fast(logits, labels, problem), expected)
     assert relative(got, expected) <= naive_error + 1e-6
-
-
-def formulas_fast(logits, labels, problem):
-    """The vectorised naive formula in the logits' own type."""
-    n = len(logits) // 2
-    a, b = logits.split(n)
-    if problem == "single_label":
-        task = F.cross_entropy(logits, labels.repeat(2))
-        la, lb = a.log_softmax(-1), b.log_softmax(-1)
-        div = 0.5 * ((la.exp() * (la - lb)).sum(-1) + (lb.exp() * (lb - la)).sum(-1)).mean()
-    elif problem == "multi_label":
-        task = F.binary_cross_entropy_with_logits(logits, labels.repeat(2, 1).to(logits.dtype))
-        div = 0.5 * ((a.sigmoid() - b.sigmoid()) * (a - b)).sum(-1).mean()
-    else:
-        task = F.mse_loss(logits, labels.repeat(2, 1).to(logits.dtype))
-        div = ((a - b) ** 2).mean()
-    return task + 2 * div
 
 
 @each_problem

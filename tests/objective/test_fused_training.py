@@ -4,18 +4,19 @@ import logging
 
 import pytest
 import torch
-from test_fused_head import MODES, logits_seen, warnings_of
-from test_heads import sgd_update
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 
-from rdrop_trainer import fused_head
+from rdrop_trainer.objective import fused_head
 from rdrop_trainer.objective.heads import CAUSAL_LM
 from rdrop_trainer.objective.lm_head import CannotFuse, LMHead, vocabulary_size
 from support import tiny, zoo
+from support.zoo import logits_seen, sgd_update, warnings_of
 
 FEW = {"per_device_train_batch_size": 4}
+
+MODES = ("concat", "sequential", "recompute")
 
 
 @pytest.fixture(autouse=True)

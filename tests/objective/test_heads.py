@@ -14,20 +14,12 @@ from transformers import (
 
 from rdrop_trainer.objective.heads import head_of
 from support import formulas, tiny, zoo
+from support.zoo import sgd_update
 
 NAMES = tuple(zoo.CASES)
 MODES = ("concat", "sequential", "recompute")
 # `Trainer` counts a position that GPT-2 predicts nothing for; tests of its own
 COUNTED_BY_TRAINER = tuple(name for name in NAMES if name != "gpt2")
-
-
-def sgd_update(name, model, tmp_path, rows=11, **arguments):
-    """Minus the summed gradients of one epoch of SGD, as one vector."""
-    before = tiny.weights(model)
-    arguments = {"rdrop_allow_deterministic": True, **tiny.PURE_SGD, **arguments}
-    trainer = zoo.trainer(name, model, zoo.dataset(name, rows), tmp_path, **arguments)
-    trainer.train()
-    return tiny.update(before, tiny.weights(trainer.model))
 
 
 @pytest.mark.parametrize("name", COUNTED_BY_TRAINER)

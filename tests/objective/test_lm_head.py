@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from test_heads import sgd_update
 from torch import nn
 from transformers import (
     BartForCausalLM,
@@ -27,25 +26,14 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from rdrop_trainer import RDropTrainingArguments, fused_head
+from rdrop_trainer import RDropTrainingArguments
+from rdrop_trainer.objective import fused_head
 from rdrop_trainer.objective.lm_head import LMHead
 from support import tiny, zoo
+from support.zoo import logits_seen, sgd_update, warnings_of
 
 LANGUAGE_MODELS = ("gpt2", "llama", "qwen2", "t5", "bart", "marian", "mbart", "masked_lm")
 MODES = ("concat", "sequential", "recompute")
-
-
-def logits_seen(model):
-    """The shapes of the logits a model returns while it trains, but for the row that is looked at."""
-    shapes = []
-
-    def see(module, inputs, outputs):
-        shape = tuple(outputs["logits"].shape)
-        if module.training and (shape[0] > 1 or shape[1] == 1):
-            shapes.append(shape)
-
-    model.register_forward_hook(see)
-    return shapes
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -134,10 +122,6 @@ class NoLoss(LlamaForCausalLM):
 
 class Wrapped(nn.Linear):
     pass
-
-
-def warnings_of(caplog):
-    return [record.message for record in caplog.records if "is not fused" in record.message]
 
 
 def variant(name):

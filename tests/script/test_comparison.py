@@ -4,47 +4,23 @@ import csv
 import json
 import shutil
 import sys
-import threading
 
 import pytest
 import torch
 from filelock import FileLock
-from test_script import FAST, fails, results, script
 
 from rdrop_trainer import RDropTrainer
 from rdrop_trainer.script import comparison
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
 from support import tiny
+from support.runs import FAST, InProcess, fails, results, script
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]
 
 
 # transformers changes its own classes while it loads a model: two at a time in one process leave them changed
-_ALONE = threading.Lock()
-
-
-class InProcess:
-    """Runs jobs in this process; `codes` says which of them fail, and how, instead."""
-
-    def __init__(self, **codes):
-        self.codes, self.started = codes, []
-
-    def __call__(self, job):
-        self.started.append(job.folder.name)
-        code = self.codes.get(job.folder.name.replace("-", "_"))
-        if code is None:
-            with _ALONE:
-                return script.main(list(job.words))
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "run.log").write_text("run_glue_rdrop.py: error: this is why\n")
-        if isinstance(code, type):
-            raise code
-        return code
-
-    def stop(self):
-        self.stopped = True
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,12 @@ import sys
 import pytest
 import torch
 from filelock import FileLock
-from test_script import SCRIPT, fails, make_bert, make_sentences, results, script, write_csv
 from transformers import BertForSequenceClassification
+
+from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
+from support import SCRIPT
+from support.runs import fails, results, script, write_csv
 
 TRAIN = ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "2"]
 TRAIN += ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--train_file", "train.csv"]

@@ -16,12 +16,12 @@ from itertools import pairwise
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_script import script
 
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.glue.data import load_files, load_task
 from rdrop_trainer.glue.readers import read_rows, read_values
 from rdrop_trainer.glue.tasks import get_task
+from support.runs import script
 
 TSV = "sentence\tlabel\n" + "".join(f"line {i} of the text\t{'good' if i % 2 else 'bad'}\n" for i in range(2, 10))
 CSV = TSV.replace("\t", ",")

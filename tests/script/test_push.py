@@ -8,9 +8,9 @@ import time
 import datasets
 import pytest
 from huggingface_hub import ModelCard
-from test_script import FAST, fails, make_cola, model, results, run, script  # noqa: F401 (model is a fixture)
 
 from rdrop_trainer.hub.__main__ import main as hub_command
+from support.runs import FAST, fails, make_cola, results, run, script
 
 REPO = "ada/run"
 PUSH = ["--push_to_hub", "--hub_model_id", REPO]

@@ -1,7 +1,5 @@
 """run_glue_rdrop.py as a user runs it: real files in, results, leaderboard files and clear errors out."""
 
-import csv
-import importlib.util
 import json
 import os
 import re
@@ -16,70 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
-from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
 from support import SCRIPT
-
-spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
-
-FAST = ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no"]
-FAST += ["--per_device_train_batch_size", "8", "--num_train_epochs", "1"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    texts = [text for text, _ in make_sentences(200, seed=3)] + ["浙商银行叶老桂在上海", "the cat sat on a mat"]
-    make_bert(folder, texts, hidden_size=16, heads=2, max_length=32)
-    return folder
-
-
-def run(model, *flags, fast=FAST):
-    return script.main(["--model_name_or_path", str(model), *fast, *map(str, flags)])
-
-
-def fails(capsys, *flags):
-    """Run with flags that must be refused; the one line on standard error."""
-    capsys.readouterr()
-    assert script.main([str(f) for f in flags]) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert "Traceback" not in captured.err
-    assert lines[-1].startswith("run_glue_rdrop.py: error: ")
-    return lines[-1]
-
-
-def results(folder):
-    return json.loads((Path(folder) / "all_results.json").read_text(encoding="utf-8"))
-
-
-def write_tsv(path, *rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_json(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_csv(path, rows=24, labels=("negative", "positive"), header=("sentence", "label")):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for i, (text, _) in enumerate(make_sentences(rows, seed=5)):
-            writer.writerow((text, labels[i % len(labels)]))
-    return path
-
-
-def make_cola(folder, train=24):
-    sentences = [text for text, _ in make_sentences(train, seed=1)]
-    write_tsv(folder / "train.tsv", *(("x", i % 2, "", s) for i, s in enumerate(sentences)))
-    write_tsv(folder / "dev.tsv", *(("x", i % 2, "", s) for i, s in enumerate(sentences[:7])))
-    write_tsv(folder / "test.tsv", ("index", "sentence"), *enumerate(sentences[:5]))
-
+from support.runs import FAST, fails, make_cola, results, run, script, write_csv, write_json, write_tsv
 
 # ---- Whole runs ----
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from test_comparison import InProcess
-from test_script import fails, results, script
 
 from rdrop_trainer.script import tuning
 from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
+from support.runs import InProcess, fails, results, script
 
 FLAGS = ["--max_seq_length=16", "--use_cpu=True", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
 FLAGS += ["--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]

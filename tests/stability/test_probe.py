@@ -7,13 +7,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from test_stability import Drawn, bernoulli, softmax, squared, symmetric_kl
 from transformers import Trainer
 
 from rdrop_trainer import DivergenceProbe, RDropTrainer
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.stability import seed_agreement
 from support import tiny, zoo
+from support.formulas import bernoulli, softmax, squared, symmetric_kl
+from support.tiny import Drawn
 
 
 def probed(trainer, rows, **options):

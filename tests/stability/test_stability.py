@@ -13,40 +13,8 @@ from rdrop_trainer import dropout_agreement, perturbation_agreement, set_dropout
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.stability import expected_calibration_error, mean_confidence
 from support import tiny, zoo
-
-
-class Drawn(torch.nn.Module):
-    """In place of dropout in front of the classifier: keeps what the model's own dropout let through."""
-
-    def __init__(self, p):
-        super().__init__()
-        self.dropout, self.seen = torch.nn.Dropout(p), []
-
-    def forward(self, hidden):
-        hidden = self.dropout(hidden)
-        self.seen.append(hidden.detach().double())
-        return hidden
-
-
-def softmax(z):
-    e = [math.exp(v - max(z)) for v in z]
-    return [v / sum(e) for v in e]
-
-
-def symmetric_kl(a, b):
-    p, q = softmax(a), softmax(b)
-    return 0.5 * sum(x * math.log(x / y) + y * math.log(y / x) for x, y in zip(p, q, strict=True))
-
-
-def bernoulli(a, b):
-    def sigmoid(v):
-        return 1 / (1 + math.exp(-v))
-
-    return 0.5 * sum((sigmoid(x) - sigmoid(y)) * (x - y) for x, y in zip(a, b, strict=True))
-
-
-def squared(a, b):
-    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)
+from support.formulas import bernoulli, squared, symmetric_kl
+from support.tiny import Drawn
 
 
 def collator(head):

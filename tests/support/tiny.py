@@ -1,7 +1,10 @@
 """Tiny models, data and runs, built without any download."""
 
 import torch
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -174,3 +177,48 @@ def noisy_bert(head, num_passes=2, concat=True, **changes):
 
     model.register_forward_pre_hook(match_labels, with_kwargs=True)
     return model
+
+
+class Sizes(TorchDispatchMode):
+    """The memory of the tensors that operations return, each counted once, in elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.of[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+        return result
+
+    def large(self, size, *known):
+        known = {t.untyped_storage().data_ptr() for t in known}
+        return [n for pointer, n in self.of.items() if n >= size and pointer not in known]
+
+
+class Drawn(torch.nn.Module):
+    """In place of dropout in front of the classifier: keeps what the model's own dropout let through."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.dropout, self.seen = torch.nn.Dropout(p), []
+
+    def forward(self, hidden):
+        hidden = self.dropout(hidden)
+        self.seen.append(hidden.detach().double())
+        return hidden
+
+
+def words(rows=8, low=4, high=12, seed=0):
+    """Lists of words of unequal number, the last one of each the end of the text."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(low, high, (rows,), generator=g).tolist()
+    return [[f"w{i}" for i in torch.randint(3, 40, (n,), generator=g).tolist()] + ["w2"] for n in lengths]
+
+
+def word_tokenizer():
+    tok = tokenizer()
+    tok.backend_tokenizer.pre_tokenizer = Whitespace()
+    return tok

@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 import torch
-from test_losses import formulas_fast, make, relative
 
 from rdrop_trainer.losses import chunked, rdrop_loss, triton
 from support import formulas
+from support.formulas import formulas_fast, make, relative
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 CLASSES = 77

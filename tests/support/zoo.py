@@ -267,3 +267,29 @@ def items(name, outputs, batch):
     if kind == "causal_lm":
         logits, labels = logits[:, :-1], labels[:, 1:]
     return [(logits[labels != -100], labels[labels != -100])]
+
+
+def sgd_update(name, model, tmp_path, rows=11, **arguments):
+    """Minus the summed gradients of one epoch of SGD, as one vector."""
+    before = tiny.weights(model)
+    arguments = {"rdrop_allow_deterministic": True, **tiny.PURE_SGD, **arguments}
+    run = trainer(name, model, dataset(name, rows), tmp_path, **arguments)
+    run.train()
+    return tiny.update(before, tiny.weights(run.model))
+
+
+def logits_seen(model):
+    """The shapes of the logits a model returns while it trains, but for the row that is looked at."""
+    shapes = []
+
+    def see(module, inputs, outputs):
+        shape = tuple(outputs["logits"].shape)
+        if module.training and (shape[0] > 1 or shape[1] == 1):
+            shapes.append(shape)
+
+    model.register_forward_hook(see)
+    return shapes
+
+
+def warnings_of(caplog):
+    return [record.message for record in caplog.records if "is not fused" in record.message]

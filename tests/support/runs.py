@@ -1,0 +1,94 @@
+"""Running the script in this process, and the files it reads."""
+
+import csv
+import importlib.util
+import json
+import threading
+from pathlib import Path
+
+from rdrop_trainer.script.demo import make_sentences
+from support import SCRIPT
+
+spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)
+
+
+script = importlib.util.module_from_spec(spec)
+
+
+spec.loader.exec_module(script)
+
+
+FAST = ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no"]
+
+
+FAST += ["--per_device_train_batch_size", "8", "--num_train_epochs", "1"]
+
+
+def run(model, *flags, fast=FAST):
+    return script.main(["--model_name_or_path", str(model), *fast, *map(str, flags)])
+
+
+def fails(capsys, *flags):
+    """Run with flags that must be refused; the one line on standard error."""
+    capsys.readouterr()
+    assert script.main([str(f) for f in flags]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert "Traceback" not in captured.err
+    assert lines[-1].startswith("run_glue_rdrop.py: error: ")
+    return lines[-1]
+
+
+def results(folder):
+    return json.loads((Path(folder) / "all_results.json").read_text(encoding="utf-8"))
+
+
+def write_tsv(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_json(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_csv(path, rows=24, labels=("negative", "positive"), header=("sentence", "label")):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for i, (text, _) in enumerate(make_sentences(rows, seed=5)):
+            writer.writerow((text, labels[i % len(labels)]))
+    return path
+
+
+def make_cola(folder, train=24):
+    sentences = [text for text, _ in make_sentences(train, seed=1)]
+    write_tsv(folder / "train.tsv", *(("x", i % 2, "", s) for i, s in enumerate(sentences)))
+    write_tsv(folder / "dev.tsv", *(("x", i % 2, "", s) for i, s in enumerate(sentences[:7])))
+    write_tsv(folder / "test.tsv", ("index", "sentence"), *enumerate(sentences[:5]))
+
+
+_ALONE = threading.Lock()
+
+
+class InProcess:
+    """Runs jobs in this process; `codes` says which of them fail, and how, instead."""
+
+    def __init__(self, **codes):
+        self.codes, self.started = codes, []
+
+    def __call__(self, job):
+        self.started.append(job.folder.name)
+        code = self.codes.get(job.folder.name.replace("-", "_"))
+        if code is None:
+            with _ALONE:
+                return script.main(list(job.words))
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "run.log").write_text("run_glue_rdrop.py: error: this is why\n")
+        if isinstance(code, type):
+            raise code
+        return code
+
+    def stop(self):
+        self.stopped = True
