@@ -7,13 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-import test_semi_supervised
+from test_semi_supervised import rows, spy
 
 out, rank = Path(sys.argv[1]), os.environ["RANK"]
 steps = {}
 for name, checkpoint in (("whole", None), ("resumed", str(out / "checkpoint-7"))):
-    trainer = test_semi_supervised.spy(
-        test_semi_supervised.rows(22), out, unlabeled_dataset=test_semi_supervised.rows(40, labeled=False), save_strategy="steps",
+    trainer = spy(
+        rows(22), out, unlabeled_dataset=rows(40, labeled=False), save_strategy="steps",
         save_steps=1, save_only_model=True, per_device_train_batch_size=2, num_train_epochs=2,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
