@@ -14,6 +14,8 @@ _EXPORTS = {
     "RDropArguments": "training_args",
     "RDropTrainingArguments": "training_args",
     "RDropSeq2SeqTrainingArguments": "training_args",
+    "Objective": "objective",
+    "StepSettings": "objective",
     "RDropLoss": "losses",
     "rdrop_linear_loss": "losses",
     "rdrop_loss": "losses",

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from .losses.reference import IGNORE_INDEX
 from .objective.behind import TrainerBehind
-from .objective.heads import head_of
+from .objective.heads import base_model, head_of
 from .training_args import RDropArguments
 
 logger = logging.get_logger(__name__)
@@ -66,7 +66,9 @@ class UnlabeledRowsMixin(TrainerBehind):
             self.train_dataset, self.data_collator = labeled, collator
 
     def _check_head(self) -> None:
-        head = head_of(self._base_model, {"labels": torch.full((1, 1), IGNORE_INDEX)})
+        head = head_of(
+            base_model(self.accelerator.unwrap_model(self.model)), {"labels": torch.full((1, 1), IGNORE_INDEX)}
+        )
         if head.tokens and head.unlabeled_mask is None:
             raise ValueError(
                 f"unlabeled_dataset would have no effect on {head.name}, where every token that is to be predicted has "

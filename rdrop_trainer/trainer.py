@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from functools import partial
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from .dropout import set_dropout
 from .hub.publishing import PublishingMixin
-from .losses import RDropLoss, rdrop_loss
-from .objective.heads import Items
-from .objective.lm_head import LMHead
-from .objective.loss_checks import mean_of_parts, same_noise
-from .objective.noise import NoiseCheck
-from .objective.passes import Passes
-from .objective.task_loss import TaskLossMixin
-from .objective.window import LoggedTerms, Window
+from .objective.heads import base_model
+from .objective.inspect import Inspector
+from .objective.lm_head import CannotFuse
+from .objective.objective import Objective
+from .objective.probe import Probe
+from .objective.task_loss import TrainerLoss, decoder_inputs
+from .objective.window import LoggedTerms, StepSettings, Window
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossMixin
 from .reliability.resuming import ResumingMixin
@@ -34,7 +33,6 @@ logger = logging.get_logger(__name__)
 
 
 class RDropMixin(
-    TaskLossMixin,
     UnlabeledRowsMixin,
     FiniteLossMixin,
     ResumingMixin,
@@ -58,11 +56,11 @@ class RDropMixin(
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.
 
     Args:
-        unlabeled_dataset: rows without labels (what they have is not looked at), of which `rdrop_unlabeled_ratio` go
-            along with each labeled row in every training batch: they have no task loss, but their divergence counts.
-            Steps, epochs and `num_examples` go on counting labeled rows, in the order of the run without unlabeled
-            ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabeled rows
-            have no effect. With alpha = 0 they are left out.
+        unlabeled_dataset: rows without labels (any they have are ignored). `rdrop_unlabeled_ratio` of them go along
+            with each labeled row in every training batch: they have no task loss, but their divergence counts. Steps,
+            epochs and `num_examples` go on counting labeled rows, in the order of the run without unlabeled ones; the
+            forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabeled rows have no
+            effect. With alpha = 0 they are left out.
         *args: those of the trainer.
         **kwargs: those of the trainer.
 
@@ -87,6 +85,8 @@ class RDropMixin(
         self._set_dropout()
         self._start_rdrop()
 
+    # ---- Training ----
+
     def train(self, *args, **kwargs):
         """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
         # Checked, and of their types: a hyper-parameter search would cast alphas to the int that somebody assigned
@@ -108,6 +108,23 @@ class RDropMixin(
         finally:
             self._window = None
 
+    def get_batch_samples(self, *args, **kwargs):
+        """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
+        batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        loader = self.callback_handler.train_dataloader
+        has_no_end = loader is not None and not has_length(loader)
+        if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
+            # `Trainer` takes no optimizer step after them: their gradient would be added to the next step's
+            logger.warning_once(
+                f"The data set has no length, and its last {len(batch_samples)} batches do not fill an accumulation "
+                f"window of {self.args.gradient_accumulation_steps}: they are left out."
+            )
+            batch_samples = []
+        self._logged_terms.start_window(self.state.global_step)
+        shared = self.args.average_tokens_across_devices
+        self._window = self._count_window(batch_samples, shared) if batch_samples else None
+        return batch_samples, num_items_in_batch
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -127,140 +144,15 @@ class RDropMixin(
             This micro-batch's share of the loss of the optimizer step; outside `train()`, the loss of this batch.
         """
         if not model.training:
-            inputs = self._decodable(inputs)
-            return super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
-        settings = RDropArguments.of(self.args)
-        is_rdrop_step = settings.is_rdrop_step(self.state.global_step)
+            return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        settings = self._step_settings()
         window = self._window or self._count_window([inputs])
-        if window.is_one_batch and not is_rdrop_step and self._trainer_counts_right(window):
+        if settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
-
-        num_passes = settings.rdrop_num_passes if is_rdrop_step else 1
-        self._check_own_loss(model, inputs, window)
-        output_head = None
-        if not return_outputs:
-            output_head = self._head_to_fuse(inputs, window, num_passes, settings.rdrop_fused_head)
-        passes = self._run(
-            model, inputs, window, num_passes, settings.rdrop_forward_mode, output_head, whole=return_outputs
-        )
-        terms = self._rdrop_terms(passes, inputs, window, settings, num_items_in_batch, output_head)
-        if is_rdrop_step and self._window is not None:
+        terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
+        if settings.num_passes > 1 and self._window is not None:
             self._logged_terms.add(terms, self.state.global_step)
-        loss = self._undo_division(terms.loss, num_items_in_batch)
-        return (loss, passes.first_output(terms.loss)) if return_outputs else loss
-
-    def _rdrop_terms(
-        self,
-        passes: Passes,
-        inputs: Mapping[str, Any],
-        window: Window,
-        settings: RDropArguments,
-        num_items_in_batch: torch.Tensor | int | None,
-        output_head: LMHead | None,
-    ) -> RDropLoss:
-        """Loss, task loss and divergence of a micro-batch, each its share of the optimizer step's."""
-        alpha = settings.alpha_at(self.state.global_step, self.state.max_steps)
-        items = _items(passes, inputs, window, output_head)
-        if passes.num_passes > 1 and not self._noise_check.done:
-            self._check_noise(passes, items[0], inputs, window, settings, output_head)
-        # Where there is a head to fuse, a row was compared: one process may fuse this micro-batch and another may not
-        if not self._loss_check.done and self._output_head is None:
-            self._check_model_loss(passes, items, window)
-
-        means = settings.rdrop_reduction == "mean"
-        loss: Any = partial(rdrop_loss, problem=window.head.problem) if output_head is None else output_head.loss
-        terms = mean_of_parts(
-            loss(
-                part.outputs,
-                part.labels if window.head.task_loss == "stock" else None,
-                alpha=alpha,
-                num_passes=passes.num_passes,
-                mask=part.mask,
-                num_items=task_items / window.processes,
-                num_divergence_items=divergence_items / window.processes if means else window.micro_batches,
-                reduction=settings.rdrop_reduction,
-                label_smoothing=self._label_smoothing(window.head),
-            )
-            for part, task_items, divergence_items in zip(
-                items, window.task_items, window.divergence_items, strict=True
-            )
-        )
-        if window.head.task_loss == "stock":
-            return terms
-        task_loss = self._own_task_loss(passes, inputs, window, num_items_in_batch)
-        return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
-
-    def _check_noise(
-        self,
-        passes: Passes,
-        items: Items,
-        inputs: Mapping[str, Any],
-        window: Window,
-        settings: RDropArguments,
-        output_head: LMHead | None,
-    ) -> None:
-        def some(items: Items) -> torch.Tensor:
-            return items.counted(passes.num_passes, NoiseCheck.ITEMS)[0].detach()
-
-        def again() -> torch.Tensor:
-            with torch.no_grad(), same_noise(self.args.device):
-                repeated = self._run(self.model, inputs, window, passes.num_passes, "concat", output_head)
-            return some(_items(repeated, inputs, window, output_head)[0])
-
-        self._noise_check.look(
-            self.model,
-            some(items),
-            self.state.global_step,
-            settings.rdrop_allow_deterministic,
-            self.accelerator.reduce,
-            again if settings.rdrop_forward_mode == "concat" else None,
-        )
-
-    # ---- Counting and logging ----
-
-    def get_batch_samples(self, *args, **kwargs):
-        """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        loader = self.callback_handler.train_dataloader
-        has_no_end = loader is not None and not has_length(loader)
-        if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
-            # `Trainer` takes no optimizer step behind them: their gradient would be added to the next step's
-            logger.warning_once(
-                f"The data set has no length, and its last {len(batch_samples)} batches do not fill an accumulation "
-                f"window of {self.args.gradient_accumulation_steps}: they are left out."
-            )
-            batch_samples = []
-        self._logged_terms.start_window(self.state.global_step)
-        shared = self.args.average_tokens_across_devices
-        self._window = self._count_window(batch_samples, shared) if batch_samples else None
-        return batch_samples, num_items_in_batch
-
-    def _count_window(self, batches: list[Mapping[str, Any]], over_processes: bool = False) -> Window:
-        head = self._choose_head(batches)
-        # Processes of one tensor-parallel group see the same rows
-        replicas = self.get_tp_size()
-        processes = self.accelerator.num_processes // replicas if over_processes else 1
-        return Window.count(
-            head, batches, self.args.device, processes, lambda counts: self.accelerator.reduce(counts) // replicas
-        )
-
-    def _hp_search_setup(self, *args, **kwargs) -> None:
-        """`Trainer._hp_search_setup`, which `train` calls in any case, and only after making a trial's model."""
-        super()._hp_search_setup(*args, **kwargs)
-        self._set_dropout()
-
-    def _set_dropout(self) -> None:
-        if self.args.dropout is not None:
-            set_dropout(self.model, self.args.dropout)
-
-    def _start_rdrop(self) -> None:
-        self._window = None
-        self._noise_check = NoiseCheck()
-        self._start_task_loss()
-        self._start_finite_check()
-        self._logged_terms = LoggedTerms(self.args.device)
+        return (terms.loss, passes.first_output(terms.loss)) if return_outputs else terms.loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
@@ -270,15 +162,104 @@ class RDropMixin(
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """`Trainer.floating_point_ops` times the number of passes of this step."""
-        settings = RDropArguments.of(self.args)
-        is_rdrop_step = settings.is_rdrop_step(self.state.global_step)
-        return super().floating_point_ops(inputs) * (settings.rdrop_num_passes if is_rdrop_step else 1)
+        return super().floating_point_ops(inputs) * self._step_settings().num_passes
 
+    # ---- What a step needs ----
 
-def _items(passes: Passes, inputs: Mapping[str, Any], window: Window, output_head: LMHead | None) -> list[Items]:
-    """The items of a micro-batch, by their logits, or by their hidden states in front of a fused output head."""
-    head = window.head if output_head is None else replace(window.head, outputs=("hidden_states",))
-    return head.items(passes, inputs, passes.num_passes)
+    def _start_rdrop(self) -> None:
+        self._window: Window | None = None
+        self._objective: Objective | None = None
+        self._logged_terms = LoggedTerms(self.args.device)
+        self._start_finite_check()
+
+    def _step_settings(self) -> StepSettings:
+        settings, step = RDropArguments.of(self.args), self.state.global_step
+        return StepSettings(
+            alpha=settings.alpha_at(step, self.state.max_steps),
+            num_passes=settings.rdrop_num_passes if settings.is_rdrop_step(step) else 1,
+            forward_mode=settings.rdrop_forward_mode,
+            reduction=settings.rdrop_reduction,
+            fused_head=settings.rdrop_fused_head,
+            allow_deterministic=settings.rdrop_allow_deterministic,
+        )
+
+    def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
+        """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
+        if self._objective is None or self._objective.inspector.probe.model is not self.model:
+            inspector = self._inspector()
+            self._objective = Objective(inspector.plan(batches), inspector)
+        return self._objective.window(batches, shared)
+
+    def _inspector(self) -> Inspector:
+        own = super().compute_loss.__func__
+        trainer_loss = None
+        probe = Probe(self.model, self.accelerator)
+        if own is not Trainer.compute_loss:
+            trainer_loss = TrainerLoss(
+                self._base_loss, own.__qualname__.split(".")[-2], type(self).__name__, probe.base
+            )
+        unfusable = None
+        if self.is_fsdp_enabled:
+            unfusable = CannotFuse("FSDP shards the weights of the output head over processes", sharded=True)
+        elif self.args.torch_compile:
+            unfusable = CannotFuse("the model is compiled as a whole")
+        liger = getattr(self.args, "liger_kernel_config", None) or {}
+        hidden_by = None
+        if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
+            hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
+        return Inspector(
+            probe,
+            label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
+            loss_function=self.compute_loss_func,
+            trainer_loss=trainer_loss,
+            hidden_by=hidden_by,
+            unfusable=unfusable,
+            replicas=self.get_tp_size(),
+            shares_counts=self.args.average_tokens_across_devices,
+        )
+
+    # ---- The base trainer's loss ----
+
+    def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
+        """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            base = base_model(self.accelerator.unwrap_model(self.model))
+            inputs = {**inputs, **(decoder_inputs(base, inputs) or {})}
+        return super().compute_loss(model, inputs, **arguments)
+
+    def _base_counts_right(self, window: Window) -> bool:
+        """Whether `Trainer`'s own loss of a whole step is the mean over its items."""
+        inspector = self._objective.inspector
+        if window.head.shifted and inspector.smoothing(window.head):
+            # Its smoother shifts the labels for the classes listed here
+            return type(inspector.probe.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        # Without a single start (or end) inside the text, the mean over them, and with it the sum of both, is NaN
+        return len(window.head.labels) == 1 or bool((window.task_items > 0).all())
+
+    def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
+        """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
+        if window.head.shifted and self.compute_loss_func is None and num_items_in_batch is not None:
+            # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
+            num_items_in_batch = window.task_items[0].clamp(min=1)
+        result = self._base_loss(
+            model, dict(inputs), return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        loss = result[0] if return_outputs else result
+        if window.head.problem == "single_label":
+            # No labeled item: the mean over nothing is NaN there
+            loss = torch.where((window.task_items > 0).all(), loss, torch.zeros_like(loss))
+        return (loss, result[1]) if return_outputs else loss
+
+    # ---- Dropout ----
+
+    def _hp_search_setup(self, *args, **kwargs) -> None:
+        """`Trainer._hp_search_setup`, which `train` calls in any case, and only after making a trial's model."""
+        super()._hp_search_setup(*args, **kwargs)
+        self._set_dropout()
+
+    def _set_dropout(self) -> None:
+        if self.args.dropout is not None:
+            set_dropout(self.model, self.args.dropout)
 
 
 class RDropTrainer(RDropMixin, Trainer):

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments
-from rdrop_trainer.objective import fused_head
+from rdrop_trainer.objective import plan
 from support import formulas, tiny, zoo
 
 peft = pytest.importorskip("peft")
@@ -120,7 +120,7 @@ def test_dropout_of_the_adapter_alone_is_noise_enough(mode, checkpointing, tmp_p
 def test_a_fused_output_head(case, fuses, mode, tmp_path, caplog):
     """Frozen or tied it is fused; with an adapter of its own it is not, and one warning says so."""
     logging.getLogger("transformers").propagate = True
-    fused_head.logger.warning_once.cache_clear()
+    plan.logger.warning_once.cache_clear()
     updates = []
     for fused in (False, True):
         model = noisy(case)
@@ -134,7 +134,7 @@ def test_a_fused_output_head(case, fuses, mode, tmp_path, caplog):
         )  # fmt: skip
         trainer.train()
         updates.append(tiny.update(before, tiny.weights(model)))
-        assert (trainer._output_head is not None) == (fused and fuses)
+        assert (trainer._objective.plan.lm_head is not None) == (fused and fuses)
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-6
     warned = [record.message for record in caplog.records if "is not fused" in record.message]
     assert len(warned) == (not fuses) and all("no plain Linear" in message for message in warned)

@@ -1,16 +1,15 @@
-"""What a model predicts: which items a batch holds, which of them count where, and how the loss treats them.
+"""What a model predicts: which items a batch holds, which of them count where, and which loss they have.
 
 An item is what one prediction is made for: a row for sequence classification, a token for token classification, a
-target token for language models. To support another head of this kind, add a `PredictionHead` and the classes it fits
-to `head_of`.
+target token for language models. To support another head, add a `PredictionHead` and the classes it fits to `head_of`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -64,9 +63,7 @@ class PredictionHead:
         unlabeled_mask: name of the mask whose tokens count in the divergence where a row of tokens has no label at
             all: such a row is unlabeled text. None: such a row counts nowhere.
         positions: the labels are positions in the text, and those outside it are ignored.
-        task_loss: where the task loss comes from: "stock" (the head's usual loss, computed from the logits), "model"
-            (what the model returns), "function" (the user's `compute_loss_func`) or "trainer" (a `compute_loss` of the
-            trainer's own).
+        language_model: the classes are a vocabulary.
     """
 
     name: str
@@ -78,7 +75,7 @@ class PredictionHead:
     soft_prompt: bool = False
     unlabeled_mask: str | None = None
     positions: bool = False
-    task_loss: Literal["stock", "model", "function", "trainer"] = "stock"
+    language_model: bool = False
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """How many items of a batch have a task loss and how many a divergence: (parts, 2) integers, on its device.
@@ -179,11 +176,14 @@ QUESTION_ANSWERING = PredictionHead(
     positions=True,
 )
 TOKEN = PredictionHead("token classification", tokens=True, unlabeled_mask="attention_mask")
-MASKED_LM = PredictionHead("masked language modelling", tokens=True)
+MASKED_LM = PredictionHead("masked language modelling", tokens=True, language_model=True)
 SEQ2SEQ = PredictionHead(
-    "sequence-to-sequence language modelling", tokens=True, unlabeled_mask="decoder_attention_mask"
+    "sequence-to-sequence language modelling",
+    tokens=True,
+    unlabeled_mask="decoder_attention_mask",
+    language_model=True,
 )
-CAUSAL_LM = PredictionHead("causal language modelling", tokens=True, shifted=True)
+CAUSAL_LM = PredictionHead("causal language modelling", tokens=True, shifted=True, language_model=True)
 PROBLEM_TYPES = {
     "single_label_classification": SINGLE_LABEL,
     "multi_label_classification": MULTI_LABEL,
@@ -232,27 +232,22 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
             rule of `transformers` (one label is regression, integers are single-label, anything else multi-label).
 
     Returns:
-        A head of this module. A model whose loss is not known to be the head's stock loss (its forward is defined
-        outside transformers, its `loss_function` was replaced, or its router adds a loss) keeps its own. A class that
-        has nothing to do with a head of the table is judged by its name, where that says language model, or by its
-        labels: start and end positions are question answering, (B,) are rows, (B, T) integers are tokens, and floating
-        labels are regression or, with a column per class, multi-label.
+        A head of this module. A class that derives from no class of transformers with a head is judged by its name,
+        where that says language model, or by its labels: start and end positions are question answering, (B,) are rows,
+        (B, T) integers are tokens, and floating labels are regression or, with a column per class, multi-label.
 
     Raises:
         ValueError: a head that R-Drop does not fit, or labels that are no tensor.
     """
-    cls = type(model)
-    names = {base.__name__ for base in cls.__mro__ if base.__module__.startswith("transformers.")}
-    known = [head for classes, head in _HEADS if names & classes]
-    stock_forward = cls.forward.__module__.startswith(("transformers.", "liger_kernel."))
-    adds_loss = getattr(getattr(model, "config", None), "output_router_logits", False)
+    cls, names = type(model), _names(model)
     if names & _ROW_CLASSIFIERS:
-        head = _row_classifier(model.config, _labels_of(batch, cls))
-    elif known:
-        head = known[0]
-    elif names & _GENERATORS:
-        head = _generator(model)
-    elif any(_REFUSED.search(name) for name in names):
+        return _row_classifier(model.config, _labels_of(batch, cls))
+    for classes, head in _HEADS:
+        if names & classes:
+            return head
+    if names & _GENERATORS:
+        return _generator(model)
+    if any(_REFUSED.search(name) for name in names):
         raise ValueError(
             f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
@@ -260,18 +255,29 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
             "masked, causal and sequence-to-sequence language modelling, and models with a loss of their own that "
             "return logits for rows or tokens."
         )
-    else:
-        head = _judged(model, batch)
-        stock_forward = False
-    loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
-    stock_loss = loss_function.__module__.startswith(("transformers.", "torch."))
-    keeps_own = not (stock_forward and stock_loss) or adds_loss or hasattr(model, "_loss_function")
-    return replace(head, task_loss="model") if keeps_own else head
+    return _judged(model, batch)
+
+
+def has_listed_head(model: nn.Module) -> bool:
+    """Whether transformers lists the head of a model's class, or of a class that it derives from."""
+    listed = _ROW_CLASSIFIERS.union(_GENERATORS, *(classes for classes, _ in _HEADS))
+    return not listed.isdisjoint(_names(model))
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model inside PEFT's adapters, or the model itself; the wrappers of distributed training must be off."""
+    inside: Any = getattr(model, "get_base_model", None)
+    return model if inside is None else inside()
 
 
 def batch_length(batch: Mapping[str, Any]) -> int:
     """T, the tokens of a row of text."""
     return next(batch[key] for key in ("input_ids", "inputs_embeds") if batch.get(key) is not None).shape[1]
+
+
+def _names(model: nn.Module) -> set[str]:
+    """The names of the classes of transformers that a model is of."""
+    return {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")}
 
 
 def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:

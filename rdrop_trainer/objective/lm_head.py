@@ -35,6 +35,10 @@ KNOWN = frozenset(
 )
 
 
+# With fewer logits in a micro-batch, "auto" makes them: there is little to save
+AUTO_FROM = 2**24
+
+
 class CannotFuse(Exception):
     """Why the head of a model stays as it is; `sharded` if because no process holds the whole of it."""
 
@@ -52,14 +56,14 @@ class LMHead:
         bias: what the model adds behind them (BART's `final_logits_bias`), (C,).
         logit_scale: factor on the logits (Cohere, Granite).
         softcap: soft-capping of the logits (Gemma 2).
-        is_known: the model's class is known to do just that; else it must be compared with its logits once.
+        verified: it does just that: the model's class is known to, or its logits were compared.
     """
 
     linear: nn.Linear
     bias: torch.Tensor | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
-    is_known: bool = False
+    verified: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> LMHead:
@@ -104,7 +108,7 @@ class LMHead:
         hidden = self._run(model, inputs, lambda states: states[:1, :1])[0]
         return {"hidden_states": hidden}
 
-    def makes(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[bool, Any]:
+    def matches_logits(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[bool, Any]:
         """Whether the logits a model returns for some inputs are those of this head; and all it returned.
 
         Weights behind the head count, too, which may do nothing yet (a bias that starts at 0) and would never learn.
@@ -179,3 +183,8 @@ def _text_config(model: nn.Module) -> Any:
         return config.get_text_config(decoder=True)
     except (AttributeError, ValueError):  # a configuration of another library, or one with several such parts
         return config
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """A compiled model runs without the hook that catches its hidden states."""
+    return hasattr(model, "_orig_mod") or model._compiled_call_impl is not None

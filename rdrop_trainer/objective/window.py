@@ -1,18 +1,40 @@
-"""The accumulation window: what the micro-batches of one optimizer step hold together, and the terms to log."""
+"""One optimizer step: its settings, what its micro-batches hold together, and the terms to log."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..losses import RDropLoss
-from .heads import PredictionHead
+from ..losses import RDropLoss, rdrop_loss
+from .heads import Items, PredictionHead
 
 
-@dataclass
+@dataclass(frozen=True)
+class StepSettings:
+    """How R-Drop treats the micro-batches of one optimizer step.
+
+    Attributes:
+        alpha: weight of the divergence at this step, at least 0.
+        num_passes: m; 1 for a step without R-Drop, which is normalised in the same way.
+        forward_mode: "concat", "sequential" or "recompute"; see `run_passes`.
+        reduction: "mean" or "sum" of the divergence over the items of a micro-batch.
+        fused_head: "auto", "true" or "false": whether the output head of a language model is fused into the loss.
+        allow_deterministic: go on where the model has no noise.
+    """
+
+    alpha: float = 4.0
+    num_passes: int = 2
+    forward_mode: str = "concat"
+    reduction: str = "mean"
+    fused_head: str = "auto"
+    allow_deterministic: bool = False
+
+
+@dataclass(frozen=True)
 class Window:
     """The micro-batches of one optimizer step.
 
@@ -34,13 +56,23 @@ class Window:
     def count(
         cls,
         head: PredictionHead,
-        batches: list[Mapping[str, Any]],
-        device: torch.device,
+        batches: Sequence[Mapping[str, Any]],
+        device: torch.device | None = None,
         processes: int = 1,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> Window:
-        """Count the items of some micro-batches, over several processes where they share the normalisation."""
-        counts = torch.stack([head.count(batch) for batch in batches]).sum(0).to(device)
+        """Count the items of some micro-batches, over several processes where they share the normalisation.
+
+        Args:
+            head: of the model.
+            batches: the micro-batches of one optimizer step, with labels.
+            device: where the counts are kept; default: that of the labels.
+            processes: how many share the counts.
+            sum_over_processes: sums a tensor over them; a collective. Needed where there are several.
+        """
+        counts = torch.stack([head.count(batch) for batch in batches]).sum(0)
+        if device is not None:
+            counts = counts.to(device)
         if processes > 1:
             counts = sum_over_processes(counts)
         return cls(head, counts[:, 0], counts[:, 1], len(batches), processes)
@@ -55,9 +87,46 @@ class Window:
         items = self.head.count(batch)[:, 0].to(self.task_items.device)
         return (items * self.processes / self.task_items.clamp(min=1)).mean()
 
+    def terms(
+        self,
+        items: Sequence[Items],
+        settings: StepSettings,
+        loss: Callable[..., RDropLoss] | None = None,
+        with_labels: bool = True,
+        label_smoothing: float = 0.0,
+    ) -> RDropLoss:
+        """Loss, task loss and divergence of a micro-batch, each its share of those of the optimizer step.
+
+        Args:
+            items: of the micro-batch, for each part of the head, whose terms are averaged.
+            settings: of the step.
+            loss: what takes the arguments of `rdrop_loss`, in its place.
+            with_labels: without, there is no task loss.
+            label_smoothing: of the task loss.
+        """
+        loss = loss or partial(rdrop_loss, problem=self.head.problem)
+        divisors = self.divergence_items / self.processes
+        if settings.reduction == "sum":
+            divisors = torch.full_like(divisors, self.micro_batches)
+        parts = [
+            loss(
+                part.outputs,
+                part.labels if with_labels else None,
+                alpha=settings.alpha,
+                num_passes=settings.num_passes,
+                mask=part.mask,
+                num_items=task_items / self.processes,
+                num_divergence_items=divisor,
+                reduction=settings.reduction,
+                label_smoothing=label_smoothing,
+            )
+            for part, task_items, divisor in zip(items, self.task_items, divisors, strict=True)
+        ]
+        return RDropLoss(*(torch.stack(values).mean(0) for values in zip(*parts, strict=True)))
+
 
 class LoggedTerms:
-    """Sums of task loss and divergence over R-Drop steps, kept on the device: reading each step's would stall it."""
+    """Sums of task loss and divergence over R-Drop steps. They stay on the device: to read one would wait for it."""
 
     def __init__(self, device: torch.device):
         self._sums = torch.zeros(2, device=device)

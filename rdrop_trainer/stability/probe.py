@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from ..errors import InputError
 from ..losses import rdrop_loss
 from ..objective.heads import head_of
+from ..objective.task_loss import promises_stock_loss
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 
 
@@ -77,7 +78,7 @@ class DivergenceProbe(TrainerCallback):
             dropout_on(model)
             for batch in batches_of(model, self.dataset, self.data_collator, self.batch_size):
                 head = head_of(model, batch)
-                has_loss = has_loss and head.task_loss == "stock"
+                has_loss = has_loss and promises_stock_loss(model)
                 for (first, labels), (second, _) in zip(
                     items_of(model, head, batch), items_of(model, head, batch), strict=True
                 ):

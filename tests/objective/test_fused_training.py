@@ -8,8 +8,7 @@ from torch import nn
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 
-from rdrop_trainer.objective import fused_head
-from rdrop_trainer.objective.heads import CAUSAL_LM
+from rdrop_trainer.objective import Objective, StepSettings, plan
 from rdrop_trainer.objective.lm_head import CannotFuse, LMHead, vocabulary_size
 from support import tiny, zoo
 from support.zoo import logits_seen, sgd_update, warnings_of
@@ -22,7 +21,7 @@ MODES = ("concat", "sequential", "recompute")
 @pytest.fixture(autouse=True)
 def heard(caplog):
     logging.getLogger("transformers").propagate = True
-    fused_head.logger.warning_once.cache_clear()
+    plan.logger.warning_once.cache_clear()
     return caplog
 
 
@@ -138,7 +137,7 @@ Shifted.forward.__module__ = "transformers.models.shifted.modeling_shifted"  # e
 
 
 def test_a_head_is_looked_at_even_if_its_loss_was_found_right_before(tmp_path, heard, monkeypatch):
-    monkeypatch.setattr("rdrop_trainer.objective.noise.LossCheck.BATCHES", 1)
+    monkeypatch.setattr("rdrop_trainer.objective.task_loss.LossComparison.ENOUGH", 1)
     updates = []
     for callbacks in ([], [Switch("false", "true", "true")]):
         model = zoo.build("llama")
@@ -231,15 +230,15 @@ def test_a_weight_that_is_no_plain_tensor_is_not_fused():
 
 
 @pytest.mark.parametrize("how", ["torch.compile", "model.compile"])
-def test_a_compiled_model_is_not_fused(how, tmp_path, monkeypatch):
+def test_a_compiled_model_is_not_fused(how):
     model = zoo.build("llama")
     given = torch.compile(model, backend="eager") if how == "torch.compile" else model
     if given is model:
         model.compile(backend="eager")
-    trainer = zoo.trainer("llama", model, zoo.dataset("llama"), tmp_path, rdrop_fused_head=True)
-    trainer.model = given
-    with pytest.raises(CannotFuse, match="compiled"):
-        trainer._find_output_head({}, CAUSAL_LM)
+    batch = zoo.batch("llama")
+    objective = Objective.of(given, [batch])
+    found = objective.inspector.before(objective.plan, given, batch, StepSettings(fused_head="true"), whole=False)
+    assert found.lm_head is None and "compiled" in found.not_fused
 
 
 def llava():

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropTrainingArguments
-from rdrop_trainer.objective import fused_head
+from rdrop_trainer.objective import plan
 from rdrop_trainer.objective.lm_head import LMHead
 from support import tiny, zoo
 from support.zoo import logits_seen, sgd_update, warnings_of
@@ -90,7 +90,7 @@ def test_models_that_are_not_known_by_name_are_looked_at(name, tmp_path):
         if name.startswith("bias"):
             nn.init.normal_(model.lm_head.bias)
         shapes = logits_seen(model)
-        assert not LMHead.of(model).is_known
+        assert not LMHead.of(model).verified
         updates.append(sgd_update("llama", model, tmp_path, rdrop_fused_head=fused, per_device_train_batch_size=4))
         assert ((1, 1, 40) in shapes) == fused
     assert updates[0].norm() > 0 and tiny.relative(updates[1], updates[0]) < 1e-6
@@ -153,7 +153,7 @@ def test_what_cannot_be_fused_falls_back_with_one_warning(name, reason, tmp_path
     logging.getLogger("transformers").propagate = True
     updates = []
     for fused in ("false", "true"):
-        fused_head.logger.warning_once.cache_clear()
+        plan.logger.warning_once.cache_clear()
         caplog.clear()
         update = sgd_update("llama", variant(name), tmp_path, rdrop_fused_head=fused, per_device_train_batch_size=4)
         updates.append(update)
@@ -207,7 +207,7 @@ def test_a_sharded_head_is_refused_where_it_was_asked_for(tmp_path, caplog):
     logging.getLogger("transformers").propagate = True
     with pytest.raises(ValueError, match="rdrop_fused_head=True does not fit.*sharded over processes"):
         sgd_update("llama", variant("sharded"), tmp_path, rdrop_fused_head=True)
-    fused_head.logger.warning_once.cache_clear()
+    plan.logger.warning_once.cache_clear()
     sgd_update("llama", variant("sharded"), tmp_path)
     assert not warnings_of(caplog)  # nothing is lost: the logits are few
 
@@ -215,7 +215,7 @@ def test_a_sharded_head_is_refused_where_it_was_asked_for(tmp_path, caplog):
 def test_auto_fuses_where_logits_are_many(tmp_path, monkeypatch):
     # the longest row has 11 tokens: 2 passes x 4 rows x up to 11 tokens x 40 classes
     for limit, fused in ((2**24, False), (2 * 4 * 12 * 40, False), (1, True)):
-        monkeypatch.setattr(fused_head, "AUTO_FROM", limit)
+        monkeypatch.setattr(plan, "AUTO_FROM", limit)
         model = zoo.build("llama")
         shapes = logits_seen(model)
         sgd_update("llama", model, tmp_path, per_device_train_batch_size=4)

@@ -19,8 +19,10 @@ from transformers import (
     set_seed,
 )
 
-from rdrop_trainer import RDropMixin, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import RDropMixin
+from rdrop_trainer.objective import Objective
 from rdrop_trainer.objective.heads import head_of
+from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, promises_stock_loss
 from support import formulas, tiny, zoo
 
 SEQ2SEQ = ("t5", "bart", "marian", "mbart")
@@ -202,7 +204,7 @@ def test_a_router_loss_is_kept(how, tmp_path):
     stock, divergence = formulas.rdrop(
         [zoo.items("llama", z, batch)[0][0] for z in passes], zoo.items("llama", passes[0], batch)[0][1].tolist(), 2.0
     )[1:]
-    assert trainer._choose_head([batch]).task_loss == "model"
+    assert type(Objective.of(model, [batch]).plan.task_loss) is (ModelLoss if how == "config" else StockLoss)
     assert ours.item() == pytest.approx((own + divergence).item(), rel=1e-6) and own > stock
 
 
@@ -214,15 +216,15 @@ class RareClass(BertForSequenceClassification):
         )
 
 
-def test_a_loss_function_of_the_class_is_kept_from_the_start(tmp_path):
+def test_a_loss_function_of_the_class_is_kept_from_the_start():
     """Although on the classes of the first batches it looks like the stock loss."""
     model = tiny.bert()
     model.__class__ = RareClass
-    assert head_of(model, {"labels": torch.tensor([0, 1])}).task_loss == "model"
+    assert not promises_stock_loss(model)
     model = tiny.bert()
-    assert head_of(model, {"labels": torch.tensor([0, 1])}).task_loss == "stock"
+    assert promises_stock_loss(model)
     model.loss_function = RareClass.loss_function.fget(model)
-    assert head_of(model, {"labels": torch.tensor([0, 1])}).task_loss == "model"
+    assert not promises_stock_loss(model)
 
 
 class Doubled(LlamaForCausalLM):
@@ -490,6 +492,7 @@ def test_models_that_skip_logits_when_given_labels(tmp_path):
     data, batch = zoo.dataset("llama"), zoo.batch("llama")
     trainer = zoo.trainer("llama", zoo.build("llama"), data, tmp_path)
     usual = loss_of(trainer, batch)
+    trainer = zoo.trainer("llama", zoo.build("llama"), data, tmp_path)
     trainer.args.use_liger_kernel = True
     trainer.model.register_forward_hook(skips_logits, with_kwargs=True)
     assert loss_of(trainer, batch) == usual and given == [False]
@@ -524,9 +527,6 @@ def test_mixins_go_over_any_trainer_of_transformers(tmp_path):
     class Mine(RDropMixin, Seq2SeqTrainer):
         pass
 
-    args = RDropTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, disable_tqdm=True)
-    trainer = RDropTrainer(tiny.bert(), args, train_dataset=tiny.dataset(), processing_class=tiny.tokenizer())
-    assert not trainer._trainer_has_own_loss
     trainer = zoo.trainer("t5", zoo.build("t5"), zoo.dataset("t5"), tmp_path)
     trainer.__class__ = Mine
     trainer.train()

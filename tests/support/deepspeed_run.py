@@ -43,7 +43,7 @@ for case in CASES:
     before = tiny.weights(trainer.model)
     trainer.train()
     assert type(trainer.model_wrapped).__name__ == ("DistributedDataParallel" if stage is None else "DeepSpeedEngine")
-    assert (trainer._output_head is not None) == (fused == "true")
+    assert (trainer._objective.plan.lm_head is not None) == (fused == "true")
     updates[case] = tiny.update(before, tiny.weights(trainer.model))
     terms = ("loss", "task_loss", "divergence")
     logs[case] = [{key: entry[key] for key in terms} for entry in trainer.state.log_history if "loss" in entry]

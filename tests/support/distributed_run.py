@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from rdrop_trainer import RDropTrainer, fused_head
+from rdrop_trainer.objective import plan
 from support import tiny, zoo
 from test_distributed import (
     BARE,
@@ -99,13 +99,13 @@ for head in FUSED:
             # The pass noise counts calls, and a row that is looked at counts too: no noise where passes are recomputed
             model = zoo.build(head, dropout=0.0).double() if mode == "recompute" else noisy(head, mode)
             trainer = run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
-            assert trainer._output_head is not None
+            assert trainer._objective.plan.lm_head is not None
 # Micro-batches of which some have enough logits for "auto", which may be those of one process
-fused_head.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
-chosen, head_to_fuse = [], RDropTrainer._head_to_fuse
-RDropTrainer._head_to_fuse = lambda *args: chosen.append(head_to_fuse(*args)) or chosen[-1]
+plan.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
+chosen, fused = [], plan.Plan.fused
+plan.Plan.fused = lambda *args: chosen.append(fused(*args)) or chosen[-1]
 run("fused-auto", noisy("masked_lm"), "masked_lm", steps=2)
-RDropTrainer._head_to_fuse = head_to_fuse
+plan.Plan.fused = fused
 seen["fused"] = [head is not None for head in chosen]
 
 # ---- Losses of their own ----

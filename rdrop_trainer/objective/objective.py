@@ -1,0 +1,112 @@
+"""The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..losses import RDropLoss
+from .inspect import Inspector
+from .passes import Passes, without_ddp
+from .plan import Plan
+from .probe import Probe
+from .window import StepSettings, Window
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Objective:
+    """Runs a model several times over a micro-batch, and returns its share of the R-Drop loss of an optimizer step.
+
+        objective = Objective.of(model, [batch])
+        for batch in batches:
+            terms, passes = objective(model, batch, objective.window([batch]), StepSettings(alpha=4.0))
+            terms.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    With gradient accumulation a window holds all micro-batches of a step, and their losses are not divided again.
+
+    Attributes:
+        plan: what is predicted, where the task loss comes from, what is fused; a new one as more is found out.
+        inspector: finds it out.
+    """
+
+    def __init__(self, plan: Plan, inspector: Inspector):
+        self.plan, self.inspector = plan, inspector
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batches: Sequence[Mapping[str, Any]],
+        accelerator: Accelerator | None = None,
+        **settings: Any,
+    ) -> Objective:
+        """The objective of a training loop.
+
+        Args:
+            model: a model of transformers, or one that returns logits; prepared by the accelerator, if there is one.
+            batches: the micro-batches of the first optimizer step, with labels, as the model takes them.
+            accelerator: what prepared the model; None: one process, without mixed precision.
+            **settings: `label_smoothing`, and other attributes of `Inspector`.
+
+        Raises:
+            ValueError: a head that R-Drop does not fit, or batches without labels.
+        """
+        inspector = Inspector(Probe(without_ddp(model), accelerator), **settings)
+        return cls(inspector.plan(batches), inspector)
+
+    def window(self, batches: Sequence[Mapping[str, Any]], shared: bool = True) -> Window:
+        """Count the items of the micro-batches of an optimizer step, on their way to the loss.
+
+        Args:
+            batches: all micro-batches of the step on this process; at least one.
+            shared: normalise over the items of all processes, whose gradients are averaged; a collective.
+
+        Raises:
+            ValueError: batches without labels.
+        """
+        self.plan = self.inspector.next_window(self.plan, batches)
+        return self.inspector.window(self.plan, batches, shared)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        window: Window,
+        settings: StepSettings,
+        count: Any = None,
+        whole: bool = False,
+    ) -> tuple[RDropLoss, Passes]:
+        """The loss of one micro-batch: its share of that of the optimizer step.
+
+        Args:
+            model: the model in training mode, as the accelerator wrapped it.
+            batch: the micro-batch, B rows, with labels; not changed.
+            window: that the micro-batch is of.
+            settings: of the step.
+            count: what a loss function of the user's gets as `num_items_in_batch`.
+            whole: keep all that the model returns in the passes, not only what the loss is made of.
+
+        Returns:
+            Loss, task loss and divergence, scalars with a gradient; and the passes, whose `output(0)` is what the model
+            returned in the first, of B rows.
+
+        Raises:
+            ValueError: the model has no noise, or returns no logits, or its loss does not fit.
+        """
+        self.plan = self.inspector.before(self.plan, model, batch, settings, whole)
+        lm_head = None if whole else self.plan.fused(batch, settings)
+        passes = self.plan.run(model, batch, settings, lm_head, whole)
+        items = self.plan.items(passes, batch, lm_head)
+        self.plan = self.inspector.after(self.plan, passes, items, batch, window, settings, lm_head)
+
+        def items_loss(with_labels: bool) -> RDropLoss:
+            loss = None if lm_head is None else lm_head.loss
+            return window.terms(items, settings, loss, with_labels, self.inspector.smoothing(self.plan.head))
+
+        return self.plan.task_loss.terms(items_loss, passes, batch, window, count), passes

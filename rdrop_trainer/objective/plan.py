@@ -1,0 +1,87 @@
+"""How a training gets its loss: what the model predicts, where the task loss comes from, what is fused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers.utils import logging
+
+from .heads import Items, PredictionHead
+from .lm_head import AUTO_FROM, LMHead, vocabulary_size
+from .noise import NoiseWatch
+from .passes import Passes, run_passes
+from .task_loss import LossComparison, TaskLoss, without_labels
+from .window import StepSettings
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training gets its loss, as far as is known. What is found out later makes a new plan.
+
+    Attributes:
+        head: what the model predicts.
+        task_loss: where the task loss comes from.
+        lm_head: the output head of a language model that can be fused into the loss; None: none, or none found yet.
+        not_fused: why there is none.
+        noise: watches whether the passes differ; None: they were seen to.
+        trainer: compares the loss of a base trainer with what is taken for it; None: decided.
+        rows_checked: the task loss was seen not to depend on the number of rows.
+    """
+
+    head: PredictionHead
+    task_loss: TaskLoss
+    lm_head: LMHead | None = None
+    not_fused: str | None = None
+    noise: NoiseWatch | None = NoiseWatch()
+    trainer: LossComparison | None = None
+    rows_checked: bool = False
+
+    def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
+        """The output head that is fused into the loss of a micro-batch; None: its logits are made."""
+        if settings.fused_head == "false" or not self.head.language_model:
+            return None
+        base = self.task_loss.base
+        classes = vocabulary_size(base) if self.lm_head is None else self.lm_head.classes
+        logits = settings.num_passes * batch[self.head.labels[0]].numel() * classes
+        if settings.fused_head == "auto" and logits < AUTO_FROM:
+            return None
+        if self.lm_head is None:
+            logger.warning_once(
+                f"The output head of {type(base).__name__} is not fused into the R-Drop loss: {self.not_fused}. Its "
+                "logits are made as a whole."
+            )
+        return self.lm_head
+
+    def run(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        settings: StepSettings,
+        lm_head: LMHead | None = None,
+        whole: bool = False,
+    ) -> Passes:
+        """The passes over a micro-batch.
+
+        Args:
+            model: the model, or its wrapper for distributed training.
+            batch: the micro-batch, B rows; not changed.
+            settings: of the step.
+            lm_head: stop in front of it.
+            whole: keep all that the model returns, not only what the loss is made of.
+        """
+        if lm_head is None:
+            inputs, call = self.task_loss.inputs(batch), partial(self.task_loss.call, whole=whole)
+        else:
+            inputs, call = without_labels(self.task_loss.base, batch, self.head.labels), lm_head.call
+        return run_passes(model, inputs, settings.num_passes, settings.forward_mode, call)
+
+    def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[Items]:
+        """The items of a micro-batch, by their logits, or by the hidden states in front of an output head."""
+        head = self.head if lm_head is None else replace(self.head, outputs=("hidden_states",))
+        return head.items(passes, batch, passes.num_passes)

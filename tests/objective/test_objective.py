@@ -1,0 +1,178 @@
+"""The objective without a `Trainer`: the definition, training loops of one's own, and plans that are never changed."""
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from rdrop_trainer import Objective, StepSettings
+from rdrop_trainer.objective.task_loss import FunctionLoss, LossComparison, ModelLoss, StockLoss
+from support import formulas, tiny, zoo
+
+MODES = ("concat", "sequential", "recompute")
+
+
+def batches_of(name, rows=11, size=4):
+    data, collate = zoo.dataset(name, rows), zoo.collator(name)
+    return [dict(collate(data[i : i + size])) for i in range(0, rows, size)]
+
+
+def gradient(model):
+    """One vector; what has no gradient counts as 0."""
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_equals_the_definition(name):
+    model = zoo.noisy(name).train()
+    batch = zoo.batch(name, model)
+    objective = Objective.of(model, [batch])
+    terms, passes = objective(model, batch, objective.window([batch]), StepSettings(alpha=3.0), whole=True)
+    expected = []
+    for parts in zip(*(zoo.items(name, passes.output(k), batch) for k in range(2)), strict=True):
+        labels = parts[0][1]
+        expected.append(formulas.rdrop([logits for logits, _ in parts], labels.tolist(), 3.0))
+    for got, wanted in zip(terms, zip(*expected, strict=True), strict=True):
+        assert got.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["choice", "question", "masked_lm", "llama", "t5"])
+def test_a_loop_of_ones_own_makes_the_update_of_the_trainer(name, mode, tmp_path):
+    """Three micro-batches in one step, the last one short."""
+    of_trainer = zoo.noisy(name, concat=mode == "concat") if mode != "recompute" else zoo.build(name, 0.0).double()
+    update = zoo.sgd_update(
+        name, of_trainer, tmp_path, rdrop_forward_mode=mode, per_device_train_batch_size=4,
+        gradient_accumulation_steps=3, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    model = zoo.noisy(name, concat=mode == "concat") if mode != "recompute" else zoo.build(name, 0.0).double()
+    model.train()
+    batches = batches_of(name)
+    objective = Objective.of(model, batches)
+    window, settings = objective.window(batches), StepSettings(forward_mode=mode, allow_deterministic=True)
+    for batch in batches:
+        objective(model, batch, window, settings)[0].loss.backward()
+    assert update.norm() > 0 and tiny.relative(-gradient(model), update_of_parameters(of_trainer, model, update)) < 1e-6
+
+
+def update_of_parameters(trained, before, update):
+    """The part of an update of all weights that is of parameters, each once."""
+    after = dict(trained.named_parameters())
+    return torch.cat([(after[name] - p).detach().flatten() for name, p in before.named_parameters()])
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Trainers of other tests leave settings that an `Accelerator` could not change."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_with_accelerate_and_in_mixed_precision(fresh_accelerate):
+    """Under autocast the comparison with the model's own loss allows for its rounding."""
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = accelerator.prepare(zoo.build("masked_lm", 0.2)).train()
+    batches = batches_of("masked_lm")
+    objective = Objective.of(model, batches, accelerator)
+    window = objective.window(batches)
+    for batch in batches:
+        terms, _ = objective(model, batch, window, StepSettings(alpha=2.0))
+        accelerator.backward(terms.loss)
+        assert terms.divergence > 0
+        assert terms.loss.item() == pytest.approx((terms.task_loss + terms.divergence).item())
+    assert gradient(model).norm() > 0
+
+
+def test_settings_of_a_training():
+    model, batch = zoo.build("t5", 0.0).train(), zoo.batch("t5", zoo.build("t5"))
+    smoothed = Objective.of(model, [batch], label_smoothing=0.1)
+    settings = StepSettings(allow_deterministic=True)
+    [(logits, labels)] = zoo.items("t5", model(**batch), batch)
+    expected = formulas.rdrop([logits, logits], labels.tolist(), 4.0, smoothing=0.1)[0]
+    loss = smoothed(model, batch, smoothed.window([batch]), settings)[0].loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+    def function(outputs, labels, num_items_in_batch):
+        return outputs.logits.square().mean() + 0 * num_items_in_batch
+
+    own = Objective.of(model, [batch], loss_function=function)
+    assert type(own.plan.task_loss) is FunctionLoss
+    terms, _ = own(model, batch, own.window([batch]), settings, count=torch.tensor(5))
+    assert terms.task_loss.item() == pytest.approx(model(**batch).logits.square().mean().item(), rel=1e-6)
+
+
+class Doubled(type(zoo.build("llama"))):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, labels=labels, **kwargs)
+        outputs.loss = None if outputs.loss is None else 2 * outputs.loss
+        return outputs
+
+
+Doubled.forward.__module__ = "transformers.models.doubled.modeling_doubled"  # elsewhere its loss would be its own
+
+
+def test_what_is_found_out_makes_a_new_plan():
+    model = zoo.build("llama").train()
+    model.__class__ = Doubled
+    batches = batches_of("llama")
+    objective = Objective.of(model, batches[:1])
+    first = objective.plan
+    assert first.task_loss == StockLoss(first.head, model, LossComparison()) and first.noise is not None
+    settings = StepSettings(forward_mode="sequential", fused_head="false")
+    terms, _ = objective(model, batches[0], objective.window(batches[:1]), settings)
+    assert type(objective.plan.task_loss) is ModelLoss and objective.plan.noise is None
+    assert type(first.task_loss) is StockLoss and first.noise is not None  # as it was
+    with pytest.raises(FrozenInstanceError):
+        first.task_loss = objective.plan.task_loss
+    model.eval()
+    assert terms.task_loss.item() == pytest.approx(model(**batches[0]).loss.item(), rel=0.05)  # kept at once
+
+
+@pytest.mark.parametrize("name", ["choice", "llama", "masked_lm"])
+def test_probing_forwards_are_counted_and_change_nothing(name):
+    """Of a language model whose class is not known, one row of a batch is compared, until enough were."""
+    model = zoo.build(name).train()
+    batches, calls, losses = batches_of(name, rows=40), [], []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    decisive = [i for i, batch in enumerate(batches) if name == "masked_lm" and (batch["labels"][0] != -100).any()]
+    for fused in ("false", "true"):
+        objective = Objective.of(model, batches[:1])
+        settings = StepSettings(forward_mode="sequential", fused_head=fused)
+        torch.manual_seed(0)
+        calls.clear()
+        terms = [objective(model, batch, objective.window([batch]), settings)[0] for batch in batches]
+        losses.append([loss.item() for loss, *_ in terms])
+        probed = decisive[LossComparison.ENOUGH - 1] + 1 if decisive and fused == "true" else 0
+        assert objective.inspector.probe.forwards == probed and len(calls) == 2 * len(batches) + probed
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_labels_of_another_kind_make_another_plan():
+    """A model of one's own whose batches take turns: rows with one label, and tokens."""
+
+    class Both(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.dropout, self.out = torch.nn.Embedding(40, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 3)
+
+        def forward(self, input_ids, labels):
+            hidden = self.dropout(self.embed(input_ids))
+            logits = self.out(hidden if labels.dim() == 2 else hidden.mean(1))
+            return {
+                "loss": torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()),
+                "logits": logits,
+            }
+
+    model, ids = Both().train(), torch.randint(40, (4, 5))
+    rows = {"input_ids": ids, "labels": torch.tensor([0, 1, 2, 0])}
+    tokens = {"input_ids": ids, "labels": torch.randint(3, (4, 5))}
+    objective = Objective.of(model, [rows])
+    for batch, name in ((rows, "single-label"), (tokens, "token"), (rows, "single-label")):
+        terms, _ = objective(model, batch, objective.window([batch]), StepSettings())
+        assert objective.plan.head.name.startswith(name) and terms.divergence > 0
