@@ -24,7 +24,7 @@ from .objective.passes import Passes
 from .objective.task_loss import TaskLossMixin
 from .objective.window import LoggedTerms, Window
 from .reliability.checkpoints import RenamedWeightsMixin
-from .reliability.finite import FiniteLossMixin
+from .reliability.finite import FiniteLossGuard
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
 from .semi_supervised import UnlabeledRowsMixin
@@ -36,7 +36,6 @@ logger = logging.get_logger(__name__)
 class RDropMixin(
     TaskLossMixin,
     UnlabeledRowsMixin,
-    FiniteLossMixin,
     ResumingMixin,
     RenamedWeightsMixin,
     SearchMixin,
@@ -58,7 +57,7 @@ class RDropMixin(
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.
 
     Args:
-        unlabeled_dataset: rows without labels (what they have is not looked at), of which `rdrop_unlabeled_ratio` go
+        unlabeled_dataset: rows without labels (any they have are not read), of which `rdrop_unlabeled_ratio` go
             along with each labeled row in every training batch: they have no task loss, but their divergence counts.
             Steps, epochs and `num_examples` go on counting labeled rows, in the order of the run without unlabeled
             ones; the forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabeled rows
@@ -79,11 +78,13 @@ class RDropMixin(
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._start_mixing(unlabeled_dataset)
+        self._set_unlabeled_dataset(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
         for field in fields(RDropArguments):
             if not hasattr(self.args, field.name):
                 setattr(self.args, field.name, field.default)
+        self._finite_loss_guard = FiniteLossGuard()
+        self.add_callback(self._finite_loss_guard)
         self._set_dropout()
         self._start_rdrop()
 
@@ -107,6 +108,16 @@ class RDropMixin(
             return super().train(*args, **kwargs)
         finally:
             self._window = None
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
+        loss = super().training_step(*args, **kwargs)
+        self._finite_loss_guard.watch(loss)
+        return loss
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self._finite_loss_guard.check()
+        super()._save_checkpoint(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -259,7 +270,6 @@ class RDropMixin(
         self._window = None
         self._noise_check = NoiseCheck()
         self._start_task_loss()
-        self._start_finite_check()
         self._logged_terms = LoggedTerms(self.args.device)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:

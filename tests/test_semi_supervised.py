@@ -11,7 +11,7 @@ import torch
 from transformers import default_data_collator
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.semi_supervised import MixedDataset, MixedSampler
+from rdrop_trainer.semi_supervised import SemiSupervisedDataset, SemiSupervisedSampler
 from support import ROOT, formulas, tiny, zoo
 
 
@@ -77,7 +77,7 @@ def test_the_ratio_of_every_batch(ratio, expected, tmp_path):
 
 
 def test_a_decimal_ratio_is_exact():
-    sampler = MixedSampler(range(100), unlabeled_rows=50, ratio=0.29, seed=0)
+    sampler = SemiSupervisedSampler(range(100), unlabeled_rows=50, ratio=0.29, seed=0)
     assert sum(len(unlabeled) for _, unlabeled in sampler) == 29
 
 
@@ -91,7 +91,7 @@ def test_a_decimal_ratio_is_exact():
         ("random", False, 1),
     ],
 )
-def test_labelled_rows_come_as_in_the_supervised_run(strategy, seedable, epochs, tmp_path):
+def test_labeled_rows_come_as_in_the_supervised_run(strategy, seedable, epochs, tmp_path):
     arguments = {
         "train_sampling_strategy": strategy,
         "num_train_epochs": epochs,
@@ -115,7 +115,7 @@ def test_every_row_before_any_again_and_in_a_new_order(tmp_path):
     assert flat(other_seed, 1) != stream
 
 
-def test_steps_and_examples_count_labelled_rows(tmp_path):
+def test_steps_and_examples_count_labeled_rows(tmp_path):
     trainer = spy(rows(10), tmp_path, unlabeled_dataset=rows(9, labeled=False), rdrop_unlabeled_ratio=3.0)
     loader = trainer.get_train_dataloader()
     assert len(loader) == 3 and trainer.num_examples(loader) == 10
@@ -128,7 +128,7 @@ def test_steps_and_examples_count_labelled_rows(tmp_path):
 def test_columns_the_model_does_not_know(kind, tmp_path):
     labeled, unlabeled = rows(6, text="known"), rows(6, labeled=False, text="unknown", source="web")
     for row in unlabeled:
-        row["labels"] = 7.5  # not looked at
+        row["labels"] = 7.5  # not read
     if kind == "dataset":
         labeled, unlabeled = datasets.Dataset.from_list(labeled), datasets.Dataset.from_list(unlabeled)
     batches = seen(labeled, tmp_path, unlabeled_dataset=unlabeled)
@@ -145,9 +145,9 @@ def test_the_collator_of_the_user_and_its_label_key(key, tmp_path):
     assert trainer.data_collator is default_data_collator
 
 
-def test_an_unlabeled_row_has_the_label_key_of_the_labelled_alone():
+def test_an_unlabeled_row_has_the_label_key_of_the_labeled_alone():
     labeled, unlabeled = [{"input_ids": [5], "label": 1}], [{"input_ids": [6], "labels": 2, "label_ids": 3}]
-    assert MixedDataset(labeled, unlabeled)[0, (0,)] == [labeled[0], {"input_ids": [6], "label": -100}]
+    assert SemiSupervisedDataset(labeled, unlabeled)[0, (0,)] == [labeled[0], {"input_ids": [6], "label": -100}]
 
 
 def test_loader_workers(tmp_path):
@@ -240,7 +240,7 @@ def test_language_models_are_refused(tmp_path):
         trainer.train()
 
 
-def test_a_stream_of_labelled_rows_is_refused(tmp_path):
+def test_a_stream_of_labeled_rows_is_refused(tmp_path):
     trainer = spy(rows(4), tmp_path, unlabeled_dataset=rows(4, labeled=False), max_steps=2)
     trainer.train_dataset = Stream()
     with pytest.raises(ValueError, match="train_dataset is a Stream without length"):
