@@ -19,7 +19,7 @@ class RenamedWeightsMixin(MixinBase):
     the weights that the model happens to have (transformers issue 43701).
     """
 
-    _weights_missed = False  # by the load at work
+    _weights_missed = False  # by the current load
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         renamed = bool(load_result.missing_keys) and bool(load_result.unexpected_keys)

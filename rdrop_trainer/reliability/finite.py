@@ -47,7 +47,7 @@ class _Training:
         return not (self.args.rdrop_allow_nonfinite or self.scales_loss)
 
     def micro_batch(self, of_step: int) -> _MicroBatch:
-        """Micro-batch `of_step` (from 0) of the optimizer step at work."""
+        """Micro-batch `of_step` (from 0) of the current optimizer step."""
         progress = self.state.epoch or 0  # at the start of the step
         epoch = int(progress)
         batches = len(self.train_dataloader) if has_length(self.train_dataloader) else 0
@@ -90,7 +90,7 @@ class FiniteLossGuard(TrainerCallback):
 
     def __init__(self) -> None:
         self._training: _Training | None = None
-        self._micro_batches = 0  # of the optimizer step at work, so far
+        self._micro_batches = 0  # of the current optimizer step, so far
         self._unread: list[tuple[_MicroBatch, torch.Tensor]] = []
 
     def watch(self, loss: torch.Tensor) -> None:
@@ -165,6 +165,7 @@ class FiniteLossGuard(TrainerCallback):
                 )
 
     def _stop(self, reason: str) -> NoReturn:
+        """End the training with the reason, the last whole checkpoint and what may help."""
         args, self._training = self._training.args, None
         found = last_whole_checkpoint(args.output_dir)
         last = f"The last good checkpoint is {found}" if found else "There is no checkpoint before it"

@@ -39,7 +39,7 @@ def rows(poisoned_row, head="single_label", count=12):
 
 
 class KeepWeights(TrainerCallback):
-    """Keeps the weights before the optimizer step at work."""
+    """Keeps the weights before the current optimizer step."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         self.weights = tiny.weights(model)
