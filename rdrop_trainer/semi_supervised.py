@@ -1,15 +1,15 @@
 """Unlabeled rows in every training batch (semi-supervised R-Drop): which rows, in which order, with which labels.
 
-The trainer's sampler goes on choosing the labeled rows; each of its indices brings the indices of some unlabeled rows
-along, and the collator gets the rows of both. The labeled rows come in the order of a run without unlabeled ones,
-where that order depends on the seed alone (`group_by_length` draws it from the random state that dropout moves).
+The trainer's sampler still chooses the labeled rows. Each of its indices brings the indices of some unlabeled rows
+along, and the collator gets the rows of both. The labeled rows keep the order of a run without unlabeled rows, where
+the seed alone decides that order (`group_by_length` draws it from the random state that dropout also uses).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -20,30 +20,29 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
+from ._mixin_base import MixinBase
 from .losses.reference import IGNORE_INDEX
-from .objective.behind import TrainerBehind
 from .objective.heads import base_model, head_of
 from .training_args import RDropArguments
 
 logger = logging.get_logger(__name__)
 
 LABEL_KEYS = ("labels", "label", "label_ids")
-MixedIndex = tuple[int, tuple[int, ...]]
-# So many labeled rows are looked at to learn whether labels stand token by token
-_ROWS_LOOKED_AT = 16
+SemiSupervisedIndex = tuple[int, tuple[int, ...]]  # of a labeled row, and of the unlabeled rows that go along
+_NUM_CHECKED_ROWS = 16  # labeled rows that show what the labels belong to
 
 
-class UnlabeledRowsMixin(TrainerBehind):
-    """The part of `RDropMixin` that makes the training batches of labeled and unlabeled rows."""
+class UnlabeledRowsMixin(MixinBase):
+    """The part of `RDropMixin` that makes semi-supervised training batches."""
 
-    def _start_mixing(self, unlabeled_dataset: Any) -> None:
+    def _set_unlabeled_dataset(self, unlabeled_dataset: Any) -> None:
         self.unlabeled_dataset = unlabeled_dataset
         if unlabeled_dataset is not None:
             _check_rows("unlabeled_dataset", unlabeled_dataset)
-            self.add_callback(EpochOfSampler)
+            self.add_callback(SetSamplerEpoch)
 
     def get_train_dataloader(self) -> DataLoader:
-        """`Trainer.get_train_dataloader`, with the rows of `unlabeled_dataset` mixed in."""
+        """`Trainer.get_train_dataloader`, whose batches also hold rows of `unlabeled_dataset`."""
         if self.unlabeled_dataset is None or self.train_dataset is None:
             return super().get_train_dataloader()
         if RDropArguments.of(self.args).rdrop_alpha == 0:
@@ -55,20 +54,19 @@ class UnlabeledRowsMixin(TrainerBehind):
             self._remove_unused_columns(rows) if isinstance(rows, datasets.Dataset) else rows
             for rows in (labeled, self.unlabeled_dataset)
         ]
-        mixed = MixedDataset(*used)
-        if mixed.of_tokens:
+        both = SemiSupervisedDataset(*used)
+        if both.label_level == "token":
             self._check_head()
-        self.train_dataset = mixed
-        self.data_collator = MixedCollator(self._get_collator_with_removed_columns(collator))
+        self.train_dataset = both
+        self.data_collator = SemiSupervisedCollator(self._get_collator_with_removed_columns(collator))
         try:
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = labeled, collator
 
     def _check_head(self) -> None:
-        head = head_of(
-            base_model(self.accelerator.unwrap_model(self.model)), {"labels": torch.full((1, 1), IGNORE_INDEX)}
-        )
+        model = base_model(self.accelerator.unwrap_model(self.model))
+        head = head_of(model, {"labels": torch.full((1, 1), IGNORE_INDEX)})
         if head.tokens and head.unlabeled_mask is None:
             raise ValueError(
                 f"unlabeled_dataset would have no effect on {head.name}, where every token that is to be predicted has "
@@ -76,7 +74,7 @@ class UnlabeledRowsMixin(TrainerBehind):
             )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if not isinstance(train_dataset, MixedDataset):
+        if not isinstance(train_dataset, SemiSupervisedDataset):
             return super()._get_train_sampler(train_dataset)
         if self.args.train_sampling_strategy == "batch_rebalance":
             raise ValueError("unlabeled_dataset does not go with train_sampling_strategy='batch_rebalance'.")
@@ -85,64 +83,71 @@ class UnlabeledRowsMixin(TrainerBehind):
             sampler = _as_seedable(sampler, self.args.data_seed)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         ratio = RDropArguments.of(self.args).rdrop_unlabeled_ratio
-        return MixedSampler(sampler, len(train_dataset.unlabeled), ratio, seed)
+        return SemiSupervisedSampler(sampler, len(train_dataset.unlabeled), ratio, seed)
 
 
-class MixedDataset(Dataset):
-    """Labeled and unlabeled rows side by side; its length is that of the labeled ones.
+class SemiSupervisedDataset(Dataset):
+    """A labeled and an unlabeled data set; its length is that of the labeled one.
 
-    `dataset[i, (j, k)]` is a list of row mappings: labeled row i, then unlabeled rows j and k, whose labels are
-    replaced by -100: one for a row that has one label, one per entry of `input_ids` where tokens have labels.
+    `dataset[i, (j, k)]` is a list of rows: labeled row i, then unlabeled rows j and k. The label of an unlabeled row is
+    -100: one for a row with one label, one per entry of `input_ids` where tokens have labels.
 
     Args:
         labeled: the training data, map-style, with integer labels.
-        unlabeled: map-style rows of the same inputs; whatever labels they have are not looked at. Where the labels are
-            another sequence than the input (sequence to sequence) they must be there, and all -100.
+        unlabeled: map-style rows with the same inputs. Their labels are not read, with one exception: where the labels
+            are another sequence than the input (sequence to sequence), the rows must have labels that are all -100.
+
+    Attributes:
+        label_key: the key of the labels.
+        label_level: what has a label: a "row", a "token" of the input, or a "target", a token of another sequence.
 
     Raises:
-        ValueError: data without a length, or labels for which there is no mark for "unlabeled".
+        ValueError: data without a length or without rows, or labels that cannot be marked as missing.
     """
 
     def __init__(self, labeled: Any, unlabeled: Any):
         _check_rows("train_dataset", labeled)
         _check_rows("unlabeled_dataset", unlabeled)
         self.labeled, self.unlabeled = labeled, unlabeled
-        self.label_key, self.of_tokens, self._of_targets = _kind_of_labels(labeled)
+        self.label_key = _label_key(labeled[0])
+        self.label_level = _label_level(labeled, self.label_key)
         self._without_label(unlabeled[0])
 
     def __len__(self) -> int:
         return len(self.labeled)
 
-    def __getitem__(self, index: MixedIndex) -> list[Mapping[str, Any]]:
+    def __getitem__(self, index: SemiSupervisedIndex) -> list[Mapping[str, Any]]:
         if not isinstance(index, tuple):
             raise ValueError(
                 "unlabeled_dataset needs the trainer's own sampler: a get_train_dataloader that does not use "
-                "_get_train_sampler cannot mix unlabeled rows in."
+                "_get_train_sampler cannot add unlabeled rows to the batches."
             )
         labeled, unlabeled = index
         return [self.labeled[labeled], *(self._without_label(self.unlabeled[i]) for i in unlabeled)]
 
     def _without_label(self, row: Mapping[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in row.items() if key not in LABEL_KEYS}
-        if self._of_targets:
-            own = row.get(self.label_key)
-            if own is None or bool((torch.as_tensor(own) != IGNORE_INDEX).any()):
+        label: Any = IGNORE_INDEX
+        if self.label_level == "token":
+            label = [IGNORE_INDEX] * len(row["input_ids"])
+        elif self.label_level == "target":
+            label = row.get(self.label_key)
+            if label is None or bool((torch.as_tensor(label) != IGNORE_INDEX).any()):
                 raise ValueError(
                     f"The training rows' {self.label_key} are another sequence than their input_ids, so each row of "
                     f"unlabeled_dataset must bring {self.label_key} of its own, all {IGNORE_INDEX}, and the inputs of "
                     "the decoder."
                 )
-            return {**rest, self.label_key: own}
-        return {**rest, self.label_key: [IGNORE_INDEX] * len(row["input_ids"]) if self.of_tokens else IGNORE_INDEX}
+        return {**rest, self.label_key: label}
 
 
-class MixedSampler(Sampler[MixedIndex]):
-    """Around a sampler of labeled rows: each index with the indices of the unlabeled rows that go along.
+class SemiSupervisedSampler(Sampler[SemiSupervisedIndex]):
+    """A sampler of labeled rows, each index with the indices of the unlabeled rows that go along.
 
-    Labeled item k of an epoch (from 0) brings floor((k + 1) * ratio) - floor(k * ratio) rows, so any aligned stretch
-    of items holds the ratio. The unlabeled rows come from a stream of permutations, a new one for every round: every
-    row is seen before any is seen again, and which rows an item brings depends on seed, epoch and k alone. A resumed
-    run therefore goes on with the same rows, and processes, which take different k, with different ones.
+    Labeled item k of an epoch (from 0) brings floor((k + 1) * ratio) - floor(k * ratio) unlabeled rows, so every batch
+    comes as close to the ratio as whole rows allow. The unlabeled rows come round by round, each round a new
+    permutation: every row is seen before any is seen again. Seed, epoch and k alone decide which rows an item brings.
+    So a resumed run goes on with the same rows, and processes, which take different k, get different rows.
 
     Args:
         labeled: the sampler of labeled rows, which has a length.
@@ -160,14 +165,14 @@ class MixedSampler(Sampler[MixedIndex]):
     def __len__(self) -> int:
         return len(self.labeled)
 
-    def __iter__(self) -> Iterator[MixedIndex]:
+    def __iter__(self) -> Iterator[SemiSupervisedIndex]:
         start = self.epoch * int(len(self.labeled) * self.ratio)
         for k, index in enumerate(self.labeled):
             first, last = int(k * self.ratio), int((k + 1) * self.ratio)
             yield index, tuple(self._row(start + i) for i in range(first, last))
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch whose rows are drawn next."""
+        """Choose the epoch (from 0) whose rows are drawn next."""
         self.epoch = epoch
         if hasattr(self.labeled, "set_epoch"):
             self.labeled.set_epoch(epoch)
@@ -179,7 +184,7 @@ class MixedSampler(Sampler[MixedIndex]):
             self._order = np.random.default_rng([self.seed, round_]).permutation(self.unlabeled_rows)
         return int(self._order[place])
 
-    # accelerate keeps the generator of an unseeded sampler equal over processes, and looks for it here
+    # accelerate gives the generator of an unseeded sampler the same state on all processes, and looks for it here
     @property
     def generator(self) -> torch.Generator | None:
         return getattr(self.labeled, "generator", None)
@@ -189,8 +194,12 @@ class MixedSampler(Sampler[MixedIndex]):
         self.labeled.generator = generator
 
 
-class MixedCollator:
-    """Around a collator of rows: of all rows of a batch of `MixedDataset`, the labeled ones first."""
+class SemiSupervisedCollator:
+    """A collator of rows, applied to all rows of a batch of `SemiSupervisedDataset`: first the labeled ones.
+
+    Args:
+        collator: makes a batch of a list of rows.
+    """
 
     def __init__(self, collator: Callable[[list[Mapping[str, Any]]], Any]):
         self.collator = collator
@@ -199,19 +208,28 @@ class MixedCollator:
         return self.collator([item[0] for item in items] + [row for item in items for row in item[1:]])
 
 
-class EpochOfSampler(TrainerCallback):
-    """Tells a sampler the epoch: accelerate does not reach it behind a resumed loader of several processes."""
+class SetSamplerEpoch(TrainerCallback):
+    """Sets the sampler's epoch. accelerate does not reach the sampler of a resumed training with several processes."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        sampler = train_dataloader
-        while sampler is not None and not isinstance(sampler, MixedSampler):
-            sampler = getattr(sampler, "batch_sampler", getattr(sampler, "sampler", None))
-        if sampler is not None:
+        sampler = row_sampler(train_dataloader)
+        if isinstance(sampler, SemiSupervisedSampler):
             sampler.set_epoch(int(state.epoch))
 
 
+def row_sampler(dataloader: Any) -> Any:
+    """The sampler that draws a data loader's rows, without the batch samplers of PyTorch and accelerate around it."""
+    sampler, below = None, dataloader
+    while below is not None:
+        sampler = below
+        below = getattr(sampler, "batch_sampler", None)
+        if below is None:
+            below = getattr(sampler, "sampler", None)
+    return sampler
+
+
 def _as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:
-    """What accelerate makes of a random sampler that it sees; behind another sampler it would not see it."""
+    """The sampler that accelerate puts in the place of a random one, which it does not see inside another sampler."""
     if not isinstance(sampler, RandomSampler):
         return sampler
     return SeedableRandomSampler(
@@ -224,7 +242,7 @@ def _as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:
 
 
 def _check_rows(name: str, dataset: Any) -> None:
-    """Refuse data whose rows cannot be chosen by their number, and data without rows."""
+    """Refuse a data set without a length, whose rows cannot be chosen by number, and one without rows."""
     if isinstance(dataset, IterableDataset) or not has_length(dataset):
         raise ValueError(
             f"unlabeled_dataset needs data sets whose rows can be chosen by number, but {name} is a "
@@ -234,22 +252,24 @@ def _check_rows(name: str, dataset: Any) -> None:
         raise ValueError(f"{name} is empty.")
 
 
-def _kind_of_labels(labeled: Any) -> tuple[str, bool, bool]:
-    """The key of the labels; whether they stand token by token; whether they are another sequence than the input."""
-    first = labeled[0]
-    key = next((key for key in LABEL_KEYS if first.get(key) is not None), None)
+def _label_key(row: Mapping[str, Any]) -> str:
+    key = next((key for key in LABEL_KEYS if row.get(key) is not None), None)
     if key is None:
         raise ValueError(
-            f"unlabeled_dataset needs training rows with {' or '.join(LABEL_KEYS)}, got only: {', '.join(first)}."
+            f"unlabeled_dataset needs training rows with {' or '.join(LABEL_KEYS)}, got only: {', '.join(row)}."
         )
-    label = torch.as_tensor(first[key])
+    return key
+
+
+def _label_level(labeled: Any, key: str) -> Literal["row", "token", "target"]:
+    label = torch.as_tensor(labeled[0][key])
     if label.is_floating_point():
         raise ValueError(
             f"unlabeled_dataset needs integer labels: among the numbers in {key} (regression or multi-label "
             "classification) there is no mark for an unlabeled row."
         )
     if label.dim() == 0:
-        return key, False, False
-    rows = [labeled[i] for i in range(min(_ROWS_LOOKED_AT, len(labeled)))]
-    token_by_token = all("input_ids" in row and len(row["input_ids"]) == len(row[key]) for row in rows)
-    return key, token_by_token, not token_by_token
+        return "row"
+    rows = [labeled[i] for i in range(min(_NUM_CHECKED_ROWS, len(labeled)))]
+    aligned = all("input_ids" in row and len(row["input_ids"]) == len(row[key]) for row in rows)
+    return "token" if aligned else "target"

@@ -23,7 +23,7 @@ from .objective.probe import Probe
 from .objective.task_loss import TrainerLoss, decoder_inputs
 from .objective.window import LoggedTerms, StepSettings, Window
 from .reliability.checkpoints import RenamedWeightsMixin
-from .reliability.finite import FiniteLossMixin
+from .reliability.finite import FiniteLossGuard
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
 from .semi_supervised import UnlabeledRowsMixin
@@ -34,7 +34,6 @@ logger = logging.get_logger(__name__)
 
 class RDropMixin(
     UnlabeledRowsMixin,
-    FiniteLossMixin,
     ResumingMixin,
     RenamedWeightsMixin,
     SearchMixin,
@@ -77,11 +76,13 @@ class RDropMixin(
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._start_mixing(unlabeled_dataset)
+        self._set_unlabeled_dataset(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
         for field in fields(RDropArguments):
             if not hasattr(self.args, field.name):
                 setattr(self.args, field.name, field.default)
+        self._finite_loss_guard = FiniteLossGuard()
+        self.add_callback(self._finite_loss_guard)
         self._set_dropout()
         self._start_rdrop()
 
@@ -124,6 +125,16 @@ class RDropMixin(
         shared = self.args.average_tokens_across_devices
         self._window = self._count_window(batch_samples, shared) if batch_samples else None
         return batch_samples, num_items_in_batch
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
+        loss = super().training_step(*args, **kwargs)
+        self._finite_loss_guard.watch(loss)
+        return loss
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self._finite_loss_guard.check()
+        super()._save_checkpoint(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -170,7 +181,6 @@ class RDropMixin(
         self._window: Window | None = None
         self._objective: Objective | None = None
         self._logged_terms = LoggedTerms(self.args.device)
-        self._start_finite_check()
 
     def _step_settings(self) -> StepSettings:
         settings, step = RDropArguments.of(self.args), self.state.global_step

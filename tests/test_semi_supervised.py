@@ -1,4 +1,4 @@
-"""Unlabeled rows in the training batches: which rows the model sees, in which order, and what they do to the loss."""
+"""Semi-supervised batches: which rows the model sees, in which order, and what they do to the loss."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import torch
 from transformers import default_data_collator
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.semi_supervised import MixedDataset, MixedSampler
+from rdrop_trainer.semi_supervised import SemiSupervisedDataset, SemiSupervisedSampler
 from support import ROOT, formulas, tiny, zoo
 
 
 def rows(number, labeled=True, **columns):
-    """Rows that tell who they are: 5 for labeled, 6 for unlabeled, then the row's number in two digits."""
+    """Rows whose tokens identify them: 5 for labeled or 6 for unlabeled, then the row's number in two digits."""
     kind = 5 if labeled else 6
     return [
         {"input_ids": [kind, 10 + i // 20, 10 + i % 20], "attention_mask": [1, 1, 1], "labels": i % 4, **columns}
@@ -31,7 +31,7 @@ def of_batch(input_ids):
 
 
 class Spy(RDropTrainer):
-    """Notes the rows of every batch: `seen`, a list of [labeled, unlabeled]."""
+    """Keeps the rows of every training batch in `seen`, a list of [labeled, unlabeled]."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
@@ -77,7 +77,7 @@ def test_the_ratio_of_every_batch(ratio, expected, tmp_path):
 
 
 def test_a_decimal_ratio_is_exact():
-    sampler = MixedSampler(range(100), unlabeled_rows=50, ratio=0.29, seed=0)
+    sampler = SemiSupervisedSampler(range(100), unlabeled_rows=50, ratio=0.29, seed=0)
     assert sum(len(unlabeled) for _, unlabeled in sampler) == 29
 
 
@@ -86,12 +86,12 @@ def test_a_decimal_ratio_is_exact():
     [
         ("random", True, 2),
         ("sequential", True, 2),
-        # Drawn from the global generator, which dropout moves on
+        # Both draw from the global generator, which dropout also uses
         ("group_by_length", True, 1),
         ("random", False, 1),
     ],
 )
-def test_labelled_rows_come_as_in_the_supervised_run(strategy, seedable, epochs, tmp_path):
+def test_labeled_rows_come_as_in_the_supervised_run(strategy, seedable, epochs, tmp_path):
     arguments = {
         "train_sampling_strategy": strategy,
         "num_train_epochs": epochs,
@@ -99,23 +99,22 @@ def test_labelled_rows_come_as_in_the_supervised_run(strategy, seedable, epochs,
         "per_device_train_batch_size": 3,
     }
     supervised = seen(rows(20), tmp_path, **arguments)
-    mixed = seen(rows(20), tmp_path, unlabeled_dataset=rows(9, labeled=False), **arguments)
-    assert [batch[0] for batch in mixed] == [batch[0] for batch in supervised]
-    assert not flat(supervised, 1) and len(flat(mixed, 1)) == 20 * epochs
+    both = seen(rows(20), tmp_path, unlabeled_dataset=rows(9, labeled=False), **arguments)
+    assert [batch[0] for batch in both] == [batch[0] for batch in supervised]
+    assert not flat(supervised, 1) and len(flat(both, 1)) == 20 * epochs
 
 
 def test_every_row_before_any_again_and_in_a_new_order(tmp_path):
-    batches = seen(rows(12), tmp_path, unlabeled_dataset=rows(8, labeled=False), num_train_epochs=4)
-    stream = flat(batches, 1)
+    settings = {"unlabeled_dataset": rows(8, labeled=False), "num_train_epochs": 4}
+    stream = flat(seen(rows(12), tmp_path, **settings), 1)
     rounds = [stream[i : i + 8] for i in range(0, 48, 8)]
     assert all(sorted(round_) == list(range(8)) for round_ in rounds)
     assert len({tuple(round_) for round_ in rounds}) == 6
-    assert flat(seen(rows(12), tmp_path, unlabeled_dataset=rows(8, labeled=False), num_train_epochs=4), 1) == stream
-    other_seed = seen(rows(12), tmp_path, unlabeled_dataset=rows(8, labeled=False), num_train_epochs=4, data_seed=1)
-    assert flat(other_seed, 1) != stream
+    assert flat(seen(rows(12), tmp_path, **settings), 1) == stream
+    assert flat(seen(rows(12), tmp_path, **settings, data_seed=1), 1) != stream
 
 
-def test_steps_and_examples_count_labelled_rows(tmp_path):
+def test_steps_and_examples_count_labeled_rows(tmp_path):
     trainer = spy(rows(10), tmp_path, unlabeled_dataset=rows(9, labeled=False), rdrop_unlabeled_ratio=3.0)
     loader = trainer.get_train_dataloader()
     assert len(loader) == 3 and trainer.num_examples(loader) == 10
@@ -128,7 +127,7 @@ def test_steps_and_examples_count_labelled_rows(tmp_path):
 def test_columns_the_model_does_not_know(kind, tmp_path):
     labeled, unlabeled = rows(6, text="known"), rows(6, labeled=False, text="unknown", source="web")
     for row in unlabeled:
-        row["labels"] = 7.5  # not looked at
+        row["labels"] = 7.5  # not read
     if kind == "dataset":
         labeled, unlabeled = datasets.Dataset.from_list(labeled), datasets.Dataset.from_list(unlabeled)
     batches = seen(labeled, tmp_path, unlabeled_dataset=unlabeled)
@@ -145,9 +144,9 @@ def test_the_collator_of_the_user_and_its_label_key(key, tmp_path):
     assert trainer.data_collator is default_data_collator
 
 
-def test_an_unlabeled_row_has_the_label_key_of_the_labelled_alone():
+def test_an_unlabeled_row_has_the_label_key_of_the_labeled_alone():
     labeled, unlabeled = [{"input_ids": [5], "label": 1}], [{"input_ids": [6], "labels": 2, "label_ids": 3}]
-    assert MixedDataset(labeled, unlabeled)[0, (0,)] == [labeled[0], {"input_ids": [6], "label": -100}]
+    assert SemiSupervisedDataset(labeled, unlabeled)[0, (0,)] == [labeled[0], {"input_ids": [6], "label": -100}]
 
 
 def test_loader_workers(tmp_path):
@@ -159,10 +158,9 @@ def test_loader_workers(tmp_path):
 def test_the_loss_in_closed_form(reduction, tmp_path):
     """Cross-entropy over the labeled rows, divergence over all."""
     data, unlabeled = rows(4), rows(6, labeled=False)
-    trainer = tiny.trainer(
-        tiny.noisy_bert("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, rdrop_unlabeled_ratio=1.5,
-        per_device_train_batch_size=4, rdrop_alpha=3.0, rdrop_reduction=reduction, rdrop_allow_deterministic=True,
-    )  # fmt: skip
+    settings = {"rdrop_unlabeled_ratio": 1.5, "rdrop_alpha": 3.0, "rdrop_reduction": reduction}
+    settings |= {"per_device_train_batch_size": 4, "rdrop_allow_deterministic": True}
+    trainer = tiny.trainer(tiny.noisy_bert("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, **settings)
     model = trainer.model.train()
     model.classifier.weight.data *= 50
     (batch,) = trainer.get_train_dataloader()
@@ -233,21 +231,21 @@ def test_refusals(labeled, unlabeled, message, tmp_path):
 
 
 def test_language_models_are_refused(tmp_path):
-    """Rows of -100 alone would count nowhere, and no one would know."""
+    """Rows of -100 alone would count nowhere, without a word."""
     data = [{**row, "labels": row["input_ids"]} for row in rows(4)]
     trainer = tiny.trainer(zoo.build("gpt2"), data, tmp_path, unlabeled_dataset=rows(4, labeled=False))
     with pytest.raises(ValueError, match="no effect on causal language modelling"):
         trainer.train()
 
 
-def test_a_stream_of_labelled_rows_is_refused(tmp_path):
+def test_a_stream_of_labeled_rows_is_refused(tmp_path):
     trainer = spy(rows(4), tmp_path, unlabeled_dataset=rows(4, labeled=False), max_steps=2)
     trainer.train_dataset = Stream()
     with pytest.raises(ValueError, match="train_dataset is a Stream without length"):
         trainer.train()
 
 
-def test_samplers_that_do_not_mix_are_refused(tmp_path):
+def test_samplers_that_cannot_add_unlabeled_rows_are_refused(tmp_path):
     unlabeled = rows(4, labeled=False)
     arguments = {"unlabeled_dataset": unlabeled, "train_sampling_strategy": "batch_rebalance"}
     with pytest.raises(ValueError, match="does not go with .*batch_rebalance"):
@@ -272,7 +270,7 @@ def test_targets_of_their_own_that_are_marked(tmp_path):
 
 
 def test_two_processes(tmp_path):
-    """They never see the same unlabeled row at a step, and go on with the rows of the step they were stopped at."""
+    """They never see the same unlabeled row at one step. Resumed, they go on with the rows of the next step."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
     launch += ["--nproc_per_node", "2", str(ROOT / "tests/support/semi_supervised_run.py"), str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights were saved under other names than the model's."""
+"""Checkpoints that hold the weights under other names than the model's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..objective.behind import TrainerBehind
+from .._mixin_base import MixinBase
 
 
-class RenamedWeightsMixin(TrainerBehind):
-    """The part of `RDropMixin` that loads such checkpoints whole, in resuming and at the end of training.
+class RenamedWeightsMixin(MixinBase):
+    """The part of `RDropMixin` that loads such checkpoints whole, when a training resumes and when it ends.
 
     `save_pretrained` gives the weights of many models (ViT, vision-language models, ...) the names they have on the
-    Hub. `Trainer` looks for the model's own names, finds none of those layers, warns, and goes on from whatever weights
-    the model had (transformers issue 43701).
+    Hub. `Trainer` searches a checkpoint for the model's own names, does not find those layers, warns, and goes on with
+    the weights that the model happens to have (transformers issue 43701).
     """
 
-    _weights_missed = False
+    _weights_missed = False  # by the current load
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         renamed = bool(load_result.missing_keys) and bool(load_result.unexpected_keys)
@@ -38,8 +38,9 @@ class RenamedWeightsMixin(TrainerBehind):
     def _load_missed(self, folder: str) -> None:
         if self._weights_missed:
             self._weights_missed = False
-            saved, info = type(self.model).from_pretrained(
-                folder, config=deepcopy(self.model.config), dtype="auto", output_loading_info=True
+            model: Any = self.model
+            saved, info = type(model).from_pretrained(
+                folder, config=deepcopy(model.config), dtype="auto", output_loading_info=True
             )
             found = {name: value for name, value in saved.state_dict().items() if name not in info["missing_keys"]}
-            super()._issue_warnings_after_load(self.model.load_state_dict(found, strict=False))
+            super()._issue_warnings_after_load(model.load_state_dict(found, strict=False))

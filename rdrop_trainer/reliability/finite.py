@@ -1,152 +1,183 @@
-"""A training whose loss is NaN or infinite stops, before such a loss is in the weights and in the checkpoints."""
+"""A training whose loss is NaN or infinite stops before such a loss reaches the weights or a checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import reduce
 from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import has_length
 
-from ..objective.behind import TrainerBehind
-from ..semi_supervised import MixedSampler
+from ..semi_supervised import SemiSupervisedSampler, row_sampler
 from .resuming import last_whole_checkpoint
 
 
-class _Place(NamedTuple):
-    """Of a micro-batch: the optimizer step it belongs to, from 1; the epoch and its batch on this process, from 0."""
+class _MicroBatch(NamedTuple):
+    """Where a micro-batch stands in a training.
+
+    Attributes:
+        step: the optimizer step that it belongs to, from 1.
+        epoch: its epoch, from 0.
+        number: its place in the epoch on this process, from 0.
+    """
 
     step: int
     epoch: int
-    batch: int
+    number: int
 
 
-class FiniteLossMixin(TrainerBehind):
-    """The part of `RDropMixin` that stops a training at a NaN or infinite loss, and says where it came from.
+@dataclass(frozen=True)
+class _Training:
+    """The training that is running, as its first event describes it."""
 
-    Such a logit of a counted item makes the loss NaN or infinite, so the loss is what is looked at: right behind the
-    backward pass, where `Trainer` itself reads it. With `logging_nan_inf_filter=False` `Trainer` does not, and the look
-    waits for the next log, checkpoint or `_AT_MOST` losses, so as not to stall the device. Before a checkpoint is
-    written the weights are looked at too: a gradient can overflow where the loss did not.
-
-    Nothing is checked where somebody else deals with overflow: a gradient scaler (fp16) skips such steps, and
-    `rdrop_allow_nonfinite` says that the user's own code does.
-    """
-
-    _AT_MOST = 256
-
-    def _start_finite_check(self) -> None:
-        self._unseen_losses: list[tuple[_Place, torch.Tensor]] = []
-        self._micro_batch = 0
+    args: Any  # TrainingArguments with the settings of RDropArguments
+    state: TrainerState
+    model: nn.Module
+    train_dataloader: Any
+    scales_loss: bool
 
     @property
-    def _stops_at_nonfinite(self) -> bool:
-        has_scaler = self.accelerator.scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
-        return not (self.args.rdrop_allow_nonfinite or has_scaler)
+    def stops_at_nonfinite(self) -> bool:
+        return not (self.args.rdrop_allow_nonfinite or self.scales_loss)
 
-    def train(self, *args, **kwargs):
-        output = super().train(*args, **kwargs)
-        self._look_at_all()
-        return output
+    def micro_batch(self, of_step: int) -> _MicroBatch:
+        """Micro-batch `of_step` (from 0) of the current optimizer step."""
+        progress = self.state.epoch or 0  # at the start of the step
+        epoch = int(progress)
+        batches = len(self.train_dataloader) if has_length(self.train_dataloader) else 0
+        return _MicroBatch(self.state.global_step + 1, epoch, round((progress - epoch) * batches) + of_step)
 
-    def get_batch_samples(self, *args, **kwargs):
-        self._micro_batch = 0
-        return super().get_batch_samples(*args, **kwargs)
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
-        """`Trainer.training_step`.
-
-        Raises:
-            FloatingPointError: the loss is NaN or infinite; names the step, the rows and the last whole checkpoint.
-        """
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if self._stops_at_nonfinite:
-            self._unseen_losses.append((self._place(), loss.detach()))
-            if self.args.logging_nan_inf_filter or len(self._unseen_losses) == self._AT_MOST:
-                self._look_at_losses()
-        self._micro_batch += 1
-        return loss
-
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs:
-            self._look_at_losses()
-        super().log(logs, *args, **kwargs)
-
-    def _save_checkpoint(self, *args, **kwargs) -> None:
-        self._look_at_all()
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _look_at_all(self) -> None:
-        self._look_at_losses()
-        if not self._stops_at_nonfinite:
-            return
-        spoilt = torch.tensor(float(not _all_finite(self.model)), device=self.args.device)
-        if self.accelerator.reduce(spoilt) > 0:
-            raise FloatingPointError(
-                f"The weights are no longer finite after step {self.state.global_step}, though every loss was: a "
-                f"gradient overflowed. {self._what_to_do()}"
-            )
-
-    def _look_at_losses(self) -> None:
-        seen, self._unseen_losses = self._unseen_losses, []
-        if not seen:
-            return
-        values = torch.stack([loss.float().mean() for _, loss in seen]).tolist()
-        for (place, _), value in zip(seen, values, strict=True):
-            if not abs(value) < float("inf"):
-                weights = (
-                    "The weights are finite."
-                    if _all_finite(self.model)
-                    else "The weights are no longer finite: an update overflowed."
-                )
-                raise FloatingPointError(
-                    f"The loss is {value} at step {place.step}, batch {place.batch + 1} of epoch {place.epoch + 1}"
-                    f"{self._rows_of(place)}. {weights} {self._what_to_do()}"
-                )
-
-    def _what_to_do(self) -> str:
-        found = last_whole_checkpoint(self.args.output_dir)
-        last = f"The last good checkpoint is {found}" if found else "There is no checkpoint before it"
-        return (
-            f"{last}. A lower learning rate or more warm-up often helps; so does looking at those rows, or at a loss "
-            "function of your own. To go on because your own code handles overflow, pass rdrop_allow_nonfinite=True."
-        )
-
-    # ---- Where a batch came from ----
-
-    def _place(self) -> _Place:
-        epoch = int(self.state.epoch or 0)
-        loader = self.callback_handler.train_dataloader
-        batches = len(loader) if has_length(loader) else 0
-        done = round((self.state.epoch - epoch) * batches) if self.state.epoch else 0
-        return _Place(self.state.global_step + 1, epoch, done + self._micro_batch)
-
-    def _rows_of(self, place: _Place) -> str:
-        """The rows of a batch, drawn once more from the sampler; empty where it would not draw the same again."""
-        batches = getattr(self.callback_handler.train_dataloader, "batch_sampler", None)
-        sampler = batches
-        while sampler is not None and not isinstance(sampler, MixedSampler):
-            below = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
-            if below is None:
-                break
-            sampler = below
-        order = sampler.labeled if isinstance(sampler, MixedSampler) else sampler
-        if not isinstance(order, (SequentialSampler, SeedableRandomSampler)) or self.args.ignore_data_skip:
+    def rows_of(self, batch: _MicroBatch) -> str:
+        """The rows of a micro-batch, drawn again from the sampler; empty where a second draw would differ."""
+        batches = getattr(self.train_dataloader, "batch_sampler", None)
+        sampler = row_sampler(self.train_dataloader)
+        order = sampler.labeled if isinstance(sampler, SemiSupervisedSampler) else sampler
+        repeatable = isinstance(order, (SequentialSampler, SeedableRandomSampler))
+        if batches is None or not repeatable or self.args.ignore_data_skip:
             return ""
         if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(place.epoch)
-        rows: list[Any] = next(islice(batches, place.batch, None), [])
-        if not isinstance(sampler, MixedSampler):
+            sampler.set_epoch(batch.epoch)
+        rows: list[Any] = next(islice(batches, batch.number, None), [])
+        if not isinstance(sampler, SemiSupervisedSampler):
             return f": rows {rows} of train_dataset"
         labeled, unlabeled = [row for row, _ in rows], [row for _, more in rows for row in more]
         return f": rows {labeled} of train_dataset and {unlabeled} of unlabeled_dataset"
 
 
+class FiniteLossGuard(TrainerCallback):
+    """Stops a training at a NaN or infinite loss, and says which step and rows it came from.
+
+    The trainer hands over the loss of every micro-batch (`watch`) and calls `check` before it writes a checkpoint:
+    `Trainer` has no event between the decision to save and the first file. Everything else happens at its events.
+
+    A NaN or infinite logit of a counted item makes the loss NaN or infinite, so the loss is what the guard reads.
+    Normally it reads each one right after the backward pass, where `Trainer` does too. With
+    `logging_nan_inf_filter=False` `Trainer` does not, and reading would stall the device: the guard then waits for the
+    next log or checkpoint, the end of the training, or `MAX_UNREAD` losses. `check` reads the weights too, because a
+    gradient can overflow where the loss did not.
+
+    The guard does nothing outside `train()`, and nothing where somebody else handles overflow: a gradient scaler (fp16)
+    skips such steps, and `rdrop_allow_nonfinite` says that the user's own code does.
+    """
+
+    MAX_UNREAD = 256
+
+    def __init__(self) -> None:
+        self._training: _Training | None = None
+        self._micro_batches = 0  # of the current optimizer step, so far
+        self._unread: list[tuple[_MicroBatch, torch.Tensor]] = []
+
+    def watch(self, loss: torch.Tensor) -> None:
+        """Take the loss of the micro-batch that was just trained on.
+
+        Args:
+            loss: a scalar, or one value per device.
+
+        Raises:
+            FloatingPointError: this loss, or one that was not read yet, is NaN or infinite. The message names the step,
+                the rows, the state of the weights and the last whole checkpoint.
+        """
+        training = self._training
+        if training is not None and training.stops_at_nonfinite:
+            self._unread.append((training.micro_batch(self._micro_batches), loss.detach()))
+            if training.args.logging_nan_inf_filter or len(self._unread) == self.MAX_UNREAD:
+                self._read_losses()
+        self._micro_batches += 1
+
+    def check(self) -> None:
+        """Check the losses that were not read yet, then the weights. All processes must call it together.
+
+        Raises:
+            FloatingPointError: one of them is NaN or infinite.
+        """
+        self._read_losses()
+        training = self._training
+        if training is None or not training.stops_at_nonfinite:
+            return
+        spoilt = torch.tensor(float(not _all_finite(training.model)), device=training.args.device)
+        if reduce(spoilt, "sum") > 0:
+            self._stop(
+                f"The weights are no longer finite after step {training.state.global_step}, though every loss was: a "
+                "gradient overflowed."
+            )
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs):
+        # DeepSpeed scales by itself, with fp16 only; elsewhere accelerate's optimizer has the scaler
+        scales_loss = args.fp16 or getattr(optimizer, "scaler", None) is not None
+        self._training = _Training(args, state, model, train_dataloader, scales_loss)
+        self._unread = []  # an attempt that ran out of memory may have left some
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._micro_batches = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_log:
+            self._read_losses()
+
+    on_epoch_end = on_step_end
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:  # a callback after this one may have asked for the log
+            self._read_losses()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.check()
+        self._training = None
+
+    def _read_losses(self) -> None:
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        values = torch.stack([loss.float().mean() for _, loss in unread]).tolist()
+        for (batch, _), value in zip(unread, values, strict=True):
+            if not abs(value) < float("inf"):
+                finite = _all_finite(self._training.model)
+                self._stop(
+                    f"The loss is {value} at step {batch.step}, batch {batch.number + 1} of epoch {batch.epoch + 1}"
+                    f"{self._training.rows_of(batch)}. The weights are "
+                    + ("finite." if finite else "no longer finite: an update overflowed.")
+                )
+
+    def _stop(self, reason: str) -> NoReturn:
+        """End the training with the reason, the last whole checkpoint and what may help."""
+        args, self._training = self._training.args, None
+        found = last_whole_checkpoint(args.output_dir)
+        last = f"The last good checkpoint is {found}" if found else "There is no checkpoint before it"
+        raise FloatingPointError(
+            f"{reason} {last}. A lower learning rate or more warm-up often helps; so does a check of those rows, or of "
+            "a loss function of your own. To go on because your own code handles overflow, pass "
+            "rdrop_allow_nonfinite=True."
+        )
+
+
 def _all_finite(model: nn.Module) -> bool:
-    """Of the weights on this process: where they are sharded, to ask for all could find the others elsewhere."""
+    """Whether the weights on this process are finite. Shards elsewhere are left out: other processes may not ask."""
     found = [_local(parameter).isfinite().all() for parameter in model.parameters() if parameter.requires_grad]
     return all(flag.item() for flag in found)
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, so that a training that was killed goes on from the last one that is."""
+"""Resuming a training that was killed: from the last whole checkpoint, never from a half-written one."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..objective.behind import TrainerBehind
+from .._mixin_base import MixinBase
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"
 _SAVED_BY_TORCH = (".pt", ".pth", ".bin")
-_OPTIMIZER = ("optimizer", "global_step")  # the latter is DeepSpeed's folder
+_OPTIMIZER = ("optimizer", "global_step")  # the second is DeepSpeed's folder
 _NO_OPTIMIZER = "it has no optimizer.pt (save_only_model=True leaves that out)"
 
 
 def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
-    """What a checkpoint of `Trainer` lacks to be resumed from; None where it is whole.
+    """Why a training cannot resume from a checkpoint of `Trainer`.
 
-    `Trainer` writes `trainer_state.json` last, so a checkpoint without it was cut short. The other files are opened but
-    not read through: a file of tensors knows how long it must be, and a full disk or a power failure may have cut it.
+    `Trainer` writes `trainer_state.json` last, so a checkpoint without it was cut short. A full disk or a power failure
+    may have cut the other files. They are opened but not read through: a file of tensors states its own length.
     Without the optimizer's state `Trainer` would go on with a fresh one, and say nothing.
 
     Args:
         checkpoint: the folder.
+
+    Returns:
+        The fault, in words; None for a whole checkpoint.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
@@ -79,11 +82,14 @@ def _is_cut(path: Path) -> bool:
 
 
 def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path | None:
-    """The checkpoint of the latest step that is whole, None if there is none.
+    """The whole checkpoint of the latest step.
 
     Args:
         folder: a trainer's `output_dir`.
-        warn: name those that are passed over.
+        warn: log a warning that names the later checkpoints and what they lack.
+
+    Returns:
+        Its folder; None if no checkpoint is whole.
     """
     steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*")}
     passed_over = []
@@ -101,27 +107,27 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path
 
 
 def _clear_half_written(new: Path) -> None:
-    """Delete the checkpoints beside a new one that were never finished, before `Trainer` makes room.
+    """Delete unfinished checkpoints next to a new one, before `Trainer` deletes the oldest.
 
-    It would count them among those to keep, and where folders have no times of their own (a mounted object store) take
-    one of a later step for the newest, and delete all others.
+    `Trainer` would count them among the checkpoints to keep. Where folders have no times (a mounted object store), it
+    would also take an unfinished one of a later step for the newest, and delete all others.
     """
     for path in new.parent.glob("checkpoint-*"):
         if _NAME.fullmatch(path.name) and path != new and _state_fault(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
-class ResumingMixin(TrainerBehind):
-    """The part of `RDropMixin` that resumes from whole checkpoints only, and lets every process finish its part."""
+class ResumingMixin(MixinBase):
+    """The part of `RDropMixin` that resumes from whole checkpoints only, and marks none as whole too early."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         checkpoint, fault = self._find_checkpoint(resume_from_checkpoint)
         step = -1 if checkpoint is None or fault else _step_of(checkpoint)
         steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
-        if len(set(steps)) > 1:  # they would wait for each other forever
-            told = ", ".join("none" if step < 0 else f"that of step {step}" for step in steps)
+        if len(set(steps)) > 1:  # the processes would wait for each other forever
+            found = ", ".join("none" if step < 0 else f"that of step {step}" for step in steps)
             raise ValueError(
-                f"The processes find different checkpoints to resume from ({told}): {self.args.output_dir} must be a "
+                f"The processes find different checkpoints to resume from ({found}): {self.args.output_dir} must be a "
                 "folder that all machines share."
             )
         if fault:
@@ -129,7 +135,7 @@ class ResumingMixin(TrainerBehind):
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> tuple[Path | None, str | None]:
-        """The checkpoint that is asked for, and why it cannot be resumed from."""
+        """The checkpoint to resume from, and what stands against it."""
         if not resume_from_checkpoint:
             return None, None
         if resume_from_checkpoint is True:
@@ -139,7 +145,7 @@ class ResumingMixin(TrainerBehind):
                 "resume_from_checkpoint=None, or name another folder's checkpoint."
             )
         fault = checkpoint_fault(resume_from_checkpoint)
-        if fault == _NO_OPTIMIZER and self.args.save_only_model:  # whose user knows
+        if fault == _NO_OPTIMIZER and self.args.save_only_model:  # left out on purpose
             logger.warning(f"{resume_from_checkpoint}: {fault}, so the optimizer starts afresh.")
             fault = None
         return Path(resume_from_checkpoint), fault and (
@@ -150,7 +156,7 @@ class ResumingMixin(TrainerBehind):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            # In a folder of an earlier run, whose end would vouch for a mixture of both
+            # The state file of an earlier run would mark a mixture of both runs as whole
             (checkpoint / _STATE).unlink(missing_ok=True)
             if self.args.save_total_limit:
                 _clear_half_written(checkpoint)
@@ -158,5 +164,5 @@ class ResumingMixin(TrainerBehind):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # `trainer_state.json` follows, which must not be there before the last process has written its part
+        # `trainer_state.json` comes next, and must not come before the last process has written its part
         self.accelerator.wait_for_everyone()

@@ -1,9 +1,12 @@
 """Only whole checkpoints are resumed from: half-written ones are recognised, and the one before is used."""
 
 import logging
+import os
 import shutil
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
 from rdrop_trainer.reliability.resuming import checkpoint_fault, last_whole_checkpoint
 from support import tiny
@@ -63,22 +66,27 @@ def test_whole_checkpoints_are_whole(folder, caplog):
     assert last_whole_checkpoint(folder / "nowhere") is None
 
 
+class Start(TrainerCallback):
+    """Notes the step at which training begins."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
+
+
 def test_resuming_goes_on_from_the_last_whole_checkpoint(folder, finished):
     cut(folder / "checkpoint-6" / "optimizer.pt", 0.5)
     (folder / "checkpoint-8").mkdir()
-    trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **SETTINGS)
-    started = []
-    load = trainer._load_from_checkpoint
-    trainer._load_from_checkpoint = lambda path, *args: started.append(path) or load(path, *args)
+    start = Start()
+    trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, callbacks=[start], **SETTINGS)
     trainer.train(resume_from_checkpoint=True)
-    assert started == [str(folder / "checkpoint-4")]
+    assert start.step == 4
     assert tiny.identical(tiny.weights(trainer.model), finished[1])
     assert checkpoint_fault(folder / "checkpoint-6") is None  # written anew
 
 
 @pytest.mark.parametrize("share", [None, 0, 0.9])
 def test_half_written_checkpoints_do_not_crowd_out_whole_ones(share, folder, monkeypatch):
-    """Of a mounted object store all folders have one time, so that step numbers tell which is the newest."""
+    """All folders of a mounted object store have the same time, so the step numbers tell which is the newest."""
     state = folder / "checkpoint-6" / "trainer_state.json"
     state.unlink() if share is None else cut(state, share)
     monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
@@ -115,10 +123,14 @@ def test_without_an_optimizer_one_goes_on_knowingly(folder, caplog):
 
 
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(folder, monkeypatch):
-    """The state of an earlier run would vouch for a mixture of both."""
-    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
-    seen = []
-    save = trainer._save_optimizer_and_scheduler
-    trainer._save_optimizer_and_scheduler = lambda path: seen.append(checkpoint_fault(path)) or save(path)
-    trainer.train()
-    assert len(seen) == 3 and all("trainer_state.json" in fault for fault in seen)
+    """The state file of an earlier run would mark a mixture of both runs as whole."""
+    faults, save = {}, torch.save
+
+    def spy(content, file, *args, **kwargs):
+        faults[file] = checkpoint_fault(os.path.dirname(file))
+        save(content, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", spy)
+    tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS).train()
+    assert all(str(folder / f"checkpoint-{step}" / "optimizer.pt") in faults for step in (2, 4, 6))
+    assert all("trainer_state.json" in fault for fault in faults.values())

@@ -1,4 +1,4 @@
-"""SIGKILL at random steps and while checkpoints are written: the resumed training ends with the very same weights."""
+"""A training killed with SIGKILL at random steps or while it writes a checkpoint ends with the very same weights."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from support import ROOT
 
 RUNNER = ROOT / "tests/support/interrupted_run.py"
 LONG = pytest.mark.slow
-# The state of an optimizer saved by several processes on the CPU does not load there
+# Older versions cannot load the state of an optimizer that several processes saved on the CPU
 RANKS = pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="Trainer cannot resume them")
 
 
@@ -31,8 +31,8 @@ RANKS = pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), 
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(case, trials, tmp_path):
-    """Warm-up, every-2-steps and accumulation on; unlabeled rows in recompute mode, a fused output head, or two
-    processes, of which one is killed and the other follows.
+    """All with warm-up, R-Drop on every second step and accumulation. The cases add unlabeled rows in recompute mode, a
+    fused output head, or a second process, which follows the one that is killed.
     """
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     words = [sys.executable, str(RUNNER), str(tmp_path / "runs"), case, str(trials), "0"]

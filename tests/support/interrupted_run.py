@@ -1,10 +1,10 @@
-"""Trains in processes that are killed with SIGKILL again and again, and resumed; run by test_sudden_death.py.
+"""Kills trainings with SIGKILL again and again, and resumes them. test_sudden_death.py runs it.
 
     python interrupted_run.py FOLDER CASE TRIALS SEED
 
-Every training is a fork of this process, which pays for the imports once, or two forks that train together. One is left
-in peace. Each of the trials is killed at places drawn at random, the second half of them while a checkpoint is being
-written, and resumed until it reaches its end. Prints what happened as JSON.
+Every training is a fork of this process, so the imports run once, or two forks that train together. One training runs
+without interruption. Each trial is killed at random places and resumed until it ends; the second half of the trials are
+killed while they write a checkpoint. Prints what happened as JSON.
 """
 
 import json
@@ -51,7 +51,7 @@ def build(case, folder, callbacks, **settings):
 
 
 class Die(TrainerCallback):
-    """Kills its process at an event of a step, counted from the start or the resumption of this process's training."""
+    """Kills its process at an event, after that event has come `steps` times in this process."""
 
     def __init__(self, event, steps):
         self.steps = steps
@@ -64,18 +64,22 @@ class Die(TrainerCallback):
 
 
 class Training:
-    """Forks that train to the end, going on from the last whole checkpoint.
+    """Forks that train to the end, from the last whole checkpoint if there is one.
 
     Args:
-        victim: the rank of the fork that has the `callbacks`, and says so on the pipe `readable` when it begins the
-            checkpoint of step `at_save` or a later one.
+        case: the model and data, see `build`.
+        folder: the output folder of the training.
+        callbacks: those of the victim.
+        at_save: the victim writes to the pipe `readable` when it begins a checkpoint of this step or a later one.
+        victim: the rank of the fork that may be killed.
+        **settings: training arguments.
     """
 
     def __init__(self, case, folder, callbacks=(), at_save=None, victim=0, **settings):
         world = PROCESSES.get(case, 1)
         environment = {}
         if world > 1:
-            # Where they meet; this process keeps it, so that its port is bound before it is told to anybody
+            # The forks meet at this store. This process holds it, so the port is bound before a fork learns it
             self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
             environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(world)}
@@ -95,7 +99,7 @@ class Training:
             os.kill(pid, signal.SIGKILL)
 
     def wait(self):
-        """How it ended; where one process is killed the others follow, as under a launcher."""
+        """Wait for the end: "killed" or "finished". If one process is killed, so are the others, as by a launcher."""
         status = os.waitpid(self.victim, 0)[1]
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         others = [pid for pid in self.pids if pid != self.victim]
@@ -109,26 +113,26 @@ class Training:
 
 
 def _train(case, folder, callbacks, at_save, writable, settings):
-    """What a fork does; never returns."""
+    """Train in a fork; never returns."""
     code = 1
     try:
         trainer = build(case, folder, list(callbacks), **settings)
         if at_save is not None:
             save = trainer._save_checkpoint
 
-            def say_and_save(*args):
+            def signal_and_save(*args):
                 if trainer.state.global_step >= at_save:
                     os.write(writable, b"!")
                 save(*args)
 
-            trainer._save_checkpoint = say_and_save
+            trainer._save_checkpoint = signal_and_save
         whole = any((path / "trainer_state.json").exists() for path in folder.glob("checkpoint-*"))
         try:
             trainer.train(resume_from_checkpoint=whole)
         except ValueError as error:
             if "No whole checkpoint" not in str(error):
                 raise
-            trainer = build(case, folder, list(callbacks), **settings)  # the first checkpoint was being written
+            trainer = build(case, folder, list(callbacks), **settings)  # killed while it wrote the first checkpoint
             trainer.train()
         assert trainer.state.global_step == STEPS
         if trainer.is_world_process_zero():
