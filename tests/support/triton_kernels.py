@@ -30,11 +30,11 @@ def example(n, m=2, dtype=torch.float32, **options):
     return logits.to(DEVICE).requires_grad_(), labels.to(DEVICE)
 
 
-def walked(logits, labels, m=2, walk=triton.walk, weights=(0.3, 0.7), **options):
+def computed(logits, labels, m=2, backend=triton, weights=(0.3, 0.7), **options):
     """Task loss, divergence and gradient of sums with these weights."""
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
     weights = (torch.tensor(w, dtype=dtype, device=DEVICE) for w in weights)
-    return walk(logits, *weights, True, labels=labels, num_passes=m, **options)
+    return backend.loss_and_grad(logits, *weights, True, labels=labels, num_passes=m, **options)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -73,7 +73,7 @@ def test_close_passes_keep_their_digits(noise):
     logits, other = torch.cat([base, base]).detach(), example(4, seed=1)[0].detach()
     logits += noise * other
     logits[4:] += 100  # of no effect on the distributions
-    _, divergence, (gradient,) = walked((logits,), labels, weights=(0.0, 1.0))
+    _, divergence, (gradient,) = computed((logits,), labels, weights=(0.0, 1.0))
     a, b = (exact := logits.double().requires_grad_()).log_softmax(-1).split(4)
     expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum()
     expected.backward()
@@ -84,7 +84,7 @@ def test_close_passes_keep_their_digits(noise):
 @pytest.mark.parametrize("m", [2, 3, 7])
 def test_identical_passes_have_no_divergence(m):
     logits, labels = example(3, m=1)
-    _, divergence, (gradient,) = walked((logits.detach().repeat(m, 1),), labels, m, weights=(0.0, 1.0))
+    _, divergence, (gradient,) = computed((logits.detach().repeat(m, 1),), labels, m, weights=(0.0, 1.0))
     assert divergence == 0 and not gradient.any()
 
 
@@ -99,8 +99,8 @@ def test_masked_items_add_nothing_whatever_they_hold(smoothing):
         logits[1], logits[9], logits[4] = float("nan"), float("inf"), float("-inf")
     labels[[1, 3]] = torch.tensor([10**6, -7], device=DEVICE)
     arguments = ((logits.detach(),), labels)
-    task, divergence, _ = walked(*arguments, mask=mask, label_smoothing=smoothing)
-    gradient = walked(*arguments, weights=(1 / 2, 2 / 3), mask=mask, label_smoothing=smoothing)[2][0]
+    task, divergence, _ = computed(*arguments, mask=mask, label_smoothing=smoothing)
+    gradient = computed(*arguments, weights=(1 / 2, 2 / 3), mask=mask, label_smoothing=smoothing)[2][0]
     expected.loss.backward()
     assert relative(task / 2, expected.task_loss.detach()) < 1e-6
     assert relative(divergence / 3, expected.divergence.detach()) < 1e-6
@@ -145,10 +145,10 @@ def test_a_nan_or_a_wrong_label_is_seen():
     logits, labels = example(3)
     wrong = labels.clone()
     wrong[1] = CLASSES
-    assert walked((logits.detach(),), wrong)[0].isnan()
+    assert computed((logits.detach(),), wrong)[0].isnan()
     with torch.no_grad():
         logits[1, 3] = float("nan")
-    task, divergence, _ = walked((logits.detach(),), labels)
+    task, divergence, _ = computed((logits.detach(),), labels)
     assert task.isnan() and divergence.isnan()
 
 
@@ -157,7 +157,7 @@ def test_a_nan_or_a_wrong_label_is_seen():
 def test_every_layout_gives_the_same(layout, overwrite):
     logits, labels = example(4)
     logits = logits.detach()
-    expected = walked((logits,), labels)
+    expected = computed((logits,), labels)
     if layout == "one tensor":
         tensors = (logits.clone(),)
     elif layout == "separate":
@@ -167,7 +167,7 @@ def test_every_layout_gives_the_same(layout, overwrite):
         tensors[0].copy_(logits)
     else:
         tensors = (logits.T.contiguous().T,)
-    got = walked(tensors, labels, overwrite=overwrite)
+    got = computed(tensors, labels, overwrite=overwrite)
     assert [g.shape for g in got[2]] == [z.shape for z in tensors]
     gradient = torch.cat(tuple(got[2]))
     for value, right in zip((*got[:2], gradient), (*expected[:2], expected[2][0]), strict=True):
@@ -194,8 +194,8 @@ def test_equals_chunked():
     labels[1] = -100
     mask = torch.tensor([True, True, False, True, True], device=DEVICE)
     tensors, options = logits.detach().split(5), {"mask": mask, "label_smoothing": 0.1}
-    expected = walked([z.double() for z in tensors], labels, walk=chunked.walk, **options)
-    got = walked(tensors, labels, **options)
+    expected = computed([z.double() for z in tensors], labels, backend=chunked, **options)
+    got = computed(tensors, labels, **options)
     assert relative(got[0], expected[0]) < 1e-6 and relative(got[1], expected[1]) < 1e-6
     for gradient, right in zip(got[2], expected[2], strict=True):
         assert relative(gradient, right) < 1e-6
@@ -228,7 +228,7 @@ def test_a_large_vocabulary_equals_chunked(dtype, monkeypatch):
     g = torch.Generator(DEVICE).manual_seed(0)
     logits = (3 * torch.randn(2 * 512, 32_000, generator=g, device=DEVICE)).to(dtype)
     labels = torch.randint(0, 32_000, (512,), generator=g, device=DEVICE)
-    got = walked((logits,), labels)
-    expected = walked((logits.double(),), labels, walk=chunked.walk)
+    got = computed((logits,), labels)
+    expected = computed((logits.double(),), labels, backend=chunked)
     assert relative(got[0], expected[0]) < 1e-6 and relative(got[1], expected[1]) < 1e-6
     assert relative(got[2][0], expected[2][0]) < max(torch.finfo(dtype).eps / 2, 1e-6)
