@@ -1,4 +1,4 @@
-"""What a report compares: scores, steadiness, calibration and cost, each a number per run."""
+"""What a report compares: scores, stability, calibration and cost, each a number per run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Quantity:
     Attributes:
         name: for people.
         key: for programs.
-        group: "score", "steadiness", "calibration" or "cost".
+        group: "score", "stability", "calibration" or "cost".
         unit: "%", "nats", "s", "MiB" or "".
         higher_is_better: None where neither is.
         baseline, rdrop: values by seed, in one order; None where unknown.
@@ -106,7 +106,7 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
             for kind in EDITS
         ),
     ):
-        found.append(compare(name, "_".join(path), "steadiness", unit, False, _reader(path), scale))
+        found.append(compare(name, "_".join(path), "stability", unit, False, _reader(path), scale))
     error, confidence = ("calibration", _ERROR), ("calibration", "mean_confidence")
     found.append(compare("expected calibration error", _ERROR, "calibration", "%", False, _reader(error), 100.0))
     found.append(compare("mean confidence", confidence[1], "calibration", "%", None, _reader(confidence), 100.0))

@@ -9,7 +9,7 @@ from .quantities import Quantity
 from .tables import NOTHING
 
 # The divergences stand in for the flips of a regression, which has none
-_STEADINESS = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
+_STABILITY = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
 _HALF_A_POINT = 0.5
 _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong over the rows
 
@@ -17,7 +17,7 @@ _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong
 def verdict(
     quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None, undefined: Sequence[str] = ()
 ) -> list[str]:
-    """Sentences: one on the first score, and then on the spread of scores, the steadiness and the cost.
+    """Sentences: one on the first score, and then on the spread of scores, the stability and the cost.
 
     An effect is called supported when the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
 
@@ -40,8 +40,8 @@ def verdict(
             _of_its_spread(score),
             _of_other_rows(score, evaluation_rows),
         ]
-    measured = [_first(by_key, keys) for keys in _STEADINESS]
-    sentences += [_of_steadiness(quantity) for quantity in measured if quantity is not None]
+    measured = [_first(by_key, keys) for keys in _STABILITY]
+    sentences += [_of_stability(quantity) for quantity in measured if quantity is not None]
     sentences.append(_of_cost(by_key))
     return [sentence for sentence in sentences if sentence]
 
@@ -134,7 +134,7 @@ def _of_other_rows(score: Quantity, rows: int | None) -> str:
     return f"{said}; with other rows each score would itself move by some {error:.1f} points (standard error)."
 
 
-def _of_steadiness(quantity: Quantity) -> str:
+def _of_stability(quantity: Quantity) -> str:
     d = quantity.difference
     before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
     what = "Dropout" if quantity.key.startswith("dropout") else "Small edits of the text"
@@ -144,7 +144,7 @@ def _of_steadiness(quantity: Quantity) -> str:
     if d.n < 2:
         return f"{subject} {of_what}."
     if d.is_supported:
-        said = "steadier" if d.mean < 0 else "less steady"
+        said = "more stable" if d.mean < 0 else "less stable"
         return f"{subject} {of_what} (p {_p(d.p_value)}): {said}."
     p = "" if d.p_value is None else f" (p {_p(d.p_value)})"
     return f"{subject} {of_what}{p}: no difference is shown."

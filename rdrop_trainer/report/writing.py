@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..script.outcome import RESULTS, versions, write_json
-from ..stability import seed_agreement
+from ..stability import seed_stability
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
@@ -20,7 +20,7 @@ from .tables import ARMS, comparison_table, difference, markdown_table, mean_std
 from .verdict import verdict
 
 MARKDOWN, JSON = "report.md", "report.json"
-_GROUPS = {"score": "Scores", "steadiness": "Steadiness", "calibration": "Calibration", "cost": "Cost"}
+_GROUPS = {"score": "Scores", "stability": "Stability", "calibration": "Calibration", "cost": "Cost"}
 _NOTES = """\
 Difference: R-Drop minus baseline, paired by seed; for values in % it is in points. Interval: 95 % bootstrap over the
 seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test; p (signs): permutation of the
@@ -93,7 +93,7 @@ class Report:
             inside = [q for q in self.quantities if q.group == group]
             if inside:
                 parts.append(f"## {title}\n\n{comparison_table(inside)}")
-            if group == "steadiness" and self.churn:
+            if group == "stability" and self.churn:
                 shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
                 parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")
         parts += [f"## Runs\n\n{self._runs()}", f"## How to read this\n\n{_NOTES.strip()}", self._origin()]
@@ -210,5 +210,5 @@ def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dic
         logits = [run.logits for run in runs]
         if len(logits) > 1 and all(z is not None and z.ndim == 2 and z.shape[1] > 1 for z in logits):
             pairs = combinations(logits, 2)
-            found[arm] = mean(seed_agreement(pair).flip_rate for pair in pairs)
+            found[arm] = mean(seed_stability(pair).flip_rate for pair in pairs)
     return found if len(found) == 2 else {}
