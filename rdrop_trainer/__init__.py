@@ -1,6 +1,6 @@
 """R-Drop for the Hugging Face `Trainer`.
 
-The public names load on first use, so that `rdrop_trainer.losses` needs nothing but torch.
+The public names are imported on first use, so `rdrop_trainer.losses` needs nothing but torch.
 """
 
 from ._lazy import lazily

@@ -1,6 +1,7 @@
-"""The public names: each stands in docs/api.md and says in its docstring what it takes, gives and holds."""
+"""The public names: each is in docs/api.md, and its docstring explains its parameters and shows examples that run."""
 
 import dataclasses
+import doctest
 import importlib
 import inspect
 import re
@@ -61,6 +62,22 @@ def test_docstrings_are_complete(name):
     assert set(fields_of(value)) <= explained
     if not inspect.isclass(value):
         assert inspect.signature(value).return_annotation == "None" or "\nReturns:\n" in doc
+
+
+def examples():
+    """The examples in docstrings of the modules that define public names."""
+    modules = {value.__module__: sys.modules[value.__module__] for value in CALLABLES.values()}
+    found = (test for name in sorted(modules) for test in doctest.DocTestFinder().find(modules[name]))
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
+def test_examples_in_docstrings(example):
+    if example.name.startswith("rdrop_trainer.report"):
+        pytest.importorskip("scipy", reason="needs the extra report")
+    failed = []
+    doctest.DocTestRunner().run(example, out=failed.append)
+    assert not failed, "".join(failed)
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

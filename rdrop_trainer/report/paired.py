@@ -89,6 +89,11 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     Raises:
         InputError: SciPy is not installed.
         ValueError: groups of different sizes.
+
+    Example:
+        >>> found = paired_difference([80.0, 81.5, 79.0, 80.5], [81.0, 82.0, 80.5, 81.5])
+        >>> found.mean, round(found.p_value, 3), found.is_supported
+        (1.0, 0.016, True)
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if _is_known(a) and _is_known(b)]
     n, differences = len(pairs), np.array([b - a for a, b in pairs], dtype=float)
@@ -135,10 +140,14 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
         second: likewise.
 
     Returns:
-        The second's standard deviation for 1 of the first's, with its interval.
+        The second's standard deviation divided by the first's, with its interval.
 
     Raises:
         InputError: SciPy is not installed.
+
+    Example:
+        >>> round(spread_ratio([1.0, 2.0, 3.0], [1.0, 1.5, 2.0]).ratio, 3)
+        0.5
     """
     groups = [np.array([v for v in values if _is_known(v)], dtype=float) for values in (first, second)]
     if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:

@@ -24,8 +24,8 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
         InputError: other shapes, rows that are not probabilities, or no row with a label.
 
     Example:
-        >>> expected_calibration_error([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1])
-        0.43333333333333335
+        >>> round(expected_calibration_error([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1]), 3)
+        0.433
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
     """
@@ -36,7 +36,7 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
 
 
 def mean_confidence(probabilities: Any, labels: Any) -> float:
-    """Mean probability of the predicted class.
+    """Mean probability of the predicted class: how confident a classifier is.
 
     Args:
         probabilities: (N, C), rows of which sum to 1.
