@@ -1,4 +1,4 @@
-"""What the figures of a comparison support, and what they do not, in plain sentences."""
+"""What the quantities of a comparison show, and what they do not show, in plain sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .quantities import Quantity
 from .tables import NOTHING
 
-# The divergences stand in for the flips of a regression, which has none
+# A regression has no flips; the divergence takes their place
 _STABILITY = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
 _HALF_A_POINT = 0.5
 _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong over the rows
@@ -17,15 +17,15 @@ _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong
 def verdict(
     quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None, undefined: Sequence[str] = ()
 ) -> list[str]:
-    """Sentences: one on the first score, and then on the spread of scores, the stability and the cost.
+    """Sentences on the first score, and then on the spread of scores, the stability and the cost.
 
-    An effect is called supported when the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
+    An effect is supported if the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
 
     Args:
-        quantities: of the comparison; the first is the score that counts.
+        quantities: of the comparison; the first is the score that decides.
         alpha: of R-Drop.
-        evaluation_rows: rows that the scores are of; None where unknown.
-        undefined: names of scores to look at first that no seed has in both arms.
+        evaluation_rows: number of rows that were evaluated; None where unknown.
+        undefined: names of headline scores that no seed has in both arms.
     """
     by_key = {quantity.key: quantity for quantity in quantities}
     sentences = [f"The {name} is not defined in both runs of any seed." for name in undefined]
@@ -170,7 +170,7 @@ def _number(value: float, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Two decimals; of small numbers three significant digits."""
+    """Two decimals, or three significant digits of a small number."""
     return f"{value:.2f}" if abs(value) >= 0.1 or abs(value) < NOTHING else f"{value:.3g}"
 
 
