@@ -38,7 +38,7 @@ class FinishedRun:
         peak_memory: in bytes.
         logits, labels: of the evaluation rows, (N, C) and (N,).
         rows: split -> number of rows.
-        settings: of the run. Runs are paired only if these are alike.
+        settings: of the run. Runs are paired only if these are alike, apart from the seed and R-Drop.
         processes: number of processes that trained together.
         name: of the task or data, for the title of the report.
     """
