@@ -40,10 +40,10 @@ def computed(logits, labels, m=2, backend=triton, weights=(0.3, 0.7), **options)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("m", [1, 2, 3])
 def test_equals_the_definition(m, smoothing):
-    logits, labels = example(5, m)
-    labels[2] = -100
+    logits, labels = example(3, m)
+    labels[1] = -100
     exact = logits.detach().double().requires_grad_()
-    passes = exact.split(5) if m > 1 else [exact, exact]  # the mean over pairs needs a pair
+    passes = exact.split(3) if m > 1 else [exact, exact]  # the mean over pairs needs a pair
     expected = formulas.rdrop(passes, labels.tolist(), 3.0, smoothing=smoothing)
     got = by_triton(logits, labels, alpha=3.0, num_passes=m, label_smoothing=smoothing)
     for term, right in zip(got, expected, strict=True):
@@ -55,7 +55,7 @@ def test_equals_the_definition(m, smoothing):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_no_worse_than_the_naive_formula(dtype):
-    logits, labels = example(6, dtype=dtype)
+    logits, labels = example(4, dtype=dtype)
     exact, naive = logits.detach().double().requires_grad_(), logits.detach().clone().requires_grad_()
     expected, rough = formulas_fast(exact, labels, "single_label"), formulas_fast(naive, labels, "single_label")
     got = by_triton(logits, labels, alpha=4.0).loss
@@ -69,12 +69,12 @@ def test_half_precision_is_no_worse_than_the_naive_formula(dtype):
 
 @pytest.mark.parametrize("noise", [1.0, 0.01])
 def test_close_passes_keep_their_digits(noise):
-    base, labels = example(4, m=1)
-    logits, other = torch.cat([base, base]).detach(), example(4, seed=1)[0].detach()
+    base, labels = example(2, m=1)
+    logits, other = torch.cat([base, base]).detach(), example(2, seed=1)[0].detach()
     logits += noise * other
-    logits[4:] += 100  # of no effect on the distributions
+    logits[2:] += 100  # of no effect on the distributions
     _, divergence, (gradient,) = computed((logits,), labels, weights=(0.0, 1.0))
-    a, b = (exact := logits.double().requires_grad_()).log_softmax(-1).split(4)
+    a, b = (exact := logits.double().requires_grad_()).log_softmax(-1).split(2)
     expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum()
     expected.backward()
     assert relative(divergence, expected.detach()) < 2e-7 / noise
@@ -83,7 +83,7 @@ def test_close_passes_keep_their_digits(noise):
 
 @pytest.mark.parametrize("m", [2, 3, 7])
 def test_identical_passes_have_no_divergence(m):
-    logits, labels = example(3, m=1)
+    logits, labels = example(1, m=1)
     _, divergence, (gradient,) = computed((logits.detach().repeat(m, 1),), labels, m, weights=(0.0, 1.0))
     assert divergence == 0 and not gradient.any()
 
@@ -111,7 +111,7 @@ def test_masked_items_add_nothing_whatever_they_hold(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("masked", [slice(0, 40), slice(30, 31), slice(60, None)])
 def test_masked_classes_contribute_nothing(masked, smoothing):
-    logits, labels = example(4)
+    logits, labels = example(2)
     labels = 41 + labels % 19
     with torch.no_grad():
         logits[:, masked] = float("-inf")
@@ -142,7 +142,7 @@ def test_extreme_logits_stay_finite(magnitude):
 
 
 def test_a_nan_or_a_wrong_label_is_seen():
-    logits, labels = example(3)
+    logits, labels = example(2)
     wrong = labels.clone()
     wrong[1] = CLASSES
     assert computed((logits.detach(),), wrong)[0].isnan()
@@ -155,15 +155,15 @@ def test_a_nan_or_a_wrong_label_is_seen():
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("layout", ["one tensor", "separate", "strided", "transposed"])
 def test_every_layout_gives_the_same(layout, overwrite):
-    logits, labels = example(4)
+    logits, labels = example(2)
     logits = logits.detach()
     expected = computed((logits,), labels)
     if layout == "one tensor":
         tensors = (logits.clone(),)
     elif layout == "separate":
-        tensors = tuple(z.clone() for z in logits.split(4))
+        tensors = tuple(z.clone() for z in logits.split(2))
     elif layout == "strided":
-        tensors = (torch.full((8, 100), 7.0, device=DEVICE)[:, 11 : 11 + CLASSES],)
+        tensors = (torch.full((4, 100), 7.0, device=DEVICE)[:, 11 : 11 + CLASSES],)
         tensors[0].copy_(logits)
     else:
         tensors = (logits.T.contiguous().T,)
@@ -181,7 +181,7 @@ def test_every_layout_gives_the_same(layout, overwrite):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("of", ["loss", "task_loss", "divergence", "three times the loss"])
 def test_gradients_of_every_term(of, dtype):
-    logits, labels = example(4, dtype=dtype)
+    logits, labels = example(2, dtype=dtype)
     exact = logits.detach().double().requires_grad_()
     for z, implementation in ((logits, "triton"), (exact, "reference")):
         result = rdrop_loss(z, labels, alpha=4.0, implementation=implementation)
@@ -190,10 +190,10 @@ def test_gradients_of_every_term(of, dtype):
 
 
 def test_equals_chunked():
-    logits, labels = example(5)
+    logits, labels = example(3)
     labels[1] = -100
-    mask = torch.tensor([True, True, False, True, True], device=DEVICE)
-    tensors, options = logits.detach().split(5), {"mask": mask, "label_smoothing": 0.1}
+    mask = torch.tensor([True, True, False], device=DEVICE)
+    tensors, options = logits.detach().split(3), {"mask": mask, "label_smoothing": 0.1}
     expected = computed([z.double() for z in tensors], labels, backend=chunked, **options)
     got = computed(tensors, labels, **options)
     assert relative(got[0], expected[0]) < 1e-6 and relative(got[1], expected[1]) < 1e-6
