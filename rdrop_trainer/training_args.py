@@ -85,10 +85,10 @@ class RDropArguments:
         default="auto",
         metadata={
             "help": "Language models: compute the output head and the loss together, some rows at a time, so that the "
-            "logits never exist as a whole; less memory than plain training where vocabularies are large, at the same "
+            "logits never exist as a whole: less memory than plain training with a large vocabulary, and the same "
             "arithmetic. auto: where a micro-batch has 2^24 logits or more. true: always. false: never. A model for "
-            "which that is not possible trains as without, and one warning says why."
-            # No choices for a parser, which would refuse True and what a recipe's true becomes
+            "which that is not possible trains without it, and one warning says why."
+            # Without choices, because a parser would then refuse True, which a recipe's true becomes
         },
     )
     rdrop_allow_deterministic: bool = field(
@@ -108,7 +108,7 @@ class RDropArguments:
     dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Set every dropout of the model to this probability, in [0, 1), with alpha 0 too. R-Drop lives on "
+            "help": "Set every dropout of the model to this probability, in [0, 1), with alpha 0 too. R-Drop needs "
             "dropout: the Chinese text classification of bojone/r-drop used 0.3, most BERT models come with 0.1, "
             "ModernBERT and most decoder models with 0. Default: as the model has it."
         },

@@ -69,7 +69,8 @@ def load_task(
     Raises:
         InputError: anything is wrong with the data; the message names file and line.
     """
-    files = _given(train_file, validation_file, test_file)
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {kind: path for kind, path in files.items() if path is not None}
     if data_dir is not None and files:
         given = ", ".join(f"{kind}_file" for kind in files)
         raise InputError(f"both data_dir and {given} are given: give the folder or the files")
@@ -123,7 +124,8 @@ def load_files(
     Raises:
         InputError: anything is wrong with the data; the message names file and line.
     """
-    files = _given(train_file, validation_file, test_file)
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {kind: path for kind, path in files.items() if path is not None}
     if not files:
         raise InputError("no data: give train_file, validation_file or test_file")
     first = next(iter(files.values()))
@@ -149,12 +151,6 @@ def load_files(
     )
     named: dict[str, Any] = {f"{kind}_file": path for kind, path in files.items()}
     return load_task(task, **named, unlabeled_file=unlabeled_file), task
-
-
-def _given(train: str | Path | None, validation: str | Path | None, test: str | Path | None) -> dict[str, str | Path]:
-    """Kind of split -> its file, for the files that are given."""
-    files = {"train": train, "validation": validation, "test": test}
-    return {kind: path for kind, path in files.items() if path is not None}
 
 
 def _guess_text_columns(path: str | Path, label_column: str) -> tuple[str, ...]:

@@ -204,7 +204,7 @@ def rdrop_linear_loss(
 
 
 def _check_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> int:
-    """Weight and bias of a linear layer for these hidden states; returns C."""
+    """Check weight and bias for these hidden states, (..., H), and the soft cap; returns C."""
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
         raise ValueError(
             f"weight must have shape (C, {hidden.shape[1]}) for hidden states {tuple(hidden.shape)}, got "
