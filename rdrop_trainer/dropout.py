@@ -54,7 +54,8 @@ def active_dropout(model: nn.Module) -> list[ActiveDropout]:
     Returns:
         One `ActiveDropout` per place, in module order; empty if the model has no dropout noise.
 
-    Example:
+    Examples:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
         >>> active_dropout(model)
         [ActiveDropout(name='1', p=0.1)]
@@ -82,7 +83,8 @@ def set_dropout(model: nn.Module, p: float) -> None:
         ValueError: p outside [0, 1), a model with nowhere to put dropout, or one whose class refuses the probability;
             the model is then unchanged.
 
-    Example:
+    Examples:
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0))
         >>> set_dropout(model, 0.3)
         >>> active_dropout(model)

@@ -154,7 +154,7 @@ class RDropArguments:
     def is_rdrop_step(self, step: int) -> bool:
         """Whether optimizer step `step` (from 0) runs several passes.
 
-        Example:
+        Examples:
             >>> [step for step in range(7) if RDropArguments(rdrop_every_n_steps=3).is_rdrop_step(step)]
             [0, 3, 6]
         """
@@ -163,7 +163,7 @@ class RDropArguments:
     def alpha_at(self, step: int, max_steps: int) -> float:
         """alpha at optimizer step `step` (from 0) of `max_steps`, warm-up applied: alpha * min(1, (step + 1) / W).
 
-        Example:
+        Examples:
             >>> settings = RDropArguments(rdrop_alpha=4.0, rdrop_warmup_steps=4)
             >>> [settings.alpha_at(step, max_steps=10) for step in range(5)]
             [1.0, 2.0, 3.0, 4.0, 4.0]

@@ -393,7 +393,7 @@ def get_task(name: str) -> Task:
     Raises:
         InputError: no task has this name; the message suggests similar names and lists all.
 
-    Example:
+    Examples:
         >>> get_task("SST-2").labels
         ('negative', 'positive')
     """

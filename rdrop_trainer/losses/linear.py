@@ -164,7 +164,7 @@ def rdrop_linear_loss(
     Raises:
         ValueError: as `rdrop_loss`, and for a weight or bias whose shape does not fit, or an alpha with a gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> hidden = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # one item, two passes
         >>> weight = torch.eye(3, 2)  # three classes

@@ -90,7 +90,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
         InputError: SciPy is not installed.
         ValueError: groups of different sizes.
 
-    Example:
+    Examples:
         >>> found = paired_difference([80.0, 81.5, 79.0, 80.5], [81.0, 82.0, 80.5, 81.5])
         >>> found.mean, round(found.p_value, 3), found.is_supported
         (1.0, 0.016, True)
@@ -145,7 +145,7 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
     Raises:
         InputError: SciPy is not installed.
 
-    Example:
+    Examples:
         >>> round(spread_ratio([1.0, 2.0, 3.0], [1.0, 1.5, 2.0]).ratio, 3)
         0.5
     """

@@ -131,7 +131,7 @@ def pair_runs(
         InputError: no pair, an alpha of 0, several alphas, two runs of the same alpha and seed, or runs that differ in
             more than R-Drop.
 
-    Example:
+    Examples:
         >>> runs = [FinishedRun(seed, alpha, {"accuracy": 0.8}) for seed in (2, 1) for alpha in (0.0, 4.0)]
         >>> baseline, rdrop, incomplete = pair_runs([*runs, FinishedRun(3, 4.0, {"accuracy": 0.9})])
         >>> [run.seed for run in baseline], [run.seed for run in rdrop], incomplete

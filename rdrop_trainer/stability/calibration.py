@@ -23,7 +23,7 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
     Raises:
         InputError: other shapes, rows that are not probabilities, or no row with a label.
 
-    Example:
+    Examples:
         >>> round(expected_calibration_error([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1]), 3)
         0.433
 

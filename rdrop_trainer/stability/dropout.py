@@ -47,7 +47,7 @@ def dropout_stability(
         InputError: no active dropout, too few samples, or an empty data set.
         ValueError: a head that R-Drop does not fit.
 
-    Example:
+    Examples:
         >>> from transformers import BertConfig, BertForSequenceClassification
         >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
         >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))

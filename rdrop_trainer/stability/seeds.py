@@ -29,7 +29,7 @@ def seed_stability(logits: Sequence[Any], problem: Problem = "single_label") -> 
     Raises:
         InputError: fewer than two models, or logits of different shapes.
 
-    Example:
+    Examples:
         >>> seed_stability([[[2.0, 0.0], [0.5, 0.0]], [[3.0, 0.0], [0.0, 0.5]]]).flips
         array([0., 1.])
     """
