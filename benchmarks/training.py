@@ -115,7 +115,7 @@ def compare(description, columns, draw=None):
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--picture", help="also draw them to this file")
     options = parser.parse_args()
-    import transformers  # noqa: F401  its version is told
+    import transformers  # noqa: F401  its version is printed
 
     print(machine(), "float32", sep=", ")
     results = {}

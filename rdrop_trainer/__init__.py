@@ -1,6 +1,6 @@
 """R-Drop for the Hugging Face `Trainer`.
 
-The public names load on first use, so that `rdrop_trainer.losses` needs nothing but torch.
+The public names are imported on first use, so `rdrop_trainer.losses` needs nothing but torch.
 """
 
 from ._lazy import lazily
@@ -24,8 +24,8 @@ _EXPORTS = {
     "set_dropout": "dropout",
     "CardFacts": "hub.model_card",
     "EvaluationSet": "hub.card_data",
-    "dropout_agreement": "stability",
-    "perturbation_agreement": "stability",
+    "dropout_stability": "stability",
+    "perturbation_stability": "stability",
     "DivergenceProbe": "stability",
     "InputError": "errors",
     "HubError": "errors",

@@ -1,4 +1,4 @@
-"""Packages that only some tasks need, imported when they are needed."""
+"""Import of packages that only some tasks need."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ def import_optional(module: str, extra: str = "glue") -> ModuleType:
     """Import a module of an optional package.
 
     Args:
-        module: its dotted name.
-        extra: the extra of this package that installs it.
+        module: dotted name of the module.
+        extra: the extra of rdrop-trainer that installs the package.
+
+    Returns:
+        The module.
 
     Raises:
-        InputError: it is not installed; the message says how to.
+        InputError: the package is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Names of a package that load on first use, so that importing the package loads nothing else."""
+"""Public names of a package that are imported on first use, so that importing the package is cheap."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def lazily(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package (PEP 562).
+    """`__getattr__` and `__dir__` for a package (PEP 562).
 
     Args:
-        package: its name.
-        exports: public name -> the module in the package that has it.
+        package: name of the package.
+        exports: public name -> the module of the package that defines it.
     """
 
     def getattr_(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Finding, reporting and setting a model's dropout.
+"""Finding and setting a model's dropout.
 
-R-Drop lives on the noise of dropout, and many recent models ship with none. A model carries dropout in three places:
-dropout modules, float attributes that functional dropout reads (`self.attention_dropout`), and the configuration from
-which a saved model is built again. They are kept in step here.
+R-Drop needs the noise of dropout, and many recent models ship with none. A model has dropout settings in three places:
+dropout modules, float attributes that functional dropout reads (`self.attention_dropout`), and the configuration, from
+which a saved model is built again. `set_dropout` changes all three together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 # Attribute names of modules and configurations: dropout, hidden_dropout_prob, attn_pdrop, ... LayerDrop and stochastic
-# depth (drop_path) are noise of another kind and stay as they are.
+# depth (drop_path) are other kinds of noise and are not changed.
 _DROPOUT_NAME = re.compile(r"dropout|pdrop", re.IGNORECASE)
 _OTHER_NOISE = re.compile(r"layer_?drop|drop_path", re.IGNORECASE)
 
@@ -31,7 +31,7 @@ class ActiveDropout:
     """One place where dropout is active.
 
     Attributes:
-        name: the module's path, with the attribute for functional dropout.
+        name: path of the module; for functional dropout, path and attribute.
         p: probability of zeroing an element, more than 0.
     """
 
@@ -43,16 +43,22 @@ class ActiveDropout:
 
 
 def active_dropout(model: nn.Module) -> list[ActiveDropout]:
-    """Where dropout with a probability above 0 acts when the model trains.
+    """The places where dropout with a probability above 0 acts in training.
 
-    A model that is in evaluation mode as a whole (as `from_pretrained` returns it) is judged as if in training mode;
-    in a model that is training, a submodule put in evaluation mode counts as inactive.
+    A model that is in evaluation mode as a whole, as `from_pretrained` returns it, is treated as if in training mode.
+    In a model in training mode, a submodule in evaluation mode has no active dropout.
 
     Args:
         model: any model; it is not changed.
 
     Returns:
         One `ActiveDropout` per place, in module order; empty if the model has no dropout noise.
+
+    Examples:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+        >>> active_dropout(model)
+        [ActiveDropout(name='1', p=0.1)]
     """
     found = []
     for path, module, attribute in _dropout_attributes(model):
@@ -65,9 +71,9 @@ def active_dropout(model: nn.Module) -> list[ActiveDropout]:
 def set_dropout(model: nn.Module, p: float) -> None:
     """Set the probability of every dropout of the model, in place: modules, float attributes and the configuration.
 
-    A configuration entry of None (a head that follows the body) stays None, so a model built from the configuration
-    again has the same dropout, heads included. Where such a model would have a dropout and this one an `nn.Identity`,
-    built from a 0, it gets one.
+    A configuration entry of None stays None: it means that the head uses the dropout of the body. So a model built from
+    the configuration again has the same dropout, heads included. Some models put an `nn.Identity` where their
+    configuration has a dropout of 0; it is replaced by a dropout module.
 
     Args:
         model: any model; `model.config`, where there is one, is changed too.
@@ -76,6 +82,13 @@ def set_dropout(model: nn.Module, p: float) -> None:
     Raises:
         ValueError: p outside [0, 1), a model with nowhere to put dropout, or one whose class refuses the probability;
             the model is then unchanged.
+
+    Examples:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0))
+        >>> set_dropout(model, 0.3)
+        >>> active_dropout(model)
+        [ActiveDropout(name='1', p=0.3)]
     """
     if not 0 <= p < 1:
         raise ValueError(f"The dropout probability must be in [0, 1), got {p}.")
@@ -101,7 +114,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 
 def set_config_dropout(config: PretrainedConfig, p: float) -> None:
-    """Set every dropout entry of a configuration and of the configurations inside it, in place; None stays None.
+    """Set every dropout entry of a configuration and of its nested configurations, in place; None stays None.
 
     Raises:
         ValueError: the configuration refuses the value.
@@ -109,17 +122,17 @@ def set_config_dropout(config: PretrainedConfig, p: float) -> None:
     for owner, key, path in _config_entries(config):
         try:
             setattr(owner, key, p)
-        except Exception as error:  # strict configurations raise errors of their own kinds
+        except Exception as error:  # strict configurations raise their own error types
             raise ValueError(f"{type(config).__name__} does not take {path}={p}: {error}") from error
 
 
 def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
-    """The dropout entries of a configuration and of the configurations inside it, by name; entries of None left out."""
+    """The dropout entries of a configuration and of its nested configurations, by name, without those of None."""
     return {path: value for owner, key, path in _config_entries(config) for value in [getattr(owner, key)]}
 
 
 def has_other_noise(model: nn.Module) -> bool:
-    """Whether the configuration asks for noise of another kind: LayerDrop or stochastic depth."""
+    """Whether the configuration asks for another kind of noise: LayerDrop or stochastic depth."""
     entries = vars(model.config) if hasattr(model, "config") else {}
     return any(_OTHER_NOISE.search(key) and _is_probability(p) and p > 0 for key, p in entries.items())
 
@@ -134,9 +147,10 @@ def _dropout_attributes(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]
 
 
 def _missing_dropout(model: nn.Module, config: PretrainedConfig | None, p: float) -> list[str]:
-    """Paths of identities that would be dropout, had the model been built with it.
+    """Paths of identities that would be dropout modules if the model had been built with dropout.
 
-    Judged by a twin without storage that is built from the configuration; by name in an adapter, which is not.
+    A twin of the model on the meta device, built from the configuration, shows which these are. An adapter is not built
+    from its configuration; there the name decides.
     """
     identities = [path for path, module in model.named_modules() if type(module) is nn.Identity]
     if config is None or not isinstance(model, PreTrainedModel):
@@ -147,7 +161,7 @@ def _missing_dropout(model: nn.Module, config: PretrainedConfig | None, p: float
         try:
             _build_twin(model, copy.deepcopy(model.config))
         except Exception:
-            return []  # a class that is not built from its configuration alone says nothing about its dropout
+            return []  # a class that needs more than its configuration; there is no twin to compare with
         raise ValueError(f"{type(model).__name__} cannot be built with dropout {p}: {error}") from error
     return [path for path in identities if isinstance(_submodule(twin, path), nn.Dropout)]
 

@@ -1,15 +1,15 @@
-"""The errors of this package: input a user can mend, and a Hub that does not do what it was asked."""
+"""The errors of this package: wrong input, which the user can correct, and a request that failed on the Hub."""
 
 from __future__ import annotations
 
-_LONGEST = 1000  # characters of a message; more comes only from the input it quotes
+_LONGEST = 1000  # characters of a message; only a quoted input makes it longer
 
 
 class InputError(ValueError):
-    """Wrong input: the message says what was wrong, what was expected and what to do. Scripts exit with code 2.
+    """Wrong input. The message says what was wrong, what was expected and what to do. Scripts exit with code 2.
 
-    The message is one printable line, whatever it quotes: other characters are escaped, and the middle of a long one
-    is left out.
+    The message is always one printable line. Unprintable characters in a quoted input are escaped, and the middle of a
+    long message is left out.
     """
 
     def __init__(self, message: str) -> None:
@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class HubError(RuntimeError):
-    """The Hub could not be reached, refused, or sent something damaged; what lies on disk is untouched.
+    """The Hub could not be reached, refused a request, or sent damaged data. Files on disk are untouched.
 
     The message says what happened and what to do. Scripts that had finished their work exit with code 3.
     """

@@ -17,7 +17,7 @@ FUSED_HEAD = ("auto", "true", "false")
 
 @dataclass
 class RDropArguments:
-    """The R-Drop settings. They are read when used, so changing one on `trainer.args` takes effect at the next step.
+    """The R-Drop settings. They are read at every step, so a change on `trainer.args` takes effect at the next one.
 
     Raises:
         ValueError: a value out of range, naming the field and the value.
@@ -85,10 +85,10 @@ class RDropArguments:
         default="auto",
         metadata={
             "help": "Language models: compute the output head and the loss together, some rows at a time, so that the "
-            "logits never exist as a whole; less memory than plain training where vocabularies are large, at the same "
+            "logits never exist as a whole: less memory than plain training with a large vocabulary, and the same "
             "arithmetic. auto: where a micro-batch has 2^24 logits or more. true: always. false: never. A model for "
-            "which that is not possible trains as without, and one warning says why."
-            # No choices for a parser, which would refuse True and what a recipe's true becomes
+            "which that is not possible trains without it, and one warning says why."
+            # Without choices, because a parser would then refuse True, which a recipe's true becomes
         },
     )
     rdrop_allow_deterministic: bool = field(
@@ -108,14 +108,14 @@ class RDropArguments:
     dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Set every dropout of the model to this probability, in [0, 1), with alpha 0 too. R-Drop lives on "
+            "help": "Set every dropout of the model to this probability, in [0, 1), with alpha 0 too. R-Drop needs "
             "dropout: the Chinese text classification of bojone/r-drop used 0.3, most BERT models come with 0.1, "
             "ModernBERT and most decoder models with 0. Default: as the model has it."
         },
     )
 
     def __post_init__(self):
-        # A hyper-parameter search casts its values to the type it finds: an alpha of int 4 would turn 0.5 into 0
+        # A hyper-parameter search casts its values to the type of the default: with an int alpha, 0.5 would become 0
         self.rdrop_alpha = _number("rdrop_alpha", self.rdrop_alpha)
         self.rdrop_warmup_steps = warmup = _number("rdrop_warmup_steps", self.rdrop_warmup_steps)
         self.rdrop_num_passes = _whole("rdrop_num_passes", self.rdrop_num_passes, at_least=2)
@@ -140,23 +140,34 @@ class RDropArguments:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
-        # TrainingArguments stands behind this class in RDropTrainingArguments; alone, there is nothing behind it.
+        # In RDropTrainingArguments the next class is TrainingArguments; RDropArguments alone has none
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
 
     @classmethod
     def of(cls, args: object) -> RDropArguments:
-        """The R-Drop settings of any arguments object, checked; defaults where it has none."""
+        """The R-Drop settings of any arguments object, checked; defaults for those that it does not have."""
         settings: dict[str, Any] = {f.name: getattr(args, f.name, f.default) for f in fields(RDropArguments)}
         return RDropArguments(**settings)
 
     def is_rdrop_step(self, step: int) -> bool:
-        """Whether optimizer step `step` (from 0) runs several passes."""
+        """Whether optimizer step `step` (from 0) runs several passes.
+
+        Examples:
+            >>> [step for step in range(7) if RDropArguments(rdrop_every_n_steps=3).is_rdrop_step(step)]
+            [0, 3, 6]
+        """
         return self.rdrop_alpha > 0 and step % self.rdrop_every_n_steps == 0
 
     def alpha_at(self, step: int, max_steps: int) -> float:
-        """alpha at optimizer step `step` (from 0) of `max_steps`, warm-up applied: alpha * min(1, (step + 1) / W)."""
+        """alpha at optimizer step `step` (from 0) of `max_steps`, warm-up applied: alpha * min(1, (step + 1) / W).
+
+        Examples:
+            >>> settings = RDropArguments(rdrop_alpha=4.0, rdrop_warmup_steps=4)
+            >>> [settings.alpha_at(step, max_steps=10) for step in range(5)]
+            [1.0, 2.0, 3.0, 4.0, 4.0]
+        """
         warmup = self.rdrop_warmup_steps
         if 0 < warmup < 1:
             warmup = math.ceil(warmup * max_steps)

@@ -1,6 +1,7 @@
-"""The public names: each stands in docs/api.md and says in its docstring what it takes, gives and holds."""
+"""The public names: each is in docs/api.md, and its docstring explains its parameters and shows examples that run."""
 
 import dataclasses
+import doctest
 import importlib
 import inspect
 import re
@@ -61,6 +62,22 @@ def test_docstrings_are_complete(name):
     assert set(fields_of(value)) <= explained
     if not inspect.isclass(value):
         assert inspect.signature(value).return_annotation == "None" or "\nReturns:\n" in doc
+
+
+def examples():
+    for path in sorted((ROOT / "rdrop_trainer").rglob("*.py")):
+        if ">>> " in path.read_text(encoding="utf-8"):
+            module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            yield from (test for test in doctest.DocTestFinder().find(module) if test.examples)
+
+
+@pytest.mark.parametrize("example", list(examples()), ids=lambda test: test.name)
+def test_examples_in_docstrings(example):
+    if example.name.startswith("rdrop_trainer.report"):
+        pytest.importorskip("scipy", reason="needs the extra report")
+    failed = []
+    doctest.DocTestRunner().run(example, out=failed.append)
+    assert not failed, "".join(failed)
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

@@ -1,4 +1,4 @@
-"""Multiple choice: a passage with each of its choices is an input of its own, and the model gives each a logit."""
+"""Multiple choice: the model gives a logit to each choice, from an input of the passage with this choice."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def make_choice_features(
 ) -> datasets.Dataset:
     """Tokenise rows of multiple choice.
 
-    The first segment is the passage, the second the question and the choice. A blank in the passage is filled with the
-    choice; of a passage that is too long the part around the blank stays, or else its beginning.
+    The first segment is the passage, the second the question and the choice. The choice also fills a blank in the
+    passage. A passage that is too long is cut to the part around its blank, or to its beginning if it has no blank.
 
     Args:
         dataset: rows as `to_passages` returns them.
@@ -33,8 +33,8 @@ def make_choice_features(
         pad_to_max_length: pad here, instead of per batch.
 
     Returns:
-        Columns of the tokenizer, each a list of token lists, one for each choice, and `labels`, the place of the right
-        one or -100. Rows with fewer choices than another row of the data set get empty ones.
+        The columns of the tokenizer, each a list of token lists, one for each choice, and `labels`, the index of the
+        right choice or -100. All rows get the same number of choices; the missing ones are empty.
     """
     most = max(map(len, dataset["choices"]))
     between = tokenizer.sep_token or " "
@@ -55,7 +55,7 @@ def make_choice_features(
 
 
 def _around_blank(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """As much of a passage around its blank as fits beside the choice that stands in it and behind it."""
+    """As much of a passage around its blank as fits with the choice: once in the blank, once in the second segment."""
     before, blank, after = context.partition(BLANK)
     if not blank:
         return context
@@ -65,7 +65,7 @@ def _around_blank(context: str, choice: str, tokenizer: PreTrainedTokenizerBase,
     if tokens <= room:
         return context
     size = max(len(text) * room // tokens, 0)
-    # What one side does not need is the other's
+    # The side after the blank gets what the side before it leaves, and the other way round
     left = min(len(before), max(size // 2, size - len(after)))
     return before[len(before) - left :] + blank + after[: size - left]
 
@@ -88,10 +88,10 @@ class ChoiceCollator:
 
 
 def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
-    """The place of the chosen one among each row's own choices, from logits (N, C).
+    """The index of the chosen one among the choices of each row, from logits (N, C).
 
-    Rows of a group get different choices, those of the highest sum of logits, and so of the highest product of
-    probabilities; a group of more rows than choices is chosen row by row.
+    The rows of a group get different choices: those with the highest sum of logits, and so with the highest product of
+    probabilities. In a group of more rows than choices each row is decided by itself.
 
     Raises:
         InputError: SciPy is not installed.

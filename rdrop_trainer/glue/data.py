@@ -1,8 +1,8 @@
 """Load a task from the Hub, from a folder of the official files, or from a user's own files, into one form.
 
-Whatever the source, a row has the task's text columns, `idx` and `label` (`labels`, one tag id per character, for
-token tasks; the text `target` for sequence to sequence, None where unknown), and label ids follow the task's own order:
-labels are matched by name, never by position. Rows about passages are those of `to_passages`.
+A row has the task's text columns, `idx` and `label`, whatever the source. A token task has `labels` instead, one tag id
+per character; a sequence-to-sequence task the text `target`, None where unknown. Label ids follow the order of the
+task's labels: labels are matched by name, never by position. `to_passages` describes rows about passages.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ def load_task(
         data_dir: the task's folder, or the folder above it: `glue_data` with .tsv files, or CLUE's with .json files.
             Every split found there is loaded.
         train_file, validation_file, test_file: files to read instead (for MNLI: the matched sets).
-        unlabeled_file: more texts, without labels; goes with any source. A .txt has a text per line.
-        text_columns: names of the text columns in the data, in the task's order, where they differ from the usual.
-        label_column: name of the label column in the data, where it differs from the usual.
+        unlabeled_file: more texts, without labels, for any source. A .txt has one text per line.
+        text_columns: names of the text columns in the data, in the task's order, where they are not the usual ones.
+        label_column: name of the label column in the data, where it is not the usual one.
         cache_dir: where downloads from the Hub are kept.
         token: a token for the Hub.
 
     Returns:
-        The splits under the names of `task.files`. `label` is an id in `task.labels` order, or a float for a
+        The splits under the names of `task.files`. `label` is an id in the order of `task.labels`, or a float for a
         regression; -1 in test rows without a label, -100 in the split "unlabeled". `idx` is the row's own id, or its
-        position when it has none.
+        position where it has none.
 
     Raises:
-        InputError: anything is wrong with the data, naming file and line.
+        InputError: anything is wrong with the data; the message names file and line.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {kind: path for kind, path in files.items() if path is not None}
@@ -111,18 +111,18 @@ def load_files(
 
     Args:
         train_file, validation_file, test_file, unlabeled_file: the files; at least one of the first three.
-        text_columns: one or two columns; by default a usual name or pair of names ("sentence", "text", "sentence1" and
+        text_columns: one or two columns. Default: a usual name or pair of names ("sentence", "text", "sentence1" and
             "sentence2", ...), else the first one or two columns of text.
-        label_column: name of the label column, by default "label".
-        labels: label names in id order when they are known, as from a trained model; an empty sequence stands for a
-            regression. By default the sorted labels of the training file (else of the validation or test file), or a
-            regression when these are decimal numbers.
+        label_column: name of the label column; default: "label".
+        labels: label names in the order of their ids, if they are known, as from a trained model; an empty sequence
+            means a regression. Default: the sorted labels of the training file (else of the validation or test file),
+            or a regression if these are decimal numbers.
 
     Returns:
-        The splits, as `load_task` returns them, and the task "custom" made for them.
+        The splits, as `load_task` returns them, and a task "custom" for them.
 
     Raises:
-        InputError: anything is wrong with the data, naming file and line.
+        InputError: anything is wrong with the data; the message names file and line.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {kind: path for kind, path in files.items() if path is not None}
@@ -168,8 +168,8 @@ def _guess_text_columns(path: str | Path, label_column: str) -> tuple[str, ...]:
 
 
 def _find_labels(path: str | Path, label_column: str) -> list[str]:
-    """The sorted label names of a file; none when they are decimal numbers."""
-    found: dict[str, tuple[str, Any]] = {}  # name -> the first (where, value) that is spelled so
+    """The sorted label names of a file; empty if they are decimal numbers."""
+    found: dict[str, tuple[str, Any]] = {}  # name -> the first (where, value) with this spelling
     for number, row in read_rows(path):
         where = f"{path}:{number}"
         value = row[find_column(row, (label_column,), where, advice="; label_column says which of them has the labels")]
@@ -191,7 +191,7 @@ def _find_labels(path: str | Path, label_column: str) -> list[str]:
 
 
 def _check_one_type(labels: Iterable[tuple[str, object]]) -> None:
-    """Refuse labels that are partly names and partly something else of JSON: numbers, true, false."""
+    """Refuse a mixture of names and other JSON values (numbers, true, false) as labels."""
     (first, example), *others = labels
     for where, value in others:
         if type(value) is not type(example):
@@ -205,11 +205,11 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return "_" not in text  # 1_0 is a number to Python alone
+    return "_" not in text  # only Python takes 1_0 for a number
 
 
 def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None) -> Task:
-    """The task, reading its texts and labels from the columns a user has named."""
+    """The task with the columns that the user has named for its texts and labels."""
     changes: dict[str, Any] = {}
     if (text_columns or label_column) and task.reads_passages:
         raise InputError(f"text_columns or label_column are given, but {task.name} reads the fields of its own files")

@@ -1,4 +1,4 @@
-"""Turn raw rows of a task into its examples: texts, id, and a label in the task's own order."""
+"""Turn raw rows of a task into its examples: texts, id and label id."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
-UNLABELED = -1  # the label of test rows without one
-IGNORED = -100  # the label of rows that only take part in the consistency term
+UNLABELED = -1  # the label of test rows without a label
+IGNORED = -100  # the label of rows that have no task loss, only a divergence
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -27,8 +27,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
 
     Args:
         task: the task; its `text_sources` and `label_sources` say which fields to read.
-        split: name of the split. Rows of "train" and "validation" must have labels, or say -100 for none; rows of
-            "unlabeled" get none.
+        split: name of the split. Rows of "train" and "validation" must have a label, or -100 for none; rows of
+            "unlabeled" get -100.
         rows: (line number, raw row) pairs.
         source: name of the source, for messages.
 
@@ -36,7 +36,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
         The dataset, in the order of the rows.
 
     Raises:
-        InputError: a field is missing or holds something unexpected; the message names source and line.
+        InputError: a field is missing or has an unexpected value; the message names source and line.
     """
     kind = split.split("_")[0]
     label_ids = {alias: task.labels.index(name) for alias, name in task.label_aliases.items()}
@@ -91,13 +91,13 @@ def spelling(value: object, where: str) -> str:
     if isinstance(value, (list, dict)):
         raise InputError(f"{where}: the label is {value!r}, expected one name or number")
     text = str(value).strip()
-    if re.search(r"[\t\n\r]", text):  # predictions are written as a table
+    if re.search(r"[\t\n\r]", text):  # predictions are written as a .tsv
         raise InputError(f"{where}: the label {text!r} holds a tab or a line break, expected one line")
     return text.lower() if text in ("True", "False") else text
 
 
 def find_column(row: dict, names: Sequence[str], where: str, required: bool = True, advice: str = "") -> str | None:
-    """The name under which a row has a field; if it is required and not there, the error ends with the advice."""
+    """The first of the names that a row has, or None. If it is required, an error that ends with the advice."""
     for name in names:
         if name in row:
             return name
@@ -107,7 +107,7 @@ def find_column(row: dict, names: Sequence[str], where: str, required: bool = Tr
 
 
 def text_of(row: dict, column: str, where: str) -> str:
-    """A field that has to be text."""
+    """The text in a column; an error if it is not text."""
     if not isinstance(row[column], str):
         raise InputError(f"{where}: the column {column!r} holds {row[column]!r}, expected text")
     return row[column]
@@ -144,7 +144,7 @@ def _read_marked_text(task: Task, row: dict, where: str) -> tuple[str, ...]:
         )
     marks = [(start, 1, before) for start, _, before, _ in spans]
     marks += [(start + len(words), 0, after) for start, words, _, after in spans]
-    # From right to left, so that no mark moves another; where two spans touch, the first is closed first.
+    # From right to left, so that no mark moves another. Where two spans touch, the first is closed first.
     for place, _, mark in sorted(marks, reverse=True):
         text = text[:place] + mark + text[place:]
     return (text,)
@@ -164,7 +164,7 @@ def _expected(task: Task) -> str:
 
 
 def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int | float | None:
-    """The label's id, or the number of a regression; None for a row without one."""
+    """The id of the label, or the number of a regression; None for a row without a label."""
     if value is None or value == "":
         return None
     if task.is_regression:
@@ -211,7 +211,7 @@ def _tags(text: str, entities: Any, label_ids: dict[str, int], where: str) -> li
                 "its first and last character, counted from 0"
             )
     tags = [label_ids["O"]] * len(text)
-    # Of overlapping entities the longer one stays, of equally long ones the first.
+    # Of overlapping entities the longest is kept, of equally long ones the first
     for start, end, kind, _ in sorted(spans, key=lambda span: (span[0] - span[1], span)):
         if all(tag == label_ids["O"] for tag in tags[start : end + 1]):
             inside = label_ids[f"I-{kind}"]
@@ -220,11 +220,11 @@ def _tags(text: str, entities: Any, label_ids: dict[str, int], where: str) -> li
 
 
 def row_id(task: Task, row: dict, position: int) -> int | str:
-    """A row's own id, or its position when it has none."""
+    """The id of a row, or its position where it has none."""
     value = row.get("id", row.get("idx"))
     if value is None or value == "":
         return position
-    # CLUE's leaderboards want an id back as it was written; elsewhere digits from a .tsv are a number.
+    # CLUE's leaderboards want an id back as it was written; elsewhere digits from a .tsv are a number
     if isinstance(value, str) and value.isdecimal() and len(value) < 20 and task.suite in ("glue", "custom"):
         value = int(value)
     return value if isinstance(value, int) and value.bit_length() < 64 else str(value)

@@ -1,4 +1,4 @@
-"""From rows of a task to what a model takes, and from its predictions back to labels of the task."""
+"""From rows of a task to the inputs of a model, and from its predictions back to labels of the task."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class LabelMap:
     """Label ids of a task and of a model, matched by name.
 
     Attributes:
-        to_model: model id of each task id.
-        to_task: task id of each model id.
+        to_model: the model's id of each id of the task.
+        to_task: the task's id of each id of the model.
     """
 
     to_model: tuple[int, ...]
@@ -39,9 +39,9 @@ class LabelMap:
 
 
 def match_labels(task: Task, id2label: Mapping[int, str]) -> LabelMap | None:
-    """Match a model's label names with a task's, case aside; None when they are different sets.
+    """Match the label names of a model and a task, upper and lower case alike; None if the sets of names differ.
 
-    A model whose labels have no names ("LABEL_0", ...) is taken to follow the task's order, with a warning.
+    A model whose labels have no names ("LABEL_0", ...) is assumed to follow the task's order, with a warning.
     """
     names = [str(name) for _, name in sorted(id2label.items())]
     if len(names) != len(task.labels):
@@ -51,7 +51,7 @@ def match_labels(task: Task, id2label: Mapping[int, str]) -> LabelMap | None:
         logger.warning(f"The model's labels have no names ({names[0]}, ...); taken in {task.name}'s order: {order}")
         return LabelMap(tuple(range(len(names))))
     spellings = {spelling.lower(): name for spelling, name in task.label_aliases.items()}
-    # As they are written first: a user's own labels may differ in nothing but case
+    # The exact spelling comes first: labels of a user may differ in case alone
     found = [task.label_aliases.get(name, spellings.get(name.lower())) for name in names]
     if set(found) != set(task.labels):
         return None
@@ -59,7 +59,7 @@ def match_labels(task: Task, id2label: Mapping[int, str]) -> LabelMap | None:
 
 
 def are_nameless(names: Sequence[str]) -> bool:
-    """Whether label names are the ones a configuration makes up: LABEL_0, LABEL_1, ..."""
+    """Whether label names are the default names of a configuration: LABEL_0, LABEL_1, ..."""
     return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
 
 
@@ -101,7 +101,7 @@ def make_features(
         return dict(encoded)
 
     def encode_characters(batch: dict[str, list]) -> dict[str, list]:
-        # Character by character, as the official baseline does: every character's tag can then be predicted
+        # Character by character, as the official baseline does, so that the tag of every character can be predicted
         encoded = tokenizer([list(text) for text in batch["text"]], is_split_into_words=True, **options)
         first_tokens = [_first_tokens(encoded.word_ids(row)) for row in range(len(batch["text"]))]
         encoded["char_of_token"] = first_tokens
@@ -121,7 +121,7 @@ def make_features(
 
 
 def _first_tokens(words: Sequence[int | None]) -> list[int]:
-    """For each token, the character it begins, or -1."""
+    """For each token the character that begins with it, or -1."""
     return [-1 if w is None or (i > 0 and words[i - 1] == w) else w for i, w in enumerate(words)]
 
 
@@ -138,7 +138,7 @@ def decode_tags(
 ) -> list[list[str]]:
     """One tag name per character of each row, from a token model's logits, (N, T, C).
 
-    Characters without a token (blanks, or cut off) get "O", unless an entity goes on behind them.
+    Characters without a token (blanks, or cut off) get "O", unless an entity continues after them.
     """
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
     names = [task.labels[i] for i in labels.to_task]
@@ -165,10 +165,10 @@ def predict_spans(tags: Sequence[Sequence[str]]) -> list[list[tuple[str, int, in
 def make_compute_metrics(
     task: Task, labels: LabelMap | None, features: datasets.Dataset, rows: datasets.Dataset
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a trainer that evaluates `features`, made of `rows`, in their order.
+    """The `compute_metrics` of a trainer that evaluates `features`, which were made of `rows`, in the same order.
 
-    Scores are those of the task, on its own labels; token tasks are scored on whole texts, so entities that were cut
-    off count as missed.
+    The scores are those of the task, on the task's labels. Token tasks are scored on whole texts, so entities that were
+    cut off count as missed.
     """
     metric = load_metric(task)
 
@@ -185,7 +185,7 @@ def make_compute_metrics(
 
 
 def without_seen_texts(unlabeled: datasets.Dataset, others: Sequence[datasets.Dataset]) -> datasets.Dataset:
-    """Unlabeled rows whose text is in none of the other data sets, and only once."""
+    """The unlabeled rows whose text is in none of the other data sets; of equal texts the first."""
     columns = [c for c in unlabeled.column_names if c not in ("idx", "label", "labels")]
 
     def texts(dataset):

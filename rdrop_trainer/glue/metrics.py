@@ -1,4 +1,4 @@
-"""Scores under GLUE's key names, as `evaluate` metrics that need no download and leave nothing on disk."""
+"""The scores of the tasks, as `evaluate` metrics that need no download and write nothing to disk."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def load_metric(task: Task) -> evaluate.Metric:
         task: the task.
 
     Returns:
-        A metric whose `compute(predictions=..., references=...)` gives the keys of `task.metrics`: label ids for
-        classification and multiple choice, numbers for regression, for token tasks one list of tag names per row, and
-        for questions a text against a list of texts, and for sequence to sequence one text per row.
+        A metric whose `compute(predictions=..., references=...)` returns the keys of `task.metrics`. Predictions and
+        references are label ids for classification and multiple choice, numbers for a regression, a list of tag names
+        per row for token tasks, and a text per row for sequence to sequence. For questions a prediction is a text, a
+        reference a list of texts.
 
     Raises:
         InputError: the task has no labels to score against, or a package that its scores need is not installed.
@@ -37,14 +38,14 @@ def load_metric(task: Task) -> evaluate.Metric:
 
 
 class _InMemoryMetric(evaluate.Metric):
-    """An `evaluate` metric for a task that touches no file: safe on read-only disks and in parallel processes."""
+    """An `evaluate` metric that touches no file, so it works on read-only disks and in parallel processes."""
 
     def __init__(self, task: Task):
         self.task = task
         super().__init__(config_name=task.name, keep_in_memory=True)
 
     def _build_data_dir(self) -> str:
-        return self._data_dir_root  # the parent class would make a folder here, and nothing is stored
+        return self._data_dir_root  # the parent class would make a folder, which is not needed
 
     def _describe(self, feature: object, reference: object | None = None) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -58,8 +59,8 @@ class _InMemoryMetric(evaluate.Metric):
 class TaskMetric(_InMemoryMetric):
     """Accuracy, F1 and Matthews correlation of label ids; Pearson and Spearman correlation of numbers.
 
-    A correlation with a constant is not defined: Pearson and Spearman are then NaN. Matthews correlation is 0, which is
-    what its definition gives in the limit and what scikit-learn returns.
+    The correlation with a constant is not defined: Pearson and Spearman are NaN then. The Matthews correlation is 0,
+    which is its limit, and what scikit-learn returns.
     """
 
     def __init__(self, task: Task):
@@ -77,9 +78,9 @@ class TaskMetric(_InMemoryMetric):
 
 
 class EntityF1(_InMemoryMetric):
-    """F1 of whole entities over IOB2 tags: an entity counts when its type and both its ends are right.
+    """F1 of whole entities over IOB2 tags: an entity is right if its type and both its ends are.
 
-    `f1`, `precision` and `recall` are over all entities; `macro_f1` is the mean of the `f1_<type>`, over the types that
+    `f1`, `precision` and `recall` are over all entities. `macro_f1` is the mean of the `f1_<type>` over the types that
     occur in the references or the predictions.
     """
 
@@ -116,11 +117,11 @@ class EntityF1(_InMemoryMetric):
 
 
 class AnswerMatch(_InMemoryMetric):
-    """Exact match and F1 of answers, as the evaluation of CMRC 2018 counts them; the best over a question's answers.
+    """Exact match and F1 of answers, as in the evaluation of CMRC 2018; the best value over the answers of a question.
 
-    `exact_match` compares without case and punctuation. `f1` counts Chinese characters and the words, numbers and marks
-    of other scripts; what two answers have in common is their longest common run. The official script takes words from
-    NLTK, which also cuts English contractions ("don't") in two.
+    `exact_match` ignores case and punctuation. `f1` counts Chinese characters, and words, numbers and marks of other
+    scripts; the overlap of two answers is their longest common run. The official script takes words from NLTK, which
+    also splits English contractions ("don't") in two.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -136,7 +137,7 @@ class AnswerMatch(_InMemoryMetric):
         return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
 
 
-# The marks of the official script: it counts no others as punctuation
+# The punctuation marks of the official script, which knows no others
 _PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 # An ellipsis; a run of anything but spaces, Chinese characters and marks that stand alone, with full stops and commas
 # inside words and numbers; or a single character
@@ -155,7 +156,7 @@ def _run_f1(prediction: str, answer: str) -> float:
 
 
 class TextOverlap(_InMemoryMetric):
-    """ROUGE-1, ROUGE-2 and ROUGE-L F-measures, from 0 to 1, and BLEU, from 0 to 100, of generated texts.
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, and BLEU, from 0 to 100, of generated texts.
 
     Chinese is compared character by character, other scripts word by word; see `overlap`.
     """
@@ -175,7 +176,7 @@ class TextOverlap(_InMemoryMetric):
 def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
 
-    An I- tag without its B- in front begins an entity too.
+    An I- tag without a B- tag before it begins an entity too.
     """
     return import_optional("seqeval.metrics.sequence_labeling").get_entities(list(tags))
 
@@ -200,7 +201,7 @@ def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
 def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> float:
     if len(predictions) < 2:
         return float("nan")
-    with warnings.catch_warnings():  # a constant is answered with NaN; SciPy would also warn
+    with warnings.catch_warnings():  # SciPy returns NaN for a constant, and warns
         warnings.simplefilter("ignore")
         return float(getattr(import_optional("scipy.stats"), name)(predictions, references).statistic)
 

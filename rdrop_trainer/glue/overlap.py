@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .._extras import import_optional
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-# Characters of scripts that write words without blanks between them: Chinese, and Japanese kana
+# Characters of scripts without blanks between words: Chinese, and Japanese kana
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _BESIDE = rf"[{_UNSPACED}，。、：；？！（）《》“”]"
@@ -16,12 +16,12 @@ _BLANK_IN_CHINESE = re.compile(rf"(?<={_BESIDE})\s+|\s+(?={_BESIDE})")
 
 
 def words_of(text: str) -> list[str]:
-    """The units that ROUGE counts: Chinese characters one by one, and lower-case words and numbers of other scripts."""
+    """The units that ROUGE counts: single Chinese characters, and lower-case words and numbers of other scripts."""
     return _WORD.findall(text.lower())
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text holds a character of a script without blanks between words."""
+    """Whether a text has a character of a script without blanks between words."""
     return re.search(f"[{_UNSPACED}]", text) is not None
 
 
@@ -31,7 +31,7 @@ def without_blanks(text: str) -> str:
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, means over rows; no stemming.
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1: means over rows, without stemming.
 
     Args:
         predictions, references: one text each per row, at least one row.
@@ -45,7 +45,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU of sacrebleu, from 0 to 100; tokenised as Chinese ("zh") where a reference is, else "13a".
+    """Corpus BLEU of sacrebleu, from 0 to 100, with the tokenisation "zh" if a reference is Chinese, else "13a".
 
     Args:
         predictions, references: one text each per row, at least one row.
@@ -59,7 +59,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 class _Tokenizer:
-    """`words_of` in the form rouge-score asks for; its own tokenizer drops everything but ASCII."""
+    """`words_of` as rouge-score takes it; its own tokenizer drops everything but ASCII."""
 
     def tokenize(self, text: str) -> list[str]:
         return words_of(text)

@@ -1,7 +1,7 @@
 """Turn rows that ask something about a passage into examples: C3, ChID, CMRC 2018 and DRCD.
 
-The official files nest their questions, each in its own way, and the Hub has them flat; which layout a row is in
-follows from what it holds.
+The official files nest their questions, each in its own way; the rows on the Hub are flat. The content of a row shows
+which layout it has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
-BLANK = "#idiom#"  # stands for the blank that a row asks for
+BLANK = "#idiom#"  # the blank that a row asks for
 OTHER_BLANK = "____"
 _ANY_BLANK = re.compile(r"#idiom\d*#")
 
@@ -33,14 +33,14 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     Args:
         task: a task whose head is "choice" or "question".
         split: name of the split. Rows of "train" and "validation" must have an answer.
-        values: (place, raw value) pairs; the place, such as "train.json:7", is for messages.
+        values: (place, raw value) pairs; messages name the place, such as "train.json:7".
         source: name of the source, for messages.
 
     Returns:
-        The columns `idx`, `context` and `question`; for multiple choice `choices` and `label` (the place of the right
-        one, -1 where it is not known) and `group` (the same for blanks that share their candidates, of which each
-        fills one blank at most); for questions `answers` (texts) and `starts` (their places in the context, in
-        characters; -1 where it does not hold them). A context with a blank to fill holds `BLANK`.
+        The columns `idx`, `context` and `question`. For multiple choice also `choices`, `label` (the index of the right
+        one, -1 where it is not known) and `group` (the same for blanks that share their candidates, each of which fills
+        one blank at most). For questions also `answers` (texts) and `starts` (their first characters in the context, -1
+        where the context does not contain them). A blank to fill is `BLANK` in the context.
 
     Raises:
         InputError: something is missing or not as expected; the message names the place.
@@ -86,7 +86,7 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
 
 
 # ---- Layouts: (where, {id, context, question, and choices and answer, or answers}) per question ----
-# Questions that exclude each other's choices, the blanks of one item of ChID, have the same `where`; others do not.
+# The blanks of one item of ChID, which exclude each other's choices, have the same `where`; other questions do not.
 
 
 def _c3_questions(value: Any, where: str) -> Questions:
@@ -182,7 +182,7 @@ def _check_choice(question: dict, where: str) -> dict:
         raise InputError(f"{where}: the choices are {choices!r}, expected at least two")
     if answer is None or answer == "":
         answer = UNLABELED
-    elif type(answer) is not int or not 0 <= answer < len(choices):  # True is an int, too
+    elif type(answer) is not int or not 0 <= answer < len(choices):  # True is an int too
         raise InputError(f"{where}: the answer is {answer!r}, expected a number from 0 to {len(choices) - 1}")
     return _check_texts(question, where) | {"choices": choices, "label": answer}
 
@@ -192,17 +192,17 @@ def _check_question(question: dict, where: str) -> dict:
     texts, starts = [], []
     for answer in question["answers"]:
         text, start = (answer.get(key) for key in _ANSWER) if isinstance(answer, dict) else (None, None)
-        if text == "":  # stands for none in test sets
+        if text == "":  # test sets have it for no answer
             continue
         if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
             raise InputError(f"{where}: the answer is {answer!r}, expected its text and answer_start")
-        texts.append(text.strip())  # no token covers a space at its ends
+        texts.append(text.strip())  # no token covers a space at the ends of an answer
         starts.append(_find(row["context"], texts[-1], start))
     return row | {"answers": texts, "starts": starts}
 
 
 def _find(context: str, text: str, start: int) -> int:
-    """Where a text stands, nearest to where it is said to; official files may be off by some characters."""
+    """The first character of the text in the context, nearest to `start`, which is wrong in some files; or -1."""
     if start >= 0 and context.startswith(text, start):
         return start
     places = (match.start() for match in re.finditer(re.escape(text), context))

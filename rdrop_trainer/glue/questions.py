@@ -1,4 +1,4 @@
-"""Extractive questions: a long passage becomes overlapping windows, and the best span of all of them is the answer."""
+"""Extractive questions: a long passage is cut into overlapping windows; the best span of all windows is the answer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def make_question_features(
     Args:
         dataset: rows as `to_passages` returns them.
         tokenizer: a fast one.
-        max_length: length of a window with its question, in tokens; of the question a quarter of it stays.
+        max_length: length of a window with its question, in tokens. The question is cut to a quarter of it.
         overlap: tokens that two windows of a passage share; at most a third of max_length is used.
         pad_to_max_length: pad here, instead of per batch.
 
     Returns:
-        A row per window: the columns of the tokenizer; `start_positions` and `end_positions`, the first and last token
-        of the (first) answer, both those of the classification token (else the first) where the window does not hold
-        all of it; `row`, the place of its question in the data set; and `char_start` and `char_end`, the characters of
-        the passage that a token covers (-1 for tokens of something else).
+        A row per window, with the columns of the tokenizer and these:
+        `start_positions`, `end_positions`: the first and last token of the (first) answer. Where the window does not
+        contain all of it, both are the classification token (else the first token).
+        `row`: the index of the question in the data set.
+        `char_start`, `char_end`: the characters of the passage that a token covers; -1 for tokens outside the passage.
 
     Raises:
-        InputError: the tokenizer or the length will not do.
+        InputError: a tokenizer that is not fast, or a length that is too short.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -77,7 +78,7 @@ def make_question_features(
 
 
 def _cut(texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[str]:
-    """Texts of at most so many tokens: a question must leave room for its passage."""
+    """Texts cut to a number of tokens: a question must leave room for its passage."""
     encoded = tokenizer(
         texts, add_special_tokens=False, truncation=True, max_length=tokens, return_offsets_mapping=True
     )
@@ -86,7 +87,7 @@ def _cut(texts: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> l
 
 
 def _tokens_of(texts: list[str], places: list[int], starts: np.ndarray, ends: np.ndarray) -> tuple[int, int] | None:
-    """First and last token of the first answer, when there is one and a window holds all of it."""
+    """First and last token of the first answer that the window contains as a whole; else None."""
     for text, start in zip(texts, places, strict=True):
         end = start + len(text)
         inside = np.flatnonzero((starts < end) & (ends > start) & (starts >= 0))
@@ -100,14 +101,14 @@ def decode_answers(
 ) -> list[str]:
     """The answer to each question, cut out of its passage: the span with the highest sum of start and end logit.
 
-    Every span of every window is compared, so there is no list of n best starts and ends to choose the length of.
+    Every span of every window is compared, not only those of the n best starts and ends.
 
     Args:
-        predictions: start and end logits, (windows, tokens) each, first; in a window's columns beyond its own tokens
-            anything may stand.
+        predictions: start and end logits first, (windows, tokens) each; columns beyond the tokens of a window are
+            ignored.
         features: the windows, as `make_question_features` returns them.
-        rows: the questions they were made of.
-        max_answer_length: longest answer, in tokens.
+        rows: the questions that the windows were made of.
+        max_answer_length: the longest answer, in tokens.
     """
     contexts = rows["context"][:]
     best = [(-np.inf, "")] * len(contexts)
@@ -125,7 +126,7 @@ def decode_answers(
 
 
 def _best_span(start_logits: np.ndarray, end_logits: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Score, first and last token of the best span of at most so many tokens."""
+    """Score, first and last token of the best span of at most `longest` tokens."""
     best = (-np.inf, 0, 0)
     for length in range(min(longest, len(start_logits))):
         scores = start_logits[: len(start_logits) - length] + end_logits[length:]

@@ -1,4 +1,4 @@
-"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row, and say exactly where a broken one is broken."""
+"""Read .tsv, .csv, .json, .jsonl, .parquet and .txt files row by row; errors name the line that is wrong."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def read_rows(
     tolerant: bool = False,
     skip_short: bool = False,
 ) -> Rows:
-    """Read a data file; its kind follows from the ending of its name.
+    """Read a data file; the ending of its name says of what kind it is.
 
     Args:
         path: the file: .tsv (no quoting), .csv (quoted as usual), .json and .jsonl (an object per line), .parquet, or
             .txt (a text per line).
-        header: names of the columns of a .tsv without a header line; of a .txt, whose column is else called "text".
-        rename: turns the header of a .tsv into the names the rows shall have.
-        tolerant: accept .tsv rows with more cells than the header; the last cell is the last column's, and a warning
-            says how many there were.
+        header: names of the columns of a .tsv without a header line, or of a .txt; default for a .txt: "text".
+        rename: makes the names of the columns from the header of a .tsv.
+        tolerant: accept .tsv rows with more cells than the header. The last cell goes into the last column, and a
+            warning says how many such rows there were.
         skip_short: leave out .tsv rows with fewer cells than the header; a warning says how many there were.
 
     Returns:
-        An iterator over (line number, row as a dict); in a .parquet file the number of the row stands for the line.
+        An iterator over (line number, row as a dict); for a .parquet file the row number.
 
     Raises:
-        InputError: the file cannot be read as what its name says. Raised at once when the file is missing or of an
-            unknown kind, and during the iteration for a broken line.
+        InputError: the file is not of the kind that its name says. A missing file or an unknown kind raises at once, a
+            broken line during the iteration.
     """
     path = Path(path)
     check_file(path)
@@ -66,8 +66,8 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
     """Read a file that may also be one JSON document: an array, or an object over several lines.
 
     Args:
-        path: the file. A .json file whose first line is no whole object is a document; everything else is read by
-            `read_rows`.
+        path: the file. A .json file whose first line is not a complete object is one document; every other file is
+            read by `read_rows`.
 
     Returns:
         An iterator over (line number, row), or over the values of the document: (" item 1", value), ...
@@ -101,7 +101,7 @@ def _is_object(line: str) -> bool:
 
 
 def _check_header(path: Path, header: Sequence[str], expected: str) -> None:
-    """Distinct names, and not a single one that looks like several of another kind of file."""
+    """Refuse a header with equal names, or with one name that has the separators of another kind of file."""
     if not any(header):
         raise InputError(f"{path}:1: is empty, expected the names of the columns")
     for separator, name in _SEPARATORS.items():
@@ -150,9 +150,9 @@ def _read_tsv(
 
 
 def _read_csv(path: Path) -> Rows:
-    # strict: a stray quotation mark would otherwise swallow the rows after it without a word.
+    # strict: otherwise a stray quotation mark would swallow the rows after it silently
     reader = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
-    first = 1  # line of the row that is being read
+    first = 1  # first line of the current row
     try:
         header = next(reader, [])
         _check_header(path, header, "commas")
@@ -194,7 +194,7 @@ def _read_parquet(path: Path) -> Rows:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the latter two of text and dates
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: wrong text and dates
         raise InputError(f"{path}: broken parquet file ({error})") from error
     if twice:
         raise InputError(f"{path}: names the column {twice[0]!r} twice, expected distinct columns")

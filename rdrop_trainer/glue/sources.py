@@ -1,4 +1,4 @@
-"""Where a task's rows come from: one file, the folder of the official files, or the Hub."""
+"""Load the splits of a task from files, from a folder of the official files, or from the Hub."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False) -> datasets.Dataset:
-    """The rows of one file.
+    """Load one file.
 
     Args:
-        task: what its rows are.
-        split: "train", "validation", "test", ..., which decides what a row must hold.
-        path: the file; its ending says what it is.
-        classic: whether columns may be known by their place, as in the .tsv files of glue_data.
+        task: the task of its rows.
+        split: "train", "validation", "test", ...; what a row must have depends on it.
+        path: the file; the ending of its name says of what kind it is.
+        classic: whether columns may be known by their position, as in the .tsv files of glue_data.
 
     Raises:
-        InputError: with file and line, where the file is not such a one.
+        InputError: anything is wrong with the file; the message names file and line.
     """
     path = Path(path)
     if task.reads_passages:
@@ -58,7 +58,7 @@ def _has_header(task: Task, path: Path) -> bool:
 
 
 def _load_passages(task: Task, split: str, paths: Sequence[Path]) -> datasets.Dataset:
-    """The rows of one or more files; where the answers are in a file of their own (ChID), with these."""
+    """Load rows about passages from one or more files, with their answers where these are in a separate file (ChID)."""
 
     def values() -> Iterator[tuple[str, Any]]:
         for path in paths:
@@ -73,7 +73,7 @@ def _load_passages(task: Task, split: str, paths: Sequence[Path]) -> datasets.Da
 
 
 def _name_by_place(task: Task, split: str, header: list[str]) -> list[str]:
-    """The header of a classic .tsv, with names by place for the columns it does not call by a known name."""
+    """The header of a classic .tsv. A column without a known name gets its name by position."""
     texts, label, test_texts = task.tsv
     wanted = [task.sources(column) for column in task.text_columns]
     places = dict(zip(test_texts if split.startswith("test") else texts, wanted, strict=True))
@@ -88,10 +88,10 @@ def _name_by_place(task: Task, split: str, header: list[str]) -> list[str]:
 
 
 def load_folder(task: Task, data_dir: Path) -> dict[str, datasets.Dataset]:
-    """The splits in a folder of official files, or in the task's own folder below it.
+    """Load the splits in a folder of official files, or in the subfolder of the task.
 
     Raises:
-        InputError: nothing of the task is there, or a file is not as it should be.
+        InputError: the folder has no file of the task, or anything is wrong with a file.
     """
     if not data_dir.is_dir():
         raise InputError(f"data_dir {data_dir}: {'is not a directory' if data_dir.exists() else 'no such directory'}")
@@ -123,21 +123,21 @@ def load_folder(task: Task, data_dir: Path) -> dict[str, datasets.Dataset]:
 
 
 def load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> dict[str, datasets.Dataset]:
-    """The splits on the Hub.
+    """Load the splits on the Hub.
 
     Raises:
-        InputError: it cannot be reached, or holds something else.
+        InputError: the Hub cannot be reached, or has none of the splits.
     """
     if task.hub is None:
         raise InputError(f"{task.name} is not on the Hub: pass --data_dir with the folder of its files")
     path, config = task.hub
     try:
         raw = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token)
-    except Exception as error:  # the network, the cache and the builders each fail in types of their own
+    except Exception as error:  # the network, the cache and the builders each have their own error types
         raise InputError(
             f"the Hub could not be reached for {path} ({config}): {error}; pass --data_dir with a local copy"
         ) from error
-    # A split may be called there as in the files, such as CMRC 2018's "trial"
+    # On the Hub a split may have the name of its file, such as CMRC 2018's "trial"
     loaded = {}
     for split, stems in task.files.items():
         name = next((name for name in (split, *stems) if name in raw), None)
@@ -154,7 +154,7 @@ def load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> dic
 
 
 def _hub_rows(dataset: datasets.Dataset) -> Rows:
-    """The rows with label names in place of the dataset's own label ids."""
+    """The rows, with label names instead of the label ids of the data set."""
     label_names = {
         column: feature.names
         for column, feature in dataset.features.items()

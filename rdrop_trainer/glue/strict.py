@@ -1,4 +1,4 @@
-"""JSON and YAML in which nothing stands twice, and nothing that could not be written again."""
+"""Strict JSON and YAML: no key twice, and nothing that could not be written again."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterable
 
 import yaml
 
-_DEPTH = 20  # far below what the reader of YAML, whose time grows with its square, takes
+_DEPTH = 20  # of nesting; the time of the YAML reader grows with its square
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str) -> object:
-    """What a text of JSON says.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, an object names a key twice (either might be meant), or an escape stands for half of
-            a surrogate pair.
-        RecursionError: it is nested too deep.
+        ValueError: the text is not JSON, an object has a key twice (either might be meant), or an escape is half of a
+            surrogate pair.
+        RecursionError: the text is nested too deep.
     """
     value = json.loads(text, object_pairs_hook=_unique)
     if _SURROGATE.search(text):
@@ -31,12 +31,12 @@ def parse_json(text: str) -> object:
 
 
 def parse_yaml(text: str) -> object:
-    """What a text of YAML says.
+    """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or asks for objects of Python.
-        ValueError: it names something twice, is nested too deep, holds aliases, with which a few lines say billions, or
-            a value that is none, such as a 31st of June.
+        yaml.YAMLError: the text is not YAML, or asks for Python objects.
+        ValueError: the text has a key twice, is nested too deep, has aliases (with which a few lines can mean billions
+            of values), or an impossible value such as 31 June.
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -1,9 +1,9 @@
-"""Write predictions in the form the leaderboards of GLUE, CLUE and FewCLUE take.
+"""Write predictions in the form that the leaderboards of GLUE, CLUE and FewCLUE take.
 
-File names and row counts are facts of the tasks (`Task.submission`). FewCLUE adds an "f" to the tasks it shares with
-CLUE ("tnewsf_predict.json"); which of the two is meant follows from the number of rows, and for ChID, where their forms
-differ too, also from the ids: CLUE's are the names of blanks. OCNLI and CSL have 3000 test rows in both and get CLUE's
-name. The form of CLUENER's file is the one of its training data.
+File names and row counts are facts of the tasks (`Task.submission`). FewCLUE adds an "f" to the tasks that it shares
+with CLUE ("tnewsf_predict.json"). The number of rows shows which of the two is meant. For ChID, where the forms differ
+too, the ids also show it: CLUE's are the names of blanks. OCNLI and CSL have 3000 test rows in both, and get the name
+of CLUE. CLUENER's file has the form of its training data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .tasks import Leaderboard, Task
 
 @dataclass(frozen=True)
 class Submission:
-    """A written file; `expected_rows` is the leaderboard's number, None where no leaderboard takes the split."""
+    """A written file. `expected_rows` is the number that the leaderboard takes; None if there is none."""
 
     path: Path
     rows: int
@@ -42,24 +42,24 @@ def write_submission(
 ) -> Submission:
     """Write the predictions for one split, in its order.
 
-    GLUE gets .tsv files, and so does a custom task; CLUE and FewCLUE get JSON of the leaderboard's form. A split no
-    leaderboard takes goes into `<task>_<split>_predict` with the ending of its suite. The file appears at once and
-    whole, or not at all.
+    GLUE and custom tasks get .tsv files; CLUE and FewCLUE get JSON in the form of the leaderboard. A split that no
+    leaderboard takes goes into `<task>_<split>_predict` with the ending of its suite. The file appears as a whole, or
+    not at all.
 
     Args:
         task: the task.
-        split: the split the predictions are for, such as "test" or "test_matched".
-        ids: the rows' `idx`. GLUE numbers its rows from 0 instead.
+        split: the split of the predictions, such as "test" or "test_matched".
+        ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of (type, start,
-            inclusive end); places of choices; texts of answers or titles.
-        directory: folder to write to; it is made when missing.
+            inclusive end); indices of choices; texts of answers or titles.
+        directory: folder to write to; it is made if it does not exist.
         texts: the rows' texts, for token tasks.
 
     Returns:
-        What was written; `complete` is false when the leaderboard expects another number of rows.
+        The file; `complete` is false if the leaderboard expects another number of rows.
 
     Raises:
-        InputError: the arguments differ in length, a prediction is no label or no number, or writing fails.
+        InputError: the arguments differ in length, a prediction is not a label or not a number, or writing fails.
     """
     lengths = {"ids": len(ids), "predictions": len(predictions)}
     if task.head == "tokens":
@@ -93,7 +93,7 @@ def write_submission(
 
 
 def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Leaderboard:
-    """The one whose row count fits, else the main one; of different forms, an object needs ids that are names."""
+    """The leaderboard whose row count fits, else the main one. Of two forms, "object" is for ids that are names."""
     ending = "tsv" if task.suite in ("glue", "custom") else "json"
     known = task.submission.get(split, (Leaderboard(f"{task.name}_{split}_predict.{ending}", None),))
     named = bool(ids) and isinstance(ids[0], str)

@@ -1,7 +1,7 @@
-"""The tasks: what goes in, what comes out, how it is scored, and how the official files spell it.
+"""The tasks: their inputs and labels, their scores, and the form of their official files.
 
-Everything here is a fact about GLUE, CLUE or FewCLUE written as data, so that reading, scoring and the leaderboard
-files need no `if task == ...` of their own.
+Everything here is a fact about GLUE, CLUE or FewCLUE, written as data, so that reading, scoring and the leaderboard
+files need no `if task == ...`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Leaderboard(NamedTuple):
     Attributes:
         file: its name.
         rows: the number of predictions it must hold; None where no source states it.
-        form: what a .json file holds: "label", "answer" and "title" are a line per row, {"id": ..., "label": ...},
-            {"id": ..., "answer": ...} and so on; "object" is one object of all predictions by id.
+        form: of a .json file. "label", "answer" and "title": a line per row, {"id": ..., "label": ...}, {"id": ...,
+            "answer": ...} and so on. "object": one object of all predictions by id.
     """
 
     file: str
@@ -47,27 +47,27 @@ class Task:
         name: the task's name, as in `TASKS`; "custom" for a user's own files.
         suite: "glue", "clue", "fewclue" or "custom".
         text_columns: names of the one or two text columns of the loaded data.
-        labels: label names in id order; None for a regression, and where an answer is one of a row's own choices, a
-            part of its text or a new text.
+        labels: label names in id order. None for a regression, and where the answer is one of the choices of a row, a
+            part of its text, or a new text.
         head: kind of model head: "sequence", "tokens", "choice" (multiple choice), "question" (extractive answers) or
             "seq2seq" (texts from texts).
         raw_labels: the labels as the official files write them, in id order; None when they are `labels`.
         metrics: keys of the scores; empty when nothing can be scored.
-        headline: the keys to report first; the first of them is the one to choose models by.
+        headline: the keys to report first; the first of them selects models.
         hub: dataset and configuration on the Hub, or None.
-        files: split name -> stems of the file names that may hold it, first choice first; "a+b" is two files that are
-            one split together.
-        folders: names the task's folder may have below a data directory, case aside.
-        text_sources: text column -> names it may have in files, where that is not its own name alone.
-        label_sources: names the label column may have in files.
+        files: split name -> stems of file names for it, first choice first; "a+b" means two files that are one split
+            together.
+        folders: names that the task's folder may have below a data directory, in upper or lower case.
+        text_sources: text column -> names that it may have in files, if not just its own.
+        label_sources: names that the label column may have in files.
         tsv: columns of the classic .tsv, 0-based: texts and label of train and dev, then texts of test.
-        headerless: names of the columns of .tsv files that have no header line.
-        headerless_splits: the splits whose files are so.
-        tolerant: the official files hold rows with missing or extra cells, and empty texts.
-        unlabeled_rows: the official files hold rows labeled "-" (no agreement between annotators).
-        score_range: a regression's lowest and highest value in a leaderboard file.
+        headerless: names of the columns of .tsv files without a header line.
+        headerless_splits: the splits whose .tsv files have no header line.
+        tolerant: whether the official files have rows with missing or extra cells, and empty texts.
+        unlabeled_rows: whether the official files have rows labeled "-", on which the annotators disagreed.
+        score_range: lowest and highest value of a regression in a leaderboard file.
         submission: split -> each leaderboard that takes it, the main one first.
-        max_length: longest input in tokens, unless the user says otherwise.
+        max_length: default for the longest input, in tokens.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Task:
 
     @property
     def reads_passages(self) -> bool:
-        """Whether a row asks something about a passage, and its answer is in the row itself."""
+        """Whether a row asks something about a passage and has the answer in itself."""
         return self.head in ("choice", "question")
 
     @property
     def label_aliases(self) -> dict[str, str]:
-        """Every spelling of a label that files may use -> the label's name."""
+        """Every spelling of a label in files -> the name of the label."""
         names = self.labels or ()
         aliases = dict(zip(self.raw_labels or (), names, strict=False))
         if self.suite == "glue":  # exports of GLUE write the ids
@@ -112,11 +112,11 @@ class Task:
         return aliases | {name: name for name in names}
 
     def sources(self, column: str) -> tuple[str, ...]:
-        """Names a text column may have in files."""
+        """Names that a text column may have in files."""
         return self.text_sources.get(column, (column,))
 
     def split(self, kind: str) -> str | None:
-        """Name of the first split of a kind ("train", "validation", "test"); None when the task has none."""
+        """Name of the first split of a kind ("train", "validation", "test"); None if the task has none."""
         return next((split for split in self.files if split.split("_")[0] == kind), None)
 
 
@@ -311,7 +311,7 @@ _ALL = (
         },
         max_length=512,
     ),
-    # CLUE's rows have several blanks, and how many its test set has in all no source says; FewCLUE's have one each
+    # CLUE's rows have several blanks, and no source says how many its test set has; FewCLUE's rows have one each
     _clue(
         "chid",
         "context question",
@@ -382,7 +382,7 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:
-    """Look a task up by its name or by the name of its folder, such as "SST-2"; upper and lower case are the same.
+    """The task of a name, or of the name of a folder such as "SST-2", in upper or lower case.
 
     Args:
         name: the task's name.
@@ -391,7 +391,11 @@ def get_task(name: str) -> Task:
         The task.
 
     Raises:
-        InputError: no task has this name; the message names the nearest ones and lists all.
+        InputError: no task has this name; the message suggests similar names and lists all.
+
+    Examples:
+        >>> get_task("SST-2").labels
+        ('negative', 'positive')
     """
     spellings = {spelling.lower(): task for task in _ALL for spelling in (task.name, *task.folders)}
     key = name.strip().lower()

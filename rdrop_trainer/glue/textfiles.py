@@ -1,7 +1,7 @@
-"""Text files as lines, and what is no such file.
+"""Read text files line by line, and refuse files of other kinds.
 
-Lines end at "\\n" and nowhere else: the texts of some tasks contain U+2028, form feeds and other characters at which
-`str.splitlines` would cut them in two.
+A line ends at "\\n" only. The texts of some tasks contain U+2028, form feeds and other characters at which
+`str.splitlines` would split them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from ..errors import InputError
 
 SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet", ".txt")
-# More in one line means that line ends are missing, or that a quotation mark was not closed
+# A longer line means that line ends are missing, or that a quotation mark was not closed
 LINE_LIMIT = 2**20  # bytes
 
-# How files begin that are no text
+# First bytes of files that are not text
 _SIGNATURES = {
     b"\x1f\x8b": "is gzip-compressed, expected plain text; unpack it first",
     b"BZh": "is bzip2-compressed, expected plain text; unpack it first",
@@ -35,15 +35,15 @@ _UNICODE = {
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file, and a file that is no text unless its name says so.
+    """Refuse a path that is not a file, and a file that is not text, except .parquet.
 
     Raises:
-        InputError: naming the path, and the kind of the file where its first bytes tell it.
+        InputError: the message names the path, and the kind of file if its first bytes show it.
     """
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory, expected a file ({', '.join(SUFFIXES)})")
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and can be read only once
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may block, and works only once
             raise InputError(f"{path}: is no regular file, expected one on disk ({', '.join(SUFFIXES)})")
         with path.open("rb") as file:
             start = file.read(8)

@@ -1,4 +1,4 @@
-"""Titles of texts, by a sequence-to-sequence model: what it takes, and the texts it generates."""
+"""Titles of texts from a sequence-to-sequence model: its inputs, and the texts that it generates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_title_features(
 
     Args:
         dataset: rows as `load_task` returns them.
-        column: the column of the texts; their titles are the column "target", None where unknown.
+        column: name of the column of the texts. Their titles are in the column "target", None where unknown.
         tokenizer: any.
         max_length: longer texts are cut, in tokens.
         max_target_length: longer titles are cut, in tokens.

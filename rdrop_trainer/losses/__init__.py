@@ -1,4 +1,4 @@
-"""The R-Drop loss as a plain function of logits, or of hidden states and an output head. Needs torch alone."""
+"""The R-Drop loss as a function of logits, or of hidden states and an output head. Needs torch alone."""
 
 from .linear import rdrop_linear_loss
 from .rdrop import RDropLoss, rdrop_loss

@@ -5,12 +5,14 @@ With logits z_k of pass k, p_k = softmax(z_k), means over the m passes z̄ and p
     task        mean_k (logsumexp(z_k) - z_k[y])
     divergence  1/(m-1) sum_k s_k,  s_k = sum_v p_k (z_k - z̄)
 
-to the sums. With w_t and w_d the weights of these, a = w_t/m and b = w_d/(m-1), its gradient is
+to the two sums. Let w_t and w_d be the weights of the sums in the loss, a = w_t/m and b = w_d/(m-1). The gradient is
 
-    a (p_k - y) + b [(p_k - p̄) + p_k ((z_k - z̄) - s_k)].
+    dloss/dz_k = a (p_k - y) + b [(p_k - p̄) + p_k ((z_k - z̄) - s_k)].
 
-Label smoothing ε takes (1 - ε) y + ε/C for y. Source: R-Drop paper, equations 1-4; in the symmetric KL the normalisers
-of the softmax cancel, so that logits take the place of log-probabilities, and its mean over pairs is linear in m.
+Label smoothing ε replaces y by (1 - ε) y + ε/C.
+
+Source: R-Drop paper, equations 1-4. The symmetric KL is linear in m and needs logits alone: the normalisers of the
+softmax cancel in it, and its mean over pairs of passes equals a sum over passes of deviations from the mean.
 """
 
 from __future__ import annotations
@@ -23,101 +25,13 @@ import torch
 
 from .reference import IGNORE_INDEX
 
-# Logits of one pass in a chunk, per thread: large enough that starting an operation costs little beside doing it, and
-# small enough that the logits, their exponentials and the scratch of a chunk stay in the cache. A GPU wants more.
+# Logits of one pass in a chunk, per thread. More would fall out of the cache, with their exponentials and the scratch;
+# with fewer, starting an operation costs as much as doing it. A GPU wants more.
 CHUNK_PER_THREAD = 2**18
 CHUNK_ON_DEVICE = 2**24
-# A sum of exponentials of bare logits is right within these limits. Beyond them the largest logit is taken off first,
+# A sum of exponentials of bare logits is right within these limits. Beyond them the largest logit is subtracted first,
 # which costs two more rounds through memory.
 SAFE_SUMS = (1e-30, 1e30)
-
-
-def walk(
-    logits: Sequence[torch.Tensor],
-    task_weight: torch.Tensor,
-    divergence_weight: torch.Tensor,
-    with_gradient: bool,
-    *,
-    labels: torch.Tensor,
-    num_passes: int,
-    mask: torch.Tensor | None = None,
-    label_smoothing: float = 0.0,
-    overwrite: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor] | None]:
-    """Sums over items of cross-entropy and categorical divergence, and the gradient of their weighted sum.
-
-    Args:
-        logits: all passes in one tensor, (m·N, C), or m of (N, C).
-        task_weight, divergence_weight: of the sums in the loss; scalars on the device, in the type of the arithmetic.
-        with_gradient: False: the sums alone.
-        labels: (N,) integers; -100 marks an unlabeled item.
-        num_passes: m.
-        mask: (N,) booleans, the items that count. None: all of them.
-        label_smoothing: ε.
-        overwrite: put the gradient in the place of the logits, which must then be one tensor, without a mask.
-
-    Returns:
-        The two sums, and the gradient in the shapes and types of `logits`.
-    """
-    m, classes, dtype, device = num_passes, logits[0].shape[1], task_weight.dtype, labels.device
-    is_one = len(logits) == 1
-    z: Any = split_passes(logits, m)  # (m, N, C), or m of (N, C)
-    size = len(z[0])
-    chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
-    labels = labels if chosen is None else labels[chosen]  # (n,)
-    labeled = labels != IGNORE_INDEX
-    target = labels.where(labeled, 0)
-    a, b = labeled * (task_weight / m), divergence_weight / max(m - 1, 1)
-    weights = (a + b * (1 - 1 / m)).unsqueeze(-1), b / m, (a * (label_smoothing / classes)).unsqueeze(-1)
-    at_target = torch.arange(len(labels), device=device) if chosen is None else chosen, target
-    logit_of_target = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
-    gradient = None
-    if with_gradient:
-        new = torch.empty if chosen is None else torch.zeros
-        gradient = z if overwrite else new((m, size, classes), dtype=logits[0].dtype, device=device)
-
-    # Where rows are picked or of another type, they are worked on in copies, a chunk at a time
-    as_they_are = chosen is None and logits[0].dtype == dtype
-    reads_in_place, writes_in_place = as_they_are and is_one, as_they_are and with_gradient and not overwrite
-    rows = _rows_of_a_chunk(len(labels), classes, device)
-    scratch, copy, exponentials = (
-        None if unused else torch.empty((m, rows, classes), dtype=dtype, device=device)
-        for unused in (False, reads_in_place, writes_in_place)
-    )
-    sums = torch.zeros((5, m, len(labels), 1), dtype=dtype, device=device)
-    for start in range(0, len(labels), rows):
-        here = slice(start, start + rows)
-        at = here if chosen is None else chosen[here]
-        sums_here = sums[:, :, here].unbind()
-        used = slice(sums_here[0].shape[1])
-        if reads_in_place:
-            x = z[:, at]
-        else:
-            x = copy[:, used]
-            for x_k, z_k in zip(x, z, strict=True):
-                x_k.copy_(z_k[at])
-        e = gradient[:, at] if writes_in_place else exponentials[:, used]
-        weights_here = weights[0][here], weights[1], weights[2][here] if label_smoothing else None
-        arguments = x, e, scratch[:, used], sums_here, *weights_here, with_gradient
-        if device.type != "cpu" or not _chunk(*arguments, careful=False):
-            _chunk(*arguments, careful=True)
-        if with_gradient and not writes_in_place:
-            _subtract(e, target[here], a[here] * (1 - label_smoothing))
-            gradient[:, at] = e.to(gradient.dtype)
-    if writes_in_place:
-        _subtract(gradient, target, a * (1 - label_smoothing))
-
-    total, top, spread, logit_sum, masked = sums.squeeze(-1)
-    lse = total.log()  # of the logits without what was taken off
-    task = lse + (top - logit_of_target)
-    if label_smoothing:
-        uniform = ((classes - masked) * lse - logit_sum) / classes
-        task = (1 - label_smoothing) * task + label_smoothing * uniform
-    task = task.where(labeled, 0).sum() / m
-    divergence = spread.sum() / divergence_weight if m > 1 else torch.zeros_like(task)
-    if gradient is not None:
-        gradient = (gradient.flatten(0, 1),) if is_one else gradient.unbind()
-    return task, divergence, gradient
 
 
 def _chunk(
@@ -128,22 +42,26 @@ def _chunk(
     own: torch.Tensor,
     share: torch.Tensor,
     per_class: torch.Tensor | None,
-    with_gradient: bool,
+    with_grad: bool,
     careful: bool,
 ) -> bool:
-    """The gradient of some rows but for their targets; False if they need care and did not get it.
+    """Fill in the sums of some rows, and their gradient except for the term of the target.
 
     Args:
         x: (m, r, C) logits.
-        e: (m, r, C), where the gradient goes; before, the exponentials e_k of the logits, not divided by their sum.
-        u: (m, r, C) scratch, for b p_k (z_k - z̄) and what else comes to the gradient.
-        sums: to be filled for each pass and row, (m, r, 1) each: the sum of the exponentials, what was taken off the
-            logits before, b s_k, and with label smoothing the sum of what was left and the number of masked classes.
-        own: (r, 1), a + b (1 - 1/m), what p_k weighs in its own gradient but for s_k.
-        share: b/m, what it weighs in that of another pass.
+        e: (m, r, C), receives the gradient. Until then it holds the exponentials e_k of the logits, not divided by
+            their sum.
+        u: (m, r, C) scratch, for b p_k (z_k - z̄) and the other terms of the gradient.
+        sums: five of (m, r, 1), to be filled: the sum of the exponentials, the logit subtracted before, b s_k, and
+            with label smoothing the sum of the logits after that and the number of masked classes.
+        own: (r, 1), a + b (1 - 1/m): the factor of p_k in its own gradient, s_k left out.
+        share: b/m, the factor of p_k in the gradient of another pass.
         per_class: (r, 1), a ε/C; None without label smoothing.
-        careful: take off the largest logit before all else, and leave out classes that are -inf in all passes, which
-            are masked.
+        with_grad: False: the sums alone.
+        careful: subtract the largest logit first, and leave out masked classes: those that are -inf in all passes.
+
+    Returns:
+        False: the rows need care and did not get it, so call again with `careful`.
     """
     total, top, spread, logit_sum, masked_classes = sums
     if careful:
@@ -158,7 +76,7 @@ def _chunk(
     if len(x) > 1:
         weight = inverse * share
         minus = weight.neg()
-        lse = total.log()  # off each pass: what all classes have in common would cost the divergence digits
+        lse = total.log()  # subtracted from each pass: a shift common to all classes would cost the divergence digits
         if len(x) == 2:  # in the fewest rounds through memory
             torch.sub(x[0], x[1], out=u[0]).sub_(lse[0] - lse[1])
             torch.mul(u[0], minus[1], out=u[1])
@@ -179,7 +97,7 @@ def _chunk(
         numbers = spread.sum() if per_class is None else spread.sum() + logit_sum.sum()
         if not (SAFE_SUMS[0] < low.item() and high.item() < SAFE_SUMS[1] and math.isfinite(numbers.item())):
             return False
-    if not with_gradient:
+    if not with_grad:
         return True
 
     if len(x) == 1:
@@ -195,14 +113,102 @@ def _chunk(
     return True
 
 
-def _subtract(gradient: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> None:
-    """Take the weight of each row, (n,), off the gradient (m, n, C) at its target, (n,)."""
-    index, value = (v.unsqueeze(-1).expand(len(gradient), -1, 1) for v in (target, -weight))
-    gradient.scatter_add_(-1, index, value)
+def _subtract_target(grad: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> None:
+    """Subtract the weight of each row, (n,), from the gradient (m, n, C) at the row's target, (n,)."""
+    index, value = (v.unsqueeze(-1).expand(len(grad), -1, 1) for v in (target, -weight))
+    grad.scatter_add_(-1, index, value)
+
+
+def loss_and_grad(
+    logits: Sequence[torch.Tensor],
+    task_weight: torch.Tensor,
+    divergence_weight: torch.Tensor,
+    with_grad: bool,
+    *,
+    labels: torch.Tensor,
+    num_passes: int,
+    mask: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    overwrite: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor] | None]:
+    """Sums over items of cross-entropy and categorical divergence, and the gradient of their weighted sum.
+
+    Args:
+        logits: all passes in one tensor, (m·N, C), or m of (N, C).
+        task_weight, divergence_weight: of the sums in the loss; scalars on the device, in the type of the arithmetic.
+        with_grad: False: the sums alone.
+        labels: (N,) integers; -100 marks an unlabeled item.
+        num_passes: m.
+        mask: (N,) booleans, the items that count. None: all of them.
+        label_smoothing: ε.
+        overwrite: write the gradient over the logits, which must then be one tensor, without a mask.
+
+    Returns:
+        The two sums, and the gradient in the shapes and types of `logits`.
+    """
+    m, classes, dtype, device = num_passes, logits[0].shape[1], task_weight.dtype, labels.device
+    is_one = len(logits) == 1
+    z: Any = split_passes(logits, m)  # (m, N, C), or m of (N, C)
+    size = len(z[0])
+    chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
+    labels = labels if chosen is None else labels[chosen]  # (n,)
+    labeled = labels != IGNORE_INDEX
+    target = labels.where(labeled, 0)
+    a, b = labeled * (task_weight / m), divergence_weight / max(m - 1, 1)
+    weights = (a + b * (1 - 1 / m)).unsqueeze(-1), b / m, (a * (label_smoothing / classes)).unsqueeze(-1)
+    at_target = torch.arange(len(labels), device=device) if chosen is None else chosen, target
+    target_logit = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
+    grad = None
+    if with_grad:
+        new = torch.empty if chosen is None else torch.zeros
+        grad = z if overwrite else new((m, size, classes), dtype=logits[0].dtype, device=device)
+
+    # Rows that are picked by a mask, or of another type, are copied a chunk at a time; the others are used in place
+    as_they_are = chosen is None and logits[0].dtype == dtype
+    reads_in_place, writes_in_place = as_they_are and is_one, as_they_are and with_grad and not overwrite
+    rows = _rows_of_a_chunk(len(labels), classes, device)
+    scratch, copy, exponentials = (
+        None if unused else torch.empty((m, rows, classes), dtype=dtype, device=device)
+        for unused in (False, reads_in_place, writes_in_place)
+    )
+    sums = torch.zeros((5, m, len(labels), 1), dtype=dtype, device=device)
+    for start in range(0, len(labels), rows):
+        here = slice(start, start + rows)
+        at = here if chosen is None else chosen[here]
+        sums_here = sums[:, :, here].unbind()
+        used = slice(sums_here[0].shape[1])
+        if reads_in_place:
+            x = z[:, at]
+        else:
+            x = copy[:, used]
+            for x_k, z_k in zip(x, z, strict=True):
+                x_k.copy_(z_k[at])
+        e = grad[:, at] if writes_in_place else exponentials[:, used]
+        weights_here = weights[0][here], weights[1], weights[2][here] if label_smoothing else None
+        arguments = x, e, scratch[:, used], sums_here, *weights_here, with_grad
+        if device.type != "cpu" or not _chunk(*arguments, careful=False):
+            _chunk(*arguments, careful=True)
+        if with_grad and not writes_in_place:
+            _subtract_target(e, target[here], a[here] * (1 - label_smoothing))
+            grad[:, at] = e.to(grad.dtype)
+    if writes_in_place:
+        _subtract_target(grad, target, a * (1 - label_smoothing))
+
+    total, top, spread, logit_sum, masked = sums.squeeze(-1)
+    lse = total.log()  # of the logits after the subtraction of `top`
+    task = lse + (top - target_logit)
+    if label_smoothing:
+        uniform = ((classes - masked) * lse - logit_sum) / classes
+        task = (1 - label_smoothing) * task + label_smoothing * uniform
+    task = task.where(labeled, 0).sum() / m
+    divergence = spread.sum() / divergence_weight if m > 1 else torch.zeros_like(task)
+    if grad is not None:
+        grad = (grad.flatten(0, 1),) if is_one else grad.unbind()
+    return task, divergence, grad
 
 
 def split_passes(tensors: Sequence[torch.Tensor], num_passes: int) -> torch.Tensor | Sequence[torch.Tensor]:
-    """All passes in one tensor as (m, N, ...), a view; tensors of a pass each as they are."""
+    """All passes in one tensor as a view (m, N, ...); a tensor for each pass as they are."""
     if len(tensors) > 1:
         return tensors
     return tensors[0].unflatten(0, (num_passes, tensors[0].shape[0] // num_passes))

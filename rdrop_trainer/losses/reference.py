@@ -1,8 +1,9 @@
-"""The readable backend: the loss of every item by the formulas as they are written, gradients by autograd.
+"""The readable backend: the formulas as they are written, with gradients by autograd.
 
-Each function takes the logits of all passes, (m, N, C), and returns one value per item, (N,). The divergence of m
-passes is the mean over their pairs; because it is bilinear in probabilities and logits, that mean equals a single sum
-over passes of deviations from the mean, so nothing here loops over pairs and m = 2 is no special case.
+Each function takes the logits of all passes, (m, N, C), and returns one value per item, (N,). The divergence is the
+mean over the pairs of passes a < b of ½ Σ_v (p_a - p_b)(z_a - z_b). As this is bilinear in probabilities p and logits
+z, the mean equals 1/(m-1) Σ_k Σ_v (p_k - p̄)(z_k - z̄), with means over passes p̄ and z̄. So nothing here loops over
+pairs, and m = 2 is not a special case.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def single_label(
     """Cross-entropy and categorical symmetric KL per item.
 
     Args:
-        logits: (m, N, C). A class whose logit is -inf in every pass is masked: it contributes nothing.
+        logits: (m, N, C). A class whose logit is -inf in all passes is masked: it contributes nothing.
         labels: (N,) integers; -100 marks an unlabeled item, whose cross-entropy is 0.
         label_smoothing: weight of the uniform distribution in the target.
 
@@ -35,10 +36,10 @@ def single_label(
     if label_smoothing:
         uniform = -log_probs.masked_fill(masked, 0).mean(-1)  # (m, N)
         task = (1 - label_smoothing) * task + label_smoothing * uniform
-    # `where` before the mean, and no product with the mask: an unlabeled item may have an infinite loss at class 0
+    # `where` before the mean, and not a product with a mask: an unlabeled item may have an infinite loss at class 0
     task = task.where(labeled, 0).mean(0)
 
-    # Deviations of log-probabilities, not of logits: a shift common to all classes of a pass would cost digits.
+    # Deviations of log-probabilities, not of logits: a shift common to all classes of a pass would cost digits
     divergence = _bilinear(log_probs.exp(), log_probs.masked_fill(masked, 0))
     return task, divergence
 
@@ -49,11 +50,11 @@ def multi_label(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
     Args:
         logits: (m, N, C). labels: (N, C) in [0, 1].
     """
-    # A masked class (-inf) would turn `logit * 0` into NaN; any number this large has the same sigmoid.
+    # A masked class (-inf) would make `logit * 0` NaN; any number this large has the same sigmoid
     logits = logits.clamp(-1e30, 1e30)
     targets = labels.to(logits.dtype).expand_as(logits)
     task = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1).mean(0)
-    # Of sigmoid(z) and sigmoid(z) - 1 the smaller one keeps its digits; their constant difference cancels
+    # The smaller of sigmoid(z) and sigmoid(z) - 1 keeps its digits; their constant difference cancels
     probs = torch.where(logits[:1] > 0, -(-logits).sigmoid(), logits.sigmoid())
     return task, _bilinear(probs, logits)
 

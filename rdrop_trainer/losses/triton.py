@@ -1,18 +1,19 @@
-"""The fused backend for CUDA devices: one kernel makes both sums and the gradient of every pass.
+"""The fused backend for CUDA devices: one kernel computes both sums and the gradient of every pass.
 
-The formulas are those of `chunked`. A program does one item, its m rows of C logits, in blocks of columns, twice over.
+The formulas are those of `chunked`. A program computes one item: its m rows of C logits, in blocks of columns, in two
+sweeps.
 
-The first sweep keeps for every pass k, of the columns so far,
+The first sweep keeps for every pass k, over the columns so far,
 
     M = max_v z,    S = sum_v exp(z - M),    T = sum_v exp(z - M) d,    d = (z - z̄) - (M - M̄),
 
 with means over passes. Where M rises to M', and M - M̄ by c, S becomes r S and T becomes r (T - c S), r = exp(M - M').
-Without the M - M̄ this would be s_k = T/S. It takes off what all classes of a pass have in common, so that close passes
-keep their digits; it changes nothing in d - s_k, and its changes of the s_k cancel in their sum. Label smoothing also
-needs L = sum_v (z - M) and the number of classes in it, those that are not -inf in all passes.
+T/S is s_k but for the M - M̄. That subtracts what all classes of a pass have in common, so that close passes keep
+their digits. It cancels in d - s_k, and in the sum of the s_k. Label smoothing also needs L = sum_v (z - M) and the
+number of classes in that sum: those that are not -inf in all passes.
 
 The second sweep writes a (p - y) + b [(p - p̄) + p (d - s)] with p = exp(z - M) / S. It goes from the last block to the
-first: of a row too large for the L2 cache, the blocks read last are those still there.
+first: of a row too large for the L2 cache, the blocks read last are still in the cache.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import triton.language as tl
 from .chunked import split_passes
 from .reference import IGNORE_INDEX
 
-# Logits of all passes in a block, and the warps that work on it: enough loads under way to keep the memory busy. While
-# a block is worked on, two are on their way into shared memory, of which the smallest devices have 99 KiB.
+# Size of a block of all passes, and the warps that work on it: enough loads in flight to keep the memory busy. While a
+# block is computed, two more are loading into shared memory, of which the smallest devices have 99 KiB.
 BLOCK_BYTES = 2**15
 WARPS = 16
 SCALE_BLOCK = 2**12
@@ -36,7 +37,7 @@ SCALE_PROGRAMS = 2**10
 
 @triton.jit
 def _deviations(x, M: tl.constexpr):
-    """What m tensors, one per pass, differ from their mean by; exactly 0 where all are equal, be it -inf."""
+    """Deviations of m tensors, one per pass, from their mean; exactly 0 where all are equal, -inf included."""
     from_first, mean = (tl.zeros_like(x[0]),), tl.zeros_like(x[0])
     for k in tl.static_range(1, M):
         difference = tl.where(x[k] == x[0], 0.0, x[k] - x[0])
@@ -47,7 +48,7 @@ def _deviations(x, M: tl.constexpr):
 
 @triton.jit
 def _load(rows, columns, classes, POLICY: tl.constexpr):
-    """A block of every pass in float32; beyond the last class -inf, which adds nothing to anything."""
+    """A block of every pass in float32; -inf beyond the last class, which adds nothing to any sum."""
     return [
         tl.load(row + columns, mask=columns < classes, other=-float("inf"), eviction_policy=POLICY).to(tl.float32)
         for row in rows
@@ -65,10 +66,10 @@ def _unmasked(z, M: tl.constexpr):
 
 @triton.jit
 def _rdrop_kernel(
-    logits,  # a pointer for every pass, to its first item; the gradient too, or None
+    logits,  # a pointer for every pass, to its first item; the same for the gradient, or None
     logits_strides,
-    gradient,
-    gradient_strides,
+    grad,
+    grad_strides,
     labels,
     mask,  # a pointer or None
     task_weight,
@@ -83,21 +84,21 @@ def _rdrop_kernel(
 ):
     item = tl.program_id(0).to(tl.int64)  # its product with a stride may exceed 32 bits
     blocks = tl.cdiv(classes, BLOCK)
-    rows, gradient_rows = (), ()
+    rows, grad_rows = (), ()
     for k in tl.static_range(M):
         rows += (logits[k] + item * logits_strides[k],)
-        if gradient is not None:
-            gradient_rows += (gradient[k] + item * gradient_strides[k],)
+        if grad is not None:
+            grad_rows += (grad[k] + item * grad_strides[k],)
 
     if mask is not None:
         if not tl.load(mask + item):
             tl.store(tasks + item, 0.0)
             tl.store(divergences + item, 0.0)
-            if gradient is not None:
+            if grad is not None:
                 for block in tl.range(blocks):
                     columns = block * BLOCK + tl.arange(0, BLOCK)
                     for k in tl.static_range(M):
-                        tl.store(gradient_rows[k] + columns, 0.0, mask=columns < classes)
+                        tl.store(grad_rows[k] + columns, 0.0, mask=columns < classes)
             return
 
     zero = tl.zeros((), tl.float32)
@@ -138,9 +139,9 @@ def _rdrop_kernel(
     task, divergence = zero, zero
     for k in tl.static_range(M):
         # A label that is no class makes the loss NaN
-        of_label = tl.load(rows[k] + label, mask=inside, other=float("nan")).to(tl.float32)
+        label_logit = tl.load(rows[k] + label, mask=inside, other=float("nan")).to(tl.float32)
         log_total = tl.log(total[k])
-        term = log_total - (of_label - origin[k])
+        term = log_total - (label_logit - origin[k])
         if SMOOTHING > 0:
             term = (1 - SMOOTHING) * term + SMOOTHING * (kept * log_total - logit_sum[k]) / classes
         task += term / M
@@ -148,7 +149,7 @@ def _rdrop_kernel(
     tl.store(tasks + item, tl.where(labeled, task, 0.0))
     tl.store(divergences + item, divergence / max(M - 1, 1))
 
-    if gradient is not None:
+    if grad is not None:
         a = tl.where(labeled, tl.load(task_weight) / M, 0.0)
         b = tl.load(divergence_weight) / max(M - 1, 1)
         own = a
@@ -169,7 +170,7 @@ def _rdrop_kernel(
             for k in tl.static_range(M):
                 weight = own + b * (deviation[k] - spread[k] / total[k])
                 value = p[k] * weight + (b * p_deviation[k] - target)
-                tl.store(gradient_rows[k] + columns, value, mask=columns < classes, eviction_policy="evict_first")
+                tl.store(grad_rows[k] + columns, value, mask=columns < classes, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -182,11 +183,11 @@ def _scale_kernel(tensor, factor, size, BLOCK: tl.constexpr):
             tl.store(tensor + here, value * by, mask=here < size)
 
 
-def walk(
+def loss_and_grad(
     logits: Sequence[torch.Tensor],
     task_weight: torch.Tensor,
     divergence_weight: torch.Tensor,
-    with_gradient: bool,
+    with_grad: bool,
     *,
     labels: torch.Tensor,
     num_passes: int,
@@ -194,30 +195,19 @@ def walk(
     label_smoothing: float = 0.0,
     overwrite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor] | None]:
-    """Sums over items of cross-entropy and categorical divergence, and the gradient of their weighted sum.
+    """`chunked.loss_and_grad` in float32, without ever waiting for the device.
 
-    The same as `chunked.walk`, in float32, without ever waiting for the device.
-
-    Args:
-        logits: all passes in one tensor, (m·N, C), or m of (N, C); float32, bfloat16 or float16. Rows may lie apart.
-        task_weight, divergence_weight: of the sums in the loss; scalars on the device.
-        with_gradient: False: the sums alone.
-        labels: (N,) int64; -100 marks an unlabeled item. Any other number that is no class makes the loss NaN.
-        num_passes: m.
-        mask: (N,) booleans, the items that count. None: all of them.
-        label_smoothing: ε.
-        overwrite: put the gradient in the place of the logits, where the classes of a row lie side by side.
-
-    Returns:
-        The two sums, in float32, and the gradient in the shapes and types of `logits`.
+    The differences: `logits` are float32, bfloat16 or float16, and their rows may lie apart. `labels` are int64, and
+    one that is neither a class nor -100 makes the loss NaN. `overwrite` also takes a mask and a tensor per pass, but
+    only tensors in which the classes of a row lie side by side.
     """
     m, classes = num_passes, logits[0].shape[1]
     logits = [z if z.stride(1) == 1 else z.contiguous() for z in logits]
-    gradient = None
-    if with_gradient:
-        gradient = logits if overwrite else [torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in logits]
+    grad = None
+    if with_grad:
+        grad = logits if overwrite else [torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in logits]
 
-    z, g = (None if tensors is None else tuple(split_passes(tensors, m)) for tensors in (logits, gradient))
+    z, g = (None if tensors is None else tuple(split_passes(tensors, m)) for tensors in (logits, grad))
     columns = BLOCK_BYTES // (logits[0].element_size() * triton.next_power_of_2(m))
     block = min(triton.next_power_of_2(classes), columns)
     terms = torch.empty((2, len(labels)), dtype=torch.float32, device=labels.device)
@@ -239,11 +229,11 @@ def walk(
             BLOCK=block,
             num_warps=max(1, WARPS * block // columns),
         )
-    return *terms.sum(1), gradient
+    return *terms.sum(1), grad
 
 
 def scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
-    """Multiply a contiguous tensor in place by a scalar on its device; where that is 1, the device leaves it alone."""
+    """Multiply a contiguous tensor in place by a scalar on its device, which does nothing where the scalar is 1."""
     programs = min(triton.cdiv(tensor.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
     with torch.cuda.device_of(tensor):
         _scale_kernel[(programs,)](tensor.view(-1), factor, tensor.numel(), BLOCK=SCALE_BLOCK)

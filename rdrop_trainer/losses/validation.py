@@ -1,4 +1,4 @@
-"""What the arguments of the losses must be; each wrong one gets a `ValueError` that says what was expected."""
+"""Checks of the arguments of the losses. A wrong one raises a `ValueError` that says what was expected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 
 
 def check_settings(alpha, num_passes, problem, reduction, label_smoothing, implementation) -> None:
-    """The settings by themselves."""
+    """Check the settings, which do not depend on the tensors."""
     known = {"problem": PROBLEMS, "reduction": REDUCTIONS, "implementation": IMPLEMENTATIONS}
     for (name, choices), value in zip(known.items(), (problem, reduction, implementation), strict=True):
         if value not in choices:
@@ -33,7 +33,7 @@ def check_settings(alpha, num_passes, problem, reduction, label_smoothing, imple
 
 
 def check_passes(name: str, passes: Sequence[torch.Tensor], num_passes: int) -> int:
-    """The logits or hidden states of all passes, in one tensor (m·N, C) or m of (N, C); returns N."""
+    """Check the logits or hidden states of all passes, in one tensor (m·N, C) or m of (N, C); returns N."""
     if not passes:
         raise ValueError(f"{name} must be one tensor or {num_passes}, got an empty sequence.")
     first, shapes = passes[0], [tuple(z.shape) for z in passes]
@@ -55,7 +55,7 @@ def check_passes(name: str, passes: Sequence[torch.Tensor], num_passes: int) -> 
 
 
 def check_labels(labels: torch.Tensor | None, mask: torch.Tensor | None, problem: str, size: int, classes: int) -> None:
-    """Labels and mask of N = size items."""
+    """Check labels and mask of N = size items."""
     if mask is not None and (tuple(mask.shape) != (size,) or mask.dtype != torch.bool):
         raise ValueError(f"mask must be booleans of shape ({size},), got {mask.dtype} of {tuple(mask.shape)}.")
     if labels is None:
@@ -72,7 +72,7 @@ def check_labels(labels: torch.Tensor | None, mask: torch.Tensor | None, problem
         return
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers for problem='single_label', got {labels.dtype}.")
-    # On other devices the check would wait for the device, which reports the index itself
+    # Elsewhere the check would wait for the device, which reports a wrong index itself
     if labels.device.type == "cpu":
         wrong = (labels.long() != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
         outside = labels[wrong if mask is None else wrong & mask]

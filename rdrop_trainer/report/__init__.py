@@ -1,7 +1,7 @@
-"""Does R-Drop help? The report on finished runs of one comparison: `python -m rdrop_trainer.report FOLDER`.
+"""Does R-Drop help? A report on the finished runs of a comparison: `python -m rdrop_trainer.report FOLDER`.
 
-Baseline (alpha 0) and R-Drop runs of the same seeds are compared pair by pair: scores, steadiness against dropout,
-small edits and the seed, calibration, time and memory. Tables and figures go into `report.md` and `report.json`,
+It compares baseline (alpha 0) and R-Drop runs of the same seeds pair by pair: scores, stability under dropout, small
+edits and other seeds, calibration, time and memory. Tables and figures go into `report.md` and `report.json`,
 pictures beside them. Needs the extra `report` (SciPy; Matplotlib for the pictures).
 """
 

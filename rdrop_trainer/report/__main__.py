@@ -12,7 +12,7 @@ from .writing import report_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0; 2 for input that has to be mended."""
+    """The exit code: 0, or 2 for wrong input."""
     options = _parser().parse_args(argv)
     try:
         report = report_folder(options.folder, options.output_dir, options.alpha)
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Does R-Drop help? Report on the finished runs of a comparison.",
     )
     parser.add_argument("folder", type=Path, help="folder that holds the folders of the runs")
-    parser.add_argument("--alpha", type=float, help="the R-Drop runs to take, where there are several")
+    parser.add_argument("--alpha", type=float, help="alpha of the R-Drop runs, where there are several")
     parser.add_argument("--output_dir", type=Path, help="where the report goes; default: the folder")
     return parser
 

@@ -1,6 +1,6 @@
-"""Statistics of runs that are paired by their seed: how large a difference is, how sure, and what it would take.
+"""Statistics of runs that are paired by seed: the size of a difference, its significance, and the power of the test.
 
-SciPy does the arithmetic; it is part of the extra `report`.
+They need SciPy, which is part of the extra `report`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from .._extras import import_optional
 
-LEVEL = 0.05  # of the tests; the intervals cover 1 - LEVEL
+LEVEL = 0.05  # significance level of the tests; the intervals cover 1 - LEVEL
 POWER = 0.8
 _RESAMPLES = 10_000
 _MOST_SEEDS = 1000
@@ -21,18 +21,18 @@ _MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Second minus first, over n pairs.
+    """Second value minus first, over n pairs.
 
     Attributes:
-        n: pairs of which both values are known.
-        mean: of the differences; None without a pair.
-        std: their standard deviation; None with fewer than two, and so is what follows.
+        n: number of pairs of which both values are known.
+        mean: mean of the differences; None without a pair.
+        std: their standard deviation. With fewer than two pairs it is None, like all that follows.
         low, high: 95 % bootstrap interval of the mean (percentiles of 10,000 resamples of the pairs). With few pairs it
-            is too narrow: of five, it holds the truth in some 83 of 100 cases.
+            is too narrow: with five, it covers the truth in about 83 of 100 cases.
         p_value: of the paired t-test, two-sided; None also where all differences are equal.
-        p_sign_flips: of the permutation test that flips signs of differences (all flips up to 13 pairs, 10,000 random
-            ones above), two-sided; it cannot be below 2 / 2^n, which is 0.0625 for five pairs.
-        detectable: the true difference that so many pairs reveal with 80 % power, at this spread of differences.
+        p_sign_flips: of the permutation test that flips the signs of the differences, two-sided. It tries all flips of
+            up to 13 pairs, and 10,000 random ones of more. It cannot be below 2 / 2^n, which is 0.0625 for five pairs.
+        detectable: the true difference that n pairs detect with 80 % power, at this spread of the differences.
     """
 
     n: int
@@ -46,11 +46,11 @@ class PairedDifference:
 
     @property
     def is_supported(self) -> bool:
-        """Whether chance between seeds does not explain it: the t-test says so, and the interval excludes 0."""
+        """Whether the difference is more than chance between seeds: p_value < 0.05, and the interval excludes 0."""
         return self.p_value is not None and self.p_value < LEVEL and (self.low > 0 or self.high < 0)
 
     def pairs_for(self, difference: float) -> int | None:
-        """How many pairs it takes to reveal a true difference with 80 % power; None where that is not known.
+        """How many pairs detect a true difference with 80 % power; None where that is unknown or above 1,000.
 
         Args:
             difference: in the unit of the values.
@@ -63,11 +63,11 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class SpreadRatio:
-    """How far values spread in the second group for 1 in the first.
+    """The spread of the values of a second group, relative to a first group.
 
     Attributes:
-        ratio: of the standard deviations; None where one of them is 0 or of fewer than two values.
-        low, high: its 95 % interval, for independent normal values (F distribution).
+        ratio: second standard deviation divided by the first; None where one is 0 or a group has fewer than two values.
+        low, high: 95 % interval of the ratio, for independent normal values (F distribution).
     """
 
     ratio: float | None = None
@@ -81,14 +81,19 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
     Args:
         first: (n,) values; pairs with None, NaN or infinities are left out.
         second: (n,) values of the same seeds in the same order.
-        seed: of the bootstrap.
+        seed: of the bootstrap and the random sign flips.
 
     Returns:
-        Mean of second minus first, its interval and tests.
+        The mean of second minus first, with its interval and tests.
 
     Raises:
         InputError: SciPy is not installed.
         ValueError: groups of different sizes.
+
+    Examples:
+        >>> found = paired_difference([80.0, 81.5, 79.0, 80.5], [81.0, 82.0, 80.5, 81.5])
+        >>> found.mean, round(found.p_value, 3), found.is_supported
+        (1.0, 0.016, True)
     """
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if _is_known(a) and _is_known(b)]
     n, differences = len(pairs), np.array([b - a for a, b in pairs], dtype=float)
@@ -128,17 +133,21 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
 
 
 def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio:
-    """Compare how far two groups of values spread.
+    """Compare the spread of two groups of values.
 
     Args:
         first: values; None, NaN and infinities are left out.
-        second: likewise.
+        second: values; None, NaN and infinities are left out.
 
     Returns:
-        The second's standard deviation for 1 of the first's, with its interval.
+        The second's standard deviation divided by the first's, with its interval.
 
     Raises:
         InputError: SciPy is not installed.
+
+    Examples:
+        >>> round(spread_ratio([1.0, 2.0, 3.0], [1.0, 1.5, 2.0]).ratio, 3)
+        0.5
     """
     groups = [np.array([v for v in values if _is_known(v)], dtype=float) for values in (first, second)]
     if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:
@@ -149,7 +158,7 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
 
 
 def _detectable(std: float, n: int) -> float:
-    """The difference that a two-sided t-test of n pairs finds with the power above, nearly."""
+    """The difference that a two-sided t-test of n pairs detects with 80 % power, approximately."""
     t = import_optional("scipy.stats", extra="report").t(n - 1)
     return float((t.ppf(1 - LEVEL / 2) + t.ppf(POWER)) * std / math.sqrt(n))
 

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: scores by seed, learning curves, flip rates. Without Matplotlib there are none."""
+"""Pictures of a comparison: scores by seed, learning curves, flip rates. They need Matplotlib."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Blue and vermilion of Okabe and Ito, which colour-blind readers tell apart; marker and line tell them apart in grey
+# Blue and vermilion of Okabe and Ito, which colour-blind readers can tell apart; marker and line differ too, for grey
 _STYLE: dict[str, dict[str, Any]] = {
     "baseline": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "rdrop": {"color": "#D55E00", "marker": "D", "linestyle": "--"},
@@ -31,15 +31,15 @@ _CURVES = {"probe_loss": "task loss", "probe_divergence": "divergence"}
 def draw_pictures(
     baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun], quantities: Sequence[Quantity], folder: Path
 ) -> dict[Path, str]:
-    """Draw what there is to draw.
+    """Draw the pictures for which there is data.
 
     Args:
         baseline, rdrop: the runs, of the same seeds in the same order.
-        quantities: of them.
-        folder: where the files go.
+        quantities: of the runs.
+        folder: the folder to write the files to.
 
     Returns:
-        PNG file -> caption.
+        PNG file -> caption; empty without Matplotlib.
     """
     if find_spec("matplotlib") is None:
         return {}
@@ -65,13 +65,13 @@ def draw_pictures(
 def draw_curves(
     log_history: Sequence[Mapping[str, Any]], alpha: float, folder: Path, is_regression: bool = False
 ) -> dict[Path, str]:
-    """Draw the learning curves of one run that a `DivergenceProbe` followed.
+    """Draw the learning curves that a `DivergenceProbe` logged in one run.
 
     Args:
-        log_history: the trainer's.
+        log_history: `trainer.state.log_history`.
         alpha: of R-Drop.
-        folder: where `curves.png` goes.
-        is_regression: its losses are squared differences, not in nats.
+        folder: the folder to write `curves.png` to.
+        is_regression: whether the task is a regression, whose losses are not in nats.
 
     Returns:
         PNG file -> caption; empty without a curve, or without Matplotlib.
@@ -112,7 +112,7 @@ def _draw_scores(scores: Sequence[Quantity], seeds: Sequence[int]) -> Figure | N
 def _draw_curves(
     curves: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], is_regression: bool
 ) -> Figure | None:
-    """Key -> arm -> the lines of its runs."""
+    """`curves`: key -> arm -> a line (steps, values) for each run."""
     if not curves:
         return None
     figure, panels = _figure(len(curves), height=3.4)
@@ -160,7 +160,7 @@ def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(panels, 2)
     rows = -(-panels // columns)
     figure = Figure(figsize=(_WIDTH, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a screen, whatever the program around uses
+    FigureCanvasAgg(figure)  # draws without a screen, whatever backend the calling program has chosen
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What a report compares: scores, steadiness, calibration and cost, each a number per run."""
+"""What a report compares: scores, stability, calibration and cost, each one number per run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..stability.edits import EDITS
 from .paired import PairedDifference, SpreadRatio, paired_difference, spread_ratio
 from .runs import FinishedRun
 
-# Last words of names, as scores of one's own may have them
+# Last words of score names, for the scores of any task
 _LOWER_IS_BETTER = frozenset("loss perplexity error wer cer ter eer mse rmse mae mape brier".split())
 _NO_SHARES = _LOWER_IS_BETTER - {"wer", "cer", "eer"} | {"bleu", "sacrebleu", "chrf"}  # however small they are
 _ERROR = "expected_calibration_error"
@@ -20,17 +20,17 @@ _ERROR = "expected_calibration_error"
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number per run, for both arms.
+    """One number per run, for both arms.
 
     Attributes:
-        name: for people.
-        key: for programs.
-        group: "score", "steadiness", "calibration" or "cost".
+        name: as the report shows it.
+        key: its name in report.json.
+        group: "score", "stability", "calibration" or "cost".
         unit: "%", "nats", "s", "MiB" or "".
-        higher_is_better: None where neither is.
-        baseline, rdrop: values by seed, in one order; None where unknown.
+        higher_is_better: None where neither higher nor lower is better.
+        baseline, rdrop: values by seed, in the same order; None where unknown.
         difference: R-Drop minus baseline, paired by seed.
-        spread: standard deviation over seeds, R-Drop's for 1 of the baseline's.
+        spread: R-Drop's standard deviation over seeds divided by the baseline's.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Quantity:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """All fields as plain values, for JSON."""
         arms = {arm: {"values": list(getattr(self, arm)), **self.describe(arm)} for arm in ("baseline", "rdrop")}
         facts = {"name": self.name, "group": self.group, "unit": self.unit, "higher_is_better": self.higher_is_better}
         difference = {**vars(self.difference), "supported": self.difference.is_supported}
@@ -71,7 +71,7 @@ class Quantity:
 
 
 def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> list[Quantity]:
-    """All quantities that the runs have, the headline's scores first.
+    """All quantities that the runs have; the scores of the headline come first.
 
     Args:
         baseline, rdrop: runs of the same seeds in the same order.
@@ -92,7 +92,7 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
         words = key.split("_")
         kind = "error" if "error" in words else words[-1]
         lower = kind in _LOWER_IS_BETTER
-        # Shares and correlations are shown times 100, as leaderboards do
+        # Shares and correlations are shown times 100, as on leaderboards
         percent = bool(values) and max(values) <= 1 and kind not in _NO_SHARES
         unit, scale = ("%", 100.0) if percent else (nats if kind == "loss" else "", 1.0)
         found.append(compare(in_words(key), key, "score", unit, not lower, lambda run, k=key: run.scores.get(k), scale))
@@ -106,7 +106,7 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
             for kind in EDITS
         ),
     ):
-        found.append(compare(name, "_".join(path), "steadiness", unit, False, _reader(path), scale))
+        found.append(compare(name, "_".join(path), "stability", unit, False, _reader(path), scale))
     error, confidence = ("calibration", _ERROR), ("calibration", "mean_confidence")
     found.append(compare("expected calibration error", _ERROR, "calibration", "%", False, _reader(error), 100.0))
     found.append(compare("mean confidence", confidence[1], "calibration", "%", None, _reader(confidence), 100.0))
@@ -126,7 +126,7 @@ def _reader(path: Sequence[str]) -> Callable[[FinishedRun], float | None]:
 
 
 def in_words(key: str) -> str:
-    """A score's name for people."""
+    """The name of a score as the report shows it."""
     words = key.replace("_", " ")
     names = {"f1": "F1", "matthews correlation": "Matthews correlation", "mm accuracy": "accuracy (mismatched)"}
     names |= {"pearson": "Pearson correlation", "spearmanr": "Spearman correlation", "loss": "evaluation loss"}

@@ -1,4 +1,4 @@
-"""Finished training runs, as a report compares them: read from their folders, or made by hand."""
+"""Finished training runs, read from their folders or made by hand, and their pairs by seed."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from ..hub.card_data import is_score
 from ..script.outcome import FREE_TO_CHANGE, LOGITS_FILE, RESULTS
 
 _PREFIX = "eval_"
-# Scores of other rows would not be comparable
+# Settings that may differ between two runs. Limits of the evaluated rows may not: scores of other rows do not compare.
 _FREE = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples"} | {"unlabeled_file", "max_unlabeled_samples"}
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run. `FinishedRun.read` makes it from a folder of `run_glue_rdrop.py`; for a trainer of your own:
+    """One run. `FinishedRun.read` reads it from a folder of `run_glue_rdrop.py`. For your own trainer:
 
         scores = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         FinishedRun(seed=1, alpha=4.0, scores=scores, headline=["accuracy"], log_history=trainer.state.log_history)
 
     Attributes:
         seed: of the run.
-        alpha: of R-Drop; 0 is the baseline.
+        alpha: of R-Drop; 0 for the baseline.
         scores: of the evaluation, by name, without "eval_".
-        headline: names of the scores to look at first.
-        log_history: the trainer's.
-        stability: as `all_results.json` holds it under this name.
+        headline: names of the scores that the report shows first.
+        log_history: `trainer.state.log_history`.
+        stability: the entry "stability" of `all_results.json`.
         train_seconds: of training alone.
-        peak_memory: bytes.
+        peak_memory: in bytes.
         logits, labels: of the evaluation rows, (N, C) and (N,).
-        rows: split -> how many.
-        settings: all that were compared when the runs were paired.
-        processes: that trained together.
-        name: what was trained on, for people.
+        rows: split -> number of rows.
+        settings: of the run. Runs are paired only if these are alike, apart from the seed and R-Drop.
+        processes: number of processes that trained together.
+        name: of the task or data, for the title of the report.
     """
 
     seed: int
@@ -60,10 +60,10 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: str | Path) -> FinishedRun:
-        """Read a run's folder.
+        """Read the folder of a run.
 
         Raises:
-            InputError: there is no `all_results.json`, or one of the files is damaged.
+            InputError: the folder has no `all_results.json`, or one of its files is damaged.
         """
         folder = Path(folder)
         try:
@@ -100,17 +100,17 @@ class FinishedRun:
 
     @property
     def is_regression(self) -> bool:
-        """Whether its predictions are numbers, as far as its stability tells: they cannot flip."""
+        """Whether its predictions are numbers: its stability then has no flip rate."""
         return ((self.stability or {}).get("dropout") or {"flip_rate": 0.0})["flip_rate"] is None
 
     def known_scores(self) -> dict[str, float | None]:
-        """The headline's scores, then the others, then the loss; seconds, rates and the like left out."""
+        """The scores of the headline, then the others, then the loss; seconds, rates and the like are left out."""
         names = [name for name in self.scores if is_score(name)] + [name for name in self.scores if name == "loss"]
         return {name: self.scores[name] for name in dict.fromkeys([*self.headline, *names]) if name in self.scores}
 
 
 def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run and its baseline have in common: all that decide a score, but for R-Drop's own."""
+    """The settings that must be equal in a run and its baseline: all that affect a score, except R-Drop's own."""
     kept = {k: v for k, v in settings.items() if k not in _FREE and not k.startswith(("rdrop_", "hub_", "push_"))}
     return json.loads(json.dumps(kept))
 
@@ -118,18 +118,24 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def pair_runs(
     runs: Iterable[FinishedRun], alpha: float | None = None
 ) -> tuple[list[FinishedRun], list[FinishedRun], list[int]]:
-    """Baseline and R-Drop runs of the same seeds.
+    """Pair baseline and R-Drop runs by their seeds.
 
     Args:
-        runs: of both, in any order.
-        alpha: the R-Drop runs to take; needed where there are several.
+        runs: baseline and R-Drop runs, in any order.
+        alpha: of the R-Drop runs to pair; required where there are several alphas.
 
     Returns:
-        Baseline runs, R-Drop runs in the same order of seeds, and the seeds of which one of the two is missing.
+        The baseline runs, the R-Drop runs in the same order of seeds, and the seeds that only one of the two has.
 
     Raises:
-        InputError: no pair, an alpha of 0, several alphas, two runs of a kind with one seed, or runs that differ in
+        InputError: no pair, an alpha of 0, several alphas, two runs of the same alpha and seed, or runs that differ in
             more than R-Drop.
+
+    Examples:
+        >>> runs = [FinishedRun(seed, alpha, {"accuracy": 0.8}) for seed in (2, 1) for alpha in (0.0, 4.0)]
+        >>> baseline, rdrop, incomplete = pair_runs([*runs, FinishedRun(3, 4.0, {"accuracy": 0.9})])
+        >>> [run.seed for run in baseline], [run.seed for run in rdrop], incomplete
+        ([1, 2], [1, 2], [3])
     """
     runs = list(runs)
     alphas = sorted({run.alpha for run in runs if run.alpha > 0})

@@ -1,4 +1,4 @@
-"""Figures of a comparison as tables."""
+"""The quantities of a comparison as tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from .quantities import Quantity
 
-NOTHING = 1e-9  # less is what is left of equal numbers that were subtracted
+NOTHING = 1e-9  # a smaller difference is the rounding error of equal numbers
 ARMS = {"baseline": "baseline", "rdrop": "R-Drop"}
 
 
 def comparison_table(quantities: Sequence[Quantity]) -> str:
-    """A row for each quantity: both arms, their difference, and how sure it is."""
+    """A row for each quantity: both arms, their difference, its interval and tests."""
     header = ["", "baseline", "R-Drop", "best", "worst", "difference", "95 % interval", "p", "p (signs)", "spread"]
     rows = []
     for q in quantities:
@@ -36,13 +36,13 @@ def comparison_table(quantities: Sequence[Quantity]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def named(quantity: Quantity) -> str:
-    """Its name with its unit."""
+    """The name of a quantity, with its unit."""
     return f"{quantity.name} ({quantity.unit})" if quantity.unit else quantity.name
 
 
@@ -59,7 +59,7 @@ def difference(quantity: Quantity) -> str:
 
 
 def short(value: float | None) -> str:
-    """Two decimals, or three digits of small numbers; "-" for what is not known."""
+    """Two decimals, or three digits of a small number; "-" for an unknown value."""
     if value is None:
         return "-"
     if abs(value) < NOTHING:
@@ -68,5 +68,5 @@ def short(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Three decimals; nothing where there was no test."""
+    """Three decimals; empty where there was no test."""
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

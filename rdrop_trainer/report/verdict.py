@@ -1,4 +1,4 @@
-"""What the figures of a comparison support, and what they do not, in plain sentences."""
+"""What the quantities of a comparison show, and what they do not show, in plain sentences."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from .quantities import Quantity
 from .tables import NOTHING
 
-# The divergences stand in for the flips of a regression, which has none
-_STEADINESS = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
+# A regression has no flips; the divergence takes their place
+_STABILITY = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
 _HALF_A_POINT = 0.5
 _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong over the rows
 
@@ -17,15 +17,15 @@ _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong
 def verdict(
     quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None, undefined: Sequence[str] = ()
 ) -> list[str]:
-    """Sentences: one on the first score, and then on the spread of scores, the steadiness and the cost.
+    """Sentences on the first score, and then on the spread of scores, the stability and the cost.
 
-    An effect is called supported when the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
+    An effect is supported if the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
 
     Args:
-        quantities: of the comparison; the first is the score that counts.
+        quantities: of the comparison; the first is the score that decides.
         alpha: of R-Drop.
-        evaluation_rows: rows that the scores are of; None where unknown.
-        undefined: names of scores to look at first that no seed has in both arms.
+        evaluation_rows: number of rows that were evaluated; None where unknown.
+        undefined: names of headline scores that no seed has in both arms.
     """
     by_key = {quantity.key: quantity for quantity in quantities}
     sentences = [f"The {name} is not defined in both runs of any seed." for name in undefined]
@@ -40,8 +40,8 @@ def verdict(
             _of_its_spread(score),
             _of_other_rows(score, evaluation_rows),
         ]
-    measured = [_first(by_key, keys) for keys in _STEADINESS]
-    sentences += [_of_steadiness(quantity) for quantity in measured if quantity is not None]
+    measured = [_first(by_key, keys) for keys in _STABILITY]
+    sentences += [_of_stability(quantity) for quantity in measured if quantity is not None]
     sentences.append(_of_cost(by_key))
     return [sentence for sentence in sentences if sentence]
 
@@ -134,7 +134,7 @@ def _of_other_rows(score: Quantity, rows: int | None) -> str:
     return f"{said}; with other rows each score would itself move by some {error:.1f} points (standard error)."
 
 
-def _of_steadiness(quantity: Quantity) -> str:
+def _of_stability(quantity: Quantity) -> str:
     d = quantity.difference
     before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
     what = "Dropout" if quantity.key.startswith("dropout") else "Small edits of the text"
@@ -144,7 +144,7 @@ def _of_steadiness(quantity: Quantity) -> str:
     if d.n < 2:
         return f"{subject} {of_what}."
     if d.is_supported:
-        said = "steadier" if d.mean < 0 else "less steady"
+        said = "more stable" if d.mean < 0 else "less stable"
         return f"{subject} {of_what} (p {_p(d.p_value)}): {said}."
     p = "" if d.p_value is None else f" (p {_p(d.p_value)})"
     return f"{subject} {of_what}{p}: no difference is shown."
@@ -170,7 +170,7 @@ def _number(value: float, unit: str) -> str:
 
 
 def _digits(value: float) -> str:
-    """Two decimals; of small numbers three significant digits."""
+    """Two decimals, or three significant digits of a small number."""
     return f"{value:.2f}" if abs(value) >= 0.1 or abs(value) < NOTHING else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""The report: its parts put together, as Markdown, JSON and for the terminal."""
+"""The report: all its parts as Markdown, as JSON and as a summary for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..script.outcome import RESULTS, versions, write_json
-from ..stability import seed_agreement
+from ..stability import seed_stability
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
@@ -20,7 +20,7 @@ from .tables import ARMS, comparison_table, difference, markdown_table, mean_std
 from .verdict import verdict
 
 MARKDOWN, JSON = "report.md", "report.json"
-_GROUPS = {"score": "Scores", "steadiness": "Steadiness", "calibration": "Calibration", "cost": "Cost"}
+_GROUPS = {"score": "Scores", "stability": "Stability", "calibration": "Calibration", "cost": "Cost"}
 _NOTES = """\
 Difference: R-Drop minus baseline, paired by seed; for values in % it is in points. Interval: 95 % bootstrap over the
 seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test; p (signs): permutation of the
@@ -34,17 +34,17 @@ _NO_PICTURES = 'No pictures: they need Matplotlib (`pip install "rdrop-trainer[r
 
 @dataclass(frozen=True)
 class Report:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         baseline, rdrop: the runs, of the same seeds in the same order.
         quantities: what was compared.
-        sentences: what the figures support; the first is on the score that counts.
+        sentences: what the quantities show; the first sentence is on the score that decides.
         churn: arm -> share of the evaluation rows for which models of two seeds predict different labels, the mean over
-            pairs; where the logits of at least two seeds are known.
-        incomplete: seeds of which one of the two runs is missing.
+            pairs of seeds. Empty unless the logits of at least two seeds are known.
+        incomplete: seeds that only one of the two arms has.
         pictures: file -> caption.
-        folder: where it was written.
+        folder: the folder that the report was written to.
     """
 
     baseline: Sequence[FinishedRun]
@@ -58,11 +58,11 @@ class Report:
 
     @property
     def alpha(self) -> float:
-        """Of the R-Drop runs."""
+        """alpha of the R-Drop runs."""
         return self.rdrop[0].alpha
 
     def summary(self) -> str:
-        """One screen for the terminal."""
+        """The report in short, for one screen of a terminal."""
         lines = [self._title(), ""]
         wanted = [q for q in self.quantities if q.group == "score"][:3]
         wanted += [q for q in self.quantities if q.key in ("dropout_flip_rate", "edits_flip_rate")]
@@ -82,7 +82,7 @@ class Report:
         return "\n".join(lines)
 
     def markdown(self) -> str:
-        """The whole report."""
+        """The whole report as Markdown."""
         first, *rest = self.sentences
         parts = [f"# {self._title()}", f"**{first}**", " ".join(rest)]
         if self.incomplete:
@@ -93,14 +93,14 @@ class Report:
             inside = [q for q in self.quantities if q.group == group]
             if inside:
                 parts.append(f"## {title}\n\n{comparison_table(inside)}")
-            if group == "steadiness" and self.churn:
+            if group == "stability" and self.churn:
                 shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
                 parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")
         parts += [f"## Runs\n\n{self._runs()}", f"## How to read this\n\n{_NOTES.strip()}", self._origin()]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def as_json(self) -> dict[str, Any]:
-        """All figures as plain values."""
+        """All results as plain values, for JSON."""
         return {
             "verdict": list(self.sentences),
             "alpha": self.alpha,
@@ -132,14 +132,14 @@ class Report:
 
     def _origin(self) -> str:
         run = self.rdrop[0]
-        told = []
+        facts = []
         if run.settings.get("model_name_or_path"):
-            told.append(str(run.settings["model_name_or_path"]).rstrip("/"))
-        told += [f"{count:,} {split} rows" for split, count in run.rows.items()]
+            facts.append(str(run.settings["model_name_or_path"]).rstrip("/"))
+        facts += [f"{count:,} {split} rows" for split, count in run.rows.items()]
         for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate"):
             if name in run.settings:
-                told.append(f"{name} {run.settings[name]:g}")
-        return f"Of: {', '.join(told)}." if told else ""
+                facts.append(f"{name} {run.settings[name]:g}")
+        return f"Of: {', '.join(facts)}." if facts else ""
 
 
 def write_report(
@@ -150,11 +150,11 @@ def write_report(
     Args:
         baseline: runs with alpha 0.
         rdrop: runs with R-Drop, of the same seeds in any order.
-        output_dir: where to.
-        alpha: the R-Drop runs to take; needed where there are several.
+        output_dir: the folder to write to; it is made if it does not exist.
+        alpha: of the R-Drop runs to compare; required where there are several alphas.
 
     Returns:
-        What was found, as it is written.
+        The report that was written.
 
     Raises:
         InputError: runs that cannot be compared, SciPy is not installed, or output_dir cannot be written to.
@@ -184,15 +184,15 @@ def write_report(
 
 
 def report_folder(folder: str | Path, output_dir: str | Path | None = None, alpha: float | None = None) -> Report:
-    """The report on all finished runs in the folders within a folder.
+    """Report on all finished runs in the subfolders of a folder.
 
     Args:
-        folder: holds the folders of the runs.
-        output_dir: where the report goes; default the same folder.
-        alpha: the R-Drop runs to take; needed where there are several.
+        folder: the folder that has the folders of the runs.
+        output_dir: the folder to write to; default: the same folder.
+        alpha: of the R-Drop runs to compare; required where there are several alphas.
 
     Returns:
-        What was found, as it is written.
+        The report that was written.
 
     Raises:
         InputError: no finished run, a damaged one, or runs that cannot be compared.
@@ -210,5 +210,5 @@ def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dic
         logits = [run.logits for run in runs]
         if len(logits) > 1 and all(z is not None and z.ndim == 2 and z.shape[1] > 1 for z in logits):
             pairs = combinations(logits, 2)
-            found[arm] = mean(seed_agreement(pair).flip_rate for pair in pairs)
+            found[arm] = mean(seed_stability(pair).flip_rate for pair in pairs)
     return found if len(found) == 2 else {}

@@ -14,12 +14,12 @@ from transformers import Trainer
 
 from ..dropout import active_dropout
 from ..stability import (
-    Agreement,
     EditedText,
-    dropout_agreement,
+    Stability,
+    dropout_stability,
     expected_calibration_error,
     mean_confidence,
-    perturbation_agreement,
+    perturbation_stability,
 )
 from .outcome import EDITS_FILE, LOGITS_FILE
 from .processors import Processor
@@ -49,12 +49,12 @@ def measure_stability(
     task, batch_size = processor.task, trainer.args.per_device_eval_batch_size
     found: dict[str, Any] = {"rows": len(rows), "dropout": None, "edits": None, "calibration": None}
     if active_dropout(trainer.model):
-        agreement = dropout_agreement(
+        agreement = dropout_stability(
             trainer.model, features, NUM_SAMPLES, data_collator=processor.collator(), batch_size=batch_size
         )
         found["dropout"] = {"num_samples": NUM_SAMPLES, **_rates(agreement)}
     if task.head == "sequence":
-        edited = perturbation_agreement(
+        edited = perturbation_stability(
             trainer.model,
             rows,
             processor.tokenizer,
@@ -63,7 +63,7 @@ def measure_stability(
             max_length=processor.max_length,
         )
         by_kind = {kind: _edited(agreement) for kind, agreement in edited.by_kind.items() if agreement.items.any()}
-        found["edits"] = {**_edited(edited.agreement), "by_kind": by_kind}
+        found["edits"] = {**_edited(edited.overall), "by_kind": by_kind}
         if trainer.is_world_process_zero():
             _write_edits(output_dir / EDITS_FILE, edited.edits)
     if task.head in _HEADS_OF_ROWS:
@@ -94,12 +94,12 @@ def stability_for_card(found: dict[str, Any] | None) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _rates(agreement: Agreement) -> dict[str, float | None]:
+def _rates(agreement: Stability) -> dict[str, float | None]:
     flips = agreement.flip_rate
     return {"flip_rate": None if math.isnan(flips) else flips, "divergence": agreement.mean_divergence}
 
 
-def _edited(agreement: Agreement) -> dict[str, float | None]:
+def _edited(agreement: Stability) -> dict[str, float | None]:
     return {**_rates(agreement), "edited": int(agreement.items.sum())}
 
 

@@ -1,18 +1,19 @@
-"""How steady a trained model is: against its own dropout, small edits of the text and the seed; and how sure of itself.
+"""How stable a trained model's predictions are under dropout, small edits of the text and other seeds; its calibration.
 
-R-Drop trains for the first, and the others and the calibration change with it, so they are measured beside the scores.
+R-Drop trains for the first of these. The others and the calibration change with it, so all are measured beside the
+scores.
 """
 
 from .._lazy import lazily
 
 _EXPORTS = {
-    "Agreement": "agreement",
-    "dropout_agreement": "noise",
-    "perturbation_agreement": "perturbation",
-    "EditAgreement": "perturbation",
+    "Stability": "measure",
+    "dropout_stability": "dropout",
+    "perturbation_stability": "perturbation",
+    "EditStability": "perturbation",
     "EditedText": "perturbation",
     "EDITS": "edits",
-    "seed_agreement": "seeds",
+    "seed_stability": "seeds",
     "DivergenceProbe": "probe",
     "expected_calibration_error": "calibration",
     "mean_confidence": "calibration",

@@ -1,4 +1,4 @@
-"""How sure of itself a classifier is, and how rightly."""
+"""Calibration: how confident a classifier is, and how far that is from how often it is right."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
 
     Args:
         probabilities: (N, C), rows of which sum to 1.
-        labels: (N,) class ids; rows of -100 are left out.
+        labels: (N,) class ids; rows labeled -100 are left out.
         num_bins: number of bins.
 
     Returns:
         The mean over examples of |accuracy - mean confidence| of their bin, in [0, 1].
 
     Raises:
-        InputError: other shapes, no probabilities, or no row with a label.
+        InputError: other shapes, rows that are not probabilities, or no row with a label.
+
+    Examples:
+        >>> round(expected_calibration_error([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], [0, 1, 1]), 3)
+        0.433
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
     """
@@ -32,17 +36,17 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
 
 
 def mean_confidence(probabilities: Any, labels: Any) -> float:
-    """Mean probability of the predicted class.
+    """Mean probability of the predicted class: how confident a classifier is.
 
     Args:
         probabilities: (N, C), rows of which sum to 1.
-        labels: (N,) class ids; rows of -100 are left out.
+        labels: (N,) class ids; rows labeled -100 are left out.
 
     Returns:
         The mean over the labeled rows, in [1 / C, 1].
 
     Raises:
-        InputError: other shapes, no probabilities, or no row with a label.
+        InputError: other shapes, rows that are not probabilities, or no row with a label.
     """
     return float(_confidence(probabilities, labels)[0].mean())
 

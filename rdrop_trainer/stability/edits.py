@@ -1,7 +1,7 @@
-"""Small edits of a text, as a typing person makes them: one or two characters change, the meaning hardly ever does.
+"""Small edits of a text, as people make them when they type: one or two characters change, the meaning rarely does.
 
-Where an edit does change the meaning ("form" becomes "from", one Chinese character makes another word), the label
-should change with it, so a model that flips there is not wrong. Look at the edits before you judge by them.
+Where an edit does change the meaning ("form" becomes "from", another Chinese character makes another word), the label
+should change too, so a model that flips there is not wrong. Read the edits before you draw conclusions from them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import random
 import re
 from collections.abc import Callable
 
-# A QWERTY keyboard: a key touches those beside it, above it (at its place and the next) and below it (at its place and
-# the one before)
+# A QWERTY keyboard. A key touches the keys on its left and right, those above it in the same column and the next, and
+# those below it in the same column and the one before.
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _TOUCHING = ((0, -1), (0, 1), (-1, 0), (-1, 1), (1, -1), (1, 0))
 _PLACES = {(row, column): key for row, keys in enumerate(_ROWS) for column, key in enumerate(keys)}
@@ -19,7 +19,7 @@ _NEIGHBOURS = {
     key: [_PLACES[row + down, column + right] for down, right in _TOUCHING if (row + down, column + right) in _PLACES]
     for (row, column), key in _PLACES.items()
 }
-# Common characters of many sounds; which one takes another's place is chance, no table of homophones is used
+# Common characters. One of them is drawn at random; it need not sound like the character that it replaces.
 _HAN = (
     "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会"
     "可主发年动同工也能下过子说产种面而方后多定行学法所"
@@ -31,7 +31,7 @@ Edit = Callable[[str, random.Random], "str | None"]
 
 
 def swap(text: str, rng: random.Random) -> str | None:
-    """Two neighbouring letters change places."""
+    """Two neighbouring letters are swapped."""
     places = [i for i in range(len(text) - 1) if _letters(text[i : i + 2]) and text[i] != text[i + 1]]
     if not places:
         return None
@@ -49,7 +49,7 @@ def drop(text: str, rng: random.Random) -> str | None:
 
 
 def double(text: str, rng: random.Random) -> str | None:
-    """A letter stands twice."""
+    """A letter is doubled."""
     places = _places(text, _LETTER)
     if not places:
         return None
@@ -77,7 +77,7 @@ def other_character(text: str, rng: random.Random) -> str | None:
 
 
 def case(text: str, rng: random.Random) -> str | None:
-    """A word changes between small and capital letters."""
+    """The upper and lower case of a word are exchanged."""
     words = [m for m in re.finditer(r"\S+", text) if m[0].swapcase() != m[0]]
     if not words:
         return None
@@ -86,7 +86,7 @@ def case(text: str, rng: random.Random) -> str | None:
 
 
 def spacing(text: str, rng: random.Random) -> str | None:
-    """A space stands twice, or, in a text without spaces, one stands between two characters."""
+    """A space is doubled; in a text without spaces, one is inserted between two characters."""
     places = [i for i, character in enumerate(text) if character == " "] or range(1, len(text))
     if not places:
         return None
@@ -95,7 +95,7 @@ def spacing(text: str, rng: random.Random) -> str | None:
 
 
 def punctuation(text: str, rng: random.Random) -> str | None:
-    """The mark at the end goes, or one comes."""
+    """The punctuation mark at the end is removed, or a full stop is added."""
     bare = text.rstrip()
     if not bare:
         return None

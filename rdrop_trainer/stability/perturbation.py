@@ -1,4 +1,4 @@
-"""Steadiness against small edits of the text."""
+"""Stability under small edits of the text."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import nn
 
 from ..errors import InputError
 from ..objective.heads import PredictionHead, head_of
-from .agreement import Agreement, differ, divergence_of, mean_by
 from .edits import EDITS, Edit
+from .measure import Stability, differ, divergence_of, mean_by
 from .running import as_it_was, items_of
 
 
 class EditedText(NamedTuple):
-    """An edit, to be looked at.
+    """An edit and what it does to the prediction.
 
     Attributes:
         index: of the example.
         kind: of the edit, as in `EDITS`.
-        text: before it.
-        edited: behind it.
+        text: before the edit.
+        edited: after the edit.
         flipped: whether the model predicts another label; False for a regression.
         divergence: symmetric KL between the two predictions, in nats; squared difference for a regression.
     """
 
-    index: int  # type: ignore[assignment]  # which hides `tuple.index`
+    index: int  # type: ignore[assignment]  # it hides `tuple.index`
     kind: str
     text: str
     edited: str
@@ -39,21 +39,21 @@ class EditedText(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EditAgreement:
-    """What small edits of texts do to a model's predictions.
+class EditStability:
+    """How stable a model's predictions are under small edits of texts.
 
     Attributes:
-        agreement: over all edits, per example; examples that no edit fits have 0 items.
-        by_kind: kind of edit -> the same over its edits alone.
-        edits: all that were made.
+        overall: over all edits, per example; examples that no edit fits have 0 items.
+        by_kind: kind of edit -> the same over the edits of this kind alone.
+        edits: all edits that were made.
     """
 
-    agreement: Agreement
-    by_kind: dict[str, Agreement]
+    overall: Stability
+    by_kind: dict[str, Stability]
     edits: tuple[EditedText, ...]
 
 
-def perturbation_agreement(
+def perturbation_stability(
     model: nn.Module,
     dataset: Any,
     tokenizer: Any,
@@ -63,20 +63,20 @@ def perturbation_agreement(
     batch_size: int = 32,
     max_length: int | None = None,
     seed: int = 0,
-) -> EditAgreement:
-    """How steady a sequence classifier (or regression) is against small edits of its text.
+) -> EditStability:
+    """How stable a sequence classifier (or regression) is under small edits of its text.
 
-    Every kind of edit is made once to the first text of every example, where it fits. That the label stays the same is
-    assumed, not known: an edit can turn a meaning round (a dropped "n" of "not"), so look at `edits`.
+    Every kind of edit is made once to the first text of every example, where it fits. The label is assumed to stay the
+    same, which is not certain: an edit can change the meaning ("form" becomes "from"), so read `edits`.
 
     Args:
         model: a model for sequence classification.
         dataset: rows with texts.
         tokenizer: the model's.
         text_columns: names of the one or two columns of text; the first is edited.
-        kinds: names in `EDITS`, or functions of your own by name.
+        kinds: names in `EDITS`, or your own functions by name.
         batch_size: texts per batch.
-        max_length: longer texts are cut, in tokens; default the tokenizer's.
+        max_length: longer texts are cut, in tokens; default: the tokenizer's.
         seed: of the edits.
 
     Returns:
@@ -84,7 +84,7 @@ def perturbation_agreement(
         and `divergence` between the predictions before and after; and the edited texts.
 
     Raises:
-        InputError: an unknown kind of edit, a missing column, or a model that is not of this kind.
+        InputError: an unknown kind of edit, a missing column, an empty data set, or a model of another kind.
     """
     unknown = [kind for kind in kinds if kind not in EDITS and not isinstance(kinds, Mapping)]
     if unknown:
@@ -104,7 +104,7 @@ def perturbation_agreement(
     ]
 
     def predict(texts: list[tuple[str, ...]]) -> tuple[PredictionHead, torch.Tensor]:
-        # Texts of about one length together, so that little of a batch is padding
+        # Texts of similar length go together, so that little of a batch is padding
         order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
         logits = []
         for start in range(0, len(order), batch_size):
@@ -130,9 +130,9 @@ def perturbation_agreement(
     index = np.array([index for index, _, _ in made], dtype=int)
     kind_of = np.array([kind for _, kind, _ in made])
 
-    def over(chosen: np.ndarray) -> Agreement:
+    def over(chosen: np.ndarray) -> Stability:
         items = np.bincount(index[chosen], minlength=len(rows))
-        return Agreement(
+        return Stability(
             mean_by(index[chosen], flips[chosen], items), mean_by(index[chosen], divergence[chosen], items), items
         )
 
@@ -141,4 +141,4 @@ def perturbation_agreement(
         for (i, kind, text), flip, value in zip(made, flips, divergence, strict=True)
     )
     every = np.ones(len(made), dtype=bool)
-    return EditAgreement(over(every), {kind: over(kind_of == kind) for kind in functions}, tuple(records))
+    return EditStability(over(every), {kind: over(kind_of == kind) for kind in functions}, tuple(records))

@@ -1,4 +1,4 @@
-"""A look at the divergence while a model trains, which a baseline does not compute by itself."""
+"""The divergence while a model trains, for a baseline too, which does not compute it by itself."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 
 
 class DivergenceProbe(TrainerCallback):
-    """Logs how far two passes of the same rows with different dropout diverge, and their task loss, as it trains.
+    """Logs the divergence of two passes of the same rows under dropout, and their task loss, during the training.
 
-    It measures what R-Drop adds to the loss, in the same way for a run with it and for one without (alpha 0, or a plain
-    `Trainer`), where it should rise. The training is not touched: the random numbers, and so the weights, are those of
-    the run without the probe. Logged are `probe_divergence` (nats, or squared difference for a regression) and
-    `probe_loss` (without label smoothing; not for models and trainers with a loss of their own), before the first step
-    and at `num_points` steps evenly over the training.
+    The divergence is what R-Drop adds to the loss. The probe measures it in the same way with R-Drop and without (alpha
+    0, or a plain `Trainer`), where it should rise. The training does not change: the random numbers, and so the
+    weights, are those of the run without the probe. It logs `probe_divergence` (nats, or squared difference for a
+    regression) and `probe_loss` (without label smoothing; not for models and trainers with a loss of their own) before
+    the first step and at `num_points` steps evenly over the training.
 
         trainer.add_callback(DivergenceProbe(trainer, train_dataset.select(range(200))))
 
     Args:
         trainer: the trainer that logs.
-        dataset: rows with labels, some of those to train on, say.
+        dataset: rows with labels, such as some of the training rows.
         num_points: how often, besides the start.
-        data_collator: makes batches; default the trainer's.
-        batch_size: rows per batch; default that of the trainer's evaluation.
+        data_collator: makes batches; default: the trainer's.
+        batch_size: rows per batch; default: that of the trainer's evaluation.
         seed: of the dropout, the same at every point.
 
     Attributes:
-        seconds: spent measuring so far.
+        seconds: the time spent on measuring so far.
 
     Raises:
         InputError: an empty data set, or `num_points` below 1.
@@ -65,11 +65,11 @@ class DivergenceProbe(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         share = state.global_step * self.num_points / state.max_steps
-        # The first step at or behind each point
+        # The first step at or after each point
         if int(share) > int((state.global_step - 1) * self.num_points / state.max_steps):
             is_due = control.should_log
             self._measure(model)
-            control.should_log = is_due  # the training's own log of this step, which ours would count as done
+            control.should_log = is_due  # our log would count as the training's own log of this step
 
     def _measure(self, model: torch.nn.Module) -> None:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Running a model for a measurement: batches, the items that count, and everything left as it was."""
+"""Running a model for a measurement: its batches, the items that count, and restoring everything afterwards."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _ROW_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions
 
 
 def batches_of(model: nn.Module, dataset: Any, collate: Callable | None, size: int) -> Iterator[dict[str, Any]]:
-    # Of the class: while it trains, the method of the model itself is wrapped
+    """Batches of the columns that the model takes, on its device; labels of -100 where the rows have none."""
+    # The signature of the class, because the model's own method is wrapped while it trains
     known = inspect.signature(type(model).forward).parameters.keys() - {"self"}
-    anything = "kwargs" in known and len(known) <= 2  # a wrapper, which says nothing of what is inside
+    anything = "kwargs" in known and len(known) <= 2  # a wrapper; its signature does not say what the model takes
     device = next(model.parameters()).device
 
-    def taken(rows: list[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
+    def collate_known(rows: list[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
         wanted = [{k: v for k, v in row.items() if anything or k in known or k in _ROW_LABELS} for row in rows]
         return (collate or default_data_collator)(wanted)
 
-    for batch in DataLoader(dataset, batch_size=size, collate_fn=taken):
+    for batch in DataLoader(dataset, batch_size=size, collate_fn=collate_known):
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         yield batch if any(key in batch for key in _ROW_LABELS) else {**batch, "labels": _no_labels(model, batch)}
 
@@ -47,7 +48,7 @@ def items_of(
     model: nn.Module, head: PredictionHead, batch: Mapping[str, Any]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The logits (n, C) in float64 and the labels (n, ...) of the items that count, for each part of the head."""
-    # Without labels the model computes no loss; an encoder-decoder makes its decoder's inputs of them
+    # Without labels the model computes no loss. An encoder-decoder keeps them: its decoder's inputs are made of them
     keep = head.labels if head.name == SEQ2SEQ.name and batch.get("decoder_input_ids") is None else ()
     outputs = model(**{key: value for key, value in batch.items() if key not in _ROW_LABELS or key in keep})
     logits = {name: (outputs[name],) for name in head.outputs}
@@ -57,6 +58,7 @@ def items_of(
 
 @contextmanager
 def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Restores which modules of the model are in training mode."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -67,9 +69,9 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers of their own for the device of the model; those that were being drawn go on behind."""
+    """Seeds the random numbers of the CPU and the model's device, and restores their states afterwards."""
     device = next(model.parameters()).device
-    # Some models draw layers to drop and spans to mask from these
+    # Some models draw the layers to drop and the spans to mask from Python's and NumPy's random numbers
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

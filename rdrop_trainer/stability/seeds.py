@@ -1,4 +1,4 @@
-"""Steadiness against the seed: how far models that were trained with different seeds agree."""
+"""Stability across seeds: how much models that were trained with different seeds differ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from ..errors import InputError
 from ..losses.validation import Problem
 from ..objective.heads import PredictionHead
-from .agreement import Agreement, differ, divergence_of
+from .measure import Stability, differ, divergence_of
 
 
-def seed_agreement(logits: Sequence[Any], problem: Problem = "single_label") -> Agreement:
-    """How far models of different seeds agree on the same rows ("churn").
+def seed_stability(logits: Sequence[Any], problem: Problem = "single_label") -> Stability:
+    """How much the predictions of models of different seeds differ for the same rows ("churn").
 
     Args:
         logits: of each model, (N, C), for the same N rows.
@@ -28,6 +28,10 @@ def seed_agreement(logits: Sequence[Any], problem: Problem = "single_label") -> 
 
     Raises:
         InputError: fewer than two models, or logits of different shapes.
+
+    Examples:
+        >>> seed_stability([[[2.0, 0.0], [0.5, 0.0]], [[3.0, 0.0], [0.0, 0.5]]]).flips
+        array([0., 1.])
     """
     stacked = [torch.as_tensor(np.asarray(z), dtype=torch.float64) for z in logits]
     shapes = [tuple(z.shape) for z in stacked]
@@ -35,4 +39,4 @@ def seed_agreement(logits: Sequence[Any], problem: Problem = "single_label") -> 
         raise InputError(f"logits: expected (N, C) of at least two models for the same rows, got {shapes}")
     head = PredictionHead("rows", problem)
     flips = np.mean([differ(head, a, b) for a, b in combinations(stacked, 2)], axis=0)
-    return Agreement(flips, divergence_of(head, torch.stack(stacked)), np.ones(len(flips), dtype=int))
+    return Stability(flips, divergence_of(head, torch.stack(stacked)), np.ones(len(flips), dtype=int))

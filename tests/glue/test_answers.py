@@ -38,7 +38,7 @@ def texts(tokenizer, row):
 # ---- Multiple choice ----
 
 
-def test_a_choice_stands_behind_its_passage_and_question(tokenizer):
+def test_a_choice_stands_after_its_passage_and_question(tokenizer):
     rows = choice_rows(("甲乙丙", "谁？", ["丁", "戊己"], 1), ("甲", "谁？", ["子", "丑", "寅"], -1))
     features = make_choice_features(rows, tokenizer, 32)
     assert texts(tokenizer, features[0]["input_ids"]) == [

@@ -237,7 +237,7 @@ def test_the_search_has_the_beams_and_the_length_asked_for(model, here, monkeypa
 
     monkeypatch.setattr(BartForConditionalGeneration, "generate", watch)
     assert run(model, "--data_dir", ".", "--do_predict", "--num_beams", 3, "--max_target_length", 9) == 0
-    assert set(seen) == {(3, 10)}  # nine tokens behind the one it begins from
+    assert set(seen) == {(3, 10)}  # nine tokens after the start token
 
 
 def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):

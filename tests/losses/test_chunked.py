@@ -384,8 +384,10 @@ def test_what_is_kept_for_the_backward_are_the_logits(implementation):
 
 @pytest.mark.parametrize("wanted", ["no leaf", "no_grad", "inference"])
 def test_no_gradient_is_made_where_none_is_wanted(wanted, monkeypatch):
-    asked_for, walk = [], chunked.walk
-    monkeypatch.setattr(chunked, "walk", lambda *args, **rest: asked_for.append(args[3]) or walk(*args, **rest))
+    asked_for, original = [], chunked.loss_and_grad
+    monkeypatch.setattr(
+        chunked, "loss_and_grad", lambda *args, **rest: asked_for.append(args[3]) or original(*args, **rest)
+    )
     logits, labels = make("single_label", 9, 30)
     logits.requires_grad_(wanted != "no leaf")
     with {"no leaf": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}[wanted]():
@@ -395,8 +397,8 @@ def test_no_gradient_is_made_where_none_is_wanted(wanted, monkeypatch):
 
 
 def test_auto_takes_the_closed_form_from_some_logits_on(monkeypatch):
-    names = []
-    monkeypatch.setattr(rdrop, "walk_of", lambda name, walk_of=rdrop.walk_of: names.append(name) or walk_of(name))
+    names, original = [], rdrop.loss_and_grad_of
+    monkeypatch.setattr(rdrop, "loss_and_grad_of", lambda name: names.append(name) or original(name))
     for c in (rdrop.CHUNKED_FROM // 8 - 1, rdrop.CHUNKED_FROM // 8):
         rdrop_loss(torch.zeros(8, c), torch.zeros(4, dtype=torch.long), alpha=4.0)
     assert names == ["chunked"]

@@ -296,8 +296,10 @@ def test_a_gradient_in_huge_pages():
 
 @pytest.mark.parametrize("wanted", [torch.no_grad, torch.inference_mode])
 def test_no_gradient_is_made_where_none_is_wanted(wanted, monkeypatch):
-    asked_for, walk = [], linear.walk
-    monkeypatch.setattr(linear, "walk", lambda *args, **rest: asked_for.append(args[3]) or walk(*args, **rest))
+    asked_for, original = [], linear.loss_and_grad
+    monkeypatch.setattr(
+        linear, "loss_and_grad", lambda *args, **rest: asked_for.append(args[3]) or original(*args, **rest)
+    )
     hidden, weight, _, labels = make()
     with wanted():
         assert not rdrop_linear_loss(*leaves(hidden, weight), labels, alpha=4.0).loss.requires_grad

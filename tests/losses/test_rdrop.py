@@ -16,6 +16,10 @@ each_problem = pytest.mark.parametrize("problem, implementation", BY_PROBLEM)
 each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 
+def loss_of(logits, labels, implementation, problem="single_label", **settings):
+    return rdrop_loss(logits, labels, implementation=implementation, problem=problem, **{"alpha": 4.0, **settings})
+
+
 @each_problem
 @pytest.mark.parametrize("m", [2, 3, 5])
 @pytest.mark.parametrize("n, c", [(1, 1), (1, 2), (7, 3), (33, 17)])
@@ -25,7 +29,7 @@ def test_equals_the_definition(problem, m, n, c, implementation):
     logits, labels = make(problem, n, c, m)
     logits.requires_grad_()
     expected_logits = logits.detach().double().requires_grad_()
-    result = rdrop_loss(logits, labels, alpha=3.0, num_passes=m, problem=problem, implementation=implementation)
+    result = loss_of(logits, labels, implementation, problem, alpha=3.0, num_passes=m)
     expected = formulas.rdrop(expected_logits.split(n), labels, 3.0, problem)
     for got, want in zip(result, expected, strict=True):
         assert relative(got.detach(), want.detach()) < 1e-6
@@ -45,7 +49,7 @@ def test_float32_keeps_its_digits_when_passes_are_close(n, c, noise, implementat
     exact = logits.detach().double().requires_grad_()
     a, b = exact.log_softmax(-1).split(n)
     expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
-    got = rdrop_loss(logits, torch.zeros(n, dtype=torch.long), alpha=1.0, implementation=implementation).divergence
+    got = loss_of(logits, torch.zeros(n, dtype=torch.long), implementation).divergence
     assert relative(got.detach(), expected.detach()) < 1e-6
     got.backward()
     expected.backward()
@@ -57,7 +61,7 @@ def test_float32_keeps_its_digits_when_passes_are_close(n, c, noise, implementat
 def test_half_precision_is_no_worse_than_the_naive_formula(dtype, problem, implementation):
     logits, labels = make(problem, 40, 3000 if problem == "single_label" else 6, dtype=dtype)
     expected = formulas_fast(logits.double(), labels, problem)
-    got = rdrop_loss(logits, labels, alpha=4.0, problem=problem, implementation=implementation).loss
+    got = loss_of(logits, labels, implementation, problem).loss
     assert got.dtype == torch.float32
     naive_error = relative(formulas_fast(logits, labels, problem), expected)
     assert relative(got, expected) <= naive_error + 1e-6
@@ -70,20 +74,8 @@ def test_gradcheck(problem, m, implementation):
     if problem == "single_label":
         labels[1] = -100
     logits.requires_grad_()
-    smoothing = 0.1 if problem == "single_label" else 0.0
-
-    def loss(z):
-        return rdrop_loss(
-            z,
-            labels,
-            alpha=1.7,
-            num_passes=m,
-            problem=problem,
-            label_smoothing=smoothing,
-            implementation=implementation,
-        ).loss
-
-    assert torch.autograd.gradcheck(loss, logits)
+    settings = {"alpha": 1.7, "num_passes": m, "label_smoothing": 0.1 if problem == "single_label" else 0.0}
+    assert torch.autograd.gradcheck(lambda z: loss_of(z, labels, implementation, problem, **settings).loss, logits)
 
 
 @each_implementation
@@ -96,7 +88,7 @@ def test_seed_and_paper_weights(implementation):
     kl21 = (b.exp() * (b - a)).sum(-1).mean()
     paper = ce1 + ce2 + 4 * 0.5 * (kl12 + kl21)
     seed = 0.5 * (ce1 + ce2) + 4 / 4 * (kl12 + kl21)
-    got = rdrop_loss(logits, labels, alpha=4.0, implementation=implementation).loss
+    got = loss_of(logits, labels, implementation).loss
     assert relative(got, paper / 2) < 1e-6
     assert relative(got, seed) < 1e-6
 
@@ -106,16 +98,16 @@ def test_unlabeled_items_count_in_the_divergence_only(implementation):
     logits, labels = make("single_label", 6, 4)
     labels[[1, 4]] = -100
     expected = formulas.rdrop(logits.split(6), labels, 4.0)
-    for got, want in zip(rdrop_loss(logits, labels, alpha=4.0, implementation=implementation), expected, strict=True):
+    for got, want in zip(loss_of(logits, labels, implementation), expected, strict=True):
         assert relative(got, want) < 1e-6
 
 
 @each_implementation
 @pytest.mark.parametrize("labels", [torch.full((5,), -100), None])
-def test_nothing_labelled_gives_task_zero_and_a_gradient_from_the_divergence(labels, implementation):
+def test_nothing_labeled_gives_task_zero_and_a_gradient_from_the_divergence(labels, implementation):
     logits, _ = make("single_label", 5, 3)
     logits.requires_grad_()
-    result = rdrop_loss(logits, labels, alpha=4.0, implementation=implementation)
+    result = loss_of(logits, labels, implementation)
     assert result.task_loss == 0
     result.loss.backward()
     assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
@@ -124,14 +116,8 @@ def test_nothing_labelled_gives_task_zero_and_a_gradient_from_the_divergence(lab
 @each_problem
 def test_identical_passes_have_no_divergence(problem, implementation):
     logits, labels = make(problem, 9, 5, m=1)
-    assert (
-        rdrop_loss(logits.repeat(2, 1), labels, alpha=4.0, problem=problem, implementation=implementation).divergence
-        == 0
-    )
-    many = rdrop_loss(
-        logits.repeat(5, 1), labels, alpha=4.0, num_passes=5, problem=problem, implementation=implementation
-    ).divergence
-    assert abs(many.item()) <= 1e-12
+    two, five = (loss_of(logits.repeat(m, 1), labels, implementation, problem, num_passes=m) for m in (2, 5))
+    assert two.divergence == 0 and abs(five.divergence.item()) <= 1e-12
 
 
 @each_problem
@@ -141,7 +127,7 @@ def test_extreme_logits_stay_finite(problem, magnitude, implementation):
     logits[0, 1] = magnitude
     logits[5] = magnitude
     logits.requires_grad_()
-    result = rdrop_loss(logits, labels, alpha=4.0, problem=problem, implementation=implementation)
+    result = loss_of(logits, labels, implementation, problem)
     result.loss.backward()
     assert result.loss.isfinite() and logits.grad.isfinite().all()
 
@@ -158,16 +144,8 @@ def test_a_masked_class_contributes_nothing(problem, smoothing, implementation):
     masked = logits.clone()
     masked[:, 2] = float("-inf")
     masked.requires_grad_()
-    got = rdrop_loss(
-        masked, labels, alpha=4.0, problem=problem, label_smoothing=smoothing, implementation=implementation
-    )
-    without = rdrop_loss(
-        logits[:, :2],
-        labels if labels.dim() == 1 else labels[:, :2],
-        alpha=4.0,
-        problem=problem,
-        implementation=implementation,
-    )
+    got = loss_of(masked, labels, implementation, problem, label_smoothing=smoothing)
+    without = loss_of(logits[:, :2], labels if labels.dim() == 1 else labels[:, :2], implementation, problem)
     assert relative(got.divergence.detach(), without.divergence) < 1e-6
     got.loss.backward()
     assert got.loss.isfinite() and masked.grad.isfinite().all()
@@ -179,13 +157,8 @@ def test_many_classes_and_empty_batches(implementation):
     logits, labels = make("single_label", 2, 150_000)
     a, b = logits.double().log_softmax(-1).split(2)
     expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1).mean()
-    assert relative(rdrop_loss(logits, labels, alpha=4.0, implementation=implementation).divergence, expected) < 1e-6
-    empty = rdrop_loss(
-        torch.empty(0, 4, requires_grad=True),
-        torch.empty(0, dtype=torch.long),
-        alpha=4.0,
-        implementation=implementation,
-    )
+    assert relative(loss_of(logits, labels, implementation).divergence, expected) < 1e-6
+    empty = loss_of(torch.empty(0, 4, requires_grad=True), torch.empty(0, dtype=torch.long), implementation)
     empty.loss.backward()
     assert [t.item() for t in empty] == [0, 0, 0]
 
@@ -195,35 +168,29 @@ def test_label_smoothing_equals_torch(implementation):
     logits, labels = make("single_label", 8, 5)
     labels[3] = -100
     expected = F.cross_entropy(logits.double(), labels.repeat(2), label_smoothing=0.2)
-    assert (
-        relative(
-            rdrop_loss(logits, labels, alpha=0, label_smoothing=0.2, implementation=implementation).task_loss, expected
-        )
-        < 1e-6
-    )
+    task_loss = loss_of(logits, labels, implementation, alpha=0, label_smoothing=0.2).task_loss
+    assert relative(task_loss, expected) < 1e-6
 
 
 @each_implementation
 def test_counts_and_reductions(implementation):
     logits, labels = make("single_label", 6, 4)
     labels[0] = -100
-    plain = rdrop_loss(logits, labels, alpha=4.0, implementation=implementation)
-    counted = rdrop_loss(
-        logits, labels, alpha=4.0, num_items=10, num_divergence_items=torch.tensor(24), implementation=implementation
-    )
+    plain = loss_of(logits, labels, implementation)
+    counted = loss_of(logits, labels, implementation, num_items=10, num_divergence_items=torch.tensor(24))
     assert relative(counted.task_loss, plain.task_loss * 5 / 10) < 1e-6
     assert relative(counted.divergence, plain.divergence * 6 / 24) < 1e-6
-    summed = rdrop_loss(logits, labels, alpha=4.0, reduction="sum", implementation=implementation)
+    summed = loss_of(logits, labels, implementation, reduction="sum")
     assert relative(summed.divergence, plain.divergence * 6) < 1e-6
     assert relative(summed.task_loss, plain.task_loss) < 1e-6
     assert relative(summed.loss, summed.task_loss + 2 * summed.divergence) < 1e-6
-    assert rdrop_loss(logits, labels, alpha=4.0, num_items=0, implementation=implementation).task_loss.isfinite()
+    assert loss_of(logits, labels, implementation, num_items=0).task_loss.isfinite()
 
 
 @each_implementation
 def test_one_pass_is_the_plain_loss(implementation):
     logits, labels = make("single_label", 6, 4, m=1)
-    result = rdrop_loss(logits, labels, alpha=4.0, num_passes=1, implementation=implementation)
+    result = loss_of(logits, labels, implementation, num_passes=1)
     assert relative(result.loss, F.cross_entropy(logits.double(), labels)) < 1e-6
     assert result.divergence == 0
 

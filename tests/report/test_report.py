@@ -262,7 +262,7 @@ def test_a_regression_has_divergences_in_place_of_flips(tmp_path):
     first = [run(s, 0.0, v, name="pearson", stability=stability(None, 0.5, None)) for s, v in enumerate(BASELINE)]
     second = [run(s, 4.0, 0.8, name="pearson", stability=stability(None, 0.1 + s / 99, None)) for s in range(5)]
     said = write_report(first, second, tmp_path).sentences
-    assert any(s.startswith("Dropout: divergence 0.12, baseline 0.50 (p < 0.001): steadier") for s in said)
+    assert any(s.startswith("Dropout: divergence 0.12, baseline 0.50 (p < 0.001): more stable") for s in said)
     assert not any("seed to seed" in s for s in said), "equal scores have no spread to compare"
     assert any(s.startswith("All this is about other seeds") and s.endswith("not about other rows.") for s in said)
 

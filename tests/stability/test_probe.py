@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from rdrop_trainer import DivergenceProbe, RDropTrainer
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.stability import seed_agreement
+from rdrop_trainer.stability import seed_stability
 from support import tiny, zoo
 from support.formulas import bernoulli, softmax, squared, symmetric_kl
 from support.tiny import Drawn
@@ -120,9 +120,9 @@ KINDS = {"single_label": symmetric_kl, "multi_label": bernoulli, "regression": s
 
 
 @pytest.mark.parametrize("problem", KINDS)
-def test_agreement_of_seeds_by_its_definition(problem):
+def test_stability_across_seeds_by_its_definition(problem):
     logits = np.random.default_rng(0).normal(size=(4, 9, 3))
-    found = seed_agreement(list(logits.astype(np.float32)), problem)
+    found = seed_stability(list(logits.astype(np.float32)), problem)
     for i in range(9):
         pairs = list(itertools.combinations(logits[:, i], 2))
         assert found.divergence[i] == pytest.approx(np.mean([KINDS[problem](a, b) for a, b in pairs]), rel=1e-5)
@@ -137,4 +137,4 @@ def test_agreement_of_seeds_by_its_definition(problem):
 def test_what_seeds_cannot_be_compared():
     for logits in ([torch.zeros(3, 2)], [torch.zeros(3, 2), torch.zeros(4, 2)]):
         with pytest.raises(InputError, match="at least two models for the same rows"):
-            seed_agreement(logits)
+            seed_stability(logits)

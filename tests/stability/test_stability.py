@@ -1,4 +1,4 @@
-"""Steadiness: agreement under dropout and under edits, and calibration, against independent formulas."""
+"""Stability under dropout and under edits, and calibration, against independent formulas."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import torch
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
 
-from rdrop_trainer import dropout_agreement, perturbation_agreement, set_dropout
+from rdrop_trainer import dropout_stability, perturbation_stability, set_dropout
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.stability import expected_calibration_error, mean_confidence
 from support import tiny, zoo
@@ -38,11 +38,11 @@ CASES = {
 
 
 @pytest.mark.parametrize("head", CASES)
-def test_dropout_agreement_by_the_definition(head):
+def test_dropout_stability_by_the_definition(head):
     model = wide(tiny.bert(head, dropout=0.3))
     model.dropout = Drawn(0.3)
     data, samples = tiny.dataset(head, rows=7), 4
-    found = dropout_agreement(model, data, samples, data_collator=collator(head), batch_size=7, seed=5)
+    found = dropout_stability(model, data, samples, data_collator=collator(head), batch_size=7, seed=5)
     weight, bias = model.classifier.weight.detach().double(), model.classifier.bias.detach().double()
     logits = [(hidden @ weight.T + bias).tolist() for hidden in model.dropout.seen]
     assert len(logits) == 1 + samples
@@ -70,11 +70,11 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were():
     model.bert.encoder.eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    first = dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"))
+    first = dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"))
     assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
-    again = dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"))
+    again = dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"))
     assert np.array_equal(first.divergence, again.divergence)
-    other = dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"), seed=1)
+    other = dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"), seed=1)
     assert not np.array_equal(first.divergence, other.divergence)
 
 
@@ -82,14 +82,14 @@ def test_norms_keep_their_statistics():
     model = tiny.bert()
     model.dropout = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(16))
     before = tiny.weights(model)
-    dropout_agreement(model, tiny.dataset(), data_collator=collator("single_label"))
+    dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"))
     assert tiny.identical(tiny.weights(model), before)
 
 
 def test_batches_do_not_matter_for_what_is_counted():
     data = tiny.dataset("token", rows=9, unlabeled=(2,))
     model = tiny.bert("token")
-    one, many = (dropout_agreement(model, data, data_collator=collator("token"), batch_size=b) for b in (9, 2))
+    one, many = (dropout_stability(model, data, data_collator=collator("token"), batch_size=b) for b in (9, 2))
     assert np.array_equal(one.items, many.items) and one.items[2] == len(data[2]["input_ids"])
 
 
@@ -103,7 +103,7 @@ def test_rows_without_labels(head):
         ],
     )
     model.config.problem_type = {"multi_label": "multi_label_classification"}.get(head)
-    found = dropout_agreement(model, data, data_collator=DataCollatorWithPadding(tiny.tokenizer()))
+    found = dropout_stability(model, data, data_collator=DataCollatorWithPadding(tiny.tokenizer()))
     expected = [len(row["input_ids"]) for row in data] if head == "token" else [1] * len(data)
     assert found.items.tolist() == expected and (found.divergence > 0).all()
 
@@ -111,18 +111,18 @@ def test_rows_without_labels(head):
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "masked_lm", "choice", "question", "vit", "wav2vec2"])
 def test_every_head(name):
     model, rows = zoo.build(name, dropout=0.2), zoo.dataset(name, 5)
-    found = dropout_agreement(model, rows, 3, data_collator=zoo.collator(name, model), batch_size=2)
+    found = dropout_stability(model, rows, 3, data_collator=zoo.collator(name, model), batch_size=2)
     assert len(found.items) == 5 and found.mean_divergence > 0 and 0 <= found.flip_rate <= 1
     set_dropout(model, 0.0)
     with pytest.raises(InputError, match="no active dropout"):
-        dropout_agreement(model, rows, data_collator=zoo.collator(name, model))
+        dropout_stability(model, rows, data_collator=zoo.collator(name, model))
 
 
 def test_what_cannot_be_measured():
     with pytest.raises(InputError, match="at least 2, got 1"):
-        dropout_agreement(tiny.bert(), tiny.dataset(), 1)
+        dropout_stability(tiny.bert(), tiny.dataset(), 1)
     with pytest.raises(InputError, match="empty"):
-        dropout_agreement(tiny.bert(), [])
+        dropout_stability(tiny.bert(), [])
 
 
 # ---- Edits ----
@@ -134,8 +134,8 @@ TEXTS = [{"text": f"w{5 + i} w{6 + i} w7"} for i in range(8)] + [{"text": "ç”µå½
 def test_edits_are_compared_with_the_text_they_were_made_of():
     model, tok = wide(tiny.bert(dropout=0.1)), tiny.tokenizer()
     tok.backend_tokenizer.pre_tokenizer = Whitespace()
-    found = perturbation_agreement(model, TEXTS, tok, batch_size=3, seed=2)
-    again = perturbation_agreement(model, TEXTS, tok, batch_size=5, seed=2)
+    found = perturbation_stability(model, TEXTS, tok, batch_size=3, seed=2)
+    again = perturbation_stability(model, TEXTS, tok, batch_size=5, seed=2)
     assert [edit[:4] for edit in found.edits] == [edit[:4] for edit in again.edits]
 
     def logits(text):
@@ -147,42 +147,42 @@ def test_edits_are_compared_with_the_text_they_were_made_of():
         a, b = logits(edit.text), logits(edit.edited)
         assert edit.divergence == pytest.approx(symmetric_kl(a, b), rel=1e-4, abs=1e-9)
         assert edit.flipped == (np.argmax(a) != np.argmax(b))
-    assert found.agreement.flip_rate == pytest.approx(np.mean([edit.flipped for edit in found.edits]))
+    assert found.overall.flip_rate == pytest.approx(np.mean([edit.flipped for edit in found.edits]))
     swaps = [edit.divergence for edit in found.edits if edit.kind == "spacing"]
     assert found.by_kind["spacing"].mean_divergence == pytest.approx(np.mean(swaps))
     assert found.by_kind["other_character"].items.tolist() == [0] * 8 + [1, 0]
     assert found.by_kind["slip"].items.tolist() == [1] * 8 + [0, 0]
-    assert found.agreement.items[9] == 2  # a space, and a full stop
+    assert found.overall.items[9] == 2  # a space, and a full stop
 
 
 def test_edits_of_ones_own_and_of_the_first_of_two_texts():
     rows = [{"a": "w5 w6", "b": "w7"}, {"a": "w8", "b": "w9"}]
     kinds = {"nothing": lambda text, rng: text, "new": lambda text, rng: "w10"}
-    found = perturbation_agreement(wide(tiny.bert()), rows, tiny.tokenizer(), text_columns=("a", "b"), kinds=kinds)
+    found = perturbation_stability(wide(tiny.bert()), rows, tiny.tokenizer(), text_columns=("a", "b"), kinds=kinds)
     assert [(edit.kind, edit.edited) for edit in found.edits] == [("new", "w10")] * 2
     model, tok = wide(tiny.bert()).eval(), tiny.tokenizer()
     with torch.no_grad():
         a, b = (model(**tok(text, "w7", return_tensors="pt")).logits[0].tolist() for text in ("w5 w6", "w10"))
     assert found.edits[0].divergence == pytest.approx(symmetric_kl(a, b), rel=1e-4)
-    only = perturbation_agreement(
+    only = perturbation_stability(
         wide(tiny.bert()), rows, tiny.tokenizer(), text_columns=("a",), kinds={"no": lambda *_: None}
     )
-    assert only.edits == () and math.isnan(only.agreement.flip_rate)
+    assert only.edits == () and math.isnan(only.overall.flip_rate)
 
 
 def test_a_regression_has_no_flips():
-    found = perturbation_agreement(tiny.bert("regression"), TEXTS, tiny.tokenizer(), kinds=["spacing"])
+    found = perturbation_stability(tiny.bert("regression"), TEXTS, tiny.tokenizer(), kinds=["spacing"])
     assert found.edits and not any(edit.flipped for edit in found.edits)
-    assert math.isnan(found.agreement.flip_rate) and found.agreement.mean_divergence >= 0
+    assert math.isnan(found.overall.flip_rate) and found.overall.mean_divergence >= 0
 
 
 def test_what_cannot_be_edited():
     with pytest.raises(InputError, match="no edit is called typo; there are swap, drop"):
-        perturbation_agreement(tiny.bert(), TEXTS, tiny.tokenizer(), kinds=["typo"])
+        perturbation_stability(tiny.bert(), TEXTS, tiny.tokenizer(), kinds=["typo"])
     with pytest.raises(InputError, match="no column sentence"):
-        perturbation_agreement(tiny.bert(), TEXTS, tiny.tokenizer(), text_columns=("sentence",))
+        perturbation_stability(tiny.bert(), TEXTS, tiny.tokenizer(), text_columns=("sentence",))
     with pytest.raises(InputError, match="sequence classification alone"):
-        perturbation_agreement(tiny.bert("token"), TEXTS, tiny.tokenizer())
+        perturbation_stability(tiny.bert("token"), TEXTS, tiny.tokenizer())
 
 
 # ---- Calibration ----

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 def softmax_kl(a, b):
     """KL(softmax(a) || softmax(b)) of two vectors, by the definition."""
     p, q = torch.softmax(a, 0), torch.softmax(b, 0)
-    return sum(p[v] * (torch.log(p[v]) - torch.log(q[v])) for v in range(len(p)) if p[v] > 0)
+    p, q = p[p > 0], q[p > 0]
+    return (p * (torch.log(p) - torch.log(q))).sum()
 
 
 def bernoulli_kl(a, b):

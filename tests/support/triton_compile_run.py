@@ -44,5 +44,7 @@ for dtype, m, classes, options in (
     (torch.float16, 3, 32_000, {}),
     (torch.float32, 1, 2, {}),
 ):
-    kernels.walk((torch.empty(4 * m, classes, dtype=dtype),), one, one, True, labels=labels, num_passes=m, **options)
+    kernels.loss_and_grad(
+        (torch.empty(4 * m, classes, dtype=dtype),), one, one, True, labels=labels, num_passes=m, **options
+    )
 kernels.scale_(torch.empty(100, 70, dtype=torch.bfloat16), one)

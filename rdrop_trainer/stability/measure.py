@@ -1,4 +1,4 @@
-"""How far predictions for the same examples agree."""
+"""How much predictions for the same examples differ."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from ..objective.heads import PredictionHead
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How far predictions for the same examples agree; arrays have one value per example.
+class Stability:
+    """How much predictions for the same examples differ; each array has one value per example.
 
     Attributes:
-        flips: (N,) float64, share of the predictions that differ from the model's own, which it gives without dropout
-            and for the unedited text; of a token head, the mean over tokens; NaN for a regression, which has none.
-        divergence: (N,) float64, symmetric KL in nats, as R-Drop's: the mean over the pairs of predictions that are
-            compared, of a token head over its tokens too; squared difference for a regression.
-        items: (N,) integers, predictions per example: 1, or its tokens.
+        flips: (N,) float64, the share of the predictions whose label differs from the one they are compared with: the
+            model's own, without dropout and for the unedited text, or that of another seed. For a token head it is the
+            mean over tokens. It is NaN for a regression.
+        divergence: (N,) float64, symmetric KL in nats, as in the R-Drop loss, or squared difference for a regression.
+            It is the mean over the pairs of predictions that are compared, and over the tokens of a token head.
+        items: (N,) integers, what an example counts in the means below: the number of its edits or tokens, else 1.
     """
 
     flips: np.ndarray
@@ -47,7 +48,7 @@ class Agreement:
 def compare(
     head: PredictionHead, batch: Mapping[str, Any], own: list[torch.Tensor], samples: list[torch.Tensor]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(flips, divergence, items) per row; `own` is (n, C) for each part, `samples` (m, n, C)."""
+    """(flips, divergence, items) per row. Each part of the head has its `own` logits (n, C) and `samples` (m, n, C)."""
     rows, size = head.rows_of_items(batch)
     rows = rows.cpu().numpy()
     items, parts = np.bincount(rows, minlength=size), []
@@ -59,7 +60,7 @@ def compare(
 
 
 def divergence_of(head: PredictionHead, logits: torch.Tensor) -> np.ndarray:
-    """Mean over pairs of the m predictions (m, n, C), per item."""
+    """Divergence per item, (n,): the mean over pairs of the m predictions (m, n, C)."""
     if head.problem == "single_label":
         none = torch.full(logits.shape[1:2], reference.IGNORE_INDEX, device=logits.device)
         return reference.single_label(logits, none, 0.0)[1].cpu().numpy()
@@ -77,6 +78,6 @@ def differ(head: PredictionHead, a: torch.Tensor, b: torch.Tensor) -> np.ndarray
 
 
 def mean_by(rows: np.ndarray, values: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Mean of the values of each row's items; NaN for a row without."""
+    """Mean of the values of each row's items; NaN for a row without items."""
     sums = np.bincount(rows, weights=values, minlength=len(items))
     return np.divide(sums, items, out=np.full(len(items), np.nan), where=items > 0)

@@ -1,4 +1,4 @@
-"""Steadiness against the model's own dropout."""
+"""Stability under the model's own dropout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 from ..dropout import active_dropout
 from ..errors import InputError
 from ..objective.heads import head_of
-from .agreement import Agreement, compare
+from .measure import Stability, compare
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 
 
-def dropout_agreement(
+def dropout_stability(
     model: nn.Module,
     dataset: Any,
     num_samples: int = 8,
@@ -24,18 +24,18 @@ def dropout_agreement(
     data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
     batch_size: int = 32,
     seed: int = 0,
-) -> Agreement:
-    """How steady a model is against its own dropout.
+) -> Stability:
+    """How stable a model's predictions are under its own dropout.
 
-    Every example goes through the model once as in evaluation and `num_samples` times with dropout on (and the other
-    noise of training, such as layer drop); norms go on using their stored statistics. The model is left as it was, and
-    so is the state of the random numbers.
+    Every example goes through the model once as in evaluation, and `num_samples` times with dropout on (and the other
+    noise of training, such as layer drop). Norms keep using their stored statistics. Afterwards the model and the state
+    of the random numbers are as they were.
 
     Args:
         model: any model that R-Drop trains.
         dataset: rows as for a `Trainer`'s evaluation. Labels say which tokens count; rows and tokens may have none.
         num_samples: predictions with dropout, at least 2.
-        data_collator: makes batches; default transformers' `default_data_collator`.
+        data_collator: makes batches; default: `transformers.default_data_collator`.
         batch_size: rows per batch.
         seed: of the dropout.
 
@@ -46,6 +46,14 @@ def dropout_agreement(
     Raises:
         InputError: no active dropout, too few samples, or an empty data set.
         ValueError: a head that R-Drop does not fit.
+
+    Examples:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> found = dropout_stability(model, [{"input_ids": [1, 2, 3]}] * 5)
+        >>> found.flips.shape, found.mean_divergence > 0
+        ((5,), True)
     """
     if num_samples < 2:
         raise InputError(f"num_samples: expected at least 2, got {num_samples}")
@@ -65,4 +73,4 @@ def dropout_agreement(
             batches.append(compare(head, batch, own, [torch.stack(part) for part in zip(*samples, strict=True)]))
     if not batches:
         raise InputError("the data set is empty, expected rows to predict")
-    return Agreement(*(np.concatenate(values) for values in zip(*batches, strict=True)))
+    return Stability(*(np.concatenate(values) for values in zip(*batches, strict=True)))
