@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
@@ -59,6 +60,11 @@ def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
     if with_owner and "/" not in repo_id:
         raise InputError(f"{repo_id!r}: expected USER/NAME")
     return repo_id
+
+
+def repo_name(hub_model_id: str | None, output_dir: str | Path) -> str:
+    """The repository that a run pushes to: `hub_model_id`, or else the name of its folder."""
+    return hub_model_id or Path(output_dir).absolute().name
 
 
 def patient(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:

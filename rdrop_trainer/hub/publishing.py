@@ -7,27 +7,33 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitInfo, ModelCard
+from huggingface_hub import CommitInfo, ModelCard, ModelCardData
+from transformers import Trainer
+from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from .. import __version__
 from ..dropout import dropout_settings
 from ..errors import HubError, InputError
-from ..objective.behind import TrainerBehind
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
-from .client import check_repo_id, connect, failure, patient, seconds_to_wait
+from .client import check_repo_id, connect, failure, patient, repo_name, seconds_to_wait
+from .files import replacing, write_atomically
 from .folder import CARD, read_checkpoint
-from .model_card import CardFacts, TrainedModel, extend_card, forget_guessed_data, write_card
+from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
 from .push import push_checkpoint
 
 logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    Base = object  # any trainer can follow
 
 
-class PublishingMixin(TrainerBehind):
+class PublishingMixin(Base):
     """What `Trainer` does with the Hub, so that nothing is lost and nothing leaks.
 
     Pushed are the model, its tokenizer or processor and the card, as `push_checkpoint` chooses them: not the state of
@@ -40,6 +46,8 @@ class PublishingMixin(TrainerBehind):
 
     card_facts: CardFacts
     unlabeled_dataset: Any
+    args: Any  # its strategies are texts to a type checker, but members of an enumeration
+    push_in_progress: Any
 
     def __init__(self, *args, **kwargs):
         self.card_facts = CardFacts()
@@ -54,8 +62,7 @@ class PublishingMixin(TrainerBehind):
         self.push_in_progress = None
         if not self.is_world_process_zero():
             return
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        check_repo_id(name, with_owner=False)
+        name = check_repo_id(repo_name(self.args.hub_model_id, self.args.output_dir), with_owner=False)
         private = self.args.hub_private_repo if private is None else private
         api = connect(token or self.args.hub_token)
         try:
@@ -68,21 +75,64 @@ class PublishingMixin(TrainerBehind):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """`Trainer.create_model_card`, and beside what that tells: the R-Drop settings, every score of the weights that
-        the model has now, the baseline and steadiness of `card_facts`, and how to load the model."""
-        path = Path(self.args.output_dir) / CARD
-        if self.is_world_process_zero() and path.exists():
-            _check_readable(path)
-        super().create_model_card(*args, **kwargs)
+        the model has now, the baseline and the stability of `card_facts`, and how to load the model.
+
+        The card of a trainer that has its own `create_model_card` is kept, and ours is added to it.
+        """
         if not self.is_world_process_zero():
             return
-        card = ModelCard.load(path, ignore_metadata_errors=True)
-        if not kwargs.keys() & {"dataset", "dataset_tags"}:
-            forget_guessed_data(card)
+        path = Path(self.args.output_dir) / CARD
+        present = _metadata_of(path)
         for picture in map(Path, self.card_facts.pictures):
             if picture.resolve().parent != path.resolve().parent:
                 shutil.copy(picture, path.parent)
-        extend_card(card, self._trained_model(), self.card_facts)
-        write_card(path, card)
+        trained = self._trained_model()
+        if getattr(super().create_model_card, "__func__", None) is Trainer.create_model_card:
+            card = trainer_card(self._training_summary(present.tags, *args, **kwargs), trained, self.card_facts)
+            model = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "create_or_update_model_card"):  # PEFT's, which adds its tags and version to the file
+                write_atomically(path, str(card))
+                model.create_or_update_model_card(self.args.output_dir)
+                tags, card = card.data.tags, ModelCard.load(path)
+                card.data.tags = list(dict.fromkeys([*tags, *card.data.tags]))
+                hide_local_base(card)
+        else:
+            super().create_model_card(*args, **kwargs)
+            card = extended_card(ModelCard.load(path, ignore_metadata_errors=True), trained, self.card_facts)
+        write_atomically(path, str(card))
+
+    def _training_summary(
+        self,
+        present_tags: list[str] | None,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> TrainingSummary:
+        """What `Trainer.create_model_card` makes its card of, from the same arguments.
+
+        Data sets that are not named stay unnamed. `Trainer` guesses them from how they were loaded: "generator", say.
+        """
+        if tags is not None:
+            tags = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *(present_tags or ())]))
+        return TrainingSummary.from_trainer(
+            self,
+            language=language,
+            license=license,
+            tags=tags,
+            model_name=model_name,
+            finetuned_from=finetuned_from,
+            tasks=tasks,
+            dataset_tags=dataset_tags or [],
+            dataset_metadata=[],
+            dataset=dataset,
+            dataset_args=dataset_args or [],
+        )
 
     def _trained_model(self) -> TrainedModel:
         settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
@@ -139,12 +189,15 @@ class PublishingMixin(TrainerBehind):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         tags = kwargs.pop("tags", None) or []
         tags = [tags] if isinstance(tags, str) else list(tags)
         tags += [tag for tag in getattr(self.model, "model_tags", None) or [] if tag not in tags]
-        self.create_model_card(**{"model_name": name.split("/")[-1], "tags": tags or None, **kwargs})
+        self.create_model_card(**{"model_name": self._repo_name.split("/")[-1], "tags": tags or None, **kwargs})
         return self._push(commit_message, blocking, token, revision, private)
+
+    @property
+    def _repo_name(self) -> str:
+        return self.hub_model_id or repo_name(self.args.hub_model_id, self.args.output_dir)
 
     def _push(
         self,
@@ -157,7 +210,7 @@ class PublishingMixin(TrainerBehind):
         def push() -> CommitInfo:
             return push_checkpoint(
                 self.args.output_dir,
-                self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+                self._repo_name,
                 private=self.args.hub_private_repo if private is None else private,
                 token=token or self.args.hub_token,
                 revision=revision or self.args.hub_revision,
@@ -186,7 +239,10 @@ class PublishingMixin(TrainerBehind):
         try:
             # Copied, since a checkpoint may be deleted before it is sent
             for name, path in read_checkpoint(checkpoint_folder).files.items():
-                _copy(path, Path(self.args.output_dir) / name)
+                target = Path(self.args.output_dir, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(target) as temporary:  # a push that reads the target meanwhile gets the old file whole
+                    shutil.copyfile(path, temporary)
             self.create_model_card()
         except (OSError, ValueError) as error:
             logger.error(f"{checkpoint_folder} is not pushed: {error}")
@@ -199,22 +255,17 @@ class PublishingMixin(TrainerBehind):
             self.push_in_progress.exception()
 
 
-def _check_readable(path: Path) -> None:
-    """Put a card aside whose metadata cannot be read: `Trainer` reads it before it writes a new one."""
+def _metadata_of(path: Path) -> ModelCardData:
+    """The metadata of the card that is there. A card whose metadata cannot be read is put aside."""
+    if not path.exists():
+        return ModelCardData()
     try:
-        ModelCard.load(path)
+        return ModelCard.load(path).data
     except Exception as error:  # YAML and encodings fail in errors of their own
         aside = path.with_name(path.name + ".old")
         logger.warning(f"{path}: its metadata cannot be read ({type(error).__name__}); it is now {aside.name}")
         os.replace(path, aside)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy so that a push that reads the target meanwhile gets the old file whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        return ModelCardData()
 
 
 def _tell(push: Future[Any]) -> None:

@@ -9,11 +9,11 @@ import datasets
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import ModelCard, get_session, metadata_load
+from huggingface_hub import ModelCard, ModelCardData, get_session, metadata_load
 from safetensors.torch import load
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
-from rdrop_trainer import CardFacts, EvaluationSet, HubError, RDropArguments
+from rdrop_trainer import CardFacts, EvaluationSet, HubError, RDropArguments, RDropMixin
 from rdrop_trainer.hub.card_data import EvaluationSet as Set
 from rdrop_trainer.hub.card_data import eval_results, is_hub_name, scores_now, settings_block, settings_from_block
 from support import tiny
@@ -263,6 +263,24 @@ def test_making_a_card_twice_says_everything_once(ada, tmp_path):
     trainer.create_model_card(tags="mine", model_name="A name")
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert card.text.count("## R-Drop") == 1 and "mine" in card.data.tags and "# A name" in card.text
+
+
+def test_the_card_of_another_template_is_kept_and_extended(ada, tmp_path):
+    class OwnCard(Trainer):
+        def create_model_card(self, dataset_name=None):
+            data = ModelCardData(datasets=dataset_name, tags=["theirs"])
+            ModelCard(f"---\n{data.to_yaml()}\n---\n# Theirs\n\nTheir words.").save(tmp_path / "run" / "README.md")
+
+    class Extended(RDropMixin, OwnCard):
+        pass
+
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path / "run", cls=Extended)
+    for _ in range(2):
+        trainer.create_model_card(dataset_name="imdb")
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert {"theirs", "r-drop"} <= set(card.data.tags) and card.data.datasets == ["imdb"]
+    assert card.text.count("# Theirs") == card.text.count("Their words.") == card.text.count("## R-Drop") == 1
+    assert valid(card, ada) and "## Training procedure" not in card.text
 
 
 @pytest.mark.parametrize("content", [b"---\n: [\n---\n", b"---\n- a list\n---\n", b"\xff\xfe", b"no metadata", b""])

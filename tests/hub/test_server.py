@@ -358,8 +358,9 @@ def test_metadata_the_hub_warns_of(hub, api):
 
 
 def test_transformers_loads_a_model_by_name(hub, api, tmp_path):
-    import tiny
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from support import tiny
 
     model = tiny.bert()
     model.push_to_hub("ada/bert", private=True)
