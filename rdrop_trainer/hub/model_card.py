@@ -24,17 +24,17 @@ _FRAMEWORKS = {"Transformers": "transformers", "Pytorch": "torch", "Datasets": "
 
 @dataclass
 class CardFacts:
-    """What a card tells that a trainer does not know by itself; set them as `trainer.card_facts`.
+    """What a card says and a trainer does not know by itself. Set it as `trainer.card_facts`.
 
     Attributes:
-        task: the Hub's task, such as "summarization"; by default the one of the model's class.
-        language: code of the language of the data, such as "en".
+        task: the Hub's task, such as "summarization"; by default that of the model's class.
+        language: code of the data's language, such as "en".
         tags: more tags, such as the task's name.
-        evaluation_sets: prefix of scores ("eval", "eval_mm", ...) -> their data; by default what the evaluation data
-            set knows of itself.
+        evaluation_sets: prefix of scores ("eval", "eval_mm", ...) -> their data; by default the origin of the
+            evaluation data set.
         scores: more scores of the model, with their prefix, such as those of a prediction.
-        baseline: scores of the run without R-Drop, all else equal, under the same names.
-        stability: figures of steadiness by name.
+        baseline: scores of the same run without R-Drop, under the same names.
+        stability: figures of stability by name.
         pictures: PNG files -> what they show; they are copied beside the card.
     """
 
@@ -50,16 +50,16 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a trainer knows of the model that its card is of.
+    """What a trainer knows of the model in a card.
 
     Attributes:
-        architecture: its class name.
-        base: name or path of the model that training began from; empty for random weights.
+        architecture: class name.
+        base: name or path of the model that training started from; empty for random weights.
         settings: of R-Drop.
-        block: the `r_drop` entry, `settings_block`'s.
-        scores: of the weights it has now, with their prefix.
-        evaluation_sets: prefix -> the data of its scores.
-        repo_id: where it will be; None where that is not known.
+        block: the `r_drop` entry of `settings_block`.
+        scores: of the present weights, with their prefix.
+        evaluation_sets: prefix of scores -> their data.
+        repo_id: repository to push to; None if not known yet.
     """
 
     architecture: str
@@ -94,7 +94,7 @@ def trainer_card(summary: TrainingSummary, trained: TrainedModel, facts: CardFac
         facts,
         title=summary.model_name,
         origin=origin,
-        trained_on=_named(summary.dataset) or ", ".join(_names({**trained.evaluation_sets, **facts.evaluation_sets})),
+        trained_on=_named(summary.dataset),
         hyperparameters=summary.hyperparameters,
         training_results=None if summary.eval_lines is None else make_markdown_table(summary.eval_lines),
         versions={name: version(package) for name, package in _FRAMEWORKS.items()},
@@ -111,6 +111,7 @@ def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more
     scores = {**trained.scores, **facts.scores}
     sets = {**trained.evaluation_sets, **facts.evaluation_sets}
     _extend_metadata(data, trained, facts, scores, sets)
+    known = [data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name]
     return ModelCard.from_template(
         data,
         template_str=files(__package__).joinpath("templates/card.md").read_text(encoding="utf-8"),
@@ -119,6 +120,7 @@ def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more
         settings={name: _shown(value) for name, value in trained.block.items() if name != "version"},
         results=[_result(key, value, sets, facts.baseline) for key, value in scores.items()],
         has_baseline=bool(facts.baseline),
+        data_names=list(dict.fromkeys(known)),
         stability={name: _shown(value) for name, value in (facts.stability or {}).items()},
         pictures={quote(Path(path).name): caption for path, caption in facts.pictures.items()},
         repo_id=trained.repo_id or NO_REPO,
@@ -136,7 +138,7 @@ def _extend_metadata(
 ) -> None:
     data.pipeline_tag = facts.task or data.get("pipeline_tag") or pipeline_tag_of(trained.architecture)
     data.language = data.language or facts.language
-    # A baseline's card tells of R-Drop, but is not to be found as a model of it
+    # A baseline has the settings in its card, but shall not be found as an R-Drop model
     tags = [TAG] * (trained.settings.rdrop_alpha > 0) + [data.pipeline_tag] * (data.pipeline_tag is not None)
     data.tags = list(dict.fromkeys([*tags, *facts.tags, *(data.tags or ())]))
     data[BLOCK] = dict(trained.block)
@@ -158,10 +160,6 @@ def _named(datasets: str | Sequence[str] | None) -> str:
     if len(names) < 2:
         return "".join(f"the {name} dataset" for name in names)
     return ", ".join(f"the {name}" for name in names[:-1]) + f" and the {names[-1]} datasets"
-
-
-def _names(sets: Mapping[str, EvaluationSet]) -> list[str]:
-    return list(dict.fromkeys(data.name for data in sets.values() if data.name != EvaluationSet.name))
 
 
 def _shown(value: Any) -> str:
@@ -221,7 +219,7 @@ def card_for_hub(text: str, repo_id: str) -> str:
 
 
 def bare_card(config: Mapping[str, Any]) -> str:
-    """The card of a folder that came without one: what its configuration tells."""
+    """The card of a folder that has none, from its configuration."""
     architectures = config.get("architectures") or []
     tag = pipeline_tag_of(architectures[0]) if architectures else None
     base = config.get("base_model_name_or_path")

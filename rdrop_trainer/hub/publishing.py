@@ -1,4 +1,4 @@
-"""Pushing from a trainer: a card that tells all, whole checkpoints only, and no training that ends over it."""
+"""Pushing from a trainer: whole checkpoints with a full card, and failures that do not end the training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..dropout import dropout_settings
 from ..errors import HubError, InputError
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
-from .client import check_repo_id, connect, failure, patient, repo_name, seconds_to_wait
+from .client import check_repo_id, connect, failure, repo_name, seconds_to_wait, with_retries
 from .files import replacing, write_atomically
 from .folder import CARD, read_checkpoint
 from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
@@ -34,14 +34,14 @@ else:
 
 
 class PublishingMixin(Base):
-    """What `Trainer` does with the Hub, so that nothing is lost and nothing leaks.
+    """`Trainer`'s methods for the Hub, so that nothing is lost and nothing leaks.
 
-    Pushed are the model, its tokenizer or processor and the card, as `push_checkpoint` chooses them: not the state of
-    the optimizer, nor `training_args.bin`, which holds the token. The strategies "checkpoint" and "all_checkpoints"
+    The model, its tokenizer or processor and the card are pushed, as `push_checkpoint` chooses them. The state of the
+    optimizer and `training_args.bin`, which holds the token, are not. The strategies "checkpoint" and "all_checkpoints"
     push the model at every save, as "every_save" does.
 
     Attributes:
-        card_facts: what the card tells that the trainer does not know; see `CardFacts`.
+        card_facts: what the card says and the trainer does not know; see `CardFacts`.
     """
 
     card_facts: CardFacts
@@ -54,7 +54,7 @@ class PublishingMixin(Base):
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """`Trainer.init_hf_repo`. Where the Hub cannot be reached, a warning: the pushes to come try again.
+        """`Trainer.init_hf_repo`. If the Hub cannot be reached, it warns, and later pushes try again.
 
         Raises:
             HubError: the Hub refuses.
@@ -66,7 +66,7 @@ class PublishingMixin(Base):
         private = self.args.hub_private_repo if private is None else private
         api = connect(token or self.args.hub_token)
         try:
-            self.hub_model_id = patient(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
+            self.hub_model_id = with_retries(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
         except Exception as error:
             refused = failure(f"{name} cannot be pushed to", error)
             if seconds_to_wait(error, 1.0) is None:
@@ -74,10 +74,10 @@ class PublishingMixin(Base):
             logger.warning(f"{refused}. Training goes on, and pushing is tried again when there is something to push.")
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """`Trainer.create_model_card`, and beside what that tells: the R-Drop settings, every score of the weights that
-        the model has now, the baseline and the stability of `card_facts`, and how to load the model.
+        """`Trainer.create_model_card`, with the R-Drop settings, all scores of the present weights, the baseline and the
+        stability of `card_facts`, and how to load the model.
 
-        The card of a trainer that has its own `create_model_card` is kept, and ours is added to it.
+        If the base trainer has a card of its own, that is kept, and the R-Drop section is added to it.
         """
         if not self.is_world_process_zero():
             return
@@ -114,7 +114,7 @@ class PublishingMixin(Base):
         dataset: str | list[str] | None = None,
         dataset_args: str | list[str] | None = None,
     ) -> TrainingSummary:
-        """What `Trainer.create_model_card` makes its card of, from the same arguments.
+        """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`.
 
         Data sets that are not named stay unnamed. `Trainer` guesses them from how they were loaded: "generator", say.
         """
@@ -141,7 +141,7 @@ class PublishingMixin(Base):
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
         return TrainedModel(
-            architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a class of its own of each
+            architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a new class of each
             base=getattr(model.config, "_name_or_path", None) or "",
             settings=settings,
             block=settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
@@ -156,7 +156,7 @@ class PublishingMixin(Base):
         return {"eval": EvaluationSet.of(self.eval_dataset)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`Trainer.save_model`; where that pushes and the push fails, the failure is logged and the script goes on."""
+        """`Trainer.save_model`. If a push in it fails, the failure is logged and the script goes on."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.push_to_hub and not _internal_call:
             try:
@@ -179,13 +179,13 @@ class PublishingMixin(Base):
             commit_message, blocking, token, revision, private, **kwargs: as in `Trainer.push_to_hub`.
 
         Returns:
-            The commit, or with `blocking=False` a future that gives it; None on all processes but the first.
+            The commit, or with `blocking=False` a future of it; None on all processes but the first.
 
         Raises:
-            HubError: the Hub refused or could not be reached; all of it is in `output_dir`.
+            HubError: the Hub refused or could not be reached; everything is in `output_dir`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._finish_current_push()  # it reads the files that are written now
+        self._finish_current_push()  # it reads the files that are about to be written
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -223,7 +223,7 @@ class PublishingMixin(Base):
         return self.push_in_progress
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model of a checkpoint while training goes on, unless the last push is still under way."""
+        """Push the model of a checkpoint while training goes on, unless the last push is still running."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -237,17 +237,17 @@ class PublishingMixin(Base):
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
         try:
-            # Copied, since a checkpoint may be deleted before it is sent
+            # Copied, because a checkpoint may be deleted before it is sent
             for name, path in read_checkpoint(checkpoint_folder).files.items():
                 target = Path(self.args.output_dir, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(target) as temporary:  # a push that reads the target meanwhile gets the old file whole
+                with replacing(target) as temporary:  # a push may be reading the old file
                     shutil.copyfile(path, temporary)
             self.create_model_card()
         except (OSError, ValueError) as error:
             logger.error(f"{checkpoint_folder} is not pushed: {error}")
             return
-        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_tell)
+        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_log_failure)
 
     def _finish_current_push(self) -> None:
         if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():
@@ -261,13 +261,13 @@ def _metadata_of(path: Path) -> ModelCardData:
         return ModelCardData()
     try:
         return ModelCard.load(path).data
-    except Exception as error:  # YAML and encodings fail in errors of their own
+    except Exception as error:  # YAML and encodings raise their own errors
         aside = path.with_name(path.name + ".old")
         logger.warning(f"{path}: its metadata cannot be read ({type(error).__name__}); it is now {aside.name}")
         os.replace(path, aside)
         return ModelCardData()
 
 
-def _tell(push: Future[Any]) -> None:
+def _log_failure(push: Future[Any]) -> None:
     if (error := push.exception()) is not None:
         logger.error(f"Training goes on, but {error}")

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import push_checkpoint
-from rdrop_trainer.hub.client import check_repo_id, connect, httpx, patient
+from rdrop_trainer.hub.client import check_repo_id, connect, httpx, with_retries
 from rdrop_trainer.hub.folder import read_checkpoint
 from support import tiny
 
@@ -456,7 +456,7 @@ def test_patient_gives_up_on_what_does_not_pass(waits):
         raise KeyError("ours")
 
     with pytest.raises(KeyError):
-        patient(fails)
+        with_retries(fails)
     assert len(calls) == 1 and waits == []
 
 
