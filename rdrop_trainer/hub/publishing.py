@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Mapping
@@ -74,8 +75,8 @@ class PublishingMixin(Base):
             logger.warning(f"{refused}. Training goes on, and pushing is tried again when there is something to push.")
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """`Trainer.create_model_card`, with the R-Drop settings, all scores of the present weights, the baseline and the
-        stability of `card_facts`, and how to load the model.
+        """`Trainer.create_model_card`, with the R-Drop settings, all scores of the present weights, the baseline and
+        the stability of `card_facts`, and how to load the model.
 
         If the base trainer has a card of its own, that is kept, and the R-Drop section is added to it.
         """
@@ -101,38 +102,18 @@ class PublishingMixin(Base):
             card = extended_card(ModelCard.load(path, ignore_metadata_errors=True), trained, self.card_facts)
         write_atomically(path, str(card))
 
-    def _training_summary(
-        self,
-        present_tags: list[str] | None,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> TrainingSummary:
+    def _training_summary(self, present_tags: list[str] | None, *args, **kwargs) -> TrainingSummary:
         """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`.
 
         Data sets that are not named stay unnamed. `Trainer` guesses them from how they were loaded: "generator", say.
         """
-        if tags is not None:
-            tags = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *(present_tags or ())]))
-        return TrainingSummary.from_trainer(
-            self,
-            language=language,
-            license=license,
-            tags=tags,
-            model_name=model_name,
-            finetuned_from=finetuned_from,
-            tasks=tasks,
-            dataset_tags=dataset_tags or [],
-            dataset_metadata=[],
-            dataset=dataset,
-            dataset_args=dataset_args or [],
-        )
+        unnamed: dict[str, Any] = {"dataset_tags": [], "dataset_args": [], "dataset_metadata": []}
+        given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
+        given = {**unnamed, **{name: value for name, value in given.items() if name != "self" and value is not None}}
+        if "tags" in given:
+            tags = [given["tags"]] if isinstance(given["tags"], str) else given["tags"]
+            given["tags"] = list(dict.fromkeys([*tags, *(present_tags or ())]))
+        return TrainingSummary.from_trainer(self, **given)
 
     def _trained_model(self) -> TrainedModel:
         settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
