@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 
 import datasets
 import huggingface_hub
@@ -22,10 +21,9 @@ REPO = "ada/run"
 
 
 @pytest.fixture
-def ada(hub, monkeypatch):
+def ada(hub):
     hub.user("ada", "hf_" + "a" * 30)
     hub.login("ada")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return hub
 
 
@@ -378,32 +376,12 @@ def test_settings_come_back_from_a_card():
     )
     block = json.loads(json.dumps(settings_block(settings, {"p": 0.1}, "1")))
     assert settings_from_block(block) == settings
-    for wrong in (
-        None,
-        "text",
-        [],
-        {},
-        {"alpha": "high"},
-        {"alpha": -1},
-        {"alpha": 1, "num_passes": [2]},
-        {"alpha": None},
-    ):
-        assert settings_from_block(wrong) is None
+    wrong = [{"alpha": "high"}, {"alpha": -1}, {"alpha": 1, "num_passes": [2]}, {"alpha": None}]
+    assert not any(settings_from_block(block) for block in (None, "text", [], {}, *wrong))
 
 
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [
-        ("bert-base-cased", True),
-        ("a/b", True),
-        ("/a/b", False),
-        ("a/b/c", False),
-        (None, False),
-        ("", False),
-        ("..", False),
-    ],
-)
-def test_names_of_models_on_the_hub(name, known, here):
-    assert is_hub_name(name) is known
+def test_names_of_models_on_the_hub(here):
+    assert is_hub_name("bert-base-cased") and is_hub_name("a/b")
+    assert not any(map(is_hub_name, ["/a/b", "a/b/c", None, "", ".."]))
     (here / "a" / "b").mkdir(parents=True)
     assert not is_hub_name("a/b")
