@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HubError, InputError
 
-# The commands import what they need: torch and transformers take seconds, which --help and a wrong option should not
+# Each command imports what it needs: --help and wrong options shall not wait for torch and transformers
 if TYPE_CHECKING:
     from .find import CheckpointRecord
 
-_WIDTH = 100  # columns of what is printed for people
+_WIDTH = 100  # columns of the tables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 when all went well, 2 for input that has to be mended, 3 when the Hub did not do it."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0 for success, 2 for wrong input, 3 for a failure of the Hub, 130 for an interruption.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     arguments = vars(_parser().parse_args(argv))
     run = arguments.pop("run")
@@ -124,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--base_model", help="the model that was fine-tuned")
     found.add_argument("--author", help="user or organisation")
     found.add_argument("--limit", type=int, help="at most so many")
-    found.add_argument("--json", action="store_true", dest="as_json", help="all that is known, as JSON")
+    found.add_argument("--json", action="store_true", dest="as_json", help="everything that is known, as JSON")
 
     show = command("show", _show, "Show what a checkpoint's card tells: settings and results.")
     show.add_argument("repo_id", help="USER/NAME")

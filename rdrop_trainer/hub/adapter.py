@@ -1,4 +1,4 @@
-"""PEFT adapters: the model that one is of, the head that it brings, and the two put together."""
+"""PEFT adapters: their base model, their head, and the two put together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TASKS = {
     "CAUSAL_LM": "text-generation",
     "SEQ_2_SEQ_LM": "text2text-generation",
 }
-_WRAPPED = "base_model.model."  # in front of the names of the model's own weights
+_WRAPPED = "base_model.model."  # prefix of the base model's names of weights
 _HEAD = re.compile(r"(classifier|score)(\.out_proj)?\.weight")
 
 
@@ -32,8 +32,8 @@ class Adapter:
 
     Attributes:
         folder: where it is.
-        config: its adapter_config.json.
-        shapes: of its tensors, by the name that the model below has for them.
+        config: content of adapter_config.json.
+        shapes: name of a tensor, as in the base model -> its shape.
     """
 
     folder: Path
@@ -42,7 +42,11 @@ class Adapter:
 
     @classmethod
     def of(cls, source: str, folder: Path) -> Adapter | None:
-        """The adapter in a folder, if that is what it holds.
+        """The adapter in a folder; None if it holds none.
+
+        Args:
+            source: name of the folder or repository, for messages.
+            folder: where to look.
 
         Raises:
             InputError: peft is not installed; its weights are pickled or damaged.
@@ -69,12 +73,20 @@ class Adapter:
 
     @property
     def model_arguments(self) -> dict[str, int]:
-        """What the model below must be built with, so that the adapter's head fits and takes its own one's place."""
+        """Arguments of the base model's `from_pretrained`, so that the adapter's head takes the place of its own."""
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
         return {} if head is None else {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
 
     def base(self, source: str, fetch: Callable[..., Path]) -> Path:
-        """The folder of the model below. Only an adapter from a folder of one's own may be of another such folder."""
+        """The folder of the base model. Only an adapter in a local folder may name another local folder.
+
+        Args:
+            source: name of the adapter's folder or repository.
+            fetch: downloads a repository, by name and `revision`, and returns its folder.
+
+        Raises:
+            InputError: the configuration names no base model.
+        """
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         if not isinstance(name, str) or not isinstance(revision, str | None):
             raise InputError(f"{source}: its {_CONFIG} does not name the model that it is an adapter of")
@@ -82,7 +94,7 @@ class Adapter:
         return Path(name) if is_own else fetch(name, revision=revision)
 
     def put_on(self, model: Any) -> Any:
-        """The model with the adapter, a `PeftModel`."""
+        """The base model with the adapter: a `PeftModel`."""
         from peft import PeftModel
 
         return PeftModel.from_pretrained(model, self.folder)

@@ -19,7 +19,7 @@ from .origin import origin_of
 TAG = "r-drop"
 BLOCK = "r_drop"
 _PREFIX = "rdrop_"
-# Settings that say how a run was computed, and nothing of what was trained
+# Settings of how a run was computed, which do not change what was trained
 _NOT_OF_THE_MODEL = ("rdrop_fused_head", "rdrop_allow_deterministic", "rdrop_allow_nonfinite")
 # Names of scores -> the Hub's names of metrics, where they differ
 _METRIC_TYPES = {
@@ -37,7 +37,7 @@ _NO_SCORES = re.compile(
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The data that scores are of.
+    """The data that scores were computed on.
 
     Attributes:
         name: for people, such as "GLUE MRPC".
@@ -55,7 +55,7 @@ class EvaluationSet:
 
     @classmethod
     def of(cls, dataset: Any) -> EvaluationSet:
-        """What a `datasets.Dataset` knows of its origin; unknown for anything else, and for files of one's own."""
+        """The origin of a `datasets.Dataset`; unknown for local files and for anything else."""
         origin = origin_of(dataset)
         if origin is None:
             return cls()
@@ -87,12 +87,12 @@ def settings_block(
 
 
 def settings_from_block(block: Any) -> RDropArguments | None:
-    """The settings that an `r_drop` entry tells of, which anybody may have written; None where they make no sense."""
+    """The settings in an `r_drop` entry, which anybody may have written; None if they are not valid."""
     if not isinstance(block, Mapping):
         return None
     names = {f.name for f in fields(RDropArguments)}
     given = {_PREFIX + str(key): value for key, value in block.items() if _PREFIX + str(key) in names}
-    # Errors show the value, and one that is repeated by reference can be billions of characters long
+    # An error shows the value, and references in YAML can make one billions of characters long
     if "rdrop_alpha" not in given or not all(isinstance(value, (int, float, str)) for value in given.values()):
         return None
     try:
@@ -104,7 +104,8 @@ def settings_from_block(block: Any) -> RDropArguments | None:
 def scores_now(log_history: Iterable[Mapping[str, Any]], step: int, best_step: int | None) -> dict[str, float]:
     """The scores of the weights that a trainer's model has now, from its log.
 
-    Scores logged during training are of the weights of their step, those logged after it of the model as it is.
+    Scores that were logged during training belong to the weights of their step. Scores that were logged afterwards
+    belong to the final weights.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -112,7 +113,7 @@ def scores_now(log_history: Iterable[Mapping[str, Any]], step: int, best_step: i
         best_step: the step of the checkpoint that was loaded when training ended; None where none was.
 
     Returns:
-        Scores with their prefix, such as "eval_accuracy"; those that are no figures of quality left out.
+        Scores with their prefix, such as "eval_accuracy", without losses, times and counts.
     """
     entries = list(log_history)
     ends = [i for i, entry in enumerate(entries) if "train_runtime" in entry and "total_flos" in entry]
@@ -133,7 +134,7 @@ def is_score(key: str) -> bool:
 
 
 def set_of(key: str, sets: Mapping[str, EvaluationSet]) -> tuple[str, EvaluationSet]:
-    """A score's name without its prefix, and the data it is of: the longest prefix that is known."""
+    """The name of a score without its prefix, and the data of that prefix. The longest known prefix counts."""
     known = sorted((p for p in sets if key.startswith(f"{p}_")), key=len, reverse=True)
     prefix = known[0] if known else key.split("_")[0]
     return key.removeprefix(f"{prefix}_"), sets.get(prefix, EvaluationSet())
@@ -163,7 +164,7 @@ def eval_results(scores: Mapping[str, float], sets: Mapping[str, EvaluationSet],
 
 
 def is_hub_name(name: Any) -> bool:
-    """Whether a model's name is one on the Hub, and no local folder's."""
+    """Whether a model's name is valid on the Hub, and not a local path."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -1,4 +1,4 @@
-"""Talking to the Hub: who asks, which failures pass by themselves, and what to say of those that do not."""
+"""Requests to the Hub: the client, names of repositories, retries, and messages of failures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
@@ -16,7 +17,7 @@ from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 from ..errors import HubError, InputError
 
 try:
-    from huggingface_hub.utils import httpx  # the one that this client is built on, whatever it is called
+    from huggingface_hub.utils import httpx  # huggingface_hub's own HTTP library, whatever its name
 except ImportError:  # huggingface_hub before 2.0
     import httpx
 
@@ -47,10 +48,17 @@ def connect(token: str | bool | None = None) -> HfApi:
 
 
 def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
-    """A repository's name, checked before it becomes part of an address or a path.
+    """Check the name of a repository before it becomes part of an address or a path.
+
+    Args:
+        repo_id: "user/name".
+        with_owner: whether "name" alone is wrong.
+
+    Returns:
+        The name.
 
     Raises:
-        InputError: it is no name of a repository.
+        InputError: the name is not valid.
     """
     try:
         validate_repo_id(repo_id)
@@ -61,11 +69,16 @@ def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
     return repo_id
 
 
-def patient(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
-    """Call, and call again where the failure may pass: rate limits (429), server errors (5xx), dropped connections.
+def repo_name(hub_model_id: str | None, output_dir: str | Path) -> str:
+    """The repository that a run pushes to: `hub_model_id`, or else the name of its folder."""
+    return hub_model_id or Path(output_dir).absolute().name
 
-    Waits 1, 2, 4, 8 and 16 seconds between the tries, or as long as the server asks for (Retry-After), 10 minutes at
-    most. The call must be one that may be repeated.
+
+def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
+    """Call, and try again after failures that may pass: rate limits (429), server errors (5xx), dropped connections.
+
+    Between the tries it waits 1, 2, 4, 8 and 16 seconds, or as long as the server asks for (Retry-After), 10 minutes at
+    most. The call must be safe to repeat.
 
     Raises:
         Exception: the last failure.
@@ -83,11 +96,19 @@ def patient(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
 
 
 def seconds_to_wait(error: BaseException, otherwise: float) -> float | None:
-    """How long to wait before a call that failed is tried again; None when that would be no use."""
+    """How long to wait before a failed call is tried again.
+
+    Args:
+        error: the failure.
+        otherwise: seconds where the server asks for none.
+
+    Returns:
+        Seconds; None if trying again is of no use.
+    """
     response = response_of(error)
     if response is None:
         return otherwise if any(isinstance(e, _DROPPED) for e in _chain(error)) else None
-    # 409 and 412: somebody else's change came in between
+    # 409 and 412: somebody else changed the repository in between
     if response.status_code not in (408, 409, 412, 429) and response.status_code < 500:
         return None
     asked = _asked_to_wait(response)
@@ -110,7 +131,7 @@ def _asked_to_wait(response: Any) -> float | None:
 
 
 def response_of(error: BaseException) -> Any | None:
-    """The server's answer behind an error, if there was one."""
+    """The server's answer that led to an error; None if there was none."""
     return next((e.response for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
 
 
@@ -130,7 +151,7 @@ _REASONS = {
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line without addresses (they may hold signatures) and tokens."""
+    """What went wrong, in one line. Tokens and addresses, which may hold signatures, are left out."""
     return re.sub(TOKEN, "(a token)", _reason(error))
 
 
@@ -145,7 +166,7 @@ def _reason(error: BaseException) -> str:
         return " ".join(str(error).split()) or type(error).__name__
     http_error = next(e for e in _chain(error) if isinstance(e, HfHubHTTPError))
     said = " ".join((http_error.server_message or "").split())[:300]
-    # Without a token, the Hub calls what is not there a 401 as well
+    # Without a token, the Hub answers 401 for a missing repository too
     status = 404 if isinstance(http_error, RepositoryNotFoundError) else response.status_code
     if status != response.status_code:
         said = "run `hf auth login` if it is private"
@@ -154,5 +175,5 @@ def _reason(error: BaseException) -> str:
 
 
 def failure(what: str, error: BaseException, advice: str = "") -> HubError:
-    """The `HubError` to raise from an error: what was tried, why it failed, what to do."""
+    """The `HubError` to raise for an error: what was tried, why it failed, what to do."""
     return HubError(f"{what}: {reason(error)}" + (f". {advice}" if advice else ""))

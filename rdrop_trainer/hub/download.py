@@ -1,4 +1,4 @@
-"""Downloading a checkpoint: only what it needs, only where it belongs, and every byte as the server states it."""
+"""Downloading a checkpoint: its files alone, each verified, and none outside its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, ModelInfo, constants
 from huggingface_hub.utils import WeakFileLock
 
 from ..errors import HubError, InputError
-from .client import check_repo_id, connect, failure, patient
+from .client import check_repo_id, connect, failure, with_retries
 from .folder import CARD, is_part
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_+=@-][A-Za-z0-9._+=@-]*(/[A-Za-z0-9_+=@-][A-Za-z
 
 
 class RemoteFile(NamedTuple):
-    """What a server states of a file."""
+    """A file as the server lists it."""
 
     name: str
     size: int
@@ -31,7 +31,7 @@ class RemoteFile(NamedTuple):
     blob_id: str | None  # git's, of the others
 
     def fault(self, path: Path) -> str | None:
-        """What is wrong with the file that arrived; None when nothing is."""
+        """What is wrong with a downloaded file; None if nothing is."""
         if not path.is_file():
             return "is missing"
         size = path.stat().st_size
@@ -57,32 +57,32 @@ def download_checkpoint(
 ) -> Path:
     """Download a checkpoint: configuration, tokenizer or processor, safetensors weights and card.
 
-    Size and hash of every file are compared with what the server states; a damaged one is fetched once more. Nothing
-    reaches the folder before all is right. Pickled weights, code and anything else in the repository are left there.
+    Size and hash of every file are compared with the server's. A damaged file is fetched once more. No file reaches the
+    folder before all are verified. Pickled weights, code and other files of the repository are not downloaded.
 
     Args:
         repo_id: "user/name".
         revision: branch, tag or commit; default main.
         token: for private repositories; None for the stored one.
-        local_dir: folder to put the files in, which take the place of files of the same names; by default one of this
-            commit's own in `cache_dir`, where they are kept and not fetched again.
+        local_dir: folder for the files; files of the same names are replaced. By default each commit has a folder in
+            `cache_dir`, and is not fetched again.
         cache_dir: default "rdrop-trainer" in HF_HOME.
-        with_code: also the Python files of a model class of its own. Read them before you run them.
+        with_code: also fetch the Python files of a custom model class. Read them before you run them.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no name of a repository; it holds no checkpoint with safetensors weights; the folder holds weights
-            of another checkpoint, or cannot be written.
-        HubError: there is no such repository or revision; the Hub could not be reached; a file is damaged; a file's
-            name leads outside the folder.
+        InputError: the name is not valid; the repository holds no checkpoint with safetensors weights; the folder holds
+            weights of another checkpoint, or cannot be written.
+        HubError: there is no such repository or revision; the Hub could not be reached; a file is damaged; the name of
+            a file leads out of the folder.
     """
     check_repo_id(repo_id, with_owner=False)
     where = f"{repo_id} at {revision or 'main'}"
     api = connect(token)
     try:
-        info = patient(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
+        info = with_retries(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
     except Exception as error:
         raise failure(f"{where} was not downloaded", error) from None
     if not _COMMIT.fullmatch(info.sha or ""):
@@ -111,7 +111,7 @@ def download_checkpoint(
 
 
 def _check_no_others(target: Path, files: list[RemoteFile]) -> None:
-    """Weights of before would be read in place of these, or beside them."""
+    """Refuse a folder with other weights, which would be read in place of these, or with them."""
     names = {file.name for file in files}
     others = sorted(
         path.name
@@ -123,7 +123,7 @@ def _check_no_others(target: Path, files: list[RemoteFile]) -> None:
 
 
 def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
-    """The files to fetch. A name that leads anywhere else than below the folder is not one that a Hub can have."""
+    """The files to fetch. No honest server lists a name that leads out of the folder."""
     files = []
     for sibling in info.siblings or ():
         name = str(sibling.rfilename)
@@ -151,8 +151,7 @@ def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
 
 
 def _fetch(api: HfApi, where: str, repo_id: str, commit: str, files: list[RemoteFile], part: Path) -> None:
-    """Fetch the files to a folder of their own, and see that they are what the server states."""
-
+    """Fetch the files into the folder `part`, and verify them."""
     for file in files:
         fault = file.fault(part / file.name)
         for again in (False, True):
@@ -168,10 +167,12 @@ def _fetch(api: HfApi, where: str, repo_id: str, commit: str, files: list[Remote
 def _fetch_file(
     api: HfApi, where: str, repo_id: str, commit: str, file: RemoteFile, part: Path, again: bool
 ) -> str | None:
-    """What is wrong with the file now."""
+    """Fetch a file. Returns what is wrong with it; None if nothing is."""
     try:
-        # Into a plain folder: the paths of the client's cache are made of what the server answers
-        patient(lambda: api.hf_hub_download(repo_id, file.name, revision=commit, local_dir=part, force_download=again))
+        # Into a plain folder: the client's cache makes its paths from the server's answers
+        with_retries(
+            lambda: api.hf_hub_download(repo_id, file.name, revision=commit, local_dir=part, force_download=again)
+        )
     except Exception as error:
         if "Consistency check failed" in str(error):  # the client's own, of the size
             return "is not as long as the server states"

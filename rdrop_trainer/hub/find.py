@@ -1,4 +1,4 @@
-"""Finding R-Drop checkpoints on the Hub by their cards, which anybody writes, so that nothing in one is trusted."""
+"""Finding R-Drop checkpoints on the Hub by their cards. Anybody can write a card, so nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from huggingface_hub import HfApi, ModelCardData, ModelInfo, metadata_load
 from ..errors import HubError, InputError
 from ..training_args import RDropArguments
 from .card_data import BLOCK, TAG, settings_from_block
-from .client import check_repo_id, connect, failure, patient
+from .client import check_repo_id, connect, failure, with_retries
 from .folder import CARD
 
 logger = logging.getLogger(__name__)
 _FACTS = ["downloads", "lastModified", "pipeline_tag", "private", "sha"]
 _OF_CARDS = ["cardData", "model-index"]
 _LARGEST_CARD = 1_000_000  # bytes
-_MOST = 100  # entries of a list that are read: repeated by reference, a small card can hold billions
+_MOST = 100  # entries of a list that are read; by references a small card can hold billions
 
 
 class Result(NamedTuple):
-    """A score that a card tells."""
+    """A score in a card."""
 
     metric: str
     value: float
@@ -37,20 +37,20 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """What the Hub and a checkpoint's card tell of it. Texts hold printable characters only.
+    """What the Hub and the card say of a checkpoint. Texts hold printable characters only.
 
     Attributes:
         repo_id: its name, for `load_checkpoint`.
         task: the Hub's task, such as "text-classification".
         base_model: the model that was fine-tuned.
-        settings: of R-Drop; None where the card has none that make sense.
+        settings: of R-Drop; None if the card has no valid ones.
         results: scores.
         dropout: dropout probabilities by the name of their setting.
         version: of the package that wrote the card.
         revision: commit.
         last_modified: time of that commit.
         downloads: of the last 30 days.
-        private: whether only some can see it.
+        private: whether the repository is private.
     """
 
     repo_id: str
@@ -67,7 +67,7 @@ class CheckpointRecord:
 
     @property
     def alpha(self) -> float | None:
-        """Weight of the divergence; None where the card does not tell."""
+        """Weight of the divergence; None if the card does not say."""
         return None if self.settings is None else self.settings.rdrop_alpha
 
 
@@ -89,10 +89,10 @@ def list_checkpoints(
         token: to see private ones; None for the stored one.
 
     Returns:
-        Records, in the Hub's order. Of a card that cannot be read, what the Hub itself knows.
+        Records, in the Hub's order. If a card cannot be read, its record holds what the Hub itself knows.
 
     Raises:
-        InputError: no name of a model; a limit below 1.
+        InputError: the base model's name is not valid; the limit is below 1.
         HubError: the Hub refused or could not be reached.
     """
     if limit is not None and limit < 1:
@@ -105,9 +105,9 @@ def list_checkpoints(
 
     try:
         try:
-            found = patient(lambda: infos(_FACTS + _OF_CARDS))
-        except (TypeError, ValueError, AttributeError, KeyError):  # a card that the client cannot take; each is read
-            found = patient(lambda: infos(_FACTS))
+            found = with_retries(lambda: infos(_FACTS + _OF_CARDS))
+        except (TypeError, ValueError, AttributeError, KeyError):  # the client cannot read a card; each is read here
+            found = with_retries(lambda: infos(_FACTS))
     except Exception as error:
         raise failure("the Hub's list could not be read", error) from None
     records = []
@@ -124,7 +124,7 @@ def list_checkpoints(
 
 
 def show_checkpoint(repo_id: str, revision: str | None = None, *, token: str | bool | None = None) -> CheckpointRecord:
-    """What is known of one checkpoint.
+    """What the Hub and the card say of one checkpoint.
 
     Args:
         repo_id: "user/name".
@@ -132,11 +132,11 @@ def show_checkpoint(repo_id: str, revision: str | None = None, *, token: str | b
         token: to see private ones; None for the stored one.
 
     Returns:
-        What the Hub and its card tell.
+        The record.
 
     Raises:
-        InputError: no name of a repository.
-        HubError: there is none, or the Hub could not be reached.
+        InputError: the name is not valid.
+        HubError: there is no such repository, or the Hub could not be reached.
     """
     check_repo_id(repo_id)
     api = connect(token)
@@ -146,9 +146,9 @@ def show_checkpoint(repo_id: str, revision: str | None = None, *, token: str | b
 
     try:
         try:
-            found = patient(lambda: info(None))
+            found = with_retries(lambda: info(None))
         except (TypeError, ValueError, AttributeError, KeyError):
-            found = patient(lambda: info(_FACTS))
+            found = with_retries(lambda: info(_FACTS))
     except Exception as error:
         raise failure(f"{repo_id}{f' at {revision}' if revision else ''} cannot be shown", error) from None
     return _record(found, _card_of(api, found))
@@ -176,7 +176,7 @@ def _record(info: ModelInfo, card: Mapping[str, Any]) -> CheckpointRecord:
 
 
 def _card_of(api: HfApi, info: ModelInfo) -> Mapping[str, Any]:
-    """A card's metadata: as the Hub tells it with its list, or else from the card."""
+    """The metadata of a card: from the Hub's list, or else from the card itself."""
     data = info.card_data
     if not isinstance(data, ModelCardData) or BLOCK not in data:
         return _read_card(api, info.id, info.sha or "main")
@@ -185,24 +185,24 @@ def _card_of(api: HfApi, info: ModelInfo) -> Mapping[str, Any]:
 
 
 def _read_card(api: HfApi, repo_id: str, revision: str) -> Mapping[str, Any]:
-    """The metadata of a repository's README.md; nothing where there is none that makes sense."""
-    # Not into the cache, whose paths are made of what the server answers
+    """The metadata of a repository's README.md; empty if there is none, or none that can be read."""
+    # Not into the client's cache, which makes its paths from the server's answers
     with TemporaryDirectory() as folder:
         try:
-            paths = patient(lambda: api.get_paths_info(repo_id, CARD, revision=revision))
+            paths = with_retries(lambda: api.get_paths_info(repo_id, CARD, revision=revision))
             if not paths or paths[0].size > _LARGEST_CARD:
                 return {}
-            path = patient(lambda: api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder))
+            path = with_retries(lambda: api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder))
         except Exception as error:
             raise failure(f"the card of {repo_id} could not be read", error) from None
         try:
             return metadata_load(path) or {}
-        except Exception:  # YAML, types and encodings fail in errors of their own kinds
+        except Exception:  # YAML, types and encodings each raise their own errors
             return {}
 
 
 def _results(index: Any) -> Iterator[Result]:
-    """The scores of a model-index that have what it takes."""
+    """The scores of a model-index that have a name and a finite value."""
     for model in _dicts(index):
         for result in _dicts(model.get("results")):
             data = result.get("dataset")
@@ -223,7 +223,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _text(value: Any) -> str | None:
-    """A short text without the characters that steer a terminal; None for what is no text."""
+    """A short text without control characters; None if the value is not a text or a number."""
     if isinstance(value, (int, float)):  # a version that reads like a number
         value = f"{value:.6g}" if _is_number(value) else None
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What of a saved folder makes a checkpoint; whether it is whole, and fit to be seen by others."""
+"""The checkpoint in a saved folder: its files, whether they are whole, and whether others may see them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .client import TOKEN
 from .model_card import NO_REPO, bare_card, card_for_hub
 
 CARD = "README.md"
-# Files of a model and of its tokenizer or processor. Everything else stays: optimizer states, pickled arguments (which
+# Files of a model and of its tokenizer or processor. Nothing else is pushed: optimizer states, pickled arguments (which
 # hold tokens and paths), logs, data and predictions
 _DESCRIPTIONS = (
     "config.json generation_config.json tokenizer_config.json preprocessor_config.json processor_config.json "
@@ -28,7 +28,7 @@ _DESCRIPTIONS = (
 ).split()
 _WEIGHTS = ("model", "adapter_model")
 _WEIGHT_FILES = tuple(f"{stem}{end}" for stem in _WEIGHTS for end in ("*.safetensors", ".safetensors.index.json"))
-# Files of an earlier checkpoint in a repository that would be read beside, or before, a new one's
+# Files of an earlier checkpoint in a repository. They would be read with those of a new one, or in place of them
 _REPLACED = (
     *_DESCRIPTIONS[:-1],
     "*.safetensors",
@@ -41,13 +41,13 @@ _TOKEN = re.compile(TOKEN.encode())
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's checkpoint.
+    """The checkpoint in a folder.
 
     Attributes:
         folder: where it is.
-        files: name in the repository -> the file.
+        files: name in the repository -> file.
         card: text of the model card.
-        has_card: whether it is the folder's own, and not made up for want of one.
+        has_card: whether the folder has a card; else `card` is a short one made from the configuration.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Checkpoint:
     has_card: bool
 
     def contents(self, repo_id: str) -> dict[str, Path | bytes]:
-        """What a repository of this name gets: files, or what takes a file's place."""
+        """What a repository of this name gets: name -> file, or content without local paths."""
         contents: dict[str, Path | bytes] = dict(self.files)
         for name, path in self.files.items():
             if fnmatch(name, "*.json") and (clean := _without_local_names(path)) is not None:
@@ -64,16 +64,16 @@ class Checkpoint:
         return {**contents, CARD: card_for_hub(self.card, repo_id).encode()}
 
     def replaces(self, name: str) -> bool:
-        """Whether a file of a repository is an earlier checkpoint's, and not one of this one's."""
+        """Whether a file in the repository belongs to an earlier checkpoint."""
         return name not in self.files and any(_matches(name, pattern) for pattern in _REPLACED)
 
 
 def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Checkpoint:
-    """Find out what of a folder makes a checkpoint, and that it is whole. Writes nothing.
+    """Find the checkpoint in a folder, and check that it is whole. Nothing is written.
 
     Args:
         folder: what `save_pretrained`, `save_model` or a training left.
-        token: one that must not be in any of the files, beside everything that looks like one.
+        token: a token to look for in the files, besides everything that looks like one.
 
     Raises:
         InputError: there is no model, or no safetensors weights; a file is damaged or missing; a file holds a token;
@@ -87,7 +87,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
         raise InputError(f"{folder}: holds no config.json, so no saved model; expected what save_pretrained writes")
     config = read_json(folder / config_name)
     _check_adapter(folder)
-    # Unlike rglob, walk bears that a training deletes an old checkpoint meanwhile
+    # Unlike rglob, walk does not fail when a training deletes an old checkpoint meanwhile
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     card_file = folder / CARD
@@ -96,7 +96,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     _check_card(card_file, card)
     chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
     chosen |= _weights(folder)
-    if "auto_map" in config:  # a class of its own, which cannot be loaded without its code
+    if "auto_map" in config:  # a custom class, which cannot be loaded without its code
         chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
     pictures = [name for name in names if name.endswith((".png", ".svg"))]
     chosen |= {name for name in pictures if f"]({name})" in card or f"]({quote(name)})" in card}
@@ -110,12 +110,12 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name can be part of a checkpoint, by its name alone."""
+    """Whether a file of this name can belong to a checkpoint."""
     return any(_matches(name, pattern) for pattern in (*_DESCRIPTIONS, *_WEIGHT_FILES))
 
 
 def _weights(folder: Path) -> set[str]:
-    """The safetensors files that hold the weights, each opened to see that it is whole."""
+    """The safetensors files with the weights. Each is opened, to check that it is whole."""
     found: set[str] = set()
     for stem in _WEIGHTS:
         index = folder / f"{stem}.safetensors.index.json"
@@ -156,7 +156,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def _without_local_names(path: Path) -> bytes | None:
-    """A configuration without the local path it was once loaded from; None when it names none."""
+    """A configuration without the local path it was loaded from; None if it names none."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         return None
@@ -170,7 +170,7 @@ def _without_local_names(path: Path) -> bytes | None:
 def _check_card(path: Path, text: str) -> None:
     try:
         card_for_hub(text, NO_REPO)
-    except Exception as error:  # YAML and types fail in errors of their own
+    except Exception as error:  # YAML and types raise their own errors
         said = " ".join(str(error).split())
         raise InputError(f"{path}: its metadata cannot be read: {said}; mend it, or delete the file") from error
 

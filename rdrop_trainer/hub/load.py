@@ -1,4 +1,4 @@
-"""Loading a checkpoint: the model with its own head, its tokenizer or processor, and the settings of its training."""
+"""Loading a checkpoint: the model with its head, the tokenizer or processor, and the settings of the training."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class LoadedCheckpoint(NamedTuple):
 
     Attributes:
         model: in evaluation mode.
-        processing_class: tokenizer, image processor, feature extractor or processor; None where there is none.
-        settings: of R-Drop; None where the card tells none.
+        processing_class: tokenizer, image processor, feature extractor or processor; None if there is none.
+        settings: of R-Drop; None if the card has no valid ones.
     """
 
     model: PreTrainedModel
@@ -50,24 +50,24 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """Load a checkpoint from the Hub, verified as by `download_checkpoint`, or from a folder.
 
-    The class is that which the weights were saved from, or the Auto class of the card's task where transformers does
-    not have that. Weights are read from safetensors files alone. An adapter comes as a `PeftModel` around the model it
-    is of, which is verified in the same way.
+    The class of the model is the one that the weights were saved from. If transformers does not have it, the card's
+    task decides. Weights are read from safetensors files alone. An adapter comes as a `PeftModel` around its base
+    model, which is verified in the same way.
 
     Args:
         repo_id: "user/name", or a folder.
         revision: branch, tag or commit; default main.
         token: for private repositories; None for the stored one.
         cache_dir: as of `download_checkpoint`.
-        trust_remote_code: run the Python files that the repository brings. Read them first.
-        **model_arguments: for `from_pretrained` of the model, such as `dtype` and `device_map`.
+        trust_remote_code: run the Python files of the repository. Read them first.
+        **model_arguments: for the model's `from_pretrained`, such as `dtype` and `device_map`.
 
     Returns:
         Model, processing class and settings.
 
     Raises:
-        InputError: no name of a repository; no model that can be loaded without running its code; weights are missing
-            or do not fit.
+        InputError: the name is not valid; the model cannot be loaded without running its code; weights are missing or
+            do not fit.
         HubError: as of `download_checkpoint`.
     """
     source = str(repo_id)
@@ -79,7 +79,7 @@ def load_checkpoint(
     config = read_json(model_folder / "config.json")
     if not trust_remote_code:
         _check_no_code(source, config)
-    # Which head the model below an adapter has says nothing
+    # An adapter brings its own head, so the head of its base model says nothing
     name = (auto_class_name((), adapter.task) if adapter else None) or _auto_class_of(source, config, card)
     options = {"trust_remote_code": trust_remote_code}
     try:
@@ -87,7 +87,7 @@ def load_checkpoint(
         processing_class = _processing_class(folder, options)
     except InputError:
         raise
-    except Exception as error:  # configurations, weights and tokenizers fail in errors of every kind
+    except Exception as error:  # configurations, weights and tokenizers raise errors of every kind
         said = " ".join(" ".join(str(error).split("\n")[:2]).split())
         if "ignore_mismatched_sizes" in said:
             said = "the shapes of its weights are not those that its config.json tells"
@@ -96,7 +96,7 @@ def load_checkpoint(
 
 
 def _model(source: str, name: str, folder: Path, adapter: Adapter | None, options: dict[str, Any]) -> Any:
-    """The model with all its weights."""
+    """The model. A weight that the files lack is an error: it would be random."""
     given = adapter.model_arguments if adapter else {}
     model, report = auto_class(name).from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, **{**given, **options}
@@ -112,7 +112,7 @@ def _model(source: str, name: str, folder: Path, adapter: Adapter | None, option
 
 
 def _check_no_code(source: str, config: Mapping[str, Any]) -> None:
-    """Model classes of its own, and kernels of any repository, are code that would be fetched and run."""
+    """Refuse custom model classes and kernels of the Hub: they are code that would be fetched and run."""
 
     def asks(key: str, value: Any) -> bool:
         kernel = key.endswith("attn_implementation") and "/" in str(value)
@@ -159,5 +159,5 @@ def _processing_class(folder: Path, options: dict[str, Any]) -> Any:
 def _card(folder: Path) -> Mapping[str, Any]:
     try:
         return metadata_load(folder / CARD) or {}
-    except Exception:  # no card, or one that is damaged, is no reason not to load a model
+    except Exception:  # a model is loaded without a card too, or with a damaged one
         return {}

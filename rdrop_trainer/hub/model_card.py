@@ -1,41 +1,40 @@
-"""Model cards of R-Drop checkpoints: what `Trainer`'s card does not tell, added to it."""
+"""Model cards of R-Drop checkpoints."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers.modelcard import TrainingSummary, make_markdown_table
 
 from ..training_args import RDropArguments
 from .card_data import BLOCK, TAG, EvaluationSet, eval_results, is_hub_name, set_of
 from .model_kinds import auto_class_name, pipeline_tag_of
 
-PAPER = "https://arxiv.org/abs/2106.14448"
 NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
+_FRAMEWORKS = {"Transformers": "transformers", "Pytorch": "torch", "Datasets": "datasets", "Tokenizers": "tokenizers"}
 
 
 @dataclass
 class CardFacts:
-    """What a card tells that a trainer does not know by itself; set them as `trainer.card_facts`.
+    """What a card says and a trainer does not know by itself. Set it as `trainer.card_facts`.
 
     Attributes:
-        task: the Hub's task, such as "summarization"; by default the one of the model's class.
-        language: code of the language of the data, such as "en".
+        task: the Hub's task, such as "summarization"; by default that of the model's class.
+        language: code of the data's language, such as "en".
         tags: more tags, such as the task's name.
-        evaluation_sets: prefix of scores ("eval", "eval_mm", ...) -> their data; by default what the evaluation data
-            set knows of itself.
+        evaluation_sets: prefix of scores ("eval", "eval_mm", ...) -> their data; by default the origin of the
+            evaluation data set.
         scores: more scores of the model, with their prefix, such as those of a prediction.
-        baseline: scores of the run without R-Drop, all else equal, under the same names.
-        stability: figures of steadiness by name.
+        baseline: scores of the same run without R-Drop, under the same names.
+        stability: figures of stability by name.
         pictures: PNG files -> what they show; they are copied beside the card.
     """
 
@@ -51,16 +50,16 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a trainer knows of the model that its card is of.
+    """What a trainer knows of the model in a card.
 
     Attributes:
-        architecture: its class name.
-        base: name or path of the model that training began from; empty for random weights.
+        architecture: class name.
+        base: name or path of the model that training started from; empty for random weights.
         settings: of R-Drop.
-        block: the `r_drop` entry, `settings_block`'s.
-        scores: of the weights it has now, with their prefix.
-        evaluation_sets: prefix -> the data of its scores.
-        repo_id: where it will be; None where that is not known.
+        block: the `r_drop` entry of `settings_block`.
+        scores: of the present weights, with their prefix.
+        evaluation_sets: prefix of scores -> their data.
+        repo_id: repository to push to; None if not known yet.
     """
 
     architecture: str
@@ -72,30 +71,62 @@ class TrainedModel:
     repo_id: str | None
 
 
-def extend_card(card: ModelCard, trained: TrainedModel, facts: CardFacts) -> None:
-    """Add to the card of the trainer behind, in place, what it does not tell: metadata, scores, a section on R-Drop."""
+def trainer_card(summary: TrainingSummary, trained: TrainedModel, facts: CardFacts) -> ModelCard:
+    """The whole card of a model.
+
+    Args:
+        summary: what `Trainer` knows of the training. Its scores are not used: they are those of its last log, which
+            may be of other weights.
+        trained: the model.
+        facts: what the trainer does not know.
+    """
+    data = ModelCardData(**summary.create_metadata(), ignore_metadata_errors=True)
+    forget_local_base(data)
+    if data.base_model:
+        origin = f"is a fine-tuned version of [{data.base_model}](https://huggingface.co/{data.base_model})"
+    elif summary.finetuned_from or trained.base:
+        origin = "is a fine-tuned version of a local model"
+    else:
+        origin = "was trained from scratch"
+    return _render(
+        data,
+        trained,
+        facts,
+        title=summary.model_name,
+        origin=origin,
+        trained_on=_named(summary.dataset),
+        hyperparameters=summary.hyperparameters,
+        training_results=None if summary.eval_lines is None else make_markdown_table(summary.eval_lines),
+        versions={name: version(package) for name, package in _FRAMEWORKS.items()},
+    )
+
+
+def extended_card(card: ModelCard, trained: TrainedModel, facts: CardFacts) -> ModelCard:
+    """A card that another trainer wrote from a template of its own, with our metadata and our section at its end."""
+    hide_local_base(card)
+    return _render(card.data, trained, facts, base_text=card.text.strip())
+
+
+def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more: Any) -> ModelCard:
     scores = {**trained.scores, **facts.scores}
     sets = {**trained.evaluation_sets, **facts.evaluation_sets}
-    _extend_metadata(card.data, trained, facts, scores, sets)
-    text = _without_local_base(card.text, card.data)
-    if trained.base and not is_hub_name(trained.base):
-        text = text.replace("model was trained from scratch", "model is a fine-tuned version of a local model")
-    names = list(dict.fromkeys(data.name for data in sets.values() if data.name != EvaluationSet.name))
-    text = text.replace(" on an unknown dataset.", f" on {', '.join(names)}." if names else ".")
-    text = _with_scores(text, scores)
-    template = files(__package__).joinpath("templates/rdrop_section.md").read_text(encoding="utf-8")
-    section = Template(template).substitute(
-        summary=_summary(trained.settings, trained.block["version"]),
-        settings="\n".join(f"| {name} | {_shown(v)} |" for name, v in trained.block.items() if name != "version"),
-        results=_results(scores, sets, facts.baseline),
-        stability=_stability(facts.stability),
-        pictures="".join(f"![{caption}]({quote(Path(path).name)})\n\n" for path, caption in facts.pictures.items()),
+    _extend_metadata(data, trained, facts, scores, sets)
+    known = [data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name]
+    return ModelCard.from_template(
+        data,
+        template_str=files(__package__).joinpath("templates/card.md").read_text(encoding="utf-8"),
+        alpha=trained.settings.rdrop_alpha,
+        scores={key: _score(value) for key, value in scores.items()},
+        settings={name: _shown(value) for name, value in trained.block.items() if name != "version"},
+        results=[_result(key, value, sets, facts.baseline) for key, value in scores.items()],
+        has_baseline=bool(facts.baseline),
+        data_names=list(dict.fromkeys(known)),
+        stability={name: _shown(value) for name, value in (facts.stability or {}).items()},
+        pictures={quote(Path(path).name): caption for path, caption in facts.pictures.items()},
         repo_id=trained.repo_id or NO_REPO,
-        auto_class=auto_class_name([trained.architecture], card.data.pipeline_tag) or "AutoModel",
+        auto_class=auto_class_name([trained.architecture], data.pipeline_tag) or "AutoModel",
+        **more,
     )
-    # Before what Trainer leaves to be written by hand
-    before, heading, after = text.partition("\n## Model description\n")
-    card.text = f"{before.rstrip()}\n\n{section.rstrip()}\n{heading}{after}"
 
 
 def _extend_metadata(
@@ -107,7 +138,7 @@ def _extend_metadata(
 ) -> None:
     data.pipeline_tag = facts.task or data.get("pipeline_tag") or pipeline_tag_of(trained.architecture)
     data.language = data.language or facts.language
-    # A baseline's card tells of R-Drop, but is not to be found as a model of it
+    # A baseline has the settings in its card, but shall not be found as an R-Drop model
     tags = [TAG] * (trained.settings.rdrop_alpha > 0) + [data.pipeline_tag] * (data.pipeline_tag is not None)
     data.tags = list(dict.fromkeys([*tags, *facts.tags, *(data.tags or ())]))
     data[BLOCK] = dict(trained.block)
@@ -116,22 +147,19 @@ def _extend_metadata(
     data.eval_results = results or None
     data.metrics = list(dict.fromkeys(result.metric_type for result in results)) or None
     datasets = [data_set.type for data_set in sets.values() if data_set.config or data_set.revision]
-    data.datasets = list(dict.fromkeys([*datasets, *(data.datasets or ())])) or None
+    data.datasets = list(dict.fromkeys([*datasets, *_listed(data.datasets)])) or None
 
 
-def _summary(settings: RDropArguments, version: str) -> str:
-    tool = f"rdrop-trainer {version}"
-    if settings.rdrop_alpha == 0:
-        return (
-            f"Trained with {tool} and alpha 0: plain fine-tuning, the baseline that runs with [R-Drop]({PAPER}) are "
-            "compared with."
-        )
-    return (
-        f"Trained with [R-Drop]({PAPER}) (Liang et al., *R-Drop: Regularized Dropout for Neural Networks*, NeurIPS "
-        f"2021) by {tool}: every example goes through the model {settings.rdrop_num_passes} times with different "
-        "dropout, and the symmetric KL divergence between the predictions (in a regression, their squared difference) "
-        f"is added to the loss: loss = task loss + alpha / 2 * divergence, with alpha {settings.rdrop_alpha:g}."
-    )
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _named(datasets: str | Sequence[str] | None) -> str:
+    """Data sets in words, as `Trainer` puts them."""
+    names = _listed(datasets)
+    if len(names) < 2:
+        return "".join(f"the {name} dataset" for name in names)
+    return ", ".join(f"the {name}" for name in names[:-1]) + f" and the {names[-1]} datasets"
 
 
 def _shown(value: Any) -> str:
@@ -140,72 +168,58 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _results(
-    scores: Mapping[str, float], sets: Mapping[str, EvaluationSet], baseline: Mapping[str, float] | None
-) -> str:
-    if not scores:
-        return ""
-    columns = ["data", "split", "score", "this model"] + ["baseline, alpha 0", "difference"] * bool(baseline)
-    rows = ["### Results", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for key, value in scores.items():
-        name, data = set_of(key, sets)
-        row = f"| {data.name} | {data.split or key.removesuffix(f'_{name}')} | {name} | {_score(value)} |"
-        if baseline:
-            other = baseline.get(key)
-            row += f" {_score(other)} | {'' if other is None else f'{value - other:+.4f}'} |"
-        rows.append(row)
+def _result(
+    key: str, value: float, sets: Mapping[str, EvaluationSet], baseline: Mapping[str, float] | None
+) -> list[str]:
+    """A row of the table of results."""
+    name, data = set_of(key, sets)
+    row = [data.name, data.split or key.removesuffix(f"_{name}"), name, _score(value)]
     if baseline:
-        rows += ["", "Single runs: small differences come and go with the seed."]
-    return "\n".join(rows) + "\n\n"
+        other = baseline.get(key)
+        row += [_score(other), "" if other is None else f"{value - other:+.4f}"]
+    return row
 
 
 def _score(value: float | None) -> str:
     return "" if value is None else "not defined" if math.isnan(value) else f"{value:.4f}"
 
 
-def _stability(stability: Mapping[str, float] | None) -> str:
-    if not stability:
-        return ""
-    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in stability.items())
-    return f"### Steadiness\n\n| figure | value |\n|---|---|\n{rows}\n\n"
+def forget_local_base(data: ModelCardData) -> set[str]:
+    """Take base models that are not on the Hub out of a card's metadata: a local path is nobody else's business.
+
+    Returns:
+        The names that were taken out.
+
+    Raises:
+        TypeError: a base model is a list or a mapping.
+    """
+    given = _listed(data.base_model)
+    local = {name for name in given if not is_hub_name(name)}
+    if local:
+        data.base_model = [name for name in given if name not in local] or None
+    return local
 
 
-def forget_guessed_data(card: ModelCard) -> None:
-    """Take the data set out that `Trainer` made up of how it was loaded, such as "generator" or "None"."""
-    card.data.datasets = None
-    card.text = re.sub(r" on the .* datasets?\.\n", " on an unknown dataset.\n", card.text, count=1)
-
-
-def _with_scores(text: str, scores: Mapping[str, float]) -> str:
-    """`Trainer` lists its last log, which may be of other weights than those that are pushed."""
-    lines = "".join(f"- {key}: {_score(value)}\n" for key, value in scores.items())
-    listed = r"It achieves the following results on the evaluation set:\n(- .*\n)*"
-    return re.sub(listed, lambda _: f"It achieves the following results:\n{lines}" if lines else "", text)
-
-
-def _without_local_base(text: str, data: ModelCardData) -> str:
-    """Take a local path out of metadata and text: it is no model on the Hub, and nobody else's business."""
-    given = [data.base_model] if isinstance(data.base_model, str) else list(data.base_model or ())
-    kept = [name for name in given if is_hub_name(name)]
-    if kept != given:
-        data.base_model = kept or None
-    text = text.replace("is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch")
-    for name in set(given) - set(kept):
+def hide_local_base(card: ModelCard) -> None:
+    """Take a local base model out of a card that we did not write, in place: out of its metadata and its text."""
+    text = card.text.replace("is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch")
+    for name in forget_local_base(card.data):
         text = text.replace(f"[{name}](https://huggingface.co/{name})", "a local model")
         if "/" in name:  # any other may be a word of the text
             text = text.replace(name, "a local model")
-    return text
+    card.text = text
 
 
 def card_for_hub(text: str, repo_id: str) -> str:
     """A card as it is pushed: without local paths, and with the repository's name in the lines that load it."""
     card = ModelCard(text, ignore_metadata_errors=True)
-    card.text = _without_local_base(card.text, card.data).replace(NO_REPO, repo_id)
+    hide_local_base(card)
+    card.text = card.text.replace(NO_REPO, repo_id)
     return str(card)
 
 
 def bare_card(config: Mapping[str, Any]) -> str:
-    """The card of a folder that came without one: what its configuration tells."""
+    """The card of a folder that has none, from its configuration."""
     architectures = config.get("architectures") or []
     tag = pipeline_tag_of(architectures[0]) if architectures else None
     base = config.get("base_model_name_or_path")
@@ -219,10 +233,3 @@ def bare_card(config: Mapping[str, Any]) -> str:
         f"---\n{data.to_yaml()}\n---\n\n# {NO_REPO}\n\nPushed by rdrop-trainer. The settings of its training were not "
         "saved with it.\n"
     )
-
-
-def write_card(path: Path, card: ModelCard) -> None:
-    """Write a card so that it is whole or as it was."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(str(card), encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""What a trained model is for: its task on the Hub, and the Auto class that loads it."""
+"""The task of a model on the Hub, and the Auto class that loads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from transformers.models.auto import modeling_auto as auto
 
-# The Hub's task -> Auto class. Of tasks with one Auto class, the first is what a model is tagged with unasked.
+# The Hub's task -> Auto class. Of several tasks with the same class, the first is the default tag of a model.
 AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
@@ -25,7 +25,7 @@ AUTO_CLASSES = {
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
-# BART-like models stand in three lists; their class writes texts, so that list comes first
+# BART's classes for generation stand in three lists; the first of them here is the right one
 _CLASSES_OF: Mapping[str, Mapping[str, Any]] = {
     "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -45,30 +45,30 @@ _CLASSES_OF: Mapping[str, Mapping[str, Any]] = {
 def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | None = None) -> str | None:
     """The Auto class of a model.
 
-    The class that the weights were saved from decides, since another head would begin with random weights; where it is
-    not one of transformers', the Hub's task does.
+    The class that the weights were saved from decides: another head would start from random weights. If transformers
+    does not have that class, the Hub's task decides.
 
     Args:
         architectures: class names, as a configuration lists them.
         pipeline_tag: the Hub's task, such as "text-classification".
 
     Returns:
-        Such as "AutoModelForSequenceClassification"; None where neither says.
+        Such as "AutoModelForSequenceClassification"; None if neither is known.
     """
     for architecture in architectures or ():
         for name, classes in _CLASSES_OF.items():
-            # A few types of models have several classes for one task
+            # A few model types have several classes for one task
             if any(architecture == c or (not isinstance(c, str) and architecture in c) for c in classes.values()):
                 return name
     return AUTO_CLASSES.get(pipeline_tag)
 
 
 def auto_class(name: str) -> type[Any]:
-    """The Auto class of a name."""
+    """The Auto class with this name."""
     return getattr(transformers, name)
 
 
 def pipeline_tag_of(architecture: str) -> str | None:
-    """The Hub's task of a model class; None for a class that transformers does not have."""
+    """The Hub's task of a model class; None if transformers does not have the class."""
     name = auto_class_name([architecture])
     return next((tag for tag, auto_name in AUTO_CLASSES.items() if auto_name == name), None)

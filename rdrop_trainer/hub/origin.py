@@ -1,24 +1,24 @@
-"""Where a data set came from on the Hub, commit included."""
+"""The repository and commit on the Hub that a data set came from."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
 
-# datasets 5 keeps what it downloads in a folder named for repository, configuration, version and commit
+# datasets 5 names its folders by repository, configuration, version and commit
 _CACHE = re.compile(r"[/\\](?:([^/\\]+)___)?([^/\\]+)[/\\][^/\\]+[/\\][^/\\]+[/\\]([0-9a-f]{40})[/\\][^/\\]+\.arrow$")
 _ADDRESS = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{40})")
 
 
 class Origin(NamedTuple):
-    """A data set on the Hub: its name, and the commit that was read."""
+    """A data set on the Hub: its repository, and the commit that was read."""
 
     repo_id: str
     revision: str
 
 
 def origin_of(dataset: Any) -> Origin | None:
-    """The origin of a `datasets.Dataset`; None for files of one's own and for anything else."""
+    """The origin of a `datasets.Dataset`; None for local files and for anything else."""
     addresses = getattr(getattr(dataset, "info", None), "download_checksums", None) or ()
     for match in filter(None, map(_ADDRESS.match, map(str, addresses))):
         return Origin(match[1], match[2])
@@ -29,7 +29,7 @@ def origin_of(dataset: Any) -> Origin | None:
 
 
 def keep_origin(made: Any, source: Any) -> None:
-    """Let a data set that was made of another's rows know the origin of those."""
+    """Note the origin of `source` in a data set that was made from its rows."""
     if origin := origin_of(source):
         made.info.download_checksums = {f"hf://datasets/{origin.repo_id}@{origin.revision}": {}}
         made.info.config_name = source.info.config_name

@@ -1,52 +1,61 @@
-"""Pushing from a trainer: a card that tells all, whole checkpoints only, and no training that ends over it."""
+"""Pushing from a trainer: whole checkpoints with a full card, and failures that do not end the training."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitInfo, ModelCard
+from huggingface_hub import CommitInfo, ModelCard, ModelCardData
+from transformers import Trainer
+from transformers.modelcard import TrainingSummary
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from .. import __version__
 from ..dropout import dropout_settings
 from ..errors import HubError, InputError
-from ..objective.behind import TrainerBehind
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
-from .client import check_repo_id, connect, failure, patient, seconds_to_wait
+from .client import check_repo_id, connect, failure, repo_name, seconds_to_wait, with_retries
+from .files import replacing, write_atomically
 from .folder import CARD, read_checkpoint
-from .model_card import CardFacts, TrainedModel, extend_card, forget_guessed_data, write_card
+from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
 from .push import push_checkpoint
 
 logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    Base = object  # any trainer can follow
 
 
-class PublishingMixin(TrainerBehind):
-    """What `Trainer` does with the Hub, so that nothing is lost and nothing leaks.
+class PublishingMixin(Base):
+    """`Trainer`'s methods for the Hub, so that nothing is lost and nothing leaks.
 
-    Pushed are the model, its tokenizer or processor and the card, as `push_checkpoint` chooses them: not the state of
-    the optimizer, nor `training_args.bin`, which holds the token. The strategies "checkpoint" and "all_checkpoints"
+    The model, its tokenizer or processor and the card are pushed, as `push_checkpoint` chooses them. The state of the
+    optimizer and `training_args.bin`, which holds the token, are not. The strategies "checkpoint" and "all_checkpoints"
     push the model at every save, as "every_save" does.
 
     Attributes:
-        card_facts: what the card tells that the trainer does not know; see `CardFacts`.
+        card_facts: what the card says and the trainer does not know; see `CardFacts`.
     """
 
     card_facts: CardFacts
     unlabeled_dataset: Any
+    args: Any  # its strategies are texts to a type checker, but members of an enumeration
+    push_in_progress: Any
 
     def __init__(self, *args, **kwargs):
         self.card_facts = CardFacts()
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """`Trainer.init_hf_repo`. Where the Hub cannot be reached, a warning: the pushes to come try again.
+        """`Trainer.init_hf_repo`. If the Hub cannot be reached, it warns, and later pushes try again.
 
         Raises:
             HubError: the Hub refuses.
@@ -54,12 +63,11 @@ class PublishingMixin(TrainerBehind):
         self.push_in_progress = None
         if not self.is_world_process_zero():
             return
-        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        check_repo_id(name, with_owner=False)
+        name = check_repo_id(repo_name(self.args.hub_model_id, self.args.output_dir), with_owner=False)
         private = self.args.hub_private_repo if private is None else private
         api = connect(token or self.args.hub_token)
         try:
-            self.hub_model_id = patient(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
+            self.hub_model_id = with_retries(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
         except Exception as error:
             refused = failure(f"{name} cannot be pushed to", error)
             if seconds_to_wait(error, 1.0) is None:
@@ -67,22 +75,45 @@ class PublishingMixin(TrainerBehind):
             logger.warning(f"{refused}. Training goes on, and pushing is tried again when there is something to push.")
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """`Trainer.create_model_card`, and beside what that tells: the R-Drop settings, every score of the weights that
-        the model has now, the baseline and steadiness of `card_facts`, and how to load the model."""
-        path = Path(self.args.output_dir) / CARD
-        if self.is_world_process_zero() and path.exists():
-            _check_readable(path)
-        super().create_model_card(*args, **kwargs)
+        """`Trainer.create_model_card`, with the R-Drop settings, all scores of the present weights, the baseline and
+        the stability of `card_facts`, and how to load the model.
+
+        If the base trainer has a card of its own, that is kept, and the R-Drop section is added to it.
+        """
         if not self.is_world_process_zero():
             return
-        card = ModelCard.load(path, ignore_metadata_errors=True)
-        if not kwargs.keys() & {"dataset", "dataset_tags"}:
-            forget_guessed_data(card)
+        path = Path(self.args.output_dir) / CARD
+        present = _metadata_of(path)
         for picture in map(Path, self.card_facts.pictures):
             if picture.resolve().parent != path.resolve().parent:
                 shutil.copy(picture, path.parent)
-        extend_card(card, self._trained_model(), self.card_facts)
-        write_card(path, card)
+        trained = self._trained_model()
+        if getattr(super().create_model_card, "__func__", None) is Trainer.create_model_card:
+            card = trainer_card(self._training_summary(present.tags, *args, **kwargs), trained, self.card_facts)
+            model = self.accelerator.unwrap_model(self.model)
+            if hasattr(model, "create_or_update_model_card"):  # PEFT's, which adds its tags and version to the file
+                write_atomically(path, str(card))
+                model.create_or_update_model_card(self.args.output_dir)
+                tags, card = card.data.tags, ModelCard.load(path)
+                card.data.tags = list(dict.fromkeys([*tags, *card.data.tags]))
+                hide_local_base(card)
+        else:
+            super().create_model_card(*args, **kwargs)
+            card = extended_card(ModelCard.load(path, ignore_metadata_errors=True), trained, self.card_facts)
+        write_atomically(path, str(card))
+
+    def _training_summary(self, present_tags: list[str] | None, *args, **kwargs) -> TrainingSummary:
+        """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`.
+
+        Data sets that are not named stay unnamed. `Trainer` guesses them from how they were loaded: "generator", say.
+        """
+        unnamed: dict[str, Any] = {"dataset_tags": [], "dataset_args": [], "dataset_metadata": []}
+        given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
+        given = {**unnamed, **{name: value for name, value in given.items() if name != "self" and value is not None}}
+        if "tags" in given:
+            tags = [given["tags"]] if isinstance(given["tags"], str) else given["tags"]
+            given["tags"] = list(dict.fromkeys([*tags, *(present_tags or ())]))
+        return TrainingSummary.from_trainer(self, **given)
 
     def _trained_model(self) -> TrainedModel:
         settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
@@ -91,7 +122,7 @@ class PublishingMixin(TrainerBehind):
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
         return TrainedModel(
-            architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a class of its own of each
+            architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a new class of each
             base=getattr(model.config, "_name_or_path", None) or "",
             settings=settings,
             block=settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
@@ -106,7 +137,7 @@ class PublishingMixin(TrainerBehind):
         return {"eval": EvaluationSet.of(self.eval_dataset)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """`Trainer.save_model`; where that pushes and the push fails, the failure is logged and the script goes on."""
+        """`Trainer.save_model`. If a push in it fails, the failure is logged and the script goes on."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.push_to_hub and not _internal_call:
             try:
@@ -129,22 +160,25 @@ class PublishingMixin(TrainerBehind):
             commit_message, blocking, token, revision, private, **kwargs: as in `Trainer.push_to_hub`.
 
         Returns:
-            The commit, or with `blocking=False` a future that gives it; None on all processes but the first.
+            The commit, or with `blocking=False` a future of it; None on all processes but the first.
 
         Raises:
-            HubError: the Hub refused or could not be reached; all of it is in `output_dir`.
+            HubError: the Hub refused or could not be reached; everything is in `output_dir`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._finish_current_push()  # it reads the files that are written now
+        self._finish_current_push()  # it reads the files that are about to be written
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         tags = kwargs.pop("tags", None) or []
         tags = [tags] if isinstance(tags, str) else list(tags)
         tags += [tag for tag in getattr(self.model, "model_tags", None) or [] if tag not in tags]
-        self.create_model_card(**{"model_name": name.split("/")[-1], "tags": tags or None, **kwargs})
+        self.create_model_card(**{"model_name": self._repo_name.split("/")[-1], "tags": tags or None, **kwargs})
         return self._push(commit_message, blocking, token, revision, private)
+
+    @property
+    def _repo_name(self) -> str:
+        return self.hub_model_id or repo_name(self.args.hub_model_id, self.args.output_dir)
 
     def _push(
         self,
@@ -157,7 +191,7 @@ class PublishingMixin(TrainerBehind):
         def push() -> CommitInfo:
             return push_checkpoint(
                 self.args.output_dir,
-                self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+                self._repo_name,
                 private=self.args.hub_private_repo if private is None else private,
                 token=token or self.args.hub_token,
                 revision=revision or self.args.hub_revision,
@@ -170,7 +204,7 @@ class PublishingMixin(TrainerBehind):
         return self.push_in_progress
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model of a checkpoint while training goes on, unless the last push is still under way."""
+        """Push the model of a checkpoint while training goes on, unless the last push is still running."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -184,14 +218,17 @@ class PublishingMixin(TrainerBehind):
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
         try:
-            # Copied, since a checkpoint may be deleted before it is sent
+            # Copied, because a checkpoint may be deleted before it is sent
             for name, path in read_checkpoint(checkpoint_folder).files.items():
-                _copy(path, Path(self.args.output_dir) / name)
+                target = Path(self.args.output_dir, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(target) as temporary:  # a push may be reading the old file
+                    shutil.copyfile(path, temporary)
             self.create_model_card()
         except (OSError, ValueError) as error:
             logger.error(f"{checkpoint_folder} is not pushed: {error}")
             return
-        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_tell)
+        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_log_failure)
 
     def _finish_current_push(self) -> None:
         if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():
@@ -199,24 +236,19 @@ class PublishingMixin(TrainerBehind):
             self.push_in_progress.exception()
 
 
-def _check_readable(path: Path) -> None:
-    """Put a card aside whose metadata cannot be read: `Trainer` reads it before it writes a new one."""
+def _metadata_of(path: Path) -> ModelCardData:
+    """The metadata of the card that is there. A card whose metadata cannot be read is put aside."""
+    if not path.exists():
+        return ModelCardData()
     try:
-        ModelCard.load(path)
-    except Exception as error:  # YAML and encodings fail in errors of their own
+        return ModelCard.load(path).data
+    except Exception as error:  # YAML and encodings raise their own errors
         aside = path.with_name(path.name + ".old")
         logger.warning(f"{path}: its metadata cannot be read ({type(error).__name__}); it is now {aside.name}")
         os.replace(path, aside)
+        return ModelCardData()
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy so that a push that reads the target meanwhile gets the old file whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-
-
-def _tell(push: Future[Any]) -> None:
+def _log_failure(push: Future[Any]) -> None:
     if (error := push.exception()) is not None:
         logger.error(f"Training goes on, but {error}")

@@ -28,14 +28,6 @@ model-index:
 """
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """The seconds that were to be waited, which pass at once."""
-    waited = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    return waited
-
-
 def card(alpha=2.0, task="mrpc"):
     return CARD.format(alpha=alpha, task=task)
 
@@ -118,11 +110,8 @@ def test_private_ones(hub):
     assert record.private and record.alpha == 2
     assert show_checkpoint("ada/secret", token="hf_ada") == record
     hub.user("eve")
-    for token, said in (
-        (None, "hf auth login"),
-        ("hf_eve", "no such repository"),
-        ("hf_wrong", "token is missing, wr"),
-    ):
+    refusals = {None: "hf auth login", "hf_eve": "no such repository", "hf_wrong": "token is missing, wr"}
+    for token, said in refusals.items():
         with pytest.raises(HubError, match=said) as error:
             show_checkpoint("ada/secret", token=token)
         assert str(token) not in str(error.value)
@@ -158,10 +147,7 @@ BAD = {
     "a version that is a number": (card().replace("1.2.0", "1.5"), {"version": "1.5"}),
     "a name that the client uses": (card().replace("tags:", "ignore_metadata_errors: 1\ntags:"), {"alpha": 2.0}),
     "results of another form": (card().replace("tags:", "eval_results: [1]\ntags:"), {"alpha": 2.0}),
-    "escapes": (
-        card().replace("1.2.0", r'"\e[2J\a1"').replace("GLUE mrpc", r'"\e]0;x\u202e"'),
-        {"version": "?[2J?1"},
-    ),
+    "escapes": (card().replace("1.2.0", r'"\e[2J\a1"').replace("GLUE mrpc", r'"\e]0;x\u202e"'), {"version": "?[2J?1"}),
 }
 
 
@@ -271,15 +257,15 @@ def test_a_name_that_is_none_is_left_out(hub, caplog):
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "options", "said"),
     [
-        (lambda hub: hub.fail("*", status=503, times=None), "the Hub has a fault"),
-        (lambda hub: hub.drop("*", times=None), "the connection failed"),
-        (lambda hub: hub.fail("*", status=403, times=None), "this account may not"),
+        ("fail", {"status": 503}, "the Hub has a fault"),
+        ("drop", {}, "the connection failed"),
+        ("fail", {"status": 403}, "this account may not"),
     ],
 )
-def test_a_hub_that_fails(hub, fault, said, capsys):
-    fault(hub)
+def test_a_hub_that_fails(hub, fault, options, said, capsys):
+    getattr(hub, fault)("*", times=None, **options)
     for call in (list_checkpoints, lambda: show_checkpoint("ada/m")):
         with pytest.raises(HubError, match=said) as error:
             call()
@@ -288,19 +274,13 @@ def test_a_hub_that_fails(hub, fault, said, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("rdrop_trainer.hub: error: the Hub's list could not be")
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: list_checkpoints(limit=0),
-        lambda: list_checkpoints(base_model="../x"),
-        lambda: list_checkpoints(token="a\nb"),
-        lambda: show_checkpoint("../x"),
-        lambda: show_checkpoint("m"),
-    ],
-)
-def test_wrong_input_is_not_sent(hub, call):
-    with pytest.raises(InputError):
-        call()
+def test_wrong_input_is_not_sent(hub):
+    for options in ({"limit": 0}, {"base_model": "../x"}, {"token": "a\nb"}):
+        with pytest.raises(InputError):
+            list_checkpoints(**options)
+    for name in ("../x", "m"):
+        with pytest.raises(InputError):
+            show_checkpoint(name)
     assert hub.requests == []
 
 

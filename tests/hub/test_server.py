@@ -38,12 +38,6 @@ See https://arxiv.org/abs/2106.14448
 WEIGHTS = bytes(range(256)) * 400  # 102 400 bytes
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    """The client sleeps between its retries."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
 @pytest.fixture
 def api(hub):
     hub.user("ada")
@@ -132,16 +126,11 @@ def test_a_folder_goes_up_and_comes_down(hub, api, tmp_path):
     api.create_repo("m")
     folder = tmp_path / "up"
     (folder / "logs").mkdir(parents=True)
-    for path, content in {
-        "README.md": CARD.encode(),
-        "model.safetensors": WEIGHTS,
-        "logs/big.txt": b"x" * 1_500_000,
-    }.items():
+    files = {"README.md": CARD.encode(), "model.safetensors": WEIGHTS, "logs/big.txt": b"x" * 1_500_000}
+    for path, content in files.items():
         (folder / path).write_bytes(content)
     first = api.upload_folder(repo_id="ada/m", folder_path=folder, commit_message="Push")
-    assert hub.files("ada/m") == {
-        p: (folder / p).read_bytes() for p in ("README.md", "model.safetensors", "logs/big.txt")
-    } | {".gitattributes": hub.files("ada/m")[".gitattributes"]}
+    assert hub.files("ada/m") == {**files, ".gitattributes": hub.files("ada/m")[".gitattributes"]}
     assert [one.title for one in hub.commits("ada/m")] == ["Push", "initial commit"]
     assert hub.commits("ada/m")[0].sha == first.oid and len(first.oid) == 40
     sent = len(hub.seen("upload"))
@@ -207,21 +196,18 @@ def test_commit_operations(hub, api):
     count = len(hub.commits("ada/m"))
     with pytest.raises(ValueError, match="license"):
         add(api, "README.md", b"---\nlicense: my own\n---\n")
-    lines = [
-        {"key": "header", "value": {"summary": "s"}},
-        {"key": "lfsFile", "value": {"path": "x.bin", "oid": "0" * 64}},
-    ]
-    for extra in (lines[1], {"key": "file", "value": {"path": "../x", "content": ""}}, {"key": "?", "value": {}}):
-        body = "\n".join(map(json.dumps, [lines[0], extra]))
-        answer = hf.utils.get_session().post(
-            f"{hub.url}/api/models/ada/m/commit/main", content=body.encode(), headers={"authorization": "Bearer hf_ada"}
-        )
-        assert answer.status_code == 400, extra
-    answer = hf.utils.get_session().post(
-        f"{hub.url}/api/models/ada/m/commit/main",
-        content=json.dumps(lines[0]).encode(),
-        headers={"authorization": "Bearer hf_ada"},
-    )
+
+    def commit(*lines):
+        body = "\n".join(json.dumps({"key": key, "value": value}) for key, value in lines).encode()
+        auth = {"authorization": "Bearer hf_ada"}
+        return hf.utils.get_session().post(f"{hub.url}/api/models/ada/m/commit/main", content=body, headers=auth)
+
+    header = ("header", {"summary": "s"})
+    for wrong in (
+        ("lfsFile", {"path": "x.bin", "oid": "0" * 64}), ("file", {"path": "../x", "content": ""}), ("?", {})
+    ):  # fmt: skip
+        assert commit(header, wrong).status_code == 400, wrong
+    answer = commit(header)
     assert answer.json()["commitOid"] == hub.commits("ada/m")[0].sha and len(hub.commits("ada/m")) == count
 
 
@@ -358,8 +344,9 @@ def test_metadata_the_hub_warns_of(hub, api):
 
 
 def test_transformers_loads_a_model_by_name(hub, api, tmp_path):
-    import tiny
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from support import tiny
 
     model = tiny.bert()
     model.push_to_hub("ada/bert", private=True)
