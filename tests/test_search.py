@@ -179,7 +179,7 @@ def test_the_direction(tmp_path, monkeypatch, arguments, call, direction, warned
     monkeypatch.setattr(optuna, "create_study", lambda **kwargs: studies.append(create(**kwargs)) or studies[-1])
     trainer, _ = searcher(tmp_path, max_steps=1, **arguments)
     trainer.hyperparameter_search(n_trials=1, storage=None, **call)
-    assert [study.direction.name.lower() for study in studies] == [direction]
+    assert {study.direction.name.lower() for study in studies} == {direction}
     assert any("direction='maximize'" in text for text in said) == warned
 
 

@@ -12,19 +12,18 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import InputError
 from ..search import SPACE
 from .arguments import CommandLine, given_values
+from .jobs import RECIPE, recipe_text
 from .outcome import RESULTS, write_json
 
-TABLE, TABLE_JSON, RECIPE = "trials.md", "trials.json", "recipe.yaml"
+TABLE, TABLE_JSON = "trials.md", "trials.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
-# Flags of the search, of its folder, and what is nobody else's business
+# Flags of the search and of its folder
 _NOT_IN_RECIPE = (
     "tune parallel engine seeds compare_baseline output_dir overwrite_output_dir resume_from_checkpoint run_name "
-    "token hub_token hub_model_id push_to_hub"
+    "hub_model_id push_to_hub"
 ).split()
 
 
@@ -58,15 +57,20 @@ class Trial:
         return {name: self.results["settings"][name] for name in SPACE}
 
 
-def read_trial(number: int, folder: Path) -> Trial:
-    """Read a finished trial.
+def trial_folder(folder: Path, number: int) -> Path:
+    """The folder of a trial in that of the search."""
+    return folder / f"trial-{number}"
+
+
+def read_trial(folder: Path) -> Trial:
+    """Read a finished trial from its `trial_folder`.
 
     Raises:
         InputError: its results are damaged.
     """
     path = folder / RESULTS
     try:
-        return Trial(number, folder, json.loads(path.read_text(encoding="utf-8")))
+        return Trial(int(folder.name.rpartition("-")[2]), folder, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
@@ -102,11 +106,10 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
 def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
     """Write the flags of the command with the values of the best trial, for the script to read."""
     best, given = trials[0], given_values(command)
-    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE and value is not None}
+    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
     head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {_score(best.score)}\n"
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    (folder / RECIPE).write_text(head + text, encoding="utf-8")
+    (folder / RECIPE).write_text(head + recipe_text(recipe), encoding="utf-8")
 
 
 def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
@@ -116,10 +119,10 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
         return f"No trial has a score: the trials' folders in {folder} say what happened."
     lines, best = [_title(trials, command)], scored[0]
     about = {1: "given", 0: "alpha 0"}
-    told = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
+    rows_of = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
     rows = next(count for split, count in best.results["rows"].items() if split.startswith("validation"))
     lines.append(f"score     {best.score_name} of {rows:,} validation rows")
-    for name, trial in dict(told).items():
+    for name, trial in dict(rows_of).items():
         values = ", ".join(f"{key} {value:g}" for key, value in trial.values.items() if value is not None)
         lines.append(f"{name:<10}{_score(trial.score)}  trial {trial.number}: {values}")
     lines += [f"trials    {folder / TABLE}", f"recipe    {folder / RECIPE}", f"model     {best.folder}"]

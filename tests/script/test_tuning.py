@@ -60,7 +60,7 @@ class Pretended(InProcess):
             return super().__call__(job)
         self.started.append(job.folder.name)
         found = results("search/trial-0") if Path("search/trial-0").exists() else results("before/trial-0")
-        command = parse_arguments(job.words)
+        command = parse_arguments(job.flags)
         for name in ("rdrop_alpha", "dropout", "learning_rate", "output_dir"):
             found["settings"][name] = getattr(command.training, name)
         found["given"] = sorted(command.given)
@@ -153,7 +153,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_folder(here, launch, capsys):
 
 
 def test_a_trial_that_ended_unseen_is_not_repeated(here, launch, monkeypatch):
-    """Cut off between the end of the run and what the study is told."""
+    """Cut off between the end of the run and its result in the study."""
 
     class Unseen(Pretended):
         def __call__(self, job):
