@@ -19,7 +19,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_collection():
-    """`Trainer` collects garbage after every trial; what the imports left need not be looked through each time."""
+    """`Trainer` collects garbage after every trial; what the imports left need not be searched each time."""
     gc.freeze()
     yield
     gc.unfreeze()

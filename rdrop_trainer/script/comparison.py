@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..report import FinishedRun, write_report
 from .arguments import CommandLine
 from .jobs import Job
-from .several import alone_in, check_command, exit_code, folder_of, is_finished, launcher, run_all, settings_of_runs
+from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
 
 
 def compare_baseline(command: CommandLine) -> int:
@@ -46,7 +46,7 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path) -> int:
     several = command.several
     # A cluster knows best how many it can take
     at_once = several.parallel if several.engine == "local" or "parallel" in command.given else len(jobs)
-    failed = run_all(pending, launcher(several.engine, at_once), at_once) if pending else []
+    failed = run_all(pending, several.engine, at_once) if pending else []
     missing = {ended.job.name for ended in failed}
     arms = jobs[::2], jobs[1::2]
     if any(not {baseline.name, rdrop.name} & missing for baseline, rdrop in zip(*arms, strict=True)):

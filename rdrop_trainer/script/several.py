@@ -17,7 +17,7 @@ from .outcome import FREE_TO_CHANGE, RESULTS, settings_of
 
 INCOMPLETE = 1  # exit code: some runs failed
 # Flags of the command, which none of its runs has
-_OF_THE_COMMAND = ("compare_baseline", "seeds", "tune", "parallel", "engine", "output_dir")
+OF_THE_COMMAND = ("compare_baseline", "seeds", "tune", "parallel", "engine", "output_dir")
 # Little on the disk and in the logs
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
@@ -70,7 +70,7 @@ def settings_of_runs(command: CommandLine, without: Collection[str] = (), **defa
         **defaults: further settings, where the command gives none.
     """
     given = given_values(command)
-    left_out = {*_OF_THE_COMMAND, *without}
+    left_out = {*OF_THE_COMMAND, *without}
     return {**_DEFAULTS, **defaults, **{name: value for name, value in given.items() if name not in left_out}}
 
 
@@ -110,13 +110,13 @@ def launcher(engine: str, at_once: int) -> Launch:
 
 
 def run_all(
-    jobs: Iterable[Job], launch: Launch, at_once: int, on_success: Callable[[Job], None] = lambda job: None
+    jobs: Iterable[Job], engine: str, at_once: int, on_success: Callable[[Job], None] = lambda job: None
 ) -> list[Finished]:
     """Run jobs, and print a line as each ends.
 
     Args:
         jobs: in the order in which they are to begin; each is asked for when its turn comes.
-        launch: runs one, such as `Local`.
+        engine: "local" or "ray".
         at_once: how many run at the same time.
         on_success: called with each that went well, when it has ended.
 
@@ -127,7 +127,7 @@ def run_all(
         InputError: a run refuses its input, as the others would.
     """
     failed = []
-    for ended in run_jobs(jobs, launch, at_once):
+    for ended in run_jobs(jobs, launcher(engine, at_once), at_once):
         print(progress_line(ended), flush=True)
         if ended.code == WRONG_INPUT:
             raise InputError(f"{ended.job.name}: {ended.last_line}")
@@ -143,8 +143,13 @@ def progress_line(ended: Finished) -> str:
     if ended.code:
         return f"{ended.job.name}: failed with exit code {ended.code} ({ended.seconds:.0f} s): {ended.last_line}"
     scores = json.loads((ended.job.folder / RESULTS).read_text(encoding="utf-8"))["headline"]
-    parts = [f"{name} {'not defined' if value is None else f'{value:.4f}'}" for name, value in scores.items()]
-    return f"{ended.job.name}: {', '.join(parts)} ({ended.seconds:.0f} s)"
+    parts = ", ".join(f"{name} {score_text(value)}" for name, value in scores.items())
+    return f"{ended.job.name}: {parts} ({ended.seconds:.0f} s)"
+
+
+def score_text(value: float | None) -> str:
+    """A score in a line or a table."""
+    return "not defined" if value is None else f"{value:.4f}"
 
 
 def exit_code(failed: Sequence[Finished], what: str) -> int:

@@ -13,7 +13,7 @@ from ..search import SPACE, STORE, cut_off, open_study, sampler_for, study_in, s
 from .arguments import CommandLine
 from .jobs import Job
 from .outcome import RESULTS
-from .several import alone_in, check_command, exit_code, folder_of, is_finished, launcher, run_all, settings_of_runs
+from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
 from .trials import Trial, delete_weights, read_trial, summary, trial_folder, write_recipe, write_trials
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ class Search:
             self._check_or_settle(trial)
         done = len(self._finished())
         print(f"{max(self.wanted, done)} trials in {self.folder}, {done} of them finished before", flush=True)
-        launch = launcher(several.engine, several.parallel)
-        failed = run_all(self._to_come(), launch, several.parallel, on_success=lambda job: self._settle(job.folder))
+        failed = run_all(self._to_come(), several.engine, several.parallel, lambda job: self._settle(job.folder))
         trials = self._finished()
         if trials:
             write_trials(self.folder, trials, self.command)
