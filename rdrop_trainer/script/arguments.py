@@ -407,11 +407,11 @@ def flags_of(recipe: Mapping[str, Any]) -> list[str]:
     """The entries of a recipe as command-line flags; those that are None are left out."""
     flags = []
     for key, value in recipe.items():
-        if isinstance(value, list) and len(value) != 1:
-            flags += [f"--{key}", *map(str, value)]
-            continue
-        value = value[0] if isinstance(value, list) else value  # in one word it may begin with "-"
-        if value is not None:
+        if isinstance(value, list):  # of one, in one word, which may then begin with "-"
+            flags += [f"--{key}={value[0]}"] if len(value) == 1 else [f"--{key}", *map(str, value)]
+        elif key == "fsdp" and value is True:
+            flags.append("--fsdp")  # "True" is none of the options that it may name
+        elif value is not None:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
 

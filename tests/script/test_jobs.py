@@ -12,7 +12,7 @@ import pytest
 
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.script import jobs
-from rdrop_trainer.script.arguments import given_values, parse_arguments
+from rdrop_trainer.script.arguments import flags_of, given_values, parse_arguments
 from rdrop_trainer.script.jobs import Job, Local, command_of, run_jobs
 from rdrop_trainer.script.outcome import settings_of
 
@@ -67,6 +67,11 @@ def test_a_recipe_holds_what_the_flags_said(tmp_path):
     assert read.given == {name.removeprefix("no_") for name in wanted.given}
     for one, other in zip(read[:4], wanted[:4], strict=True):
         assert settings_of(one) == settings_of(other)
+
+
+def test_flags_of_a_recipe():
+    recipe = {"fsdp": True, "tf32": True, "dropout": None, "seeds": [1, 2], "text_columns": ["-a"]}
+    assert flags_of(recipe) == ["--fsdp", "--tf32=True", "--seeds", "1", "2", "--text_columns=-a"]
 
 
 def test_tokens_stay_off_the_disk(tmp_path):
