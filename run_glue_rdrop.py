@@ -60,15 +60,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command = parse_arguments(argv)
         if command.data.demo:
-            return run_demo(__file__, Path(command.training.output_dir) if "output_dir" in command.given else None)
+            return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
         if command.data.dry_run:
             found = run(command)
             if main_process:
                 print("\n" + report(found, outcome.same_command(argv, found["processes"], without="dry_run")))
         elif command.several.tune is not None:
-            return tune(command, __file__)
+            return tune(command)
         elif command.several.compare_baseline:
-            return compare_baseline(command, __file__)
+            return compare_baseline(command)
         else:
             results = run(command)
             if main_process:

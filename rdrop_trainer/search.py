@@ -1,8 +1,8 @@
-"""Hyper-parameter search: the space to search by default, and an Optuna study that outlives an interruption."""
+"""Hyper-parameter search: the space to search by default, and Optuna studies that outlive an interruption."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,15 @@ from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKEND
 from transformers.trainer_utils import BestRun, HPSearchBackend
 from transformers.utils import logging
 
-from .objective.behind import TrainerBehind
-
 if TYPE_CHECKING:
     import optuna
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
 
 logger = logging.get_logger(__name__)
 
-# Setting -> lowest value, highest value, whether ratios count (a logarithmic scale) and not differences
+# Setting -> lowest value, highest value, whether the scale is logarithmic
 SPACE: dict[str, tuple[float, float, bool]] = {
     "rdrop_alpha": (0.5, 8.0, True),
     "dropout": (0.1, 0.3, False),
@@ -28,15 +29,18 @@ STORE = "trials.db"
 STUDY = "rdrop"
 
 
+# ---- What is searched ----
+
+
 def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
-    """The three settings that decide most about R-Drop, in the ranges in which good values were found.
+    """The three settings that matter most to R-Drop, in the ranges in which good values were found.
 
     * `rdrop_alpha` in [0.5, 8], logarithmic: the paper's tasks took 0.5 to 1 (GLUE, summarisation, language models) and
       5 (translation), bojone/r-drop 4; the best value of a task is known up to a factor.
     * `dropout` in [0.1, 0.3]: from what most encoders are pretrained with to what the paper's translation and
       bojone/r-drop used. With less, the passes hardly differ; with more, fine-tuning suffers.
-    * `learning_rate` in [1e-5, 1e-4], logarithmic: the grids of BERT (2e-5 to 5e-5) and RoBERTa (1e-5 to 3e-5), and as
-      much again above, which smaller models like. Training from scratch wants larger ones: give a space of your own.
+    * `learning_rate` in [1e-5, 1e-4], logarithmic: the grids of BERT (2e-5 to 5e-5) and RoBERTa (1e-5 to 3e-5), and
+      higher rates, which suit smaller models. Training from scratch needs still higher ones: give a space of your own.
 
     Args:
         trial: a trial of Optuna, or None for Ray Tune, which draws the values itself.
@@ -52,11 +56,75 @@ def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]]) -> dict[str, float]:
-    """Values that a trial of Optuna draws from a space that is written like `SPACE`."""
+    """Draw the values of a trial from a space that is written like `SPACE`."""
     return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in space.items()}
 
 
-class SearchMixin(TrainerBehind):
+# ---- Studies that go on ----
+
+
+def study_in(folder: Path) -> dict[str, Any]:
+    """The arguments of `optuna.create_study` for the study of a folder, which is made if it is missing."""
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"storage": f"sqlite:///{folder / STORE}", "study_name": STUDY, "load_if_exists": True}
+
+
+def open_study(direction: str | list[str], **arguments: Any) -> optuna.Study:
+    """Begin a study, or go on with one.
+
+    Args:
+        direction: "minimize" or "maximize", or a list of them for several objectives.
+        **arguments: those of `optuna.create_study`, such as `study_in` gives.
+
+    Raises:
+        ValueError: the study was begun in another direction; Optuna would go on in that one without a word.
+    """
+    import optuna
+
+    wanted = [direction] if isinstance(direction, str) else list(direction)
+    study = optuna.create_study(directions=wanted, **arguments)
+    before = [found.name.lower() for found in study.directions]
+    if before != wanted:
+        raise ValueError(
+            f"The search {study.study_name!r} that is to go on was begun with direction {', '.join(before)}, not "
+            f"{', '.join(wanted)}: choose another study_name or output_dir."
+        )
+    return study
+
+
+def sampler_for(study: optuna.Study, seed: int, **options: Any) -> optuna.samplers.TPESampler:
+    """A seeded TPE sampler. The seed alone would draw the values of the study's first trials again."""
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=seed + len(study.get_trials(deepcopy=False)), **options)
+
+
+def cut_off(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that an interrupted search left unfinished. No other search may be running on the study.
+
+    Optuna's own heartbeat would tell them from trials that run, but only after a grace period without one: the same
+    command, given again at once, would not find them.
+    """
+    import optuna
+
+    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+
+
+def begin_anew(study: optuna.Study) -> None:
+    """Count the trials that were cut off as failed, and queue their values, to be tried before new ones are drawn."""
+    import optuna
+
+    for trial in cut_off(study):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+        logger.warning(f"Trial {trial.number} was cut off: it begins anew with the same values.")
+
+
+# ---- In a trainer ----
+
+
+class SearchMixin(_Trainer):
     """The part of `RDropMixin` that searches hyper-parameters."""
 
     def hyperparameter_search(
@@ -69,7 +137,7 @@ class SearchMixin(TrainerBehind):
         hp_name: Callable[[optuna.Trial], str] | None = None,
         **kwargs: Any,
     ) -> BestRun | list[BestRun] | None:
-        """`Trainer.hyperparameter_search`, over alpha, dropout and learning rate unless told otherwise.
+        """`Trainer.hyperparameter_search`, by default over alpha, dropout and learning rate.
 
         With Optuna the trials are kept in `<output_dir>/trials.db`, and the same call goes on where an earlier one was
         interrupted: `n_trials` counts its finished trials too, so a search that is complete only returns its best. A
@@ -77,8 +145,8 @@ class SearchMixin(TrainerBehind):
         one that failed, or that Ctrl-C stopped, is not counted and not repeated. That store is for one search at a
         time; for several at once, or another sampler, give Optuna's own `storage`, `study_name`, `load_if_exists` and
         `sampler` (`storage=None`: in memory, as `Trainer` does it). The default sampler is TPE, seeded with
-        `args.seed`. What is searched must stay the same between the calls; use another `output_dir` or `study_name`
-        where it does not.
+        `args.seed`. The space must stay the same between the calls; for another, use another `output_dir` or
+        `study_name`.
 
         The trainer needs a `model_init`. Afterwards `args` have the values of the last trial, as with `Trainer`.
 
@@ -90,7 +158,7 @@ class SearchMixin(TrainerBehind):
             n_trials: how many trials the search has in the end.
             direction: "minimize" or "maximize", or a list of them for several objectives. Default: "maximize" for the
                 metrics of a trainer whose `args.greater_is_better` is true, as `metric_for_best_model="accuracy"` sets
-                it; else "minimize", as with `Trainer`, with a warning where that need not be what you want.
+                it; else "minimize", as with `Trainer`, with a warning where the objective is not the evaluation loss.
             backend: "optuna", "ray" or "wandb". Default: the first that is installed.
             hp_name: the name of a trial's folder in `output_dir`.
             **kwargs: those of `optuna.create_study`, of `optuna.Study.optimize`, or of `ray.tune.run`.
@@ -131,63 +199,24 @@ class SearchMixin(TrainerBehind):
         self, n_trials: int, direction: str | list[str], kwargs: Mapping[str, Any]
     ) -> tuple[int, dict[str, Any]]:
         """How many trials are still to do, and the arguments with those of the study filled in; on every process."""
-        kwargs = dict(kwargs)
         own_store = "storage" not in kwargs
-        if own_store:
-            folder = Path(self.args.output_dir).absolute()
-            folder.mkdir(parents=True, exist_ok=True)
-            kwargs = {"study_name": STUDY, "load_if_exists": True, **kwargs, "storage": f"sqlite:///{folder / STORE}"}
+        kwargs = {**(study_in(Path(self.args.output_dir)) if own_store else {}), **kwargs}
         if self.args.process_index == 0:  # the only one that has the study
             import optuna
+            from optuna.trial import TrialState
 
-            study = _study_before(kwargs)
-            trials = study.get_trials(deepcopy=False) if study is not None else []
-            if study is not None:
-                _check_direction(study, direction)
-                n_trials = max(0, n_trials - sum(trial.state.is_finished() and not _failed(trial) for trial in trials))
-                if own_store:
-                    begin_anew(study)
-            # With the seed of an earlier call alone, the sampler would draw that call's values again
-            kwargs.setdefault("sampler", optuna.samplers.TPESampler(seed=self.args.seed + len(trials)))
+            # `Trainer` opens it again, so also a study in memory must be one that can be found
+            storage = kwargs["storage"] or optuna.storages.InMemoryStorage()
+            named = {name: kwargs[name] for name in ("study_name", "load_if_exists") if name in kwargs}
+            study = open_study(direction, storage=storage, **named)
+            kwargs |= {"storage": storage, "study_name": study.study_name, "load_if_exists": True}
+            kwargs.setdefault("sampler", sampler_for(study, self.args.seed))
+            n_trials -= len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+            n_trials = max(0, n_trials)
+            if own_store:
+                begin_anew(study)
         if self.args.world_size > 1:
             shared = [n_trials]
             torch.distributed.broadcast_object_list(shared, src=0)
             (n_trials,) = shared
         return n_trials, kwargs
-
-
-def begin_anew(study: optuna.Study) -> None:
-    """Put the trials that were cut off at the head of those to come, with the same values; no search may be running."""
-    import optuna
-
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-        logger.warning(f"Trial {trial.number} was cut off: it begins anew with the same values.")
-
-
-def _study_before(kwargs: Mapping[str, Any]) -> optuna.Study | None:
-    """The study that Optuna will go on with, if there is one."""
-    import optuna
-
-    name, storage = kwargs.get("study_name"), kwargs.get("storage")
-    if not kwargs.get("load_if_exists") or name is None or storage is None:
-        return None
-    if name not in optuna.get_all_study_names(storage):
-        return None
-    return optuna.load_study(study_name=name, storage=storage)
-
-
-def _check_direction(study: optuna.Study, direction: str | Sequence[str]) -> None:
-    """Optuna would go on in the study's direction without a word."""
-    before = [found.name.lower() for found in study.directions]
-    wanted = [direction] if isinstance(direction, str) else list(direction)
-    if before != wanted:
-        raise ValueError(
-            f"The search {study.study_name!r} that is to go on was begun with direction {', '.join(before)}, not "
-            f"{', '.join(wanted)}: choose another study_name or output_dir."
-        )
-
-
-def _failed(trial: optuna.trial.FrozenTrial) -> bool:
-    return trial.state.name == "FAIL"

@@ -19,7 +19,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_collection():
-    """`Trainer` collects garbage after every trial; what the imports left need not be looked through each time."""
+    """`Trainer` collects garbage after every trial; what the imports left need not be searched each time."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -179,7 +179,7 @@ def test_the_direction(tmp_path, monkeypatch, arguments, call, direction, warned
     monkeypatch.setattr(optuna, "create_study", lambda **kwargs: studies.append(create(**kwargs)) or studies[-1])
     trainer, _ = searcher(tmp_path, max_steps=1, **arguments)
     trainer.hyperparameter_search(n_trials=1, storage=None, **call)
-    assert [study.direction.name.lower() for study in studies] == [direction]
+    assert {study.direction.name.lower() for study in studies} == {direction}
     assert any("direction='maximize'" in text for text in said) == warned
 
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -338,7 +338,11 @@ def given_values(command: CommandLine) -> dict[str, Any]:
     values = vars(_parse(parser, command.words))
     flags = (word.split("=")[0] for word in command.words if word.startswith("--"))
     names = dict.fromkeys(parser._option_string_actions[flag].dest for flag in flags)
-    return {name: getattr(values[name], "value", values[name]) for name in names}
+    return {name: _plain(values[name]) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, list) else getattr(value, "value", value)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
@@ -395,12 +399,18 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     if not isinstance(recipe, dict):
         raise InputError(f"{path}: expected a mapping of flags to values, got {type(recipe).__name__}")
     choices = {action.dest: action.choices or () for action in parser._actions}
+    no = {key: "no" for key, value in recipe.items() if value is False and "no" in choices.get(key, ())}
+    return flags_of(recipe | no)  # YAML reads a bare no as false
+
+
+def flags_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The entries of a recipe as command-line flags; those that are None are left out."""
     flags = []
     for key, value in recipe.items():
-        if value is False and "no" in choices.get(key, ()):
-            value = "no"  # YAML reads a bare no as false
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
+        if isinstance(value, list):  # of one, in one word, which may then begin with "-"
+            flags += [f"--{key}={value[0]}"] if len(value) == 1 else [f"--{key}", *map(str, value)]
+        elif key == "fsdp" and value is True:
+            flags.append("--fsdp")  # "True" is none of the options that it may name
         elif value is not None:
             flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags

@@ -16,7 +16,7 @@ from .scratch import make_bert
 
 SEEDS = (1, 2, 3)
 TRAIN_ROWS, VALIDATION_ROWS = 200, 600
-# A share of wrong training labels, as real annotation has them: something a model can overfit to
+# Share of wrong training labels, as real annotation has them, for a model to overfit to
 WRONG_LABELS = 0.15
 FLAGS = (
     "--per_device_train_batch_size 16 --per_device_eval_batch_size 100 --num_train_epochs 20 --learning_rate 1e-3 "
@@ -36,7 +36,7 @@ _BAD = {
     "en": "terrible boring awful ugly poor dreadful tedious nasty useless dull".split(),
     "zh": "糟糕 无聊 失望 难看 差劲 痛苦 乏味 粗糙 劣质 难受".split(),
 }
-# (template, whether it turns the meaning round)
+# (template, whether it negates the word)
 _TEMPLATES = {
     "en": [
         ("the {0} was {1}", False),
@@ -58,29 +58,40 @@ _TEMPLATES = {
 
 
 def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tuple[str, str]]:
-    """(sentence, "negative" | "positive"), half English and half Chinese; some labels turned round if asked for."""
+    """Made-up sentences with their sentiment, half English and half Chinese.
+
+    Args:
+        rows: how many.
+        seed: of the random choices.
+        wrong_labels: the share of labels that are wrong.
+
+    Returns:
+        Pairs of a sentence and "negative" or "positive".
+    """
     rng = random.Random(seed)
     sentences = []
     for i in range(rows):
         language = ("en", "zh")[i % 2]
-        template, turned = rng.choice(_TEMPLATES[language])
+        template, negates = rng.choice(_TEMPLATES[language])
         good = rng.random() < 0.5
         word = rng.choice((_GOOD if good else _BAD)[language])
-        positive = (good != turned) != (rng.random() < wrong_labels)
+        positive = (good != negates) != (rng.random() < wrong_labels)
         text = template.format(rng.choice(_THINGS[language]), word)
         sentences.append((text, "positive" if positive else "negative"))
     return sentences
 
 
-def run_demo(script: str, output_dir: Path | None = None) -> int:
+def run_demo(output_dir: Path | None = None) -> int:
     """Compare baseline and R-Drop on several seeds, and write the report.
 
     Args:
-        script: path of the script.
-        output_dir: where to; by default the first of runs/demo, runs/demo-2, ... that does not exist.
+        output_dir: the comparison's folder; by default the first of runs/demo, runs/demo-2, ... that does not exist.
 
     Returns:
-        The exit code.
+        The exit code of the comparison.
+
+    Raises:
+        InputError: the folder holds files already.
     """
     if output_dir is not None and output_dir.exists() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir}: holds files already; choose another --output_dir for the demo")
@@ -109,7 +120,7 @@ def run_demo(script: str, output_dir: Path | None = None) -> int:
         "--seeds",
         *map(str, SEEDS),
     ]
-    code = compare_baseline(parse_arguments(argv), script)
+    code = compare_baseline(parse_arguments(argv))
     print(f"\nMade-up data and {len(SEEDS)} seeds show that both run, not what R-Drop does on yours.")
     print("next      python run_glue_rdrop.py --help")
     return code

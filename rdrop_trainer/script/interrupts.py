@@ -1,4 +1,4 @@
-"""How a run ends before its end, and what the user is told: a signal, a full disk."""
+"""Runs that end early, by a signal or a full disk, and what is said of how they go on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -19,13 +21,17 @@ _GO_ON = (
     "the same command goes on from there (without --overwrite_output_dir and --resume_from_checkpoint, if it had them)"
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEFT = 2**20  # bytes; torch does not say why it could not write
+_LEFT = 2**20  # bytes: with less, the disk counts as full; torch does not say why it could not write
 
 
 class StopWhenAsked(TrainerCallback):
-    """Within it, Ctrl-C or SIGTERM ends training after the step at work, with a checkpoint; Ctrl-C again ends it now.
+    """While it is entered, Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; Ctrl-C again ends
+    it at once.
 
-    Of several processes each would stop after another step, so there a signal does what it always does.
+    Several processes would each stop after another step, so there a signal does what it always does.
+
+    Args:
+        processes: how many train together.
     """
 
     def __init__(self, processes: int):
@@ -35,7 +41,7 @@ class StopWhenAsked(TrainerCallback):
     def __enter__(self):
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM) if self._listens else ():
-            if signal.getsignal(number) != signal.SIG_IGN:  # as for a run in the background of a shell
+            if signal.getsignal(number) != signal.SIG_IGN:  # as it is in a shell's background
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -55,12 +61,29 @@ class StopWhenAsked(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.asked:  # an epoch that was broken off is no reason to evaluate
+        if self.asked:  # the epoch is not complete, so nothing is due at its end
             control.should_evaluate = control.should_save = False
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C, so that what this process started ends with it."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def how_to_go_on(output_dir: Path) -> str:
-    """What there is to go on from, as a sentence."""
+    """A sentence on what a run left in its folder, and how to go on from it."""
     if (output_dir / RESULTS).exists():
         return f"The results are in {output_dir / RESULTS}."
     last = last_whole_checkpoint(output_dir)
@@ -68,7 +91,7 @@ def how_to_go_on(output_dir: Path) -> str:
 
 
 def is_full(output_dir: Path, error: BaseException) -> bool:
-    """Whether a write failed because the disk is full, in the many ways in which libraries say so."""
+    """Whether a write failed because the disk is full; libraries say so in many ways."""
     if getattr(error, "errno", None) in _FULL or "No space left on device" in str(error):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Several runs of the script, each in a process of its own: here, some at a time, or on a Ray cluster."""
+"""Runs of the script: each has a folder with a recipe, and a process of its own on this machine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import yaml
 
 from ..errors import InputError
-from .lock import locked
+from .arguments import flags_of
 
-LOG = "run.log"
+LOG, RECIPE = "run.log", "recipe.yaml"
 WRONG_INPUT = 2  # exit code of the script
+# What starts the script, after the interpreter
+PROGRAM = (str(Path(__file__).parents[2] / "run_glue_rdrop.py"),)
 _PARENT = "RDROP_TRAINER_PARENT"
 
 
@@ -33,13 +35,50 @@ class Job:
 
     Attributes:
         name: for people.
-        words: the script's flags.
+        settings: the values of the script's flags, as a recipe states them; `output_dir` is `folder`.
         folder: the run's; what the run prints goes into `run.log` in it.
     """
 
     name: str
-    words: tuple[str, ...]
+    settings: Mapping[str, Any]
     folder: Path
+
+    @property
+    def flags(self) -> list[str]:
+        """The whole run as flags."""
+        return flags_of({**self.settings, "output_dir": str(self.folder)})
+
+    def write(self) -> list[str]:
+        """Write the recipe into the folder, which is made if it is missing; tokens stay off the disk.
+
+        Returns:
+            The script's arguments: the recipe, and the tokens as flags.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder.absolute() / RECIPE
+        path.write_text(recipe_text({**self.settings, "output_dir": str(self.folder)}), encoding="utf-8")
+        tokens = {name: value for name, value in self.settings.items() if _is_token(name)}
+        return [str(path), *flags_of(tokens)]
+
+
+def recipe_text(settings: Mapping[str, Any]) -> str:
+    """A recipe as YAML, without tokens."""
+    kept = {name: value for name, value in settings.items() if value is not None and not _is_token(name)}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def _is_token(name: str) -> bool:
+    return name.endswith("token")
+
+
+def command_of(job: Job, program: Sequence[str] = PROGRAM) -> list[str]:
+    """Write a job's recipe, and return the command that runs it.
+
+    Args:
+        job: the job.
+        program: what starts the script, after the interpreter.
+    """
+    return [sys.executable, *program, *job.write()]
 
 
 @dataclass(frozen=True)
@@ -63,7 +102,7 @@ class Launch(Protocol):
 
 
 def run_jobs(jobs: Iterable[Job], launch: Launch, at_once: int) -> Iterator[Finished]:
-    """Run jobs, and yield each as it ends; the first that is refused as wrong input ends the waiting for the others.
+    """Run jobs, and yield each as it ends. After a job that is refused as wrong input no other begins.
 
     Args:
         jobs: in the order in which they are to begin; each is asked for when its turn comes.
@@ -104,16 +143,16 @@ def last_line(log: Path) -> str:
 
 
 class Local:
-    """Runs jobs on this machine; the cores are shared between those that run at a time, each gets one of the GPUs.
+    """Runs jobs on this machine. Those that run at the same time share its cores, and each gets one of its GPUs.
 
     Args:
-        script: path of the script.
-        at_once: how many run at a time.
+        at_once: how many run at the same time.
+        program: what starts the script, after the interpreter.
         cwd: the folder they run in; default the current one.
     """
 
-    def __init__(self, script: str | Path, at_once: int, cwd: str | None = None):
-        self.script, self.cwd = str(script), cwd
+    def __init__(self, at_once: int, program: Sequence[str] = PROGRAM, cwd: str | None = None):
+        self.program, self.cwd = program, cwd
         devices = _visible_devices()
         self._places: queue.Queue[dict[str, str]] = queue.Queue()
         for i in range(at_once):
@@ -133,13 +172,13 @@ class Local:
         """
         place = self._places.get()
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
+            command = command_of(job, self.program)
             with open(job.folder / LOG, "ab") as log:
                 with self._lock:
                     if self._stopped:
                         return -signal.SIGTERM
                     process = subprocess.Popen(
-                        [sys.executable, self.script, *job.words],
+                        command,
                         cwd=self.cwd,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -180,45 +219,6 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def alone_in(folder: Path, run: Callable[[], int]) -> int:
-    """Run what starts the runs of a folder, in one process at a time; its exit code, or 130 when it is interrupted.
-
-    Args:
-        folder: made where it is not there yet.
-        run: returns its exit code.
-
-    Raises:
-        InputError: another process is at work in the folder.
-    """
-    try:
-        with locked(folder), terminated_as_interrupted():
-            return run()
-    except KeyboardInterrupt:
-        print(
-            f"\nInterrupted. What is finished stays in {folder}; the same command goes on (without "
-            "--overwrite_output_dir, if it had that).",
-            flush=True,
-        )
-        return 130
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C, so that what this process started ends with it."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _visible_devices() -> list[str]:

@@ -18,13 +18,13 @@ _LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself; it is made where it is not there yet. A process that dies lets go of it.
+    """Hold the lock of a folder. A process that dies releases it.
 
     Args:
-        folder: the folder.
+        folder: the folder, which is made if it is missing.
 
     Raises:
-        InputError: another process is at work in the folder, or it cannot be written to.
+        InputError: another process holds the lock, or the folder cannot be written to.
     """
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         logger.warning(f"{folder}: its file system has no locks, so make sure that no other process writes there")
     except OSError as error:
-        raise _not_ours(folder, error) from error
+        raise _not_writable(folder, error) from error
     try:
         yield
     finally:
@@ -45,19 +45,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse early what `locked` would refuse later; nothing is made.
+    """Refuse early what `locked` would refuse later. Makes no folder and no lock.
 
     Raises:
-        InputError: another process is at work in the folder, or it cannot be looked into.
+        InputError: another process holds the lock, or the folder cannot be read.
     """
     try:
-        is_claimed = (folder / _LOCK).exists()
+        has_lock = (folder / _LOCK).exists()
     except OSError as error:
-        raise _not_ours(folder, error) from error
-    if is_claimed:
+        raise _not_writable(folder, error) from error
+    if has_lock:
         with locked(folder):
             pass
 
 
-def _not_ours(folder: Path, error: OSError) -> InputError:
+def _not_writable(folder: Path, error: OSError) -> InputError:
     return InputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output_dir")

@@ -12,20 +12,19 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import InputError
 from ..search import SPACE
 from .arguments import CommandLine, given_values
+from .jobs import RECIPE, recipe_text
 from .outcome import RESULTS, write_json
+from .several import OF_THE_COMMAND, score_text
 
-TABLE, TABLE_JSON, RECIPE = "trials.md", "trials.json", "recipe.yaml"
+TABLE, TABLE_JSON = "trials.md", "trials.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
-# Flags of the search, of its folder, and what is nobody else's business
-_NOT_IN_RECIPE = (
-    "tune parallel engine seeds compare_baseline output_dir overwrite_output_dir resume_from_checkpoint run_name "
-    "token hub_token hub_model_id push_to_hub"
-).split()
+_NOT_IN_RECIPE = {
+    *OF_THE_COMMAND,
+    *("overwrite_output_dir", "resume_from_checkpoint", "run_name", "hub_model_id", "push_to_hub"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,20 @@ class Trial:
         return {name: self.results["settings"][name] for name in SPACE}
 
 
-def read_trial(number: int, folder: Path) -> Trial:
-    """Read a finished trial.
+def trial_folder(folder: Path, number: int) -> Path:
+    """The folder of a trial in that of the search."""
+    return folder / f"trial-{number}"
+
+
+def read_trial(folder: Path) -> Trial:
+    """Read a finished trial from its `trial_folder`.
 
     Raises:
         InputError: its results are damaged.
     """
     path = folder / RESULTS
     try:
-        return Trial(number, folder, json.loads(path.read_text(encoding="utf-8")))
+        return Trial(int(folder.name.rpartition("-")[2]), folder, json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
@@ -84,7 +88,7 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     table = [columns, ["---:"] * len(columns)]
     for trial in trials:
         values = ["as the model has it" if value is None else f"{value:g}" for value in trial.values.values()]
-        scores = [_score(trial.results["headline"].get(name)) for name in names]
+        scores = [score_text(trial.results["headline"].get(name)) for name in names]
         table.append([str(trial.number), *values, *scores, f"{_seconds(trial):.0f}"])
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     legend = "Trial 0 is the given settings with alpha 0, trial 1 the given settings."
@@ -102,11 +106,10 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
 def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
     """Write the flags of the command with the values of the best trial, for the script to read."""
     best, given = trials[0], given_values(command)
-    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE and value is not None}
+    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
-    head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {_score(best.score)}\n"
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    (folder / RECIPE).write_text(head + text, encoding="utf-8")
+    head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {score_text(best.score)}\n"
+    (folder / RECIPE).write_text(head + recipe_text(recipe), encoding="utf-8")
 
 
 def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
@@ -116,12 +119,12 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
         return f"No trial has a score: the trials' folders in {folder} say what happened."
     lines, best = [_title(trials, command)], scored[0]
     about = {1: "given", 0: "alpha 0"}
-    told = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
+    rows_of = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
     rows = next(count for split, count in best.results["rows"].items() if split.startswith("validation"))
     lines.append(f"score     {best.score_name} of {rows:,} validation rows")
-    for name, trial in dict(told).items():
+    for name, trial in dict(rows_of).items():
         values = ", ".join(f"{key} {value:g}" for key, value in trial.values.items() if value is not None)
-        lines.append(f"{name:<10}{_score(trial.score)}  trial {trial.number}: {values}")
+        lines.append(f"{name:<10}{score_text(trial.score)}  trial {trial.number}: {values}")
     lines += [f"trials    {folder / TABLE}", f"recipe    {folder / RECIPE}", f"model     {best.folder}"]
     if best.number == 0:
         lines.append("No trial with R-Drop was better than plain fine-tuning (alpha 0), which the recipe therefore is.")
@@ -151,10 +154,6 @@ def _caution(trials: Sequence[Trial]) -> str:
         f"The best of {len(trials)} trials was chosen on the rows that its score is of, so that score is optimistic; "
         "other seeds, and rows that no trial was judged on, say what is left of it."
     )
-
-
-def _score(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.4f}"
 
 
 def _seconds(trial: Trial) -> float:

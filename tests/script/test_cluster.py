@@ -1,6 +1,7 @@
 """Runs on a Ray cluster, here one of this machine alone."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -8,13 +9,14 @@ from rdrop_trainer.script.jobs import Job, run_jobs
 
 pytestmark = pytest.mark.interop
 SCRIPT = """
-import os, sys
+import os, sys, yaml
 from pathlib import Path
-folder = Path(next(word for word in sys.argv if word.startswith("--output_dir=")).partition("=")[2])
-(folder / "all_results.json").write_text(" ".join(sys.argv[1:]))
+recipe = yaml.safe_load(open(sys.argv[1]))
+folder = Path(recipe["output_dir"])
+(folder / "all_results.json").write_text(f"{recipe['code']} {folder}")
 (folder / "model.safetensors").write_text("stays")
 print("in", os.getcwd(), "threads", os.environ.get("OMP_NUM_THREADS"))
-sys.exit(int(sys.argv[1]))
+sys.exit(recipe["code"])
 """
 
 
@@ -31,13 +33,12 @@ def test_runs_go_to_the_cluster_and_their_results_come_back(cluster, tmp_path, m
 
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)
-    jobs = [Job(f"run{i}", (str(i), f"--output_dir=runs/run{i}"), tmp_path / "runs" / f"run{i}") for i in range(3)]
-    jobs = [Job(job.name, job.words, job.folder.relative_to(tmp_path)) for job in jobs]
-    ended = {each.job.name: each for each in run_jobs(jobs, OnRay("script.py"), 3)}
+    jobs = [Job(f"run{i}", {"code": i}, Path("runs") / f"run{i}") for i in range(3)]
+    ended = {each.job.name: each for each in run_jobs(jobs, OnRay(["script.py"]), 3)}
     assert [ended[f"run{i}"].code for i in range(3)] == [0, 1, 2]
     for i in range(3):
         folder = tmp_path / "runs" / f"run{i}"
-        assert (folder / "all_results.json").read_text() == f"{i} --output_dir={folder}"
+        assert (folder / "all_results.json").read_text() == f"{i} {folder}"
         assert f"in {os.getcwd()}" in (folder / "run.log").read_text()
 
 
@@ -46,5 +47,5 @@ def test_what_comes_back_from_a_machine_with_a_disk_of_its_own(cluster, tmp_path
 
     script, folder = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT)
-    code, files = module._run_there(str(script), Job("run", ("0", f"--output_dir={folder}"), folder), "/nowhere")
-    assert code == 0 and set(files) == {"all_results.json", "run.log"}, "the model stays where it is"
+    code, files = module._run_there(Job("run", {"code": 0}, folder), [str(script)], "/nowhere")
+    assert code == 0 and set(files) == {"all_results.json", "run.log", "recipe.yaml"}, "the model stays where it is"

@@ -10,7 +10,8 @@ import torch
 from filelock import FileLock
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.script import comparison
+from rdrop_trainer.script import several
+from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
 from support import tiny
@@ -34,7 +35,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
-        patch.setattr(comparison, "launcher", lambda *_: launch)
+        patch.setattr(several, "launcher", lambda *_: launch)
         assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0
         assert launch.started == ["baseline-seed1", "rdrop-seed1", "baseline-seed2", "rdrop-seed2"]
     return folder
@@ -51,7 +52,7 @@ def here(place, tmp_path, monkeypatch):
 @pytest.fixture
 def launch(monkeypatch):
     launched = InProcess()
-    monkeypatch.setattr(comparison, "launcher", lambda *_: launched)
+    monkeypatch.setattr(several, "launcher", lambda *_: launched)
     return launched
 
 
@@ -62,6 +63,13 @@ def test_both_arms_are_the_same_run_but_for_alpha(here):
         assert differ <= {"rdrop_alpha", "output_dir"}
         assert (plain["settings"]["rdrop_alpha"], rdrop["settings"]["rdrop_alpha"]) == (0, 4)
         assert plain["settings"]["seed"] == rdrop["settings"]["seed"] == seed
+
+
+def test_each_run_has_its_recipe(here):
+    for folder in sorted((here / "both").glob("*-seed*")):
+        recipe, found = parse_arguments([str(folder / "recipe.yaml")]), results(folder)
+        assert sorted(recipe.given) == found["given"] and recipe.training.output_dir == found["settings"]["output_dir"]
+        assert recipe.training.rdrop_alpha == found["settings"]["rdrop_alpha"]
 
 
 def test_each_run_measures_its_stability_and_its_divergence(here):

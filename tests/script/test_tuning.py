@@ -12,7 +12,7 @@ import optuna
 import pytest
 import yaml
 
-from rdrop_trainer.script import tuning
+from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
@@ -34,7 +34,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
-        patch.setattr(tuning, "launcher", lambda *_: launch)
+        patch.setattr(several, "launcher", lambda *_: launch)
         assert script.main([*FLAGS, "--tune=3"]) == 0
         assert launch.started == ["trial-0", "trial-1", "trial-2"]
     return folder
@@ -60,7 +60,7 @@ class Pretended(InProcess):
             return super().__call__(job)
         self.started.append(job.folder.name)
         found = results("search/trial-0") if Path("search/trial-0").exists() else results("before/trial-0")
-        command = parse_arguments(job.words)
+        command = parse_arguments(job.flags)
         for name in ("rdrop_alpha", "dropout", "learning_rate", "output_dir"):
             found["settings"][name] = getattr(command.training, name)
         found["given"] = sorted(command.given)
@@ -74,7 +74,7 @@ class Pretended(InProcess):
 @pytest.fixture
 def launch(monkeypatch):
     launched = Pretended()
-    monkeypatch.setattr(tuning, "launcher", lambda *_: launched)
+    monkeypatch.setattr(several, "launcher", lambda *_: launched)
     return launched
 
 
@@ -153,7 +153,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_folder(here, launch, capsys):
 
 
 def test_a_trial_that_ended_unseen_is_not_repeated(here, launch, monkeypatch):
-    """Cut off between the end of the run and what the study is told."""
+    """Cut off between the end of the run and its result in the study."""
 
     class Unseen(Pretended):
         def __call__(self, job):
@@ -161,7 +161,7 @@ def test_a_trial_that_ended_unseen_is_not_repeated(here, launch, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "launcher", lambda *_: Unseen({"trial-3": 0.75}))
+        patch.setattr(several, "launcher", lambda *_: Unseen({"trial-3": 0.75}))
         assert script.main([*FLAGS, "--tune=4"]) == 130
     assert study().trials[3].state.name == "RUNNING"
     assert script.main([*FLAGS, "--tune=4"]) == 0
@@ -264,7 +264,7 @@ def test_what_a_search_refuses(here, launch, capsys, monkeypatch):
 
 def test_a_search_needs_validation_rows(here, launch, capsys, monkeypatch):
     words = [word for word in FLAGS if "validation" not in word and "output" not in word]
-    monkeypatch.setattr(tuning, "launcher", lambda *_: AsProcess(capsys))
+    monkeypatch.setattr(several, "launcher", lambda *_: AsProcess(capsys))
     line = fails(capsys, *words, "--output_dir=other", "--tune=2")
     assert "trial 0: custom: --do_eval needs validation rows, but the data holds only: train" in line
 

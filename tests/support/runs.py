@@ -83,7 +83,7 @@ class InProcess:
         code = self.codes.get(job.folder.name.replace("-", "_"))
         if code is None:
             with _ALONE:
-                return script.main(list(job.words))
+                return script.main(job.write())
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "run.log").write_text("run_glue_rdrop.py: error: this is why\n")
         if isinstance(code, type):

@@ -1,0 +1,192 @@
+"""Several runs by one command: what a comparison and a search share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .arguments import CommandLine, given_values, parse_arguments
+from .cluster import OnRay
+from .interrupts import INTERRUPTED, terminated_as_interrupted
+from .jobs import LOG, WRONG_INPUT, Finished, Job, Launch, Local, run_jobs
+from .lock import locked
+from .outcome import FREE_TO_CHANGE, RESULTS, settings_of
+
+INCOMPLETE = 1  # exit code: some runs failed
+# Flags of the command, which none of its runs has
+OF_THE_COMMAND = ("compare_baseline", "seeds", "tune", "parallel", "engine", "output_dir")
+# Little on the disk and in the logs
+_DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
+# Scores of other rows would not be comparable
+_MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure_stability"}
+# A run computes these from its data and model where they are not given
+_FILLED_IN = frozenset(
+    "max_seq_length max_target_length metric_for_best_model greater_is_better predict_with_generate do_train do_eval "
+    "do_predict generation_num_beams generation_max_length".split()
+)
+
+
+def check_command(command: CommandLine, flag: str, resumes: str, distributed: str = "") -> None:
+    """Refuse what several runs by one command cannot do.
+
+    Args:
+        command: the command line.
+        flag: the one that asks for several runs.
+        resumes: what resumes by itself, as in "a search resumes each of its trials".
+        distributed: what else to say where it was started with torchrun.
+    """
+    args, given = command.training, command.given
+    if args.world_size > 1:
+        raise InputError(
+            f"{flag} starts its own processes: run it with python, not torchrun, and use several GPUs with "
+            f"--parallel N{distributed}"
+        )
+    if args.push_to_hub:
+        raise InputError(
+            f"{flag} trains many models; choose one afterwards: python -m rdrop_trainer.hub push FOLDER USER/NAME"
+        )
+    if given & {"do_train", "do_eval", "do_predict"} and not (args.do_train and args.do_eval):
+        raise InputError(f"{flag} trains and evaluates: give both --do_train and --do_eval, or neither")
+    if args.resume_from_checkpoint not in (None, "auto", "none"):
+        raise InputError(f"--resume_from_checkpoint: {resumes} by itself")
+
+
+def folder_of(command: CommandLine, what: str) -> Path:
+    """The folder of a comparison or a search, in which its runs have theirs."""
+    if "output_dir" in command.given:
+        return Path(command.training.output_dir)
+    return Path(f"runs/{command.data.task_name or 'custom'}-{what}")
+
+
+def settings_of_runs(command: CommandLine, without: Collection[str] = (), **defaults: Any) -> dict[str, Any]:
+    """The settings that all runs of a command share.
+
+    Args:
+        command: the command line.
+        without: further settings that its runs do not share.
+        **defaults: further settings, where the command gives none.
+    """
+    given = given_values(command)
+    left_out = {*OF_THE_COMMAND, *without}
+    return {**_DEFAULTS, **defaults, **{name: value for name, value in given.items() if name not in left_out}}
+
+
+def alone_in(folder: Path, run: Callable[[], int]) -> int:
+    """Call what runs the jobs of a folder, in one process at a time.
+
+    Args:
+        folder: made where it is missing.
+        run: returns its exit code.
+
+    Returns:
+        That exit code, or 130 when it is interrupted.
+
+    Raises:
+        InputError: another process is at work in the folder.
+    """
+    try:
+        with locked(folder), terminated_as_interrupted():
+            return run()
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted. What is finished stays in {folder}; the same command goes on (without "
+            "--overwrite_output_dir, if it had that).",
+            flush=True,
+        )
+        return INTERRUPTED
+
+
+def launcher(engine: str, at_once: int) -> Launch:
+    """What runs jobs.
+
+    Args:
+        engine: "local" or "ray".
+        at_once: how many run at the same time.
+    """
+    return OnRay() if engine == "ray" else Local(at_once)
+
+
+def run_all(
+    jobs: Iterable[Job], engine: str, at_once: int, on_success: Callable[[Job], None] = lambda job: None
+) -> list[Finished]:
+    """Run jobs, and print a line as each ends.
+
+    Args:
+        jobs: in the order in which they are to begin; each is asked for when its turn comes.
+        engine: "local" or "ray".
+        at_once: how many run at the same time.
+        on_success: called with each that went well, when it has ended.
+
+    Returns:
+        Those that failed.
+
+    Raises:
+        InputError: a run refuses its input, as the others would.
+    """
+    failed = []
+    for ended in run_jobs(jobs, launcher(engine, at_once), at_once):
+        print(progress_line(ended), flush=True)
+        if ended.code == WRONG_INPUT:
+            raise InputError(f"{ended.job.name}: {ended.last_line}")
+        if ended.code:
+            failed.append(ended)
+        else:
+            on_success(ended.job)
+    return failed
+
+
+def progress_line(ended: Finished) -> str:
+    """A line on a run that has ended."""
+    if ended.code:
+        return f"{ended.job.name}: failed with exit code {ended.code} ({ended.seconds:.0f} s): {ended.last_line}"
+    scores = json.loads((ended.job.folder / RESULTS).read_text(encoding="utf-8"))["headline"]
+    parts = ", ".join(f"{name} {score_text(value)}" for name, value in scores.items())
+    return f"{ended.job.name}: {parts} ({ended.seconds:.0f} s)"
+
+
+def score_text(value: float | None) -> str:
+    """A score in a line or a table."""
+    return "not defined" if value is None else f"{value:.4f}"
+
+
+def exit_code(failed: Sequence[Finished], what: str) -> int:
+    """The exit code of the command, and a line on the runs that failed, which are `what`, such as "trials"."""
+    if not failed:
+        return 0
+    names = "; ".join(f"{ended.job.name} ({ended.job.folder / LOG})" for ended in failed)
+    print(f"\n{len(failed)} {what} failed: {names}. The same command tries them again.", flush=True)
+    return INCOMPLETE
+
+
+def is_finished(job: Job) -> bool:
+    """Whether a run is complete; with the settings of the job, or runs of different settings would be compared."""
+    path = job.folder / RESULTS
+    if not path.exists():
+        return False
+    command = parse_arguments(job.flags)
+    if command.data.overwrite_output_dir:
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before, given_before = found["settings"], set(found["given"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); delete {job.folder}, and the run is repeated") from error
+    changed = _changed(before, command, command.given | given_before)
+    if changed:
+        raise InputError(
+            f"{job.folder}: is a finished run with other settings ({'; '.join(changed[:5])}); choose another "
+            "--output_dir, or add --overwrite_output_dir to train all runs anew"
+        )
+    return True
+
+
+def _changed(before: Mapping[str, Any], command: CommandLine, given: Collection[str]) -> list[str]:
+    now = settings_of(command.model, command.data, command.training)
+    return [
+        f"{name} was {before.get(name)!r}, now {value!r}"
+        for name, value in json.loads(json.dumps(now)).items()
+        if name not in _MAY_DIFFER and before.get(name) != value and not (name in _FILLED_IN and name not in given)
+    ]
