@@ -11,11 +11,10 @@ from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKEND
 from transformers.trainer_utils import BestRun, HPSearchBackend
 from transformers.utils import logging
 
+from ._mixin_base import MixinBase
+
 if TYPE_CHECKING:
     import optuna
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
 
 logger = logging.get_logger(__name__)
 
@@ -124,7 +123,7 @@ def begin_anew(study: optuna.Study) -> None:
 # ---- In a trainer ----
 
 
-class SearchMixin(_Trainer):
+class SearchMixin(MixinBase):
     """The part of `RDropMixin` that searches hyper-parameters."""
 
     def hyperparameter_search(

@@ -93,10 +93,3 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_public_names_exist():
     for name in rdrop_trainer.__all__:
         assert getattr(rdrop_trainer, name) is not None
-
-
-def test_what_the_mixins_ask_of_one_another_is_there():
-    asked = [
-        n.name for n in ast.walk(ast.parse((PACKAGE / "behind.py").read_text("utf-8"))) if type(n) is ast.FunctionDef
-    ]
-    assert len(asked) > 5 and all(hasattr(rdrop_trainer.RDropTrainer, name) for name in asked)

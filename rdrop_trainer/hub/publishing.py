@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import CommitInfo, ModelCard, ModelCardData
 from transformers import Trainer
@@ -17,6 +17,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 
 from .. import __version__
+from .._mixin_base import MixinBase
 from ..dropout import dropout_settings
 from ..errors import HubError, InputError
 from ..training_args import RDropArguments
@@ -28,13 +29,9 @@ from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base,
 from .push import push_checkpoint
 
 logger = logging.get_logger(__name__)
-if TYPE_CHECKING:
-    Base = Trainer
-else:
-    Base = object  # any trainer can follow
 
 
-class PublishingMixin(Base):
+class PublishingMixin(MixinBase):
     """`Trainer`'s methods for the Hub, so that nothing is lost and nothing leaks.
 
     The model, its tokenizer or processor and the card are pushed, as `push_checkpoint` chooses them. The state of the
