@@ -73,6 +73,8 @@ class RDropMixin(
 
     # `compute_loss` normalises over the accumulation window, so `training_step` must not divide again.
     loss_is_scaled_for_ga = True
+    _window: Window | None  # the micro-batches of this optimizer step, while `train` runs
+    _objective: Objective | None
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -178,8 +180,7 @@ class RDropMixin(
     # ---- What a step needs ----
 
     def _start_rdrop(self) -> None:
-        self._window: Window | None = None
-        self._objective: Objective | None = None
+        self._window = self._objective = None
         self._logged_terms = LoggedTerms(self.args.device)
 
     def _step_settings(self) -> StepSettings:
@@ -201,10 +202,10 @@ class RDropMixin(
         return self._objective.window(batches, shared)
 
     def _inspector(self) -> Inspector:
-        own = super().compute_loss.__func__
+        own: Any = super().compute_loss
         trainer_loss = None
         probe = Probe(self.model, self.accelerator)
-        if own is not Trainer.compute_loss:
+        if own.__func__ is not Trainer.compute_loss:
             trainer_loss = TrainerLoss(
                 self._base_loss, own.__qualname__.split(".")[-2], type(self).__name__, probe.base
             )
