@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,17 @@ import numpy as np
 
 from ..errors import InputError
 from ..hub.card_data import is_score
-from ..script.outcome import FREE_TO_CHANGE, LOGITS_FILE, RESULTS
+from ..run_folder import (
+    LOGITS_FILE,
+    RESULTS,
+    STATE,
+    changed_settings,
+    comparable_settings,
+    not_finished,
+    read_results,
+)
 
 _PREFIX = "eval_"
-# Scores of other rows would not be comparable
-_FREE = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples"} | {"unlabeled_file", "max_unlabeled_samples"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,9 @@ class FinishedRun:
             InputError: there is no `all_results.json`, or one of the files is damaged.
         """
         folder = Path(folder)
+        found = read_results(folder)
         try:
-            path = folder / RESULTS
-            found = json.loads(path.read_text(encoding="utf-8"))
-            path = state = folder / "trainer_state.json"
+            path = state = folder / STATE
             history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
             logits = labels = None
             path = folder / LOGITS_FILE
@@ -95,8 +100,7 @@ class FinishedRun:
                 name=found["task"],
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
-            reason = "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}: is not that of a finished run ({reason})") from error
+            raise not_finished(path, error) from error
 
     @property
     def is_regression(self) -> bool:
@@ -107,12 +111,6 @@ class FinishedRun:
         """The headline's scores, then the others, then the loss; seconds, rates and the like left out."""
         names = [name for name in self.scores if is_score(name)] + [name for name in self.scores if name == "loss"]
         return {name: self.scores[name] for name in dict.fromkeys([*self.headline, *names]) if name in self.scores}
-
-
-def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run and its baseline have in common: all that decide a score, but for R-Drop's own."""
-    kept = {k: v for k, v in settings.items() if k not in _FREE and not k.startswith(("rdrop_", "hub_", "push_"))}
-    return json.loads(json.dumps(kept))
 
 
 def pair_runs(
@@ -159,13 +157,16 @@ def pair_runs(
     return baseline, rdrop, sorted(arms[0].keys() ^ arms[1].keys())
 
 
-def _check_alike(runs: Sequence[FinishedRun], settings_of: Any) -> None:
+def _check_alike(runs: Sequence[FinishedRun], settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Refuse runs of which a setting that both have differs."""
     first = settings_of(runs[0].settings) | {"processes": runs[0].processes}
     for run in runs[1:]:
         settings = settings_of(run.settings) | {"processes": run.processes}
-        for name in sorted(first.keys() & settings.keys() - {"seed", "data_seed"}):
-            if first[name] != settings[name]:
-                raise InputError(
-                    f"the runs differ in more than R-Drop: {name} is {first[name]!r} with seed {runs[0].seed} and "
-                    f"alpha {runs[0].alpha:g}, {settings[name]!r} with seed {run.seed} and alpha {run.alpha:g}"
-                )
+        shared = {name: value for name, value in settings.items() if name in first}
+        changed = changed_settings(first, shared, free={"seed", "data_seed"})
+        if changed:
+            name, before, now = min(changed)
+            raise InputError(
+                f"the runs differ in more than R-Drop: {name} is {before!r} with seed {runs[0].seed} and "
+                f"alpha {runs[0].alpha:g}, {now!r} with seed {run.seed} and alpha {run.alpha:g}"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import datasets
 
+from ..errors import InputError
 from ..glue.tasks import Task
 from ..hub.card_data import EvaluationSet, is_score
 from ..hub.model_card import CardFacts
-from ..report.runs import comparable_settings
-from .outcome import RESULTS
+from ..run_folder import RESULTS, comparable_settings, read_results
 
 _LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
 _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
@@ -77,11 +76,11 @@ def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int)
     wanted = comparable_settings(settings)
     for path in sorted(output_dir.absolute().parent.glob(f"*/{RESULTS}")):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_results(path.parent)
             other = found["settings"]
             same = comparable_settings(other) == wanted and found["processes"] == processes
             if other["rdrop_alpha"] == 0 and other["do_train"] and same:
                 return scores_of({k: v for k, v in found["metrics"].items() if v is not None})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (InputError, KeyError, TypeError, AttributeError):
             continue  # damaged, or not a run's
     return None

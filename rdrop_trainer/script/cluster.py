@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 from .._extras import import_optional
-from .jobs import LOG, Job, Launch, Local
-from .outcome import EDITS_FILE, LOGITS_FILE, RESULTS
+from ..run_folder import EDITS_FILE, LOG, LOGITS_FILE, RESULTS
+from .jobs import Job, Launch, Local
 
 # What the report reads, brought back from machines that do not share a disk with this one; models stay where they are
 _BROUGHT_BACK = (RESULTS, "trainer_state.json", EDITS_FILE, LOGITS_FILE, LOG)

@@ -9,10 +9,11 @@ from pathlib import Path
 from .._extras import import_optional
 from ..errors import InputError
 from ..report import FinishedRun, write_report
+from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, settings_of
 from .arguments import CommandLine, parse_arguments
 from .cluster import launcher
-from .jobs import LOG, WRONG_INPUT, Finished, Job, alone_in, run_jobs
-from .outcome import FREE_TO_CHANGE, RESULTS, settings_of, without_flags
+from .jobs import WRONG_INPUT, Finished, Job, alone_in, run_jobs
+from .next_command import without_flags
 
 INCOMPLETE = 1  # exit code: some runs failed
 # Flags of the comparison that a run must not have, or that differ between its runs

@@ -6,10 +6,12 @@ import csv
 import os
 import random
 import shlex
+import sys
 from itertools import count
 from pathlib import Path
 
 from ..errors import InputError
+from . import program
 from .arguments import parse_arguments
 from .comparison import compare_baseline
 from .scratch import make_bert
@@ -72,11 +74,10 @@ def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tupl
     return sentences
 
 
-def run_demo(script: str, output_dir: Path | None = None) -> int:
+def run_demo(output_dir: Path | None = None) -> int:
     """Compare baseline and R-Drop on several seeds, and write the report.
 
     Args:
-        script: path of the script.
         output_dir: where to; by default the first of runs/demo, runs/demo-2, ... that does not exist.
 
     Returns:
@@ -109,7 +110,7 @@ def run_demo(script: str, output_dir: Path | None = None) -> int:
         "--seeds",
         *map(str, SEEDS),
     ]
-    code = compare_baseline(parse_arguments(argv), script)
+    code = compare_baseline(parse_arguments(argv), sys.argv[0])
     print(f"\nMade-up data and {len(SEEDS)} seeds show that both run, not what R-Drop does on yours.")
-    print("next      python run_glue_rdrop.py --help")
+    print(f"next      {program.in_short()} --help")
     return code

@@ -20,9 +20,9 @@ from typing import Protocol
 import torch
 
 from ..errors import InputError
+from ..run_folder import LOG
 from .lock import locked
 
-LOG = "run.log"
 WRONG_INPUT = 2  # exit code of the script
 _PARENT = "RDROP_TRAINER_PARENT"
 

@@ -76,6 +76,10 @@ class Processor:
         """Whether test rows give all their right answers away; they are then scored."""
         return False
 
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to rows that `has_answers` is true of."""
+        raise NotImplementedError
+
 
 class TokenProcessor(Processor):
     """Token classification."""
@@ -115,7 +119,6 @@ class ChoiceProcessor(Processor):
         return compute
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of answers to rows that `has_answers` is true of."""
         return load_metric(self.task).compute(predictions=answers, references=rows[self.references][:])
 
     def has_answers(self, rows: datasets.Dataset) -> bool:

@@ -13,6 +13,7 @@ import torch
 from transformers import Trainer
 
 from ..dropout import active_dropout
+from ..run_folder import EDITS_FILE, LOGITS_FILE
 from ..stability import (
     Agreement,
     EditedText,
@@ -21,7 +22,6 @@ from ..stability import (
     mean_confidence,
     perturbation_agreement,
 )
-from .outcome import EDITS_FILE, LOGITS_FILE
 from .processors import Processor
 
 NUM_SAMPLES = 8

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..run_folder import RESULTS, write_json
 from ..search import SPACE
 from .arguments import CommandLine, given_values
-from .outcome import RESULTS, write_json
 
 TABLE, TABLE_JSON, RECIPE = "trials.md", "trials.json", "recipe.yaml"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")

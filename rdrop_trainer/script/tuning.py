@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from .._extras import import_optional
 from ..errors import InputError
+from ..run_folder import LOG, RESULTS
 from ..search import SPACE, STORE, STUDY, suggest
 from .arguments import CommandLine
 from .cluster import launcher
 from .comparison import INCOMPLETE, is_finished, told
-from .jobs import LOG, WRONG_INPUT, Job, alone_in, run_jobs
-from .outcome import RESULTS, without_flags
+from .jobs import WRONG_INPUT, Job, alone_in, run_jobs
+from .next_command import without_flags
 from .trials import Trial, delete_weights, read_trial, summary, write_recipe, write_trials
 
 if TYPE_CHECKING:
