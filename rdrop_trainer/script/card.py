@@ -1,4 +1,4 @@
-"""What the model card of a run of the script tells of its task, its data and its baseline."""
+"""What the model card of a run says about its task, its data and its baseline."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
 def card_facts(
     task: Task, pipeline: str, data: Mapping[str, datasets.Dataset], whole: Mapping[str, datasets.Dataset]
 ) -> CardFacts:
-    """What is known of a model before it is trained.
+    """What the card says that is known before the training.
 
     Args:
         task: the task.
-        pipeline: the Hub's task.
+        pipeline: the Hub's name for tasks of this kind.
         data: the splits that the run reads.
         whole: the same splits with all their rows.
     """
@@ -59,17 +59,17 @@ def _evaluation_set(task: Task, split: str, rows: datasets.Dataset, whole: datas
 
 
 def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The scores among the figures of a run, with their prefix."""
+    """The scores among the metrics of a run, with their prefix."""
     return {key: value for key, value in metrics.items() if key.startswith(("eval_", "test_")) and is_score(key)}
 
 
 def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int) -> dict[str, float] | None:
-    """The scores of a finished run beside this one that differs from it in R-Drop alone; None where there is none.
+    """The scores of a finished run that differs from this one in R-Drop alone; None where there is none.
 
     Args:
-        output_dir: of this run, which is of R-Drop; the baseline's folder is looked for beside it.
+        output_dir: of this run; the folders beside it are searched.
         settings: of this run.
-        processes: that computed it, on which the size of its batches depends.
+        processes: how many computed it; the size of its batches depends on them.
     """
     if settings["rdrop_alpha"] == 0:
         return None

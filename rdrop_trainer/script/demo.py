@@ -1,4 +1,4 @@
-"""`--demo`: R-Drop beside the baseline on data and a model made on the spot, without a network."""
+"""`--demo`: R-Drop and its baseline compared on made-up data and a model with random weights, without a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scratch import make_bert
 
 SEEDS = (1, 2, 3)
 TRAIN_ROWS, VALIDATION_ROWS = 200, 600
-# A share of wrong training labels, as real annotation has them: something a model can overfit to
+# Real annotations have errors too: wrong labels are something to overfit to
 WRONG_LABELS = 0.15
 FLAGS = (
     "--per_device_train_batch_size 16 --per_device_eval_batch_size 100 --num_train_epochs 20 --learning_rate 1e-3 "
@@ -38,7 +38,7 @@ _BAD = {
     "en": "terrible boring awful ugly poor dreadful tedious nasty useless dull".split(),
     "zh": "糟糕 无聊 失望 难看 差劲 痛苦 乏味 粗糙 劣质 难受".split(),
 }
-# (template, whether it turns the meaning round)
+# (template, whether it negates)
 _TEMPLATES = {
     "en": [
         ("the {0} was {1}", False),
@@ -60,7 +60,13 @@ _TEMPLATES = {
 
 
 def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tuple[str, str]]:
-    """(sentence, "negative" | "positive"), half English and half Chinese; some labels turned round if asked for."""
+    """Pairs of a sentence and "negative" or "positive", half English and half Chinese.
+
+    Args:
+        rows: how many.
+        seed: of the choice of words.
+        wrong_labels: share of labels that are wrong.
+    """
     rng = random.Random(seed)
     sentences = []
     for i in range(rows):

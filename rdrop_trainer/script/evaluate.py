@@ -1,4 +1,4 @@
-"""The scores of a run on its validation splits, and with `--measure_stability` how steady its predictions are."""
+"""The scores of a run on its validation splits, and with `--measure_stability` how stable its predictions are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ends before its end, and what the user is told: a signal, a full disk."""
+"""What ends a run early, a signal or a full disk, and how to go on afterwards."""
 
 from __future__ import annotations
 
@@ -19,13 +19,20 @@ _GO_ON = (
     "the same command goes on from there (without --overwrite_output_dir and --resume_from_checkpoint, if it had them)"
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEFT = 2**20  # bytes; torch does not say why it could not write
+_LEFT = 2**20  # bytes; torch does not say why a write failed
 
 
 class StopWhenAsked(TrainerCallback):
-    """Within it, Ctrl-C or SIGTERM ends training after the step at work, with a checkpoint; Ctrl-C again ends it now.
+    """A context in which Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; Ctrl-C again ends
+    it at once.
 
-    Of several processes each would stop after another step, so there a signal does what it always does.
+    Several processes would stop after different steps, so with them a signal does what it always does.
+
+    Args:
+        processes: how many train together.
+
+    Attributes:
+        asked: whether a signal came.
     """
 
     def __init__(self, processes: int):
@@ -35,7 +42,7 @@ class StopWhenAsked(TrainerCallback):
     def __enter__(self):
         self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM) if self._listens else ():
-            if signal.getsignal(number) != signal.SIG_IGN:  # as for a run in the background of a shell
+            if signal.getsignal(number) != signal.SIG_IGN:  # a shell starts its background jobs so
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -55,12 +62,12 @@ class StopWhenAsked(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.asked:  # an epoch that was broken off is no reason to evaluate
+        if self.asked:  # an epoch cut short is not evaluated
             control.should_evaluate = control.should_save = False
 
 
 def how_to_go_on(output_dir: Path) -> str:
-    """What there is to go on from, as a sentence."""
+    """One sentence: what the run can go on from."""
     if (output_dir / RESULTS).exists():
         return f"The results are in {output_dir / RESULTS}."
     last = last_whole_checkpoint(output_dir)
@@ -68,7 +75,7 @@ def how_to_go_on(output_dir: Path) -> str:
 
 
 def is_full(output_dir: Path, error: BaseException) -> bool:
-    """Whether a write failed because the disk is full, in the many ways in which libraries say so."""
+    """Whether a write failed because the disk is full; libraries report that in many ways."""
     if getattr(error, "errno", None) in _FULL or "No space left on device" in str(error):
         return True
     try:

@@ -18,7 +18,7 @@ _LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself; it is made where it is not there yet. A process that dies lets go of it.
+    """Keep other processes out of a folder; a missing folder is made. The lock ends with the process that holds it.
 
     Args:
         folder: the folder.
@@ -45,16 +45,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse early what `locked` would refuse later; nothing is made.
+    """Refuse early what `locked` would refuse later; no file or folder is made.
 
     Raises:
-        InputError: another process is at work in the folder, or it cannot be looked into.
+        InputError: another process is at work in the folder, or it cannot be read.
     """
     try:
-        is_claimed = (folder / _LOCK).exists()
+        has_lock = (folder / _LOCK).exists()
     except OSError as error:
         raise _not_ours(folder, error) from error
-    if is_claimed:
+    if has_lock:
         with locked(folder):
             pass
 
