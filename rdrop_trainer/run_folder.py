@@ -62,9 +62,9 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / RESULTS
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(results["settings"], dict):
-            raise TypeError("settings are no mapping")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(results, dict):
+            raise TypeError(f"expected a mapping, got a {type(results).__name__}")
+    except (OSError, ValueError, TypeError) as error:
         raise not_finished(path, error) from error
     return results
 
