@@ -43,7 +43,8 @@ def test_pip_installs_it_from_a_git_address(tmp_path):
     done = subprocess.run([*pip, "--target", tmp_path / "site", address], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (information,) = (tmp_path / "site").glob("*.dist-info")
-    assert {path.name for path in (tmp_path / "site").iterdir()} == {"rdrop_trainer", information.name}
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"rdrop_trainer", "bin", information.name}
+    assert [path.name for path in (tmp_path / "site" / "bin").iterdir()] == ["rdrop-glue"]
     installed = (tmp_path / "site" / "rdrop_trainer").rglob("*.[pm][yd]")
     committed = git("ls-tree", "-r", "--name-only", "HEAD", "rdrop_trainer").splitlines()
     assert sorted(path.relative_to(tmp_path / "site").as_posix() for path in installed) == sorted(committed)

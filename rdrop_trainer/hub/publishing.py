@@ -20,10 +20,10 @@ from .. import __version__
 from .._mixin_base import MixinBase
 from ..dropout import dropout_settings
 from ..errors import HubError, InputError
+from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
 from .client import check_repo_id, connect, failure, repo_name, seconds_to_wait, with_retries
-from .files import replacing, write_atomically
 from .folder import CARD, read_checkpoint
 from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
 from .push import push_checkpoint
@@ -89,7 +89,7 @@ class PublishingMixin(MixinBase):
             card = trainer_card(self._training_summary(present.tags, *args, **kwargs), trained, self.card_facts)
             model = self.accelerator.unwrap_model(self.model)
             if hasattr(model, "create_or_update_model_card"):  # PEFT's, which adds its tags and version to the file
-                write_atomically(path, str(card))
+                write_text(path, str(card))
                 model.create_or_update_model_card(self.args.output_dir)
                 tags, card = card.data.tags, ModelCard.load(path)
                 card.data.tags = list(dict.fromkeys([*tags, *card.data.tags]))
@@ -97,7 +97,7 @@ class PublishingMixin(MixinBase):
         else:
             super().create_model_card(*args, **kwargs)
             card = extended_card(ModelCard.load(path, ignore_metadata_errors=True), trained, self.card_facts)
-        write_atomically(path, str(card))
+        write_text(path, str(card))
 
     def _training_summary(self, present_tags: list[str] | None, *args, **kwargs) -> TrainingSummary:
         """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`.

@@ -1,9 +1,9 @@
-"""Finished training runs, read from their folders or made by hand, and their pairs by seed."""
+"""Finished training runs, as a report compares them: read from their folders, or made by hand."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,40 @@ import numpy as np
 
 from ..errors import InputError
 from ..hub.card_data import is_score
-from ..script.outcome import FREE_TO_CHANGE, LOGITS_FILE, RESULTS
+from ..run_folder import (
+    LOGITS_FILE,
+    RESULTS,
+    STATE,
+    changed_settings,
+    comparable_settings,
+    not_finished,
+    read_results,
+)
 
 _PREFIX = "eval_"
-# Settings that may differ between two runs. Limits of the evaluated rows may not: scores of other rows do not compare.
-_FREE = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples"} | {"unlabeled_file", "max_unlabeled_samples"}
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run. `FinishedRun.read` reads it from a folder of `run_glue_rdrop.py`. For your own trainer:
+    """One run. `FinishedRun.read` makes it from a folder of `run_glue_rdrop.py`; for a trainer of your own:
 
         scores = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         FinishedRun(seed=1, alpha=4.0, scores=scores, headline=["accuracy"], log_history=trainer.state.log_history)
 
     Attributes:
         seed: of the run.
-        alpha: of R-Drop; 0 for the baseline.
+        alpha: of R-Drop; 0 is the baseline.
         scores: of the evaluation, by name, without "eval_".
-        headline: names of the scores that the report shows first.
-        log_history: `trainer.state.log_history`.
-        stability: the entry "stability" of `all_results.json`.
+        headline: names of the scores to look at first.
+        log_history: the trainer's.
+        stability: as `all_results.json` holds it under this name.
         train_seconds: of training alone.
-        peak_memory: in bytes.
+        peak_memory: bytes.
         logits, labels: of the evaluation rows, (N, C) and (N,).
-        rows: split -> number of rows.
-        settings: of the run. Runs are paired only if these are alike, apart from the seed and R-Drop.
-        processes: number of processes that trained together.
-        name: of the task or data, for the title of the report.
+        rows: split -> how many.
+        settings: all that were compared when the runs were paired.
+        processes: that trained together.
+        name: what was trained on, for people.
     """
 
     seed: int
@@ -60,16 +66,15 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: str | Path) -> FinishedRun:
-        """Read the folder of a run.
+        """Read a run's folder.
 
         Raises:
-            InputError: the folder has no `all_results.json`, or one of its files is damaged.
+            InputError: there is no `all_results.json`, or one of the files is damaged.
         """
         folder = Path(folder)
+        found = read_results(folder)
         try:
-            path = folder / RESULTS
-            found = json.loads(path.read_text(encoding="utf-8"))
-            path = state = folder / "trainer_state.json"
+            path = state = folder / STATE
             history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
             logits = labels = None
             path = folder / LOGITS_FILE
@@ -95,47 +100,34 @@ class FinishedRun:
                 name=found["task"],
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
-            reason = "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-            raise InputError(f"{path}: is not that of a finished run ({reason})") from error
+            raise not_finished(path, error) from error
 
     @property
     def is_regression(self) -> bool:
-        """Whether its predictions are numbers: its stability then has no flip rate."""
+        """Whether its predictions are numbers, as far as its stability tells: they cannot flip."""
         return ((self.stability or {}).get("dropout") or {"flip_rate": 0.0})["flip_rate"] is None
 
     def known_scores(self) -> dict[str, float | None]:
-        """The scores of the headline, then the others, then the loss; seconds, rates and the like are left out."""
+        """The headline's scores, then the others, then the loss; seconds, rates and the like left out."""
         names = [name for name in self.scores if is_score(name)] + [name for name in self.scores if name == "loss"]
         return {name: self.scores[name] for name in dict.fromkeys([*self.headline, *names]) if name in self.scores}
-
-
-def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that must be equal in a run and its baseline: all that affect a score, except R-Drop's own."""
-    kept = {k: v for k, v in settings.items() if k not in _FREE and not k.startswith(("rdrop_", "hub_", "push_"))}
-    return json.loads(json.dumps(kept))
 
 
 def pair_runs(
     runs: Iterable[FinishedRun], alpha: float | None = None
 ) -> tuple[list[FinishedRun], list[FinishedRun], list[int]]:
-    """Pair baseline and R-Drop runs by their seeds.
+    """Baseline and R-Drop runs of the same seeds.
 
     Args:
-        runs: baseline and R-Drop runs, in any order.
-        alpha: of the R-Drop runs to pair; required where there are several alphas.
+        runs: of both, in any order.
+        alpha: the R-Drop runs to take; needed where there are several.
 
     Returns:
-        The baseline runs, the R-Drop runs in the same order of seeds, and the seeds that only one of the two has.
+        Baseline runs, R-Drop runs in the same order of seeds, and the seeds of which one of the two is missing.
 
     Raises:
-        InputError: no pair, an alpha of 0, several alphas, two runs of the same alpha and seed, or runs that differ in
+        InputError: no pair, an alpha of 0, several alphas, two runs of a kind with one seed, or runs that differ in
             more than R-Drop.
-
-    Examples:
-        >>> runs = [FinishedRun(seed, alpha, {"accuracy": 0.8}) for seed in (2, 1) for alpha in (0.0, 4.0)]
-        >>> baseline, rdrop, incomplete = pair_runs([*runs, FinishedRun(3, 4.0, {"accuracy": 0.9})])
-        >>> [run.seed for run in baseline], [run.seed for run in rdrop], incomplete
-        ([1, 2], [1, 2], [3])
     """
     runs = list(runs)
     alphas = sorted({run.alpha for run in runs if run.alpha > 0})
@@ -165,13 +157,16 @@ def pair_runs(
     return baseline, rdrop, sorted(arms[0].keys() ^ arms[1].keys())
 
 
-def _check_alike(runs: Sequence[FinishedRun], settings_of: Any) -> None:
+def _check_alike(runs: Sequence[FinishedRun], settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Refuse runs of which a setting that both have differs."""
     first = settings_of(runs[0].settings) | {"processes": runs[0].processes}
     for run in runs[1:]:
         settings = settings_of(run.settings) | {"processes": run.processes}
-        for name in sorted(first.keys() & settings.keys() - {"seed", "data_seed"}):
-            if first[name] != settings[name]:
-                raise InputError(
-                    f"the runs differ in more than R-Drop: {name} is {first[name]!r} with seed {runs[0].seed} and "
-                    f"alpha {runs[0].alpha:g}, {settings[name]!r} with seed {run.seed} and alpha {run.alpha:g}"
-                )
+        shared = {name: value for name, value in settings.items() if name in first}
+        changed = changed_settings(first, shared, free={"seed", "data_seed"})
+        if changed:
+            name, before, now = min(changed)
+            raise InputError(
+                f"the runs differ in more than R-Drop: {name} is {before!r} with seed {runs[0].seed} and "
+                f"alpha {runs[0].alpha:g}, {now!r} with seed {run.seed} and alpha {run.alpha:g}"
+            )

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from ..errors import InputError
-from ..script.outcome import RESULTS, versions, write_json
+from ..run_folder import RESULTS, versions, write_json, write_text
 from ..stability import seed_stability
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of
@@ -174,7 +174,7 @@ def write_report(
             baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir
         )
         write_json(output_dir / JSON, report.as_json())
-        (output_dir / MARKDOWN).write_text(report.markdown(), encoding="utf-8")
+        write_text(output_dir / MARKDOWN, report.markdown())
     except OSError as error:
         raise InputError(
             f"{output_dir}: the report cannot be written there ({error.strerror or error}). The runs are kept; "

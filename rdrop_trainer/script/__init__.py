@@ -1,1 +1,1 @@
-"""What `run_glue_rdrop.py` is made of: its flags, one run from its model to its ending, and many runs together."""
+"""The script `run_glue_rdrop.py` and command `rdrop-glue`: its flags, one run stage by stage, and several runs."""

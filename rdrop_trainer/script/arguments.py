@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..glue.strict import parse_json, parse_yaml
 from ..glue.tasks import TASKS, get_task
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
+from . import program
 
 # Help for flags of TrainingArguments that mean something of their own here
 _HELP = {
@@ -37,7 +38,7 @@ _HELP = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelArguments:
     """Which model."""
 
@@ -59,7 +60,7 @@ class ModelArguments:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataArguments:
     """Which task, and where its data comes from: the Hub, a folder of the official files, or your own files."""
 
@@ -172,7 +173,7 @@ class DataArguments:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-@dataclass
+@dataclass(frozen=True)
 class SeveralRunsArguments:
     """Several runs by one command: which, and how many at a time."""
 
@@ -255,14 +256,14 @@ _DESCRIPTIONS = {
   normalisation, one forward per step.""",
 }
 _EXAMPLES = """examples:
-  python run_glue_rdrop.py --demo
-  python run_glue_rdrop.py --model_name_or_path bert-base-cased --task_name mrpc --num_train_epochs 3
-  python run_glue_rdrop.py --model_name_or_path bert-base-chinese --task_name tnews --data_dir CLUE --dropout 0.3
-  python run_glue_rdrop.py --model_name_or_path bert-base-cased --train_file a.csv --validation_file b.csv
-  python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --dry_run
-  python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --rdrop_alpha 0
-  python run_glue_rdrop.py recipes/bert-base-mrpc.yaml --compare_baseline --seeds 1 2 3 4 5
-  python run_glue_rdrop.py --model_name_or_path bert-base-cased --task_name mrpc --tune 20
+  {program} --demo
+  {program} --model_name_or_path bert-base-cased --task_name mrpc --num_train_epochs 3
+  {program} --model_name_or_path bert-base-chinese --task_name tnews --data_dir CLUE --dropout 0.3
+  {program} --model_name_or_path bert-base-cased --train_file a.csv --validation_file b.csv
+  {program} recipes/bert-base-mrpc.yaml --dry_run
+  {program} recipes/bert-base-mrpc.yaml --rdrop_alpha 0
+  {program} recipes/bert-base-mrpc.yaml --compare_baseline --seeds 1 2 3 4 5
+  {program} --model_name_or_path bert-base-cased --task_name mrpc --tune 20
 """
 
 
@@ -284,12 +285,12 @@ def make_parser() -> HfArgumentParser:
     groups: list[Any] = [ModelArguments, DataArguments, SeveralRunsArguments, _RDropGroup, _TrainingGroup]
     parser = _Parser(
         groups,
-        prog="run_glue_rdrop.py",
+        prog=program.name(),
         description="Fine-tune on GLUE, CLUE or your own data with R-Drop.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.format(program=program.in_short()),
         formatter_class=_Formatter,
         allow_abbrev=False,
-        usage="run_glue_rdrop.py [RECIPE.yaml|RECIPE.json] [--flag value ...]",
+        usage=f"{program.name()} [RECIPE.yaml|RECIPE.json] [--flag value ...]",
     )
     parser.add_argument("recipe", nargs="?", help="A .yaml or .json file of flags; flags given beside it win.")
     parser.set_defaults(hub_strategy="end")

@@ -1,8 +1,7 @@
-"""What the model card of a run of the script tells of its task, its data and its baseline."""
+"""What the model card of a run says about its task, its data and its baseline."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import datasets
 
+from ..errors import InputError
 from ..glue.tasks import Task
 from ..hub.card_data import EvaluationSet, is_score
 from ..hub.model_card import CardFacts
-from ..report.runs import comparable_settings
-from .outcome import RESULTS
+from ..run_folder import RESULTS, comparable_settings, read_results
 
 _LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
 _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
@@ -23,11 +22,11 @@ _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
 def card_facts(
     task: Task, pipeline: str, data: Mapping[str, datasets.Dataset], whole: Mapping[str, datasets.Dataset]
 ) -> CardFacts:
-    """What is known of a model before it is trained.
+    """What the card says that is known before the training.
 
     Args:
         task: the task.
-        pipeline: the Hub's task.
+        pipeline: the Hub's name for tasks of this kind.
         data: the splits that the run reads.
         whole: the same splits with all their rows.
     """
@@ -60,28 +59,28 @@ def _evaluation_set(task: Task, split: str, rows: datasets.Dataset, whole: datas
 
 
 def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The scores among the figures of a run, with their prefix."""
+    """The scores among the metrics of a run, with their prefix."""
     return {key: value for key, value in metrics.items() if key.startswith(("eval_", "test_")) and is_score(key)}
 
 
 def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int) -> dict[str, float] | None:
-    """The scores of a finished run beside this one that differs from it in R-Drop alone; None where there is none.
+    """The scores of a finished run that differs from this one in R-Drop alone; None where there is none.
 
     Args:
-        output_dir: of this run, which is of R-Drop; the baseline's folder is looked for beside it.
+        output_dir: of this run; the folders beside it are searched.
         settings: of this run.
-        processes: that computed it, on which the size of its batches depends.
+        processes: how many computed it; the size of its batches depends on them.
     """
     if settings["rdrop_alpha"] == 0:
         return None
     wanted = comparable_settings(settings)
     for path in sorted(output_dir.absolute().parent.glob(f"*/{RESULTS}")):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_results(path.parent)
             other = found["settings"]
             same = comparable_settings(other) == wanted and found["processes"] == processes
             if other["rdrop_alpha"] == 0 and other["do_train"] and same:
                 return scores_of({k: v for k, v in found["metrics"].items() if v is not None})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (InputError, KeyError, TypeError, AttributeError):
             continue  # damaged, or not a run's
     return None

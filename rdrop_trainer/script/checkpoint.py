@@ -1,4 +1,4 @@
-"""Loading a model for a task: its labels matched by name, its tokenizer able to pad."""
+"""Loading a model and its tokenizer for a task, with the labels matched by name."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def load_checkpoint(
 
     Args:
         arguments: which model.
-        task: its labels become the model's, unless the model has the same labels in an order of its own.
-        will_train: whether a head for other labels may be replaced by a new one.
+        task: its labels become the model's, unless the model has the same labels in another order.
+        will_train: whether a head for other labels may be replaced by a new one; its weights are then random.
 
     Returns:
         Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
@@ -60,7 +60,7 @@ def load_checkpoint(
     config = _load(AutoConfig, source, options)
     labels, new_head = _fit_labels(config, task, source, will_train)
     tokenizer = _load(AutoTokenizer, arguments.tokenizer_name or source, options)
-    # transformers makes an empty one where there is none, and all would be unknown
+    # Where there is none, transformers makes one without words
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise InputError(
             f"{arguments.tokenizer_name or source}: its tokenizer knows no words, because its files (tokenizer.json, "
@@ -71,7 +71,7 @@ def load_checkpoint(
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
     if task.head == "question":
-        tokenizer.padding_side = "right"  # the positions of an answer count from the left
+        tokenizer.padding_side = "right"  # positions of answers count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     model = _load(AUTO_CLASSES[task.head], source, {**options, "config": config, "ignore_mismatched_sizes": new_head})
@@ -79,14 +79,14 @@ def load_checkpoint(
 
 
 def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:
-    """Write the task's labels into the configuration; the map, and whether the head has to be a new one."""
+    """Write the task's labels into the configuration; returns their map, and whether the head must be a new one."""
     if task.head == "seq2seq":
         if not config.is_encoder_decoder:
             raise InputError(
                 f"{source} ({config.model_type}) is no encoder-decoder, and {task.name} writes texts; choose a model "
                 "such as BART, T5 or mT5"
             )
-        return None, False  # the words it writes are those it reads, so there is no head to replace
+        return None, False  # it writes the words it reads: there is no head to replace
     has_head = _has_head(config, task.head)
     if not has_head and not will_train:
         raise InputError(
@@ -95,7 +95,7 @@ def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple
         )
     if task.reads_passages:
         if task.head == "question":
-            config.num_labels = 2  # start and end; a classifier may come with as many as it has labels
+            config.num_labels = 2  # start and end; a classifier's configuration has its number of labels
         return None, not has_head
     if task.is_regression:
         if has_head and config.num_labels != 1 and not will_train:
@@ -150,7 +150,7 @@ def _load(cls: type[Any], source: str, options: dict[str, Any]) -> Any:
         raise InputError(f"{source}: no such folder, expected a model")
     try:
         return cls.from_pretrained(source, **options)
-    except Exception as error:  # whatever a folder may hold; files cut short raise errors of their own kinds
+    except Exception as error:  # damaged files raise errors of many kinds
         # OSError carries paragraphs of advice; the first sentence says what happened
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):

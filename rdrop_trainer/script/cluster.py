@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import import_optional
-from .jobs import LOG, PROGRAM, RECIPE, Job, Local
-from .outcome import EDITS_FILE, LOGITS_FILE, RESULTS
+from ..run_folder import EDITS_FILE, LOG, LOGITS_FILE, RESULTS, STATE
+from .jobs import PROGRAM, RECIPE, Job, Local
 
 # What the report reads, brought back from machines that do not share a disk with this one; models stay where they are
-_BROUGHT_BACK = (RESULTS, "trainer_state.json", EDITS_FILE, LOGITS_FILE, LOG, RECIPE)
+_BROUGHT_BACK = (RESULTS, STATE, EDITS_FILE, LOGITS_FILE, LOG, RECIPE)
 
 
 class OnRay:

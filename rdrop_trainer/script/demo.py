@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from ..errors import InputError
+from . import program
 from .arguments import parse_arguments
 from .comparison import compare_baseline
 from .scratch import make_bert
@@ -122,5 +123,5 @@ def run_demo(output_dir: Path | None = None) -> int:
     ]
     code = compare_baseline(parse_arguments(argv))
     print(f"\nMade-up data and {len(SEEDS)} seeds show that both run, not what R-Drop does on yours.")
-    print("next      python run_glue_rdrop.py --help")
+    print(f"next      {program.in_short()} --help")
     return code

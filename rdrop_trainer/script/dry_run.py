@@ -2,72 +2,70 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from ..dropout import dropout_settings
-from ..hub.client import check_repo_id
+from .config import RunConfig
+from .prepare import Prepared, wrong_settings_as_input_errors
 
 
-def disable_side_effects(args: TrainingArguments) -> None:
-    """Change the arguments so that a trainer made from them creates no folder and no repository, and reports nowhere.
-
-    Raises:
-        InputError: the run would push, and the repository's name is none.
-    """
-    if args.push_to_hub:
-        check_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name, with_owner=False)
-    args.push_to_hub = False
-    args.report_to = []
-    args.disable_tqdm = True
-    args.output_dir = tempfile.gettempdir()  # a trainer creates its folder at once; this one exists, and stays as it is
-
-
-def rehearse(trainer: Trainer, checkpoint: str | None, held_out: Mapping[str, Dataset]) -> dict[str, Any]:
+def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> dict[str, Any]:
     """Start training up to its first step, compute the loss of one batch, and predict a batch of every other split.
 
     Args:
-        trainer: made with arguments that `disable_side_effects` changed.
+        config: the run.
+        prepared: for a dry run, so that its trainer writes nothing.
         checkpoint: the one that training would go on from.
-        held_out: the features of the splits that would be evaluated or predicted.
 
     Returns:
-        `training`: steps, the step it begins at, rows per step, epochs, warm-up steps and the loss of the first batch;
-        None for a run that does not train. `held_out`: for each split the number of rows that were predicted, and their
-        loss (None without labels). `dropout`, `processes`, `device`: the model's dropout settings, and where it ran.
+        `task`, `settings`, `rows` (split -> how many) and `max_length` (of an input, in tokens) of the run. `training`:
+        steps, the step it begins at, rows per step, epochs, warm-up steps and the loss of the first batch; None for a
+        run that does not train. `held_out`: for each other split the number of rows that were predicted, and their loss
+        (None without labels). `dropout`, `processes`, `device`: the model's dropout settings, and where it ran.
 
     Raises:
-        ValueError, TypeError, OSError, ImportError, RuntimeError: what `Trainer` raises for settings that do not work.
+        InputError: settings with which a training cannot begin.
     """
-    args, training = trainer.args, None
-    if args.do_train:
-        beginning = _Beginning(trainer)
-        trainer.add_callback(beginning)
-        try:
-            trainer.train(resume_from_checkpoint=checkpoint)
-        except _Enough:
-            training = beginning.found
-        trainer.remove_callback(beginning)
-    trainer.compute_metrics = None  # the scores of one batch say nothing
-    seen: dict[str, dict[str, Any]] = {}
-    for split, features in held_out.items():
-        rows = features.select(range(min(len(features), args.eval_batch_size * args.world_size)))
-        loss = trainer.predict(rows, metric_key_prefix="first").metrics.get("first_loss")
-        seen[split] = {"rows": len(rows), "loss": loss}
-    model: Any = trainer.model
+    trainer = prepared.trainer
+    held_out = {split: prepared.features[split] for split in prepared.splits("validation")}
+    held_out |= {split: prepared.features_without_labels(split) for split in prepared.splits("test")}
+    with wrong_settings_as_input_errors():
+        training = _first_batch(trainer, checkpoint) if config.training.do_train else None
+        trainer.compute_metrics = None  # the scores of one batch say nothing
+        first: dict[str, dict[str, Any]] = {}
+        for split, features in held_out.items():
+            batch_size = trainer.args.eval_batch_size * trainer.args.world_size
+            rows = features.select(range(min(len(features), batch_size)))
+            loss = trainer.predict(rows, metric_key_prefix="first").metrics.get("first_loss")
+            first[split] = {"rows": len(rows), "loss": loss}
     return {
+        "task": config.task.name,
+        "settings": config.settings,
+        "rows": {split: len(rows) for split, rows in prepared.data.items()},
+        "max_length": prepared.processor.max_length,
         "training": training,
-        "held_out": seen,
-        "dropout": dropout_settings(model.config),
-        "processes": args.world_size,
-        "device": str(args.device),
+        "held_out": first,
+        "dropout": dropout_settings(trainer.model.config),
+        "processes": config.training.world_size,
+        "device": str(config.training.device),
     }
+
+
+def _first_batch(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
+    """What a training finds just before its first step."""
+    beginning = _Beginning(trainer)
+    trainer.add_callback(beginning)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except _Enough:
+        pass
+    trainer.remove_callback(beginning)
+    return beginning.found
 
 
 class _Enough(Exception):
@@ -75,7 +73,7 @@ class _Enough(Exception):
 
 
 class _Beginning(TrainerCallback):
-    """Looks at the first batch when data, model, optimizer and schedule stand, and stops."""
+    """Computes the loss of the first batch when data, model, optimizer and schedule are ready, and stops."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
@@ -99,12 +97,11 @@ class _Beginning(TrainerCallback):
         raise _Enough
 
 
-def report(found: Mapping[str, Any], next_command: str) -> str:
+def summary(found: Mapping[str, Any], next_command: str) -> str:
     """What the run would do, for the terminal.
 
     Args:
-        found: what `rehearse` returned; the `task`'s name, all `settings`, the number of `rows` in each split, and
-            `max_length`, the longest input in tokens.
+        found: what `dry_run` returned.
         next_command: the run itself.
     """
     settings, training = found["settings"], found["training"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from ..reliability.resuming import last_whole_checkpoint
-from .outcome import RESULTS
+from ..run_folder import RESULTS
 
 INTERRUPTED = 130  # exit code
 _GO_ON = (

@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,12 +21,13 @@ import torch
 import yaml
 
 from ..errors import InputError
+from ..run_folder import LOG, write_text
 from .arguments import flags_of
 
-LOG, RECIPE = "run.log", "recipe.yaml"
+RECIPE = "recipe.yaml"
 WRONG_INPUT = 2  # exit code of the script
-# What starts the script, after the interpreter
-PROGRAM = (str(Path(__file__).parents[2] / "run_glue_rdrop.py"),)
+# What starts the script, after the interpreter; with -P, a user's datasets.py is not taken for the library of that name
+PROGRAM = (*(("-P",) if sys.version_info >= (3, 11) else ()), "-m", "rdrop_trainer.script")
 _PARENT = "RDROP_TRAINER_PARENT"
 
 
@@ -54,9 +56,8 @@ class Job:
         Returns:
             The script's arguments: the recipe, and the tokens as flags.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder.absolute() / RECIPE
-        path.write_text(recipe_text({**self.settings, "output_dir": str(self.folder)}), encoding="utf-8")
+        write_text(path, recipe_text({**self.settings, "output_dir": str(self.folder)}))
         tokens = {name: value for name, value in self.settings.items() if _is_token(name)}
         return [str(path), *flags_of(tokens)]
 
@@ -183,7 +184,7 @@ class Local:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        env={**os.environ, **place, _PARENT: str(os.getpid())},
+                        env={**os.environ, **place, **_where_it_is(), _PARENT: str(os.getpid())},
                     )
                     self._processes.add(process)
                 try:
@@ -219,6 +220,14 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _where_it_is() -> dict[str, str]:
+    """PYTHONPATH with this package, where it runs from a clone that is not installed."""
+    root = str(Path(__file__).parents[2])
+    if root == sysconfig.get_path("purelib"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root]))}
 
 
 def _visible_devices() -> list[str]:

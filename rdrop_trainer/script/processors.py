@@ -1,4 +1,4 @@
-"""What each kind of head needs on its way from rows to answers: features, batches, decoding and scores."""
+"""From rows to answers, for each kind of head: features, batches, decoding and scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Processor:
-    """Sequence classification and regression, and what the other heads have in common with it.
+    """Sequence classification and regression; the other heads derive from it.
 
     Args:
         task: the task.
@@ -55,26 +55,30 @@ class Processor:
         self.padded = data_args.pad_to_max_length
 
     def features(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """What the model takes, made of rows of the task."""
+        """The model's inputs for rows of the task."""
         return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
 
     def collator(self) -> Callable:
-        """Makes batches of features."""
+        """The function that makes a batch of features."""
         if self.padded:
             return default_data_collator
         return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        """The answers to rows, in the form that `write_submission` takes, from what the model gave for features."""
+        """The answers to rows, in the form that `write_submission` takes, from the predictions for their features."""
         return decode_labels(self.task, predictions, self.labels).tolist()
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable | None:
-        """The `compute_metrics` of a trainer that evaluates features made of rows; None when nothing can be scored."""
+        """The `compute_metrics` of a trainer that evaluates these features; None where nothing can be scored."""
         return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        """Whether test rows give all their right answers away; they are then scored."""
+        """Whether test rows come with all their answers; they are then scored."""
         return False
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to rows that `has_answers` is true of."""
+        raise NotImplementedError
 
 
 class TokenProcessor(Processor):
@@ -96,7 +100,7 @@ class ChoiceProcessor(Processor):
     references = "label"  # the column of rows to score against
 
     def features(self, rows: datasets.Dataset) -> datasets.Dataset:
-        import_optional("scipy.optimize")  # for the answers: missed now, not when they are computed
+        import_optional("scipy.optimize")  # the answers need it; better missed now than after the training
         return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
 
     def collator(self) -> Callable:
@@ -115,7 +119,6 @@ class ChoiceProcessor(Processor):
         return compute
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of answers to rows that `has_answers` is true of."""
         return load_metric(self.task).compute(predictions=answers, references=rows[self.references][:])
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
@@ -140,15 +143,15 @@ class QuestionProcessor(ChoiceProcessor):
         return decode_answers(predictions, features, rows, self.data_args.max_answer_length)
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        # What the passage does not hold may be a stand-in for an answer that is kept secret
+        # An answer that the passage does not contain may stand for one that is kept secret
         return all(max(starts, default=-1) >= 0 for starts in rows["starts"])
 
 
 class TitleProcessor(ChoiceProcessor):
     """Sequence to sequence: titles of texts."""
 
-    # Predicting without labels fails in Seq2SeqTrainer where labels are smoothed; those of a row without a title are
-    # the marks around it, and their loss is not looked at
+    # With smoothed labels, Seq2SeqTrainer cannot predict without them; a row without a title has the marks around it
+    # as labels, and their loss is not used
     label_columns = ()
     pipeline = "summarization"
     references = "target"
@@ -162,7 +165,7 @@ class TitleProcessor(ChoiceProcessor):
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        # Seq2SeqTrainer leaves in the rows that several processes repeat to fill their last batch
+        # Several processes repeat rows to fill their last batch, and Seq2SeqTrainer does not remove them
         return decode_titles(predictions[: len(rows)], self.tokenizer)
 
     def has_answers(self, rows: datasets.Dataset) -> bool:

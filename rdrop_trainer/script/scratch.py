@@ -1,4 +1,4 @@
-"""A small BERT or BART from scratch: a tokenizer of the words in given texts, and random weights. No download."""
+"""A small BERT or BART with random weights, and a tokenizer of the words in given texts; nothing is downloaded."""
 
 from __future__ import annotations
 

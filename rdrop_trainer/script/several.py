@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, changed_settings, settings_of
 from .arguments import CommandLine, given_values, parse_arguments
 from .cluster import OnRay
 from .interrupts import INTERRUPTED, terminated_as_interrupted
-from .jobs import LOG, WRONG_INPUT, Finished, Job, Launch, Local, run_jobs
+from .jobs import WRONG_INPUT, Finished, Job, Launch, Local, run_jobs
 from .lock import locked
-from .outcome import FREE_TO_CHANGE, RESULTS, settings_of
 
 INCOMPLETE = 1  # exit code: some runs failed
 # Flags of the command, which none of its runs has
@@ -174,19 +174,12 @@ def is_finished(job: Job) -> bool:
         before, given_before = found["settings"], set(found["given"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error}); delete {job.folder}, and the run is repeated") from error
-    changed = _changed(before, command, command.given | given_before)
+    filled_in = _FILLED_IN - command.given - given_before
+    now = settings_of(command.model, command.data, command.training)
+    changed = [str(change) for change in changed_settings(before, now, _MAY_DIFFER | filled_in)]
     if changed:
         raise InputError(
             f"{job.folder}: is a finished run with other settings ({'; '.join(changed[:5])}); choose another "
             "--output_dir, or add --overwrite_output_dir to train all runs anew"
         )
     return True
-
-
-def _changed(before: Mapping[str, Any], command: CommandLine, given: Collection[str]) -> list[str]:
-    now = settings_of(command.model, command.data, command.training)
-    return [
-        f"{name} was {before.get(name)!r}, now {value!r}"
-        for name, value in json.loads(json.dumps(now)).items()
-        if name not in _MAY_DIFFER and before.get(name) != value and not (name in _FILLED_IN and name not in given)
-    ]

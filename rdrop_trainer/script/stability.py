@@ -1,4 +1,4 @@
-"""`--measure_stability`: how steady and how well calibrated the model of a run is, beside its scores."""
+"""`--measure_stability`: how stable and how well calibrated the predictions of a trained model are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from transformers import Trainer
 
 from ..dropout import active_dropout
+from ..run_folder import EDITS_FILE, LOGITS_FILE
 from ..stability import (
     EditedText,
     Stability,
@@ -21,7 +22,6 @@ from ..stability import (
     mean_confidence,
     perturbation_stability,
 )
-from .outcome import EDITS_FILE, LOGITS_FILE
 from .processors import Processor
 
 NUM_SAMPLES = 8
@@ -31,15 +31,15 @@ _HEADS_OF_ROWS = ("sequence", "choice")  # whose logits (N, C) are kept, to comp
 def measure_stability(
     trainer: Trainer, processor: Processor, features: datasets.Dataset, rows: datasets.Dataset, output_dir: Path
 ) -> dict[str, Any]:
-    """Measure a finished model on rows with answers; every process does all of it.
+    """Measure a trained model on labeled rows; every process does all of it.
 
     Args:
         trainer: with the model.
         processor: of the task.
         features: made of `rows`.
         rows: of the task.
-        output_dir: gets, from the main process, the edits that were made (`edits.csv`) and the logits and labels of the
-            rows (`eval_logits.npz`), as far as the head has them.
+        output_dir: the main process writes the edits there (`edits.csv`), and the logits and labels of the rows
+            (`eval_logits.npz`), as far as the head has them.
 
     Returns:
         `rows`, their number; `dropout` (`num_samples`, `flip_rate`, `divergence`), None without active dropout; `edits`
@@ -80,7 +80,7 @@ def measure_stability(
 
 
 def stability_for_card(found: dict[str, Any] | None) -> dict[str, float]:
-    """Figures for a model card, by a name that says what they are."""
+    """The figures for a model card, by name."""
     found = found or {}
     dropout, edits, calibration = (found.get(part) or {} for part in ("dropout", "edits", "calibration"))
     figures = {

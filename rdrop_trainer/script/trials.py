@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..run_folder import read_results, write_json, write_text
 from ..search import SPACE
+from . import program
 from .arguments import CommandLine, given_values
 from .jobs import RECIPE, recipe_text
-from .outcome import RESULTS, write_json
 from .several import OF_THE_COMMAND, score_text
 
 TABLE, TABLE_JSON = "trials.md", "trials.json"
@@ -68,11 +66,7 @@ def read_trial(folder: Path) -> Trial:
     Raises:
         InputError: its results are damaged.
     """
-    path = folder / RESULTS
-    try:
-        return Trial(int(folder.name.rpartition("-")[2]), folder, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    return Trial(int(folder.name.rpartition("-")[2]), folder, read_results(folder))
 
 
 def delete_weights(trials: Sequence[Trial]) -> None:
@@ -93,7 +87,7 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     legend = "Trial 0 is the given settings with alpha 0, trial 1 the given settings."
     text = f"# {_title(trials, command)}\n\n{rows}\n\n{legend}\n\n{_caution(trials)}\n"
-    (folder / TABLE).write_text(text, encoding="utf-8")
+    write_text(folder / TABLE, text)
     found = [
         {"trial": trial.number, "folder": trial.folder.name, **trial.values}
         | {"scores": trial.results["headline"], "seconds": round(_seconds(trial), 3)}
@@ -109,7 +103,7 @@ def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
     head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {score_text(best.score)}\n"
-    (folder / RECIPE).write_text(head + recipe_text(recipe), encoding="utf-8")
+    write_text(folder / RECIPE, head + recipe_text(recipe))
 
 
 def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
@@ -138,7 +132,7 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
 def _check_command(folder: Path, best: Trial, candidate: Trial, command: CommandLine) -> str:
     """The comparison of the best R-Drop trial with its baseline, on seeds that the search did not see."""
     seeds = islice((str(seed) for seed in count(1) if seed != command.training.seed), 5)
-    words = ["python", sys.argv[0], str(folder / RECIPE)]
+    words = [*program.words(), str(folder / RECIPE)]
     if candidate is not best:
         words += [f"--{name}={value}" for name, value in candidate.values.items() if value is not None]
     return shlex.join([*words, f"--output_dir={folder / 'comparison'}", "--compare_baseline", "--seeds", *seeds])

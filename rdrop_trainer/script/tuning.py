@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from .._extras import import_optional
 from ..errors import InputError
+from ..run_folder import RESULTS
 from ..search import SPACE, STORE, cut_off, open_study, sampler_for, study_in, suggest
 from .arguments import CommandLine
 from .jobs import Job
-from .outcome import RESULTS
 from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
 from .trials import Trial, delete_weights, read_trial, summary, trial_folder, write_recipe, write_trials
 

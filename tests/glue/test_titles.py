@@ -1,6 +1,5 @@
 """Titles of abstracts: the files, the scores, and whole runs of the script with a sequence-to-sequence model."""
 
-import importlib.util
 import json
 import random
 import sys
@@ -19,11 +18,7 @@ from rdrop_trainer.glue.tasks import get_task
 from rdrop_trainer.script.arguments import DataArguments
 from rdrop_trainer.script.processors import TitleProcessor
 from rdrop_trainer.script.scratch import make_bart, make_bert
-from support import SCRIPT
-
-spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+from support.runs import script
 
 FAST = ["--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no", "--per_device_train_batch_size", "16"]
 FAST += ["--max_seq_length", "32", "--max_target_length", "16", "--num_beams", "2", "--num_train_epochs", "1"]

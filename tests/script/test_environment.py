@@ -12,7 +12,10 @@ import torch
 from filelock import FileLock
 from transformers import BertForSequenceClassification
 
+from rdrop_trainer import InputError, RDropTrainer
+from rdrop_trainer.script import prepare
 from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.run import StoppedError
 from rdrop_trainer.script.scratch import make_bert
 from support import SCRIPT
 from support.runs import fails, results, script, write_csv
@@ -40,14 +43,14 @@ def weights(folder):
 
 def at_step(monkeypatch, step, act):
     """Do something at the beginning of an optimizer step."""
-    training_step = script.RDropTrainer.training_step
+    training_step = RDropTrainer.training_step
 
     def spied(self, *args, **kwargs):
         if self.state.global_step == step:
             act()
         return training_step(self, *args, **kwargs)
 
-    monkeypatch.setattr(script.RDropTrainer, "training_step", spied)
+    monkeypatch.setattr(RDropTrainer, "training_step", spied)
 
 
 # ---- Signals ----
@@ -77,7 +80,7 @@ def test_a_second_ctrl_c_stops_at_once(flags, here, monkeypatch, capsys):
     assert [path.name for path in (here / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
-def test_ctrl_c_behind_the_last_step(flags, here, monkeypatch, capsys):
+def test_ctrl_c_after_the_last_step(flags, here, monkeypatch, capsys):
     at_step(monkeypatch, 11, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert script.main(flags) == 130
     assert "out/checkpoint-12 is saved" in capsys.readouterr().err
@@ -90,7 +93,7 @@ def test_ctrl_c_before_anything_was_saved(flags, here, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "load_checkpoint", interrupted)
+    monkeypatch.setattr(prepare, "load_checkpoint", interrupted)
     assert script.main(flags) == 130
     assert "Interrupted. There is no checkpoint in out yet." in capsys.readouterr().err
     assert not (here / "out").exists()
@@ -119,16 +122,16 @@ def test_the_second_run_in_a_folder_is_refused(flags, here, capsys):
 
 
 def test_a_run_that_began_and_ended_meanwhile_is_not_overwritten(flags, here, monkeypatch, capsys):
-    """Between the look into the folder and the claim to it lies the loading of data and model."""
-    load = script.load_checkpoint
+    """Between the first check of the folder and its lock lies the loading of data and model."""
+    load = prepare.load_checkpoint
 
     def slow(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(script, "load_checkpoint", load)
+            patch.setattr(prepare, "load_checkpoint", load)
             assert script.main(flags) == 0
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(script, "load_checkpoint", slow)
+    monkeypatch.setattr(prepare, "load_checkpoint", slow)
     assert "out: holds a finished run" in fails(capsys, *flags)
     assert results("out")["metrics"]["steps"] == 12
 
@@ -163,7 +166,7 @@ def test_two_runs_share_a_cache_and_an_unset_home(flags, tmp_path):
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Exception("I/O error: No space left on device (os error 28)")],
 )
 def test_a_full_disk_loses_no_checkpoint(error, flags, here, monkeypatch, capsys):
-    save = script.RDropTrainer._save_optimizer_and_scheduler
+    save = RDropTrainer._save_optimizer_and_scheduler
 
     def full(self, output_dir):
         if self.state.global_step == 4:
@@ -171,7 +174,7 @@ def test_a_full_disk_loses_no_checkpoint(error, flags, here, monkeypatch, capsys
         return save(self, output_dir)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.RDropTrainer, "_save_optimizer_and_scheduler", full)
+        patch.setattr(RDropTrainer, "_save_optimizer_and_scheduler", full)
         message = fails(capsys, *flags)
     assert "out: no space is left on the disk; make room. out/checkpoint-2 is saved; the same command" in message
     assert script.main(flags) == 0
@@ -229,7 +232,7 @@ def test_a_loss_that_is_nan_is_one_sentence(flags, capsys):
 
 
 @pytest.mark.parametrize("rank, machine_rank", [(0, 0), (8, 0), (1, 1)])
-@pytest.mark.parametrize("error", [script.InputError, script.StoppedError])
+@pytest.mark.parametrize("error", [InputError, StoppedError])
 def test_who_tells_what_is_wrong(error, rank, machine_rank, monkeypatch, capsys):
     """Of wrong input one process per machine; of what may be one process's alone, that one."""
 
@@ -240,7 +243,7 @@ def test_who_tells_what_is_wrong(error, rank, machine_rank, monkeypatch, capsys)
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(machine_rank))
     assert script.main([]) == 2
-    silent = error is script.InputError and machine_rank == 1
+    silent = error is InputError and machine_rank == 1
     assert capsys.readouterr().err == ("" if silent else "run_glue_rdrop.py: error: something\n")
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rdrop_trainer.errors import InputError
+from rdrop_trainer.run_folder import settings_of
 from rdrop_trainer.script import jobs
 from rdrop_trainer.script.arguments import flags_of, given_values, parse_arguments
 from rdrop_trainer.script.jobs import Job, Local, command_of, run_jobs
-from rdrop_trainer.script.outcome import settings_of
 
 # A script that says what it was started with, and ends with the code that its recipe asks for
 SCRIPT = """

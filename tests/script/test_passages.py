@@ -1,6 +1,5 @@
 """run_glue_rdrop.py on C3, ChID, CMRC 2018 and DRCD, as a user runs it, on made-up files in the official layouts."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -12,11 +11,7 @@ import torch
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAnswering
 
 from rdrop_trainer.script.scratch import make_bert
-from support import SCRIPT
-
-spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
+from support.runs import results, script
 
 FAST = ["--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no", "--per_device_train_batch_size", "8"]
 NAMES = "小明 小红 小刚 小美".split()
@@ -35,10 +30,6 @@ def model(tmp_path_factory):
 
 def run(model, *flags):
     return script.main(["--model_name_or_path", str(model), *FAST, *map(str, flags)])
-
-
-def results(folder):
-    return json.loads((Path(folder) / "all_results.json").read_text(encoding="utf-8"))
 
 
 def dump(path, *rows):

@@ -1,6 +1,5 @@
 """The recipes: what they say of themselves, that they agree with their table, and a dry run of each on tiny models."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,11 +11,9 @@ from rdrop_trainer.glue.tasks import TASKS
 from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.scratch import make_bart, make_bert
 from support import ROOT
+from support.runs import script
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-spec = importlib.util.spec_from_file_location("run_glue_rdrop", ROOT / "run_glue_rdrop.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 LINES = [f"the film number {i} was fine" for i in range(9)]
 ROWS = range(8)

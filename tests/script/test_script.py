@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
+from rdrop_trainer import RDropTrainer
 from support import SCRIPT
 from support.runs import FAST, fails, make_cola, results, run, script, write_csv, write_json, write_tsv
 
@@ -640,14 +641,14 @@ def test_a_failure_later_keeps_the_checkpoints(model, here, monkeypatch, caplog)
         "--output_dir",
         "out",
     ]
-    step = script.RDropTrainer.training_step
+    step = RDropTrainer.training_step
 
     def failing(self, *args, **kwargs):
         if self.state.global_step == 3:
             raise RuntimeError("out of memory")
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(script.RDropTrainer, "training_step", failing)
+    monkeypatch.setattr(RDropTrainer, "training_step", failing)
     with pytest.raises(RuntimeError):
         script.main(flags)
     assert (here / "out" / "checkpoint-2" / "model.safetensors").exists()

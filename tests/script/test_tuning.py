@@ -16,6 +16,7 @@ from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
+from support import SCRIPT
 from support.runs import InProcess, fails, results, script
 
 FLAGS = ["--max_seq_length=16", "--use_cpu=True", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
@@ -285,7 +286,7 @@ class AsProcess(InProcess):
 
 @pytest.mark.slow
 def test_in_processes_of_their_own(here):
-    command = [sys.executable, script.__file__, *FLAGS, "--output_dir=other", "--tune=2", "--parallel=2"]
+    command = [sys.executable, str(SCRIPT), *FLAGS, "--output_dir=other", "--tune=2", "--parallel=2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "best" in done.stdout and "recipe    other/recipe.yaml" in done.stdout

@@ -1,26 +1,14 @@
 """Running the script in this process, and the files it reads."""
 
 import csv
-import importlib.util
 import json
 import threading
 from pathlib import Path
 
+from rdrop_trainer.script import main as script
 from rdrop_trainer.script.demo import make_sentences
-from support import SCRIPT
-
-spec = importlib.util.spec_from_file_location("run_glue_rdrop", SCRIPT)
-
-
-script = importlib.util.module_from_spec(spec)
-
-
-spec.loader.exec_module(script)
-
 
 FAST = ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no"]
-
-
 FAST += ["--per_device_train_batch_size", "8", "--num_train_epochs", "1"]
 
 

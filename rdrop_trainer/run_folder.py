@@ -1,0 +1,166 @@
+"""What a run of the script leaves behind: the names of its files, their formats, and how runs are compared by them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import InputError
+
+RESULTS = "all_results.json"
+SETTINGS = "run_settings.json"
+STATE = "trainer_state.json"  # written by transformers
+EDITS_FILE = "edits.csv"
+LOGITS_FILE = "eval_logits.npz"
+LOG = "run.log"  # what a run prints that another process started
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "rdrop-trainer")
+
+_ROWS_SCORED = frozenset({"max_eval_samples", "max_predict_samples"})
+# Changing these between an interrupted run and its continuation does not change what is trained
+FREE_TO_CHANGE = _ROWS_SCORED | frozenset(
+    "output_dir resume_from_checkpoint overwrite_output_dir dry_run do_train do_eval do_predict disable_tqdm report_to "
+    "run_name logging_steps logging_first_step logging_strategy log_level save_steps save_strategy save_total_limit "
+    "cache_dir push_to_hub hub_model_id hub_strategy hub_private_repo dataloader_num_workers "
+    "per_device_eval_batch_size eval_accumulation_steps eval_steps measure_stability".split()
+)
+# These may differ between a run and its baseline, beside R-Drop's own; scores of other rows cannot be compared
+_FREE_FOR_A_BASELINE = FREE_TO_CHANGE - _ROWS_SCORED | {"unlabeled_file", "max_unlabeled_samples"}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to. When the block ends without an error, the file there takes the place of `path`.
+
+    A reader finds the old file or the new one, never a part. The folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as `replacing` does: in UTF-8, with line feeds on every system."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as `write_text` does; NaN and infinities, which JSON lacks, become null."""
+    write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Read the results of a finished run.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        What its `all_results.json` holds.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(results, dict):
+            raise TypeError(f"expected a mapping, got a {type(results).__name__}")
+    except (OSError, ValueError, TypeError) as error:
+        raise not_finished(path, error) from error
+    return results
+
+
+def not_finished(path: Path, error: Exception) -> InputError:
+    """The error for a file of a run that is missing or damaged."""
+    reason = "there is none" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+    return InputError(f"{path}: is not that of a finished run ({reason})")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: lists for tuples and sets, None for NaN and infinities, text for other objects."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str, type(None))) else str(value)
+
+
+def settings_of(*arguments: Any) -> dict[str, Any]:
+    """All settings of some dataclasses of arguments as plain values; tokens left out."""
+    settings: dict[str, Any] = {}
+    for group in arguments:
+        values = group.to_dict() if hasattr(group, "to_dict") else vars(group)
+        settings |= {k: v for k, v in values.items() if not k.endswith("token")}
+    return plain(settings)
+
+
+class Change(NamedTuple):
+    """A setting that differs between two runs."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.before!r}, now {self.now!r}"
+
+
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
+) -> list[Change]:
+    """Compare the settings of two runs.
+
+    Args:
+        before: settings of the first run; one that it lacks counts as None.
+        now: settings of the second run; all of them are compared.
+        free: names of those that may differ.
+
+    Returns:
+        What differs, in the order of `now`.
+
+    >>> print(*changed_settings({"seed": 1, "log_level": "info"}, {"seed": 2, "log_level": "error"}))
+    seed was 1, now 2
+    """
+    return [
+        Change(name, before.get(name), value)
+        for name, value in plain(now).items()
+        if name not in free and before.get(name) != value
+    ]
+
+
+def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run and its baseline must have in common: all that decide a score, except R-Drop's own."""
+    return plain(
+        {
+            name: value
+            for name, value in settings.items()
+            if name not in _FREE_FOR_A_BASELINE and not name.startswith(("rdrop_", "hub_", "push_"))
+        }
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a clone that was not installed; a finished run must not end over it
+        return "not installed"

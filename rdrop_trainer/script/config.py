@@ -1,0 +1,123 @@
+"""What one run does: its command line, with all that was not given filled in from the task and its data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..glue.tasks import Task
+from ..run_folder import settings_of
+from ..training_args import RDropTrainingArguments
+from .arguments import CommandLine, DataArguments, ModelArguments
+from .source import Source, splits_of
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, decided: nothing in it changes once `resolve` has made it.
+
+    Attributes:
+        task: what is learned.
+        model, data, training: the settings. transformers changes the arguments of a trainer, so a trainer gets a copy.
+        given: names of the settings that the user gave.
+    """
+
+    task: Task
+    model: ModelArguments
+    data: DataArguments
+    training: RDropTrainingArguments
+    given: frozenset[str]
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.training.output_dir)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values; tokens left out."""
+        return settings_of(self.model, self.data, self.training)
+
+    @property
+    def what_runs(self) -> dict[str, Any]:
+        """What must stay the same when an interrupted run goes on: the settings, and how many processes train."""
+        return {**self.settings, "processes": self.training.world_size}
+
+
+def resolve(command: CommandLine, source: Source) -> RunConfig:
+    """Fill in what was not given, and refuse what this task or these data cannot do.
+
+    Args:
+        command: the command line; it stays as it is.
+        source: the data.
+
+    Raises:
+        InputError: a setting that the task or the data do not allow.
+    """
+    task, given, data = source.task, command.given, command.data
+    training = with_values(command.training, **_phases(command, source.splits))
+    _check(source, data, training, given)
+    if "output_dir" not in given:
+        output_dir = f"runs/{task.name}-alpha{training.rdrop_alpha:g}-seed{training.seed}"
+        training = with_values(training, output_dir=output_dir)
+    if training.load_best_model_at_end or training.save_strategy == "best":
+        if "metric_for_best_model" not in given and task.headline:
+            training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
+        _check_metric(task, training)
+    data = replace(data, max_seq_length=data.max_seq_length or task.max_length)
+    return RunConfig(task, command.model, data, training, frozenset(given))
+
+
+def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArguments:
+    """A copy of training arguments with other values; `dataclasses.replace` would set up devices once more."""
+    changed = copy.copy(args)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
+
+
+def _phases(command: CommandLine, splits: Collection[str]) -> Mapping[str, bool]:
+    """Whether to train, evaluate and predict."""
+    args = command.training
+    do_train, do_eval, do_predict = args.do_train, args.do_eval, args.do_predict
+    # Not by their values: an evaluation strategy sets do_eval
+    if not command.given & {"do_train", "do_eval", "do_predict"}:
+        do_train, do_eval = "train" in splits, bool(splits_of(splits, "validation"))
+        do_predict = not (do_train or do_eval)
+    return {"do_train": do_train, "do_eval": do_eval or args.eval_strategy != "no", "do_predict": do_predict}
+
+
+def _check(source: Source, data: DataArguments, args: RDropTrainingArguments, given: Collection[str]) -> None:
+    """Refuse what the data or the task cannot do."""
+    task = source.task
+    wanted = {"train": ("do_train", args.do_train), "test": ("do_predict", args.do_predict)}
+    wanted["validation"] = ("do_eval" if "do_eval" in given else "eval_strategy", args.do_eval)
+    for kind, (flag, needed) in wanted.items():
+        if needed and not splits_of(source.splits, kind):
+            raise InputError(
+                f"{task.name}: --{flag} needs {kind} rows, but the data holds only: {', '.join(source.splits)}. "
+                + (f"Give --{kind}_file." if data.data_dir is None else f"Is the file in {data.data_dir}?")
+            )
+    if data.measure_stability and not args.do_eval:
+        raise InputError("--measure_stability needs rows to predict whose answers are known: add --do_eval")
+    if args.push_to_hub and not args.do_train:
+        raise InputError(
+            "--push_to_hub: this run trains nothing to push; add --do_train, or push a folder: "
+            "python -m rdrop_trainer.hub push FOLDER USER/NAME"
+        )
+    if data.unlabeled_file is not None and (task.is_regression or not args.do_train):
+        why = f"{task.name} is a regression" if task.is_regression else "this run does not train"
+        raise InputError(f"{data.unlabeled_file}: unlabeled rows are for training a classifier, but {why}")
+
+
+def _check_metric(task: Task, args: RDropTrainingArguments) -> None:
+    """Refuse to choose the best model by a score that the task does not have."""
+    name = str(args.metric_for_best_model).removeprefix("eval_")
+    if name not in (*task.metrics, "loss") and not (task.head == "tokens" and name.startswith("f1_")):
+        expected = ", ".join((*task.metrics, "loss"))
+        raise InputError(f"--metric_for_best_model {name}: {task.name} has no such score; it has {expected}")

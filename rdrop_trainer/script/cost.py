@@ -1,0 +1,58 @@
+"""What a run costs: seconds and memory."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+class Clock:
+    """Seconds spent in each part of a run: `with clock("load"): ...`.
+
+    Args:
+        seconds: spent before.
+    """
+
+    def __init__(self, seconds: Mapping[str, float] | None = None):
+        self.seconds = dict(seconds or {})
+
+    @contextmanager
+    def __call__(self, part: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - start, 3)
+
+    def move(self, part: str, to: str, seconds: float) -> None:
+        """Count seconds that were spent within a part as another's."""
+        self.seconds[part], self.seconds[to] = round(self.seconds[part] - seconds, 3), round(seconds, 3)
+
+
+def peak_memory() -> dict[str, Any] | None:
+    """The most memory this process has held so far: `bytes`, `of` the CUDA allocator ("cuda") or the "process".
+
+    None where the system does not tell.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return {"bytes": torch.cuda.max_memory_allocated(), "of": "cuda"}
+    try:  # not `getrusage`, whose figure may be that of the process that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return {"bytes": int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024, "of": "process"}
+    except OSError:
+        if resource is None:
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "process"}

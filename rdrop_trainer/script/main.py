@@ -1,0 +1,68 @@
+"""The program: one run, a dry run, several runs or the demo, and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from . import dry_run, program
+from .arguments import parse_arguments
+from .comparison import compare_baseline
+from .demo import run_demo
+from .interrupts import INTERRUPTED
+from .jobs import end_with_parent
+from .next_command import next_command, same_command
+from .run import StoppedError, run
+from .summary import summary
+from .tuning import tune
+
+WRONG_INPUT = 2
+NOT_PUSHED = 3  # all is computed and on disk, but the Hub did not take it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script.
+
+    Args:
+        argv: its flags; by default those of the command line.
+
+    Returns:
+        The exit code: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first
+        (input, a full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted.
+    """
+    end_with_parent()
+    argv = sys.argv[1:] if argv is None else argv
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    try:
+        return _dispatch(argv, main_process)
+    except InputError as error:
+        # Each machine says what is wrong there; any process, what may be wrong with it alone
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, StoppedError):
+            print(f"{program.name()}: error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt as error:
+        if main_process:
+            print(f"\nInterrupted. {error}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(argv: list[str], main_process: bool) -> int:
+    """Do what the command line asks for; the exit code."""
+    command = parse_arguments(argv)
+    if command.data.demo:
+        return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
+    if command.data.dry_run:
+        found = run(command)
+        if main_process:
+            print("\n" + dry_run.summary(found, same_command(argv, found["processes"], without="dry_run")))
+        return 0
+    if command.several.tune is not None:
+        return tune(command)
+    if command.several.compare_baseline:
+        return compare_baseline(command)
+    results = run(command)
+    if main_process:
+        print("\n" + summary(results, next_command(argv, results)))
+    return NOT_PUSHED if results["push_error"] else 0

@@ -1,0 +1,167 @@
+"""Guarding a run's folder: what may be written there, what it goes on from, and what is deleted first."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..reliability.resuming import checkpoint_fault, last_whole_checkpoint
+from ..run_folder import (
+    EDITS_FILE,
+    LOGITS_FILE,
+    RESULTS,
+    SETTINGS,
+    STATE,
+    changed_settings,
+    read_results,
+    write_json,
+)
+from .config import RunConfig
+from .lock import check_unlocked, locked
+
+# Settings that name what a run reads
+_PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file test_file unlabeled_file".split()
+
+
+def find_checkpoint(config: RunConfig) -> str | None:
+    """Make sure that a run may write to its folder, and find the checkpoint it goes on from. Changes nothing.
+
+    Returns:
+        The checkpoint to resume from, or None.
+
+    Raises:
+        InputError: the folder holds a finished run, or an unfinished one that this run does not continue; or it cannot
+            be written to; or what the run reads lies where it deletes.
+    """
+    output_dir, will_train = config.output_dir, config.training.do_train
+    _check_writable(output_dir)
+    resume = config.training.resume_from_checkpoint
+    path = None if resume in (None, "auto", "none") else Path(resume)
+    if path is not None:
+        _check_checkpoint(path, resume, will_train)
+    if config.data.overwrite_output_dir:
+        _check_not_deleted(output_dir, [config.settings.get(name) for name in _PATHS] + [path])
+        return resume if path is not None else None
+    if (output_dir / RESULTS).exists():
+        raise InputError(
+            f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
+            "--overwrite_output_dir to delete it"
+        )
+    last = last_whole_checkpoint(output_dir, warn=True)
+    if last is None or (path is not None and path.resolve().parent == output_dir.resolve()):
+        return resume if path is not None else None
+    if resume not in (None, "auto") or not will_train:
+        why = f"--resume_from_checkpoint is {resume}" if will_train else "this run does not train"
+        raise InputError(
+            f"{output_dir}: holds checkpoints of an unfinished run, and {why}; choose another --output_dir, or add "
+            "--overwrite_output_dir to delete them"
+        )
+    _check_same_settings(output_dir, config.what_runs)
+    return str(last)
+
+
+def check_folder(config: RunConfig) -> str | None:
+    """`find_checkpoint` before anything is loaded; a folder in which another process is at work is refused as well."""
+    if config.training.should_save:
+        check_unlocked(config.output_dir)
+    return find_checkpoint(config)
+
+
+@contextmanager
+def own_folder(config: RunConfig, checkpoint: str | None) -> Iterator[str | None]:
+    """Have the run's folder to oneself.
+
+    Args:
+        config: the run.
+        checkpoint: what `check_folder` found.
+
+    Yields:
+        The checkpoint to resume from; another run may have been there since.
+
+    Raises:
+        InputError: see `find_checkpoint`; or another process is at work in the folder.
+    """
+    should_save = config.training.should_save
+    with locked(config.output_dir) if should_save else nullcontext():
+        yield find_checkpoint(config) if should_save else checkpoint
+
+
+def take_over(config: RunConfig) -> None:
+    """Delete what an earlier run left, if the user asked for that, and write down which run is here now.
+
+    To be called when all that can be checked before the first step was found right.
+    """
+    if config.training.should_save and config.data.overwrite_output_dir:
+        _clear(config.output_dir)
+    if config.training.should_save and config.training.do_train:
+        write_json(config.output_dir / SETTINGS, config.what_runs)
+
+
+def _check_writable(output_dir: Path) -> None:
+    try:
+        parent = next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())
+    except OSError as error:
+        raise InputError(f"{output_dir}: cannot be an output_dir: {error.strerror}") from error
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir}: output_dir is a file, expected a folder")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{output_dir}: cannot be written to; choose another --output_dir")
+
+
+def _check_checkpoint(path: Path, resume: str, will_train: bool) -> None:
+    """Refuse a path that was given and is none of a whole checkpoint."""
+    if not will_train:
+        raise InputError(f"--resume_from_checkpoint {resume}: this run does not train, so it cannot go on from there")
+    # The folder of a finished run has a state as well
+    named = path.name.startswith("checkpoint-")
+    fault = checkpoint_fault(path) if named else "its name is not checkpoint-..."
+    if fault is not None:
+        raise InputError(f"{resume}: is no whole checkpoint ({fault}); expected auto, none or another checkpoint")
+
+
+def _check_not_deleted(output_dir: Path, paths: Sequence[str | Path | None]) -> None:
+    """Refuse to delete, or to replace while it is read, what a run reads."""
+    for path in paths:
+        if path is None or not Path(path).exists():
+            continue
+        path = Path(path).resolve()
+        chain = [path, *path.parents]
+        deleted = [folder for folder in output_dir.resolve().glob("checkpoint-*") if folder in chain]
+        if path == output_dir.resolve() or deleted:
+            raise InputError(f"{path}: lies in {output_dir}, which --overwrite_output_dir deletes")
+
+
+def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with an unfinished run of other settings."""
+    try:
+        before = json.loads((output_dir / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{output_dir}: holds checkpoints, but no readable {SETTINGS} to say what run they are of; name one with "
+            "--resume_from_checkpoint to go on from it, or choose another --output_dir"
+        ) from error
+    changed = changed_settings(before, settings)
+    if changed:
+        raise InputError(
+            f"{output_dir}: holds an unfinished run with other settings ({'; '.join(map(str, changed[:5]))}); repeat "
+            "those to go on, choose another --output_dir, or add --overwrite_output_dir to delete it"
+        )
+
+
+def _clear(output_dir: Path) -> None:
+    """Delete what an earlier run of the script left: checkpoints, results, settings and leaderboard files."""
+    try:
+        predictions = read_results(output_dir)["predictions"]
+    except (InputError, KeyError):
+        predictions = []  # there are none, or the file is damaged and names none
+    for path in (output_dir / Path(name).name for name in predictions):
+        path.unlink(missing_ok=True)
+    others = [output_dir / name for name in (SETTINGS, STATE, EDITS_FILE, LOGITS_FILE, RESULTS)]  # the results last
+    for path in [*output_dir.glob("checkpoint-*"), *others]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""All of a run that comes before its first step: the rows it uses, the model, the features and the trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from datasets import Dataset
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..dropout import active_dropout, dropout_settings
+from ..errors import InputError
+from ..glue.features import without_seen_texts
+from ..glue.metrics import load_metric
+from ..hub.client import check_repo_id
+from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
+from ..training_args import RDropTrainingArguments
+from .card import card_facts
+from .checkpoint import load_checkpoint
+from .config import RunConfig, with_values
+from .cost import Clock
+from .processors import PROCESSORS, Processor
+from .program import logger
+from .source import Source, splits_of
+
+TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
+# What transformers raises for settings that do not work, before the first step
+WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run works with.
+
+    Attributes:
+        source: all that the data hold.
+        data: the splits that the run uses, as rows.
+        features: the same splits, as the model takes them.
+        processor: makes features of rows, and answers of what the model predicts.
+        model: as it was loaded; a trainer may wrap it.
+        trainer: ready to train.
+        seconds: that loading took, of the data and of the model.
+    """
+
+    source: Source
+    data: Mapping[str, Dataset]
+    features: Mapping[str, Dataset]
+    processor: Processor
+    model: PreTrainedModel
+    trainer: RDropTrainer | RDropSeq2SeqTrainer
+    seconds: Mapping[str, float]
+
+    def splits(self, kind: str) -> list[str]:
+        """Names of the used splits of a kind, the main one first."""
+        return splits_of(self.data, kind)
+
+    def compute_metrics(self, split: str) -> Callable | None:
+        """The `compute_metrics` of a trainer that evaluates a split."""
+        return self.processor.compute_metrics(self.features[split], self.data[split])
+
+    def features_without_labels(self, split: str) -> Dataset:
+        """The features of a test set to predict: its labels are missing, and a loss over nothing is NaN."""
+        return self.features[split].remove_columns(list(self.processor.label_columns))
+
+
+def prepare(config: RunConfig, source: Source) -> Prepared:
+    """Load the model, make the features and the trainer.
+
+    Raises:
+        InputError: data, model or settings that do not go together.
+    """
+    clock, task, args = Clock(source.seconds), config.task, config.training
+    with clock("load"):
+        data = used_splits(config, source)
+        transformers.set_seed(args.seed)
+        model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train)
+        if args.do_train:
+            _check_dropout(model, args)
+        max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, model.config)
+        data_args, args = config.data, with_values(args)  # the trainer's own
+        if task.head == "seq2seq":
+            longest = _limited("max_target_length", data_args.max_target_length, tokenizer, model.config)
+            data_args = replace(data_args, max_target_length=longest)
+            args = with_values(
+                args,
+                predict_with_generate=True,
+                generation_num_beams=data_args.num_beams,
+                generation_max_length=longest + 1,  # with the token it begins from
+            )
+        multiple_of = 8 if args.fp16 or args.bf16 else None
+        processor = PROCESSORS[task.head](task, tokenizer, labels, data_args, max_length, multiple_of)
+        with args.main_process_first(desc="tokenising"):
+            features = {split: processor.features(rows) for split, rows in data.items()}
+    if any(processor.has_answers(data[split]) for split in splits_of(data, "test")):
+        load_metric(task)  # a package that scoring needs is missed here, not when all is computed
+    if config.data.dry_run:
+        args = disable_side_effects(args)
+    eval_split = next(iter(splits_of(data, "validation")), None)
+    with wrong_settings_as_input_errors():
+        trainer = TRAINERS.get(task.head, RDropTrainer)(
+            model=model,
+            args=args,
+            train_dataset=features.get("train"),
+            eval_dataset=features.get(eval_split),
+            processing_class=tokenizer,
+            data_collator=processor.collator(),
+            compute_metrics=processor.compute_metrics(features[eval_split], data[eval_split]) if eval_split else None,
+            unlabeled_dataset=features.get("unlabeled"),
+        )
+        trainer.card_facts = card_facts(task, processor.pipeline, data, source.splits)
+    return Prepared(source, data, features, processor, model, trainer, clock.seconds)
+
+
+@contextmanager
+def wrong_settings_as_input_errors() -> Iterator[None]:
+    """Before the first step, what transformers raises is a setting that the user has to mend."""
+    try:
+        yield
+    except WRONG_SETTING as error:
+        raise input_error(error) from error
+
+
+def input_error(error: Exception) -> InputError:
+    """The same message on one line."""
+    return InputError(" ".join(str(error).split()))
+
+
+def used_splits(config: RunConfig, source: Source) -> dict[str, Dataset]:
+    """The splits that a run reads, cut to the numbers of rows asked for; unlabeled texts seen elsewhere left out.
+
+    Raises:
+        InputError: all unlabeled texts are also in another split.
+    """
+    data, args = config.data, config.training
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
+    limits |= {"test": data.max_predict_samples, "unlabeled": data.max_unlabeled_samples}
+    wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
+    # A folder may hold unlabeled texts; they are used when asked for
+    wanted["unlabeled"] = args.do_train and data.unlabeled_file is not None
+    if wanted["unlabeled"] and args.rdrop_alpha == 0:
+        logger.warning("--rdrop_alpha 0: the unlabeled rows have no effect and are left out")
+        wanted["unlabeled"] = False
+    used = {split: rows for split, rows in source.splits.items() if wanted[split.split("_")[0]]}
+    if "unlabeled" in used:
+        others = [rows for split, rows in source.splits.items() if split != "unlabeled"]
+        new = without_seen_texts(used["unlabeled"], others)
+        if len(new) == 0:
+            raise InputError(f"{data.unlabeled_file}: all texts are also in another split, so none are left")
+        logger.info(f"{len(new):,} of {len(used['unlabeled']):,} unlabeled texts are new and used")
+        used["unlabeled"] = new
+    for split, rows in used.items():
+        limit = limits[split.split("_")[0]]
+        if limit is not None:
+            used[split] = rows.select(range(min(limit, len(rows))))
+    return used
+
+
+def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments:
+    """Arguments with which a trainer creates no folder and no repository, and reports nowhere.
+
+    Raises:
+        InputError: the run would push to a repository whose name is none.
+    """
+    if args.push_to_hub:
+        check_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name, with_owner=False)
+    # A trainer creates its folder at once; the temporary folder exists, and stays as it is
+    return with_values(args, push_to_hub=False, report_to=[], disable_tqdm=True, output_dir=tempfile.gettempdir())
+
+
+def _limited(name: str, wanted: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """A length in tokens, or the most that the model takes."""
+    positions = getattr(config, "max_position_embeddings", None) or wanted
+    if "roberta" in config.model_type:  # its positions begin after that of the padding token
+        positions -= config.pad_token_id + 1
+    limit = min(tokenizer.model_max_length, positions)
+    if wanted > limit:
+        logger.warning(f"{name} {wanted} is more than the model takes; using {limit}")
+    return min(wanted, limit)
+
+
+def _check_dropout(model: Any, args: RDropTrainingArguments) -> None:
+    """Refuse R-Drop with a model that has no noise."""
+    noise = active_dropout(model) if args.dropout is None else args.dropout  # the trainer sets it
+    if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
+        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.dropout == 0)
+        raise InputError(
+            f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
+            "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"
+        )

@@ -1,0 +1,43 @@
+"""How the script was started, for its messages: as `run_glue_rdrop.py`, as `rdrop-glue`, or as a module."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+COMMAND = "rdrop-glue"
+FILE = "run_glue_rdrop.py"
+MODULE = "rdrop_trainer.script"
+
+logger = logging.getLogger("run_glue_rdrop")
+
+
+def name() -> str:
+    """The program's name in its errors."""
+    return COMMAND if _is_command() else FILE
+
+
+def in_short() -> str:
+    """The program in examples, as it is typed."""
+    return COMMAND if _is_command() else f"python {FILE}"
+
+
+def words(processes: int = 1) -> list[str]:
+    """The words of a command that starts the program as it was started, before its flags.
+
+    Args:
+        processes: how many are to run it together.
+    """
+    if processes == 1 and _is_command():
+        return [COMMAND]
+    launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
+    return [*launcher, "-m", MODULE] if _is_command() or _is_module() else [*launcher, sys.argv[0]]
+
+
+def _is_command() -> bool:
+    return Path(sys.argv[0]).stem == COMMAND
+
+
+def _is_module() -> bool:
+    return Path(sys.argv[0]).name == "__main__.py"

@@ -1,0 +1,102 @@
+"""What a run leaves at its end: its results, the model card, and the push to the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..dropout import active_dropout
+from ..errors import HubError, InputError
+from ..glue.tasks import Task
+from ..report import draw_curves
+from ..run_folder import RESULTS, versions, write_json
+from .card import find_baseline, scores_of
+from .config import RunConfig
+from .evaluate import Evaluated
+from .predict import Predicted
+from .prepare import Prepared
+from .program import logger
+from .stability import stability_for_card
+from .train import Trained
+
+
+def publish(
+    config: RunConfig, prepared: Prepared, trained: Trained, evaluated: Evaluated, predicted: Predicted
+) -> dict[str, Any]:
+    """Write the results and the model card, and push the model if the run is to.
+
+    Returns:
+        What `all_results.json` holds.
+    """
+    args, trainer = config.training, prepared.trainer
+    results = _results(config, prepared, trained, evaluated, predicted)
+    _complete_card(config, prepared, results)
+    if args.should_save:
+        write_json(config.output_dir / RESULTS, results)
+        if args.do_train:  # of a model that others trained, these settings tell nothing
+            trainer.create_model_card()
+    if args.push_to_hub:
+        results = results | _push(trainer)
+        if args.should_save:
+            write_json(config.output_dir / RESULTS, results)
+    return results
+
+
+def _results(
+    config: RunConfig, prepared: Prepared, trained: Trained, evaluated: Evaluated, predicted: Predicted
+) -> dict[str, Any]:
+    args = config.training
+    metrics = {**trained.metrics, **evaluated.metrics, **predicted.metrics}
+    return {
+        "task": config.task.name,
+        "headline": _headline(config.task, metrics),
+        "metrics": {name: value for name, value in metrics.items() if name != "epoch"},
+        "rows": {split: len(rows) for split, rows in prepared.data.items()},
+        "splits_found": list(prepared.source.splits),
+        "unlabeled_ratio": args.rdrop_unlabeled_ratio if "unlabeled" in prepared.data else None,
+        "predictions": [str(file.path) for file in predicted.files],
+        "complete_submissions": {file.path.name: file.complete for file in predicted.files},
+        "settings": config.settings,
+        "given": sorted(config.given),
+        "has_dropout": bool(active_dropout(prepared.model)),
+        "processes": args.world_size,
+        "device": str(args.device),
+        "seconds": {**prepared.seconds, **trained.seconds, **evaluated.seconds, **predicted.seconds},
+        "peak_memory": trained.memory,
+        "stability": evaluated.stability,
+        "versions": versions(),
+        "pushed": None,
+        "push_error": None,
+    }
+
+
+def _headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The scores to read first, with their prefix: of the matched set, the mismatched, and a test set."""
+    prefixes = ("eval_", "eval_mm_", "test_public_", "test_")
+    return {p + key: metrics[p + key] for p in prefixes for key in task.headline if p + key in metrics}
+
+
+def _complete_card(config: RunConfig, prepared: Prepared, results: Mapping[str, Any]) -> None:
+    """Tell the trainer's card what is known after the training."""
+    args, trainer, pictures = config.training, prepared.trainer, {}
+    if config.data.measure_stability and args.do_train and args.should_save:
+        history = trainer.state.log_history
+        pictures = draw_curves(history, args.rdrop_alpha, config.output_dir, config.task.is_regression)
+    trainer.card_facts = replace(
+        trainer.card_facts,
+        scores=scores_of(results["metrics"]),
+        stability=stability_for_card(results["stability"]),
+        pictures=pictures,
+        baseline=find_baseline(config.output_dir, config.settings, args.world_size),
+    )
+
+
+def _push(trainer: Any) -> dict[str, str | None]:
+    """Push the model: the `pushed` address, or the `push_error`."""
+    try:
+        commit = trainer.push_to_hub()
+    except (HubError, InputError) as error:
+        logger.error(str(error))
+        return {"pushed": None, "push_error": str(error)}
+    return {"pushed": commit and commit.commit_url, "push_error": None}

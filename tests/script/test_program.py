@@ -1,0 +1,39 @@
+"""The three ways to start the script, and what its messages call it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rdrop_trainer.script import program
+from rdrop_trainer.script.main import main
+from support import SCRIPT
+
+
+@pytest.mark.parametrize(
+    "argv0, name, in_short, words, several",
+    [
+        ("run_glue_rdrop.py", "run_glue_rdrop.py", "python run_glue_rdrop.py", "python run_glue_rdrop.py",
+         "torchrun --nproc_per_node 2 run_glue_rdrop.py"),
+        ("/bin/rdrop-glue", "rdrop-glue", "rdrop-glue", "rdrop-glue",
+         "torchrun --nproc_per_node 2 -m rdrop_trainer.script"),
+        ("/x/rdrop_trainer/script/__main__.py", "run_glue_rdrop.py", "python run_glue_rdrop.py",
+         "python -m rdrop_trainer.script", "torchrun --nproc_per_node 2 -m rdrop_trainer.script"),
+    ],
+)  # fmt: skip
+def test_it_is_called_as_it_was_started(argv0, name, in_short, words, several, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [argv0])
+    assert (program.name(), program.in_short()) == (name, in_short)
+    assert (" ".join(program.words()), " ".join(program.words(2))) == (words, several)
+    assert main(["--no_such_flag"]) == 2
+    assert capsys.readouterr().err.startswith(f"{name}: error: unknown flag --no_such_flag")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: {name} [RECIPE") and f"\n  {in_short} --demo\n" in said
+
+
+@pytest.mark.parametrize("start", [[str(SCRIPT)], ["-m", "rdrop_trainer.script"]])
+def test_the_file_and_the_module_are_the_same_program(start, tmp_path):
+    done = subprocess.run([sys.executable, *start, "--seed=x"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("run_glue_rdrop.py: error: argument --seed")
