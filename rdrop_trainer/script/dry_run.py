@@ -50,7 +50,7 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> di
         "max_length": prepared.processor.max_length,
         "training": training,
         "held_out": first,
-        "dropout": dropout_settings(trainer.model.config),
+        "dropout": dropout_settings(prepared.model.config),
         "processes": config.training.world_size,
         "device": str(config.training.device),
     }

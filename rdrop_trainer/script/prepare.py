@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import transformers
@@ -17,7 +16,7 @@ from ..dropout import active_dropout, dropout_settings
 from ..errors import InputError
 from ..glue.features import without_seen_texts
 from ..glue.metrics import load_metric
-from ..hub.client import check_repo_id
+from ..hub.client import check_repo_id, repo_name
 from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
 from .card import card_facts
@@ -167,7 +166,7 @@ def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments
         InputError: the run would push to a repository whose name is none.
     """
     if args.push_to_hub:
-        check_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name, with_owner=False)
+        check_repo_id(repo_name(args.hub_model_id, args.output_dir), with_owner=False)
     # A trainer creates its folder at once; the temporary folder exists, and stays as it is
     return with_values(args, push_to_hub=False, report_to=[], disable_tqdm=True, output_dir=tempfile.gettempdir())
 
