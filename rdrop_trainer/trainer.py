@@ -16,11 +16,11 @@ from transformers.utils import logging
 from .dropout import set_dropout
 from .hub.publishing import PublishingMixin
 from .objective.heads import base_model
-from .objective.inspect import Inspector
+from .objective.inspect import first_plan
 from .objective.lm_head import CannotFuse
 from .objective.objective import Objective
-from .objective.probe import Probe
 from .objective.task_loss import TrainerLoss, decoder_inputs
+from .objective.training import Training
 from .objective.window import LoggedTerms, StepSettings, Window
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
@@ -196,19 +196,17 @@ class RDropMixin(
 
     def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
         """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
-        if self._objective is None or self._objective.inspector.probe.model is not self.model:
-            inspector = self._inspector()
-            self._objective = Objective(inspector.plan(batches), inspector)
+        if self._objective is None or self._objective.training.model is not self.model:
+            training = self._training()
+            self._objective = Objective(first_plan(training, batches), training)
         return self._objective.window(batches, shared)
 
-    def _inspector(self) -> Inspector:
+    def _training(self) -> Training:
         own: Any = super().compute_loss
         trainer_loss = None
-        probe = Probe(self.model, self.accelerator)
         if own.__func__ is not Trainer.compute_loss:
-            trainer_loss = TrainerLoss(
-                self._base_loss, own.__qualname__.split(".")[-2], type(self).__name__, probe.base
-            )
+            defined_in = own.__qualname__.split(".")[-2]
+            trainer_loss = TrainerLoss(self._base_loss, defined_in, type(self).__name__, self._base_model())
         unfusable = None
         if self.is_fsdp_enabled:
             unfusable = CannotFuse("FSDP shards the weights of the output head over processes", sharded=True)
@@ -218,8 +216,9 @@ class RDropMixin(
         hidden_by = None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
             hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
-        return Inspector(
-            probe,
+        return Training(
+            self.model,
+            self.accelerator,
             label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
             loss_function=self.compute_loss_func,
             trainer_loss=trainer_loss,
@@ -234,16 +233,18 @@ class RDropMixin(
     def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
         """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""
         if self.label_smoother is not None or self.compute_loss_func is not None:
-            base = base_model(self.accelerator.unwrap_model(self.model))
-            inputs = {**inputs, **(decoder_inputs(base, inputs) or {})}
+            inputs = {**inputs, **(decoder_inputs(self._base_model(), inputs) or {})}
         return super().compute_loss(model, inputs, **arguments)
+
+    def _base_model(self) -> nn.Module:
+        return base_model(self.accelerator.unwrap_model(self.model))
 
     def _base_counts_right(self, window: Window) -> bool:
         """Whether `Trainer`'s own loss of a whole step is the mean over its items."""
-        inspector = self._objective.inspector
-        if window.head.shifted and inspector.smoothing(window.head):
+        training = self._objective.training
+        if window.head.shifted and training.smoothing(window.head):
             # Its smoother shifts the labels for the classes listed here
-            return type(inspector.probe.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            return type(training.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         # Without a single start (or end) inside the text, the mean over them, and with it the sum of both, is NaN
         return len(window.head.labels) == 1 or bool((window.task_items > 0).all())
 

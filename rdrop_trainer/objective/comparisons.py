@@ -1,4 +1,8 @@
-"""Is a loss what it is taken for? The model's, a user's function's and a base trainer's losses, compared on batches."""
+"""Is a loss what it is taken for, and an output head all there is? Each check takes a plan, and returns a better one.
+
+`model` is what `compute_loss` gets, without `DistributedDataParallel`; `batch` a micro-batch. All processes make the
+same checks in the same micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -10,147 +14,116 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .heads import Items, PredictionHead
-from .passes import Passes, call_model, find_batch_size, repeat_rows
-from .probe import Probe
-from .task_loss import FunctionLoss, LossComparison, ModelLoss, StockLoss, TaskLoss, TrainerLoss
+from .heads import Items
+from .lm_head import CannotFuse, LMHead, is_compiled
+from .passes import Passes, call_model, find_batch_size, repeat_rows, take_rows
+from .plan import Plan
+from .task_loss import FunctionLoss, ModelLoss, StockLoss, decoder_inputs, own_loss
+from .training import Training
 from .window import StepSettings, Window
 
 logger = logging.get_logger(__name__)
 
 
 def compare_model_loss(
-    probe: Probe, stock: StockLoss, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any], smoothing: float
-) -> TaskLoss:
-    """Is the loss that the model returns the stock loss of its head? If it is not, it is kept from here on.
-
-    Args:
-        probe: of the training.
-        stock: the stock loss, which is in question.
-        passes: over a micro-batch, whose labels the model was fed.
-        items: those of the passes.
-        batch: the micro-batch.
-        smoothing: of the labels.
-    """
-    own = passes.loss()
+    training: Training, plan: Plan, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
+) -> Plan:
+    """Is the loss that the model returned the stock loss of its head? If it is not, it is kept from here on."""
+    stock, own = plan.task_loss, passes.loss()
+    if not isinstance(stock, StockLoss) or stock.comparison is None:
+        return plan
     if own is None:
-        return replace(stock, comparison=None)
+        return replace(plan, task_loss=replace(stock, comparison=None))
+    kept = replace(plan, task_loss=ModelLoss(stock.head, stock.base))
     if any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
-        return ModelLoss(stock.head, stock.base)  # a router adds to it, maybe less than the comparison would see
-    loss = _stock_loss(stock.head, passes, items, batch, smoothing)
-    comparison = stock.comparison.compare(own.detach(), loss, items[0].outputs[0].dtype, probe.sum_over_processes)
+        return kept  # a router adds to it, maybe less than the comparison would see
+    loss = _stock_loss(training, plan, passes, items, batch)
+    comparison = stock.comparison.compare(own.detach(), loss, items[0].outputs[0].dtype, training.sum_over_processes)
     if not comparison.differs:
-        return replace(stock, comparison=None if comparison.done else comparison)
+        return replace(plan, task_loss=replace(stock, comparison=None if comparison.done else comparison))
     logger.warning(
         f"The model returns a loss of {own.item():.6g} where the stock loss of its head would be {loss.item():.6g}; "
         "its own loss is kept for the task part, and R-Drop adds the divergence to it."
     )
-    return ModelLoss(stock.head, stock.base)
+    return kept
 
 
-def shows_logits(probe: Probe, trainer: TrainerLoss, model: nn.Module, batch: Mapping[str, Any], names) -> Any:
-    """Does the `compute_loss` of a base trainer return logits to train on? None if it does, else its loss.
+def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
+    """Does a base trainer return logits to train on with its own loss? If not, another loss must be the same.
 
     Logits without a gradient do not count: trl's `SFTTrainer` makes them in another forward, for metrics.
-    """
-    own = probe.run(model, trainer.inputs(batch), trainer.call, with_gradient=True)
-    logits = [own.runs[0].get(name) for name in names]
-    return None if all(value is not None and value.requires_grad for value in logits) else own.loss().detach()
-
-
-def compare_trainer_loss(
-    probe: Probe,
-    comparison: LossComparison,
-    trainer: TrainerLoss,
-    loss: torch.Tensor,
-    kept: TaskLoss,
-    head: PredictionHead,
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    smoothing: float,
-) -> LossComparison:
-    """Is the loss of a base trainer that returns no logits the stock loss, or the model's?
-
-    Args:
-        probe, comparison: of the training.
-        trainer: the base trainer's loss.
-        loss: what it was for the batch.
-        kept: what is to take its place.
-        head, model, batch, smoothing: of the training.
 
     Raises:
-        ValueError: it is another loss, or nothing can take its place.
+        ValueError: the loss can neither be kept nor replaced.
     """
-    passes = probe.run(model, kept.inputs(batch))
+    trainer, head = training.trainer_loss, plan.head
+    own = training.probe(model, trainer.inputs(batch), trainer.call, with_grad=True)
+    logits = [own.runs[0].get(name) for name in head.outputs]
+    if all(value is not None and value.requires_grad for value in logits):
+        return replace(plan, trainer=None)
+    loss = own.loss().detach()
+    del own, logits  # and with them the activations
+    if plan.task_loss is trainer:
+        plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
+    passes = training.probe(model, plan.task_loss.inputs(batch))
     items = head.items(passes, batch, 1)
-    own = passes.loss() if kept.needs_logits else _stock_loss(head, passes, items, batch, smoothing)
-    if own is None:
+    kept = passes.loss() if plan.task_loss.needs_logits else _stock_loss(training, plan, passes, items, batch)
+    if kept is None:
         raise ValueError(
-            f"{trainer.trainer} returns no logits with its loss, and {type(probe.base).__name__} no loss with its "
+            f"{trainer.trainer} returns no logits with its loss, and {type(training.base).__name__} no loss with its "
             "logits, so R-Drop has nothing to keep. Return a `loss`, or pass compute_loss_func."
         )
-    dtype = probe.precision(items[0].outputs[0].dtype)
-    comparison = comparison.compare(loss, own, dtype, probe.sum_over_processes)
+    dtype = training.precision(items[0].outputs[0].dtype)
+    comparison = plan.trainer.compare(loss, kept, dtype, training.sum_over_processes)
     if comparison.differs:
         names = " or ".join(head.outputs)
         raise ValueError(
             f"The compute_loss of {trainer.trainer} returns {loss.item():.6g} where the loss for {head.name} is "
-            f"{own.item():.6g}, and no {names} beside it that have a gradient, so R-Drop can neither keep this loss "
+            f"{kept.item():.6g}, and no {names} beside it that have a gradient, so R-Drop can neither keep this loss "
             f"nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
         )
-    return comparison
+    return replace(plan, trainer=None if comparison.done else comparison)
 
 
-def compare_function(
-    probe: Probe,
-    comparison: LossComparison,
-    trainer: TrainerLoss,
-    function: FunctionLoss,
-    model: nn.Module,
-    batch: Mapping[str, Any],
-    count: torch.Tensor,
-    sharing: int,
-) -> LossComparison:
+def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
     """Is the loss of a base trainer what the user's function gives?
-
-    Args:
-        probe, comparison, model, batch: of the training.
-        trainer: the base trainer's loss.
-        function: the user's.
-        count: the labeled items of the batch.
-        sharing: processes that share a count, by whose number `Trainer` multiplies the loss.
 
     Raises:
         ValueError: the trainer makes something else of it, or does not use it.
     """
-    with probe.aside():
-        loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=count * sharing)
-    with probe.aside():
+    trainer, function = training.trainer_loss, plan.task_loss
+    assert isinstance(function, FunctionLoss)
+    count = plan.head.count(batch)[:, 0].sum()
+    with training.aside():
+        # Where a count is shared between processes, `Trainer` multiplies the loss by their number
+        loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=count * training.sharing)
+    with training.aside():
         outputs = call_model(model, function.inputs(batch))
         expected = function.function(outputs, batch.get("labels"), num_items_in_batch=count)
-    comparison = comparison.compare(loss, expected, probe.precision(expected.dtype), probe.sum_over_processes)
+    comparison = plan.trainer.compare(loss, expected, training.precision(expected.dtype), training.sum_over_processes)
     if comparison.differs:
         raise ValueError(
             f"The {trainer.computed_by} returns {loss.item():.6g} where compute_loss_func gives {expected.item():.6g}, "
             "so it is not clear which of them is the task loss. Pass no compute_loss_func, or let compute_loss return "
             "what it gives."
         )
-    return comparison
+    return replace(plan, trainer=None if comparison.done else comparison)
 
 
-def check_rows(probe: Probe, source: TaskLoss, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> None:
+def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
     """Is a loss that is not ours the same for a batch and for the same rows several times over?
 
     Raises:
         ValueError: it depends on the number of rows, as a sum does, or negatives within the batch.
     """
+    source = plan.task_loss
     repeated = repeat_rows(batch, num_passes, find_batch_size(model, batch))
-    training = [module for module in model.modules() if module.training]
+    modules = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        once, again = (probe.run(model, source.inputs(rows), source.call).loss() for rows in (batch, repeated))
+        once, again = (training.probe(model, source.inputs(rows), source.call).loss() for rows in (batch, repeated))
     finally:
-        for module in training:
+        for module in modules:
             module.training = True
     if once is not None and not torch.allclose(once.float(), again.float(), rtol=2e-2, atol=1e-6, equal_nan=True):
         raise ValueError(
@@ -158,12 +131,75 @@ def check_rows(probe: Probe, source: TaskLoss, model: nn.Module, batch: Mapping[
             f"{again.item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see them. "
             'Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
         )
+    return replace(plan, rows_checked=True)
+
+
+def find_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any], settings: StepSettings) -> Plan:
+    """Can the output head of a language model be fused? It is compared with the model's logits once.
+
+    Raises:
+        ValueError: it is to be fused, and sharded over processes.
+    """
+    try:
+        if plan.lm_head is None:
+            plan = _with_lm_head(training, plan, batch)
+        if not plan.lm_head.verified or plan.task_loss.comparison is not None:
+            plan = _compare_row(training, plan, batch)
+        if plan.task_loss.needs_logits:
+            raise CannotFuse(plan.task_loss.needs_logits)
+    except CannotFuse as error:
+        if error.sharded and settings.fused_head == "true":
+            raise ValueError(
+                f"rdrop_fused_head=True does not fit this training: {error}. Leave the output head out of the "
+                'sharding, or set rdrop_fused_head to "auto" or False.'
+            ) from None
+        return replace(plan, lm_head=None, not_fused=str(error))
+    return plan
+
+
+def _with_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Plan:
+    base = training.base
+    if plan.task_loss.needs_logits:
+        raise CannotFuse(plan.task_loss.needs_logits)
+    if training.unfusable is not None:
+        raise training.unfusable
+    if any(map(is_compiled, (training.model, base))):
+        raise CannotFuse("the model is compiled as a whole")
+    if training.hidden_by:
+        raise CannotFuse(training.hidden_by)
+    if decoder_inputs(base, batch) is None:
+        raise CannotFuse(f"{type(base).__name__} makes the inputs of its decoder from labels by itself")
+    lm_head = LMHead.of(base)
+    # A class that is known has the stock loss
+    return replace(plan, lm_head=lm_head, task_loss=StockLoss(plan.head, base) if lm_head.verified else plan.task_loss)
+
+
+def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Plan:
+    """Compare the head with the logits that the model returns for one row, and its loss with the stock loss.
+
+    The loss too: of several processes one may fuse a micro-batch and another not, so their passes cannot tell.
+    """
+    size = find_batch_size(training.unwrapped, batch)
+    row = {key: take_rows(value, slice(1), size) for key, value in batch.items()}
+    same, outputs, reason = False, None, "its logits are not those of the output head alone"
+    try:
+        with training.aside():
+            same, outputs = plan.lm_head.matches_logits(training.unwrapped, plan.task_loss.inputs(row))
+    except CannotFuse as error:
+        reason = str(error)
+    except Exception as error:  # whatever goes wrong with a row by itself, the training can do without
+        reason = f"{type(error).__name__}: {error}"
+    if training.sum_over_processes(torch.tensor([float(same)], device=training.device)) < training.processes:
+        raise CannotFuse(reason)
+    plan = replace(plan, lm_head=replace(plan.lm_head, verified=True))
+    passes = Passes([dict(outputs)], [outputs], 1, 1)
+    return compare_model_loss(training, plan, passes, plan.head.items(passes, row, 1), row)
 
 
 def _stock_loss(
-    head: PredictionHead, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any], smoothing: float
+    training: Training, plan: Plan, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
 ) -> torch.Tensor:
     """The stock task loss of one micro-batch, without a gradient."""
-    window, settings = Window.count(head, [batch]), StepSettings(alpha=0.0, num_passes=passes.num_passes)
+    window, settings = Window.count(plan.head, [batch]), StepSettings(alpha=0.0, num_passes=passes.num_passes)
     with torch.no_grad():
-        return window.terms(items, settings, label_smoothing=smoothing).task_loss
+        return window.terms(items, settings, label_smoothing=training.smoothing(plan.head)).task_loss

@@ -265,7 +265,8 @@ def has_listed_head(model: nn.Module) -> bool:
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The model inside PEFT's adapters, or the model itself; the wrappers of distributed training must be off."""
+    """The model inside `torch.compile` and PEFT's adapters; the wrappers of distributed training must be off."""
+    model = getattr(model, "_orig_mod", model)
     inside: Any = getattr(model, "get_base_model", None)
     return model if inside is None else inside()
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..losses import RDropLoss
-from .inspect import Inspector
+from .inspect import after_passes, before_passes, first_plan, next_plan
 from .passes import Passes, without_ddp
 from .plan import Plan
-from .probe import Probe
+from .training import Training
 from .window import StepSettings, Window
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ class Objective:
 
     Attributes:
         plan: what is predicted, where the task loss comes from, what is fused; a new one as more is found out.
-        inspector: finds it out.
+        training: the model that trains, and what decides how its loss is made.
     """
 
-    def __init__(self, plan: Plan, inspector: Inspector):
-        self.plan, self.inspector = plan, inspector
+    def __init__(self, plan: Plan, training: Training):
+        self.plan, self.training = plan, training
 
     @classmethod
     def of(
@@ -52,13 +52,13 @@ class Objective:
             model: a model of transformers, or one that returns logits; prepared by the accelerator, if there is one.
             batches: the micro-batches of the first optimizer step, with labels, as the model takes them.
             accelerator: what prepared the model; None: one process, without mixed precision.
-            **settings: `label_smoothing`, and other attributes of `Inspector`.
+            **settings: `label_smoothing`, `loss_function` and other attributes of `Training`.
 
         Raises:
             ValueError: a head that R-Drop does not fit, or batches without labels.
         """
-        inspector = Inspector(Probe(without_ddp(model), accelerator), **settings)
-        return cls(inspector.plan(batches), inspector)
+        training = Training(without_ddp(model), accelerator, **settings)
+        return cls(first_plan(training, batches), training)
 
     def window(self, batches: Sequence[Mapping[str, Any]], shared: bool = True) -> Window:
         """Count the items of the micro-batches of an optimizer step, on their way to the loss.
@@ -70,8 +70,14 @@ class Objective:
         Raises:
             ValueError: batches without labels.
         """
-        self.plan = self.inspector.next_window(self.plan, batches)
-        return self.inspector.window(self.plan, batches, shared)
+        training, self.plan = self.training, next_plan(self.training, self.plan, batches)
+        return Window.count(
+            self.plan.head,
+            batches,
+            training.device,
+            training.sharing if shared else 1,
+            lambda counts: training.sum_over_processes(counts) // training.replicas,
+        )
 
     def __call__(
         self,
@@ -99,14 +105,14 @@ class Objective:
         Raises:
             ValueError: the model has no noise, or returns no logits, or its loss does not fit.
         """
-        self.plan = self.inspector.before(self.plan, model, batch, settings, whole)
+        self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole)
         items = self.plan.items(passes, batch, lm_head)
-        self.plan = self.inspector.after(self.plan, passes, items, batch, window, settings, lm_head)
+        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head)
 
         def items_loss(with_labels: bool) -> RDropLoss:
             loss = None if lm_head is None else lm_head.loss
-            return window.terms(items, settings, loss, with_labels, self.inspector.smoothing(self.plan.head))
+            return window.terms(items, settings, loss, with_labels, self.training.smoothing(window.head))
 
         return self.plan.task_loss.terms(items_loss, passes, batch, window, count), passes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,45 +19,6 @@ from .window import Window
 
 # items_loss(with_labels): task loss and divergence of the items of a micro-batch; without labels, the divergence alone
 ItemsLoss = Callable[[bool], RDropLoss]
-
-
-class TaskLoss(Protocol):
-    """A source of the task loss.
-
-    Attributes:
-        base: the model without wrappers.
-        comparison: with the loss that the model returns, while it is not decided whether the two are the same.
-        needs_logits: why the model has to make its logits; None where the loss can do without them.
-        computed_by: what makes the loss of all rows of a forward pass; None: it is ours, or sees each pass alone.
-    """
-
-    @property
-    def base(self) -> nn.Module: ...
-    @property
-    def comparison(self) -> LossComparison | None: ...
-    @property
-    def needs_logits(self) -> str | None: ...
-    @property
-    def computed_by(self) -> str | None: ...
-
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model is fed of a micro-batch of B rows, which is not changed."""
-
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        """Run the model once; `whole`: keep all that it returns, not only what the loss is made of."""
-
-    def terms(
-        self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
-    ) -> RDropLoss:
-        """The micro-batch's share of the loss of the optimizer step.
-
-        Args:
-            items_loss: computes the terms that come from the items.
-            passes: over the micro-batch.
-            batch: the micro-batch.
-            window: the micro-batches of the step.
-            count: `Trainer`'s `num_items_in_batch`.
-        """
 
 
 @dataclass(frozen=True)
@@ -102,51 +63,53 @@ class LossComparison:
         return LossComparison(self.batches + compared, differs)
 
 
-# ---- The sources ----
+class TaskLoss:
+    """A source of the task loss, which keeps what it returns as it is; `StockLoss` computes it.
 
-
-@dataclass(frozen=True)
-class StockLoss:
-    """The usual loss of the head, which is computed together with the divergence.
-
-    While the comparison with the model's own loss is not decided, the model is fed labels for it.
+    Attributes:
+        base: the model without wrappers.
+        comparison: with the loss that the model returns, while it is not decided whether the two are the same.
+        needs_logits: why the model has to make its logits; None where the loss can do without them.
     """
 
-    head: PredictionHead
     base: nn.Module
     comparison: LossComparison | None = None
-    needs_logits = computed_by = None
-
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(batch) if self.comparison else without_labels(self.base, batch, self.head.labels)
-
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        return call_model(model, inputs) if whole else _call_for_loss(self.head, model, inputs)
-
-    def terms(self, items_loss, passes, batch, window, count) -> RDropLoss:
-        return items_loss(True)
-
-
-class _OwnLoss:
-    """What the losses share that are not the stock loss."""
-
-    base: nn.Module
-    comparison = None
+    needs_logits: str | None = None
 
     @property
     def computed_by(self) -> str | None:
+        """What makes the loss of all rows of a forward pass; None: it is ours, or sees each pass alone."""
         return None
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is fed of a micro-batch, which is not changed."""
         return dict(batch)
 
-    def terms(self, items_loss, passes, batch, window, count) -> RDropLoss:
+    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
+        """Run the model once; `whole`: keep all that it returns, not only what the loss is made of."""
+        return call_model(model, inputs)
+
+    def terms(
+        self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
+    ) -> RDropLoss:
+        """The micro-batch's share of the loss of the optimizer step.
+
+        Args:
+            items_loss: computes the terms that come from the items.
+            passes: over the micro-batch.
+            batch: the micro-batch.
+            window: the micro-batches of the step.
+            count: `Trainer`'s `num_items_in_batch`.
+
+        Raises:
+            ValueError: a model that should have a loss returned none.
+        """
         task_loss = self.loss(passes, batch, window, count)
         terms = items_loss(False)
         return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
 
     def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
-        """What the model (or the trainer) returned, mean over passes, scaled to the window."""
+        """The task loss alone: what was returned, mean over passes, scaled to the window."""
         loss = passes.loss()
         if loss is None:
             raise ValueError(
@@ -159,7 +122,28 @@ class _OwnLoss:
 
 
 @dataclass(frozen=True)
-class ModelLoss(_OwnLoss):
+class StockLoss(TaskLoss):
+    """The usual loss of the head, which is computed together with the divergence.
+
+    While the comparison with the model's own loss is not decided, the model is fed labels for it.
+    """
+
+    head: PredictionHead
+    base: nn.Module
+    comparison: LossComparison | None = None
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(batch) if self.comparison else without_labels(self.base, batch, self.head.labels)
+
+    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
+        return _call(model, inputs, self.head, whole)
+
+    def terms(self, items_loss, passes, batch, window, count) -> RDropLoss:
+        return items_loss(True)
+
+
+@dataclass(frozen=True)
+class ModelLoss(TaskLoss):
     """The loss that the model returns."""
 
     head: PredictionHead
@@ -171,11 +155,11 @@ class ModelLoss(_OwnLoss):
         return type(self.base).__name__
 
     def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        return call_model(model, inputs) if whole else _call_for_loss(self.head, model, inputs)
+        return _call(model, inputs, self.head, whole)
 
 
 @dataclass(frozen=True)
-class FunctionLoss(_OwnLoss):
+class FunctionLoss(TaskLoss):
     """What a function of the user's makes of the outputs of each pass: `Trainer`'s `compute_loss_func`.
 
     Attributes:
@@ -189,9 +173,6 @@ class FunctionLoss(_OwnLoss):
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return without_labels(self.base, batch, ("labels",))
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        return call_model(model, inputs)
-
     def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
         labels = batch.get("labels")
         losses = [self.function(passes.output(k), labels, num_items_in_batch=count) for k in range(passes.num_passes)]
@@ -199,7 +180,7 @@ class FunctionLoss(_OwnLoss):
 
 
 @dataclass(frozen=True)
-class TrainerLoss(_OwnLoss):
+class TrainerLoss(TaskLoss):
     """What the `compute_loss` of a base trainer returns.
 
     Attributes:
@@ -229,7 +210,30 @@ class TrainerLoss(_OwnLoss):
         return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and outputs[0].dim() == 0)
 
 
-# ---- What they share ----
+def own_loss(
+    base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
+) -> StockLoss | ModelLoss:
+    """The loss of a model that is left to itself: the stock loss of its head, or its own.
+
+    Args:
+        base: the model without wrappers.
+        head: of the model.
+        label_smoothing: `Trainer` puts the smoothed stock loss in the place of every other.
+        hidden_by: the setting for which the model returns no logits once it is given labels.
+
+    Raises:
+        ValueError: a loss of its own is to be kept, which comes without logits.
+    """
+    if label_smoothing:
+        return StockLoss(head, base)
+    if promises_stock_loss(base):
+        return StockLoss(head, base, None if hidden_by else LossComparison())
+    if hidden_by:
+        raise ValueError(
+            f"R-Drop keeps the own loss of {type(base).__name__}, and needs its logits too, which it leaves out with "
+            f"{hidden_by}."
+        )
+    return ModelLoss(head, base)
 
 
 def promises_stock_loss(model: nn.Module) -> bool:
@@ -268,9 +272,9 @@ def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch
     return None if prepare is None else {"decoder_input_ids": prepare(labels=labels)}
 
 
-def _call_for_loss(head: PredictionHead, model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """One forward of a model; outputs that the loss does not need are let go at once."""
+def _call(model: nn.Module, inputs: dict[str, Any], head: PredictionHead, whole: bool) -> Any:
+    """One forward of a model. Unless they are wanted, outputs that the loss does not need are let go at once."""
     outputs = call_model(model, inputs)
-    if not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in head.outputs):
+    if whole or not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in head.outputs):
         return outputs
     return {key: value for key, value in outputs.items() if key in head.outputs or key.endswith("loss")}

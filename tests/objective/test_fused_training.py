@@ -9,6 +9,7 @@ from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, 
 from transformers.modeling_outputs import CausalLMOutput
 
 from rdrop_trainer.objective import Objective, StepSettings, plan
+from rdrop_trainer.objective.inspect import before_passes
 from rdrop_trainer.objective.lm_head import CannotFuse, LMHead, vocabulary_size
 from support import tiny, zoo
 from support.zoo import logits_seen, sgd_update, warnings_of
@@ -237,7 +238,8 @@ def test_a_compiled_model_is_not_fused(how):
         model.compile(backend="eager")
     batch = zoo.batch("llama")
     objective = Objective.of(given, [batch])
-    found = objective.inspector.before(objective.plan, given, batch, StepSettings(fused_head="true"), whole=False)
+    settings = StepSettings(fused_head="true")
+    found = before_passes(objective.training, objective.plan, given, batch, settings, whole=False)
     assert found.lm_head is None and "compiled" in found.not_fused
 
 

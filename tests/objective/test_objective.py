@@ -148,7 +148,7 @@ def test_probing_forwards_are_counted_and_change_nothing(name):
         terms = [objective(model, batch, objective.window([batch]), settings)[0] for batch in batches]
         losses.append([loss.item() for loss, *_ in terms])
         probed = decisive[LossComparison.ENOUGH - 1] + 1 if decisive and fused == "true" else 0
-        assert objective.inspector.probe.forwards == probed and len(calls) == 2 * len(batches) + probed
+        assert objective.training.forwards == probed and len(calls) == 2 * len(batches) + probed
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
