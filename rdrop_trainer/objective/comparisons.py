@@ -38,7 +38,8 @@ def compare_model_loss(
     if any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
         return kept  # a router adds to it, maybe less than the comparison would see
     loss = _stock_loss(training, plan, passes, items, batch)
-    comparison = stock.comparison.compare(own.detach(), loss, items[0].outputs[0].dtype, training.sum_over_processes)
+    tolerance = training.tolerance(own, items[0].outputs[0])
+    comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.sum_over_processes)
     if not comparison.differs:
         return replace(plan, task_loss=replace(stock, comparison=None if comparison.done else comparison))
     logger.warning(
@@ -73,8 +74,8 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
             f"{trainer.trainer} returns no logits with its loss, and {type(training.base).__name__} no loss with its "
             "logits, so R-Drop has nothing to keep. Return a `loss`, or pass compute_loss_func."
         )
-    dtype = training.precision(items[0].outputs[0].dtype)
-    comparison = plan.trainer.compare(loss, kept, dtype, training.sum_over_processes)
+    tolerance = training.tolerance(loss, items[0].outputs[0], by_products=True)
+    comparison = plan.trainer.compare(loss, kept, tolerance, training.sum_over_processes)
     if comparison.differs:
         names = " or ".join(head.outputs)
         raise ValueError(
@@ -100,7 +101,8 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
     with training.aside():
         outputs = call_model(model, function.inputs(batch))
         expected = function.function(outputs, batch.get("labels"), num_items_in_batch=count)
-    comparison = plan.trainer.compare(loss, expected, training.precision(expected.dtype), training.sum_over_processes)
+    tolerance = training.tolerance(loss, expected, by_products=True)
+    comparison = plan.trainer.compare(loss, expected, tolerance, training.sum_over_processes)
     if comparison.differs:
         raise ValueError(
             f"The {trainer.computed_by} returns {loss.item():.6g} where compute_loss_func gives {expected.item():.6g}, "
@@ -184,7 +186,8 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
     same, outputs, reason = False, None, "its logits are not those of the output head alone"
     try:
         with training.aside():
-            same, outputs = plan.lm_head.matches_logits(training.unwrapped, plan.task_loss.inputs(row))
+            inputs, is_rounded = plan.task_loss.inputs(row), training.tolerance(by_products=True) > 1e-4
+            same, outputs = plan.lm_head.matches_logits(training.unwrapped, inputs, is_rounded)
     except CannotFuse as error:
         reason = str(error)
     except Exception as error:  # whatever goes wrong with a row by itself, the training can do without

@@ -44,7 +44,7 @@ class LossComparison:
         self,
         own: torch.Tensor,
         expected: torch.Tensor,
-        dtype: torch.dtype,
+        tolerance: float,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
     ) -> LossComparison:
         """Compare the losses of one batch; a batch without labels, whose own loss is NaN, decides nothing.
@@ -52,15 +52,13 @@ class LossComparison:
         Args:
             own: the loss that is in question, a scalar.
             expected: what it is taken for.
-            dtype: in which they were computed; half precision rounds more.
+            tolerance: relative.
             sum_over_processes: of a tensor; the processes must all come to one verdict.
         """
-        half = not {own.dtype, dtype}.isdisjoint({torch.float16, torch.bfloat16})
-        tolerance = (2e-2 if half else 1e-4) * expected.abs() + 1e-6
         known = own.isfinite()
-        verdict = sum_over_processes(torch.stack([known, known & ((own - expected).abs() > tolerance)]).float())
-        compared, differs = verdict.bool().tolist()
-        return LossComparison(self.batches + compared, differs)
+        differs = known & ((own - expected).abs() > tolerance * expected.abs() + 1e-6)
+        verdict = sum_over_processes(torch.stack([known, differs]).float()).bool().tolist()
+        return LossComparison(self.batches + verdict[0], verdict[1])
 
 
 class TaskLoss:

@@ -54,6 +54,9 @@ class Training:
         self.base = base_model(self.unwrapped)
         self.device = next(self.model.parameters()).device if alone else self.accelerator.device
         self.processes = 1 if alone else self.accelerator.num_processes
+        mixed = not alone and self.accelerator.mixed_precision != "no"
+        half = (p.is_floating_point() and p.dtype.itemsize < 4 for p in self.base.parameters())
+        self._is_half = mixed or any(half)
         if getattr(getattr(self.base, "config", None), "sparse_prediction", False):
             self.hidden_by = "sparse_prediction=True in the model's configuration; set it to False"
 
@@ -70,10 +73,21 @@ class Training:
         """A collective."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor)
 
-    def precision(self, dtype: torch.dtype) -> torch.dtype:
-        """The type in which a result of this dtype was computed: mixed precision rounds, and returns float32."""
-        mixed = self.accelerator is not None and self.accelerator.mixed_precision != "no"
-        return torch.bfloat16 if mixed else dtype
+    def tolerance(self, *results: torch.Tensor, by_products: bool = False) -> float:
+        """How far two results may differ, relative, that are the same but for rounding.
+
+        Their type does not tell: mixed precision hands back float32, although under CUDA's autocast even
+        `cross_entropy` rounds every item to the type of the logits, and a model with half-precision weights may do so.
+
+        Args:
+            *results: the results, or what they were computed from.
+            by_products: they come from matrix products of their own, which round once more; TF32 does as well.
+        """
+        half = self._is_half or any(result.dtype.itemsize < 4 for result in results)
+        tf32 = by_products and self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        if half or tf32:
+            return 2e-2 if by_products else 2**-7  # an item and the mean are each rounded by 2^-9 at most
+        return 1e-4
 
     @contextmanager
     def aside(self, with_grad: bool = False):

@@ -2,16 +2,21 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import BertForSequenceClassification
 
-from rdrop_trainer.objective.task_loss import LossComparison
+from rdrop_trainer import Objective, StepSettings
+from rdrop_trainer.objective.task_loss import LossComparison, ModelLoss, StockLoss
+from support import tiny
 
 
-def compare(comparison, own, expected, dtype=torch.float32):
-    return comparison.compare(torch.tensor(own), torch.tensor(expected), dtype, lambda verdict: verdict)
+def compare(comparison, own, expected, tolerance=1e-4):
+    return comparison.compare(torch.tensor(own), torch.tensor(expected), tolerance, lambda verdict: verdict)
 
 
 def test_half_precision_rounds_the_models_own_loss():
-    assert not compare(LossComparison(), 0.692578, 0.692778, torch.bfloat16).differs
+    assert not compare(LossComparison(), 0.692578, 0.692778, 2**-7).differs
     assert compare(LossComparison(), 0.692578, 0.692778).differs
 
 
@@ -31,3 +36,45 @@ def test_a_loss_that_differs_on_a_later_batch_is_noticed():
     assert not comparison.done
     comparison = compare(comparison, 1.2, 1.0)
     assert comparison.done and comparison.differs
+
+
+class Rounding(BertForSequenceClassification):
+    """Rounds each log-probability to the type of the logits, as CUDA's autocast does and a CPU's does not."""
+
+    weight = None
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, **kwargs)
+        if labels is not None:
+            log_p = outputs.logits.bfloat16().log_softmax(-1).float()
+            outputs.loss = nn.functional.nll_loss(log_p, labels, self.weight)
+        return outputs
+
+
+Rounding.forward.__module__ = "transformers.models.rounding.modeling_rounding"  # elsewhere its loss would be its own
+
+
+@pytest.mark.parametrize("how", ["mixed precision", "half-precision weights"])
+@pytest.mark.parametrize("weight, kept", [(None, StockLoss), ([1.0, 1.0, 1.0, 9.0], ModelLoss)])
+def test_a_loss_rounded_by_autocast_is_the_stock_loss(how, weight, kept, fresh_accelerate, caplog):
+    """Both hand the loss and the logits back in float32."""
+    model = tiny.bert(dropout=0.2).train()
+    model.__class__ = Rounding
+    model.weight = None if weight is None else torch.tensor(weight)
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)  # predictions that differ, so that weights matter
+    mixed = how == "mixed precision"
+    if not mixed:
+        model.bfloat16()
+        model.classifier.register_forward_hook(lambda module, inputs, logits: logits.float())
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if mixed else "no")
+    prepared = accelerator.prepare(model) if mixed else model
+    rows = [{key: torch.tensor(value) for key, value in row.items()} for row in tiny.dataset(rows=64)]
+    batch = {
+        "input_ids": nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True),
+        "labels": torch.stack([row["labels"] for row in rows]),
+    }
+    objective = Objective.of(prepared, [batch], accelerator)
+    for _ in range(LossComparison.ENOUGH):
+        objective(prepared, batch, objective.window([batch]), StepSettings())
+    assert type(objective.plan.task_loss) is kept and objective.plan.task_loss.comparison is None

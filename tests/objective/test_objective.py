@@ -5,7 +5,6 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.objective.task_loss import FunctionLoss, LossComparison, ModelLoss, StockLoss
@@ -63,14 +62,6 @@ def update_of_parameters(trained, before, update):
     """The part of an update of all weights that is of parameters, each once."""
     after = dict(trained.named_parameters())
     return torch.cat([(after[name] - p).detach().flatten() for name, p in before.named_parameters()])
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """Trainers of other tests leave settings that an `Accelerator` could not change."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_with_accelerate_and_in_mixed_precision(fresh_accelerate):
