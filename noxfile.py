@@ -1,4 +1,4 @@
-"""What is checked at every release, each by one command: `nox -s NAME`, after `pip install nox uv` anywhere."""
+"""The checks of a release, each one command: `nox -s NAME`, after `pip install nox uv` in any environment."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ nox.needs_version = ">=2024.10"
 nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["lint", "tests"]
 
-# The lower bounds of pyproject.toml on the oldest Python, and whatever is newest
+# The lower bounds of pyproject.toml on the oldest Python, and the newest versions there are
 VERSIONS = {"oldest": ("3.10", "lowest-direct"), "newest": ("3.11", "highest")}
 NOT_DISTRIBUTED = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
 
@@ -21,7 +21,7 @@ NOT_DISTRIBUTED = {".ci", ".github", ".gitignore", ".pre-commit-config.yaml"}
 @nox.session
 @nox.parametrize("python, resolution", list(VERSIONS.values()), ids=list(VERSIONS))
 def tests(session, resolution):
-    """The suite, with the oldest versions that the package claims, or with the newest."""
+    """Run the suite, with the oldest versions that the package claims, or with the newest."""
     session.install("-e", ".[dev]", "--resolution", resolution)
     session.run("uv", "pip", "freeze", external=True)
     session.run("pytest", *session.posargs)
@@ -29,7 +29,7 @@ def tests(session, resolution):
 
 @nox.session
 def lint(session):
-    """Ruff, without the package."""
+    """Run ruff, without installing the package."""
     session.install("ruff>=0.15")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -37,14 +37,14 @@ def lint(session):
 
 @nox.session
 def audit(session):
-    """Known vulnerabilities of the versions in constraints.txt; a package that could not be looked up is no pass."""
+    """Find known vulnerabilities of the versions in constraints.txt; a package that cannot be checked fails it."""
     session.install("pip-audit>=2.7")
     session.run("pip-audit", "--strict", "--disable-pip", "--no-deps", "-r", "constraints.txt", *session.posargs)
 
 
 @nox.session
 def build(session):
-    """Build the last commit twice, compare, check the contents, install in an empty environment; leave all in dist/."""
+    """Build the last commit twice, compare, check the contents, install in an empty environment, copy to dist/."""
     session.install("build>=1.2", "twine>=6.1")
     os.umask(0o022)  # a wheel keeps the modes of its files
     files = set(git(session, "ls-tree", "-r", "--name-only", "HEAD").splitlines())
@@ -76,7 +76,7 @@ def build(session):
 
 
 class Build:
-    """Wheel and source archive of the last commit, from a folder that holds nothing else."""
+    """Wheel and source archive of the last commit, built in a folder that holds nothing else."""
 
     def __init__(self, session, name):
         folder = Path(session.create_tmp(), name).resolve()
@@ -96,7 +96,7 @@ class Build:
             return set(file.namelist())
 
     def in_sdist(self):
-        """Contents by path, without the archive's own folder."""
+        """Contents by path; the archive's top folder is left out of the paths."""
         with tarfile.open(self.sdist) as file:
             return {m.name.partition("/")[2]: file.extractfile(m).read() for m in file if m.isfile()}
 

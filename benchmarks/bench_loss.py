@@ -2,11 +2,11 @@
 
     python benchmarks/bench_loss.py
 
-Every candidate gets the same logits of two passes, (2N, C), and makes the gradient for them. The peers: the formula of
+Every candidate gets the same logits of two passes, (2N, C), and computes their gradient. The peers are the formula of
 the official README (cross-entropy of both passes, `kl_div` both ways), plain cross-entropy on the same doubled logits
-with no R-Drop at all, and a copy of the logits, which no gradient can be made faster than. The candidates take turns,
-and every time is the median over rounds, release of the gradient included. Memory is the highest resident memory during
-one call beyond what was there before and the gradient (on a GPU, of the CUDA allocator).
+without R-Drop, and a copy of the logits: no gradient can be made faster than that. The candidates take turns. A time is
+the median over rounds, release of the gradient included. Memory is the highest resident memory during one call, less
+what was held before and less the gradient (on a GPU, of the CUDA allocator).
 """
 
 import argparse
@@ -26,7 +26,7 @@ ALPHA = 1.0
 
 
 def official(logits, labels):
-    """As in the README of dropreg/R-Drop, with the classes' KL summed and averaged over rows."""
+    """The formula in the README of dropreg/R-Drop, with the KL summed over classes and averaged over rows."""
     first, second = logits.chunk(2)
     cross_entropy = 0.5 * (F.cross_entropy(first, labels) + F.cross_entropy(second, labels))
     p, q = F.log_softmax(first, -1), F.log_softmax(second, -1)
@@ -45,7 +45,7 @@ def ours(implementation, logits, labels):
 
 
 def step(loss, logits, labels):
-    """Loss and gradient, and the gradient let go again."""
+    """Compute loss and gradient, and release the gradient."""
     loss(logits, labels).backward()
     logits.grad = None
 
@@ -71,7 +71,7 @@ def measure(items, classes, options, device):
     logits = (torch.randn(2 * items, classes, device=device) * 2).to(dtype).requires_grad_()
     labels = torch.randint(0, classes, (items,), device=device)
     size = logits.numel() * logits.element_size() / 2**20
-    calls = max(1, min(1000, 2**20 // logits.numel()))  # tiny shapes: many calls, or the clock is all that is seen
+    calls = max(1, min(1000, 2**20 // logits.numel()))  # tiny shapes: many calls, or the clock is all that is measured
     found = candidates(options, device)
     times, extra = {name: [] for name in found}, {}
     for warms_up in (True, *[False] * options.rounds):
@@ -111,7 +111,7 @@ def synchronise():
 
 
 def draw(results, path):
-    """Bars of the time of each candidate, as a multiple of plain cross-entropy's, for the large shapes."""
+    """Draw the time of each candidate, as a multiple of plain cross-entropy's, for the large shapes."""
     import matplotlib
 
     matplotlib.use("Agg")

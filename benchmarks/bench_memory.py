@@ -1,11 +1,10 @@
-"""Peak memory of a training: plain `Trainer`, the forward modes, and the fused output head.
+"""Peak memory of a training: plain `Trainer`, the forward modes, and the fused head.
 
     MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/bench_memory.py
 
-"Whole process" counts everything, Python and libraries included; "training" what comes on top of what the process
-held when the model was built: activations, logits, gradients and the state of AdamW. (On a GPU both are the CUDA
-allocator's.)
-The variable makes freed memory go back to the system at once, so that peaks are of memory in use.
+"Whole process" counts everything, Python and libraries included. "Training" counts what is added after the model was
+built: activations, logits, gradients and the state of AdamW. (On a GPU both are the CUDA allocator's.) The variable
+makes freed memory go back to the system at once, so that peaks are of memory in use.
 """
 
 from training import compare
@@ -22,7 +21,7 @@ def columns(case, trainer):
 
 
 def draw(results, path):
-    """Bars of the peak of the training, as a multiple of plain Trainer's."""
+    """Draw the peak of the training, as a multiple of plain Trainer's."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""Time of a training step: plain `Trainer`, the forward modes, and the fused output head.
+"""Time of a training step: plain `Trainer`, the forward modes, and the fused head.
 
     python benchmarks/bench_step.py
 
-One process per training, several rounds in turn; seconds are medians, to be compared within a run only.
+One process per training, several rounds in turn. Seconds are medians, to be compared only within one run.
 """
 
 from training import compare

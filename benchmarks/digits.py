@@ -2,10 +2,10 @@
 
     python benchmarks/digits.py
 
-The data come with scikit-learn: 1,797 images of 8 x 8 pixels, half of them to train on and half to test, the same
-halves always. The ViT starts from scratch, with dropout 0.1 in its layers and its attention. A seed fixes the initial
-weights and the order of the rows, so runs of one seed are paired. R-Drop's second pass costs time; the last row
-therefore gives plain training twice the epochs. Some five minutes on one core.
+The data come with scikit-learn: 1,797 images of 8 x 8 pixels, half of them to train on and half to test. The
+halves are always the same. The ViT starts from scratch, with dropout 0.1 in its layers and its attention. A seed fixes
+the initial weights and the order of the rows, so runs of one seed are paired. R-Drop's second pass costs time, so the
+last row gives plain training twice the epochs. Some five minutes on one core.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def accuracy(prediction):
 
 
 def run(alpha, epochs, seed, train, test, folder, options):
-    """Train and test once."""
+    """Train one model and test it."""
     set_seed(seed)
     model = ViTForImageClassification(
         ViTConfig(

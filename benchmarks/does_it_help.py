@@ -6,8 +6,9 @@
 The model is the MiniLM-L6 of that package (22 million parameters), the training sets are the first 1,000 rows of SST-2
 and MRPC and the first 2,000 of CoLA, and the scores are those of the whole development sets. alpha is chosen between 1
 and 4 by one run each with seed 0, and then fixed; the comparison is that of `run_glue_rdrop.py --compare_baseline` with
-seeds 1 to 5, which the choice has not seen. Peaks of memory are of two more, short runs, in which freed memory goes
-back to the system at once (that slows them down). bfloat16 on the CPU. A second call goes on where the first stopped.
+seeds 1 to 5, which the choice has not seen. Peaks of memory are measured in two further, short runs, in which freed
+memory goes back to the system at once (that slows them down). bfloat16 on the CPU. A second call goes on where the
+first stopped.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def measure(task, options):
 
 
 def table(found, folder):
-    """The README's table, from the reports."""
+    """Make the README's table from the reports."""
     lines = [
         "| task | alpha | score | alpha 0 | R-Drop | difference, 95 % interval | p | "
         "flipped by dropout, % | by small edits, % | calibration error, % | time | memory |",
@@ -101,7 +102,7 @@ def table(found, folder):
 
 
 def run_once(folder, flags, seed, **environment):
-    """The results of a run, which is not repeated when it is there."""
+    """The results of a run; a finished run is not repeated."""
     path = folder / "all_results.json"
     if not path.exists():
         run([*flags, f"--seed={seed}", f"--output_dir={folder}"], **environment)

@@ -6,13 +6,13 @@ One table, a row per head:
 
 * alpha 0 = Trainer: whether two epochs of AdamW with dropout give the same weights, bit for bit; if not, the relative
   difference of the gradients. GPT-2's differ because `Trainer` divides by all labels of a row, although nothing
-  predicts the first; for the other causal models it leaves that one out, as is done here for all.
+  predicts the first. For the other causal models it leaves the first out, as RDropTrainer does for all.
 * accumulation: norm of the first update with 4 x 4 rows over that with 1 x 16; exact is 1. SGD, float64, and, in place
   of dropout, noise that is fixed by a row's content, so that the divergence takes part.
 * error: loss and divergence that the trainer logs for one batch in float32 with dropout, beside the definition in
   float64 on the same logits, pair by pair and item by item; relative.
 
-The models, the data and the formulas are those of the tests folder, which is looked for beside this one.
+The models, the data and the formulas are those of tests/support, in the folder beside this one.
 """
 
 import argparse
@@ -115,7 +115,7 @@ CASES = {
 
 
 def train(case, model, folder, plain=False, **arguments):
-    """Train without a word; returns the change of all weights as one vector."""
+    """Train silently, and return the change of all weights as one vector."""
     before = tiny.weights(model)
     trainer = case.trainer(model, case.data, folder, plain, **arguments)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -26,14 +26,14 @@ def machine():
 
 
 def resident():
-    """MiB that this process holds (on a GPU, of the CUDA allocator)."""
+    """The MiB that this process holds (on a GPU, of the CUDA allocator)."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 2**20
     return _status("VmRSS")
 
 
 def high_water():
-    """The most MiB it held since the last reset."""
+    """The most MiB that this process held since the last reset."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "linux":
@@ -42,7 +42,7 @@ def high_water():
 
 
 def reset_high_water():
-    """Let the high-water mark start from what is held now."""
+    """Let `high_water` begin again with what is held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -51,7 +51,7 @@ def reset_high_water():
 
 @contextlib.contextmanager
 def freed_memory_given_back():
-    """Let what is freed (64 KiB and more) go back to the system at once, so that memory in use is what is resident."""
+    """Let freed memory (64 KiB and more) go back to the system at once, so that resident memory is memory in use."""
     libc = ctypes.CDLL(None)
     with_glibc = hasattr(libc, "mallopt")
     if with_glibc:

@@ -1,7 +1,7 @@
 """One training in one process, measured: what `bench_step.py` and `bench_memory.py` run, and print as tables.
 
-Every case of a model is trained for a few steps in a process of its own, which tells the seconds of a step and the most
-memory it held. The processes take turns, and each figure is the median over rounds.
+Every case of a model is trained for a few steps in a process of its own, which prints the seconds of a step and the
+most memory it held. The processes take turns, and each figure is the median over rounds.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def build(name):
 
 
 def measure(model_name, case, steps):
-    """Train in this process; prints seconds per step, and MiB: the most held, before and in all."""
+    """Train in this process, and print the seconds of a step, the most MiB held, and the MiB held before."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from rdrop_trainer import RDropTrainer, RDropTrainingArguments
@@ -101,7 +101,7 @@ def measure(model_name, case, steps):
 
 
 def compare(description, columns, draw=None):
-    """The command line of a benchmark: train all cases of all models, print a table each, write JSON and a picture.
+    """Run a benchmark's command line: train all cases of all models, print a table each, write JSON and a picture.
 
     Args:
         columns: makes the columns of a case from the medians of this case and of `Trainer`.

@@ -91,7 +91,7 @@ def make_model(tokenizer, options):
 
 
 class Turns(TrainerCallback):
-    """Trains a block of steps at each turn, and times them."""
+    """Train a block of steps at each turn, and time them."""
 
     def __init__(self, alpha, block, mine, following):
         self.alpha, self.block, self.mine, self.following = alpha, block, mine, following
