@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 
+from .._extras import lost_windows
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def make_question_features(
         `char_start`, `char_end`: the characters of the passage that a token covers; -1 for tokens outside the passage.
 
     Raises:
-        InputError: a tokenizer that is not fast, or a length that is too short.
+        InputError: a tokenizer that is not fast, or that loses windows; a length that is too short.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -49,6 +50,8 @@ def make_question_features(
         )
     if max_length < SHORTEST_WINDOW:
         raise InputError(f"max_seq_length must be at least {SHORTEST_WINDOW} for questions, got {max_length}")
+    if fault := lost_windows():
+        raise InputError(fault)
     options = {
         "truncation": "only_second",
         "max_length": max_length,

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
+from .._extras import lost_windows
 from .comparisons import check_rows, compare_function, compare_model_loss, compare_trainer_loss, find_lm_head
 from .heads import Items, PredictionHead, head_of
 from .lm_head import LMHead
@@ -19,6 +21,8 @@ from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
 from .training import Training
 from .window import StepSettings, Window
 
+logger = logging.get_logger(__name__)
+
 
 def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan by classes, settings and the labels of a window, before any forward pass.
@@ -27,6 +31,8 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
         ValueError: a head that R-Drop does not fit, or batches without labels.
     """
     head = _head(training, batches)
+    if head.positions and (fault := lost_windows()):
+        logger.warning_once(fault)
     task_loss: TaskLoss
     if training.loss_function is not None:
         task_loss = FunctionLoss(training.loss_function, training.base)
