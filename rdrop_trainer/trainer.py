@@ -17,7 +17,6 @@ from .dropout import set_dropout
 from .hub.publishing import PublishingMixin
 from .objective.heads import base_model
 from .objective.inspect import first_plan
-from .objective.lm_head import CannotFuse
 from .objective.objective import Objective
 from .objective.task_loss import TrainerLoss, decoder_inputs
 from .objective.training import Training
@@ -109,7 +108,7 @@ class RDropMixin(
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._window = None
+            self._window = self._objective = None
 
     def get_batch_samples(self, *args, **kwargs):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
@@ -205,13 +204,9 @@ class RDropMixin(
         own: Any = super().compute_loss
         trainer_loss = None
         if own.__func__ is not Trainer.compute_loss:
-            defined_in = own.__qualname__.split(".")[-2]
+            after = type(self).__mro__[type(self).__mro__.index(RDropMixin) + 1 :]
+            defined_in = next(cls.__name__ for cls in after if "compute_loss" in vars(cls))
             trainer_loss = TrainerLoss(self._base_loss, defined_in, type(self).__name__, self._base_model())
-        unfusable = None
-        if self.is_fsdp_enabled:
-            unfusable = CannotFuse("FSDP shards the weights of the output head over processes", sharded=True)
-        elif self.args.torch_compile:
-            unfusable = CannotFuse("the model is compiled as a whole")
         liger = getattr(self.args, "liger_kernel_config", None) or {}
         hidden_by = None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
@@ -223,7 +218,8 @@ class RDropMixin(
             loss_function=self.compute_loss_func,
             trainer_loss=trainer_loss,
             hidden_by=hidden_by,
-            unfusable=unfusable,
+            is_sharded=self.is_fsdp_enabled,
+            is_compiled=self.args.torch_compile,
             replicas=self.get_tp_size(),
             shares_counts=self.args.average_tokens_across_devices,
         )

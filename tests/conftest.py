@@ -29,6 +29,9 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1",
 }
 
+# Tiny models gain nothing from a second thread, and wait long for it where something else runs
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Scripts that tests start as processes import from tests/ as the tests do
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 

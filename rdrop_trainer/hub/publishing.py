@@ -30,6 +30,9 @@ from .push import push_checkpoint
 
 logger = logging.get_logger(__name__)
 
+# `Trainer` guesses data sets that are not named from how they were loaded: "generator", say
+_UNNAMED_DATA: dict[str, list] = {"dataset_tags": [], "dataset_args": []}
+
 
 class PublishingMixin(MixinBase):
     """`Trainer`'s methods for the Hub, so that nothing is lost and nothing leaks.
@@ -95,18 +98,24 @@ class PublishingMixin(MixinBase):
                 card.data.tags = list(dict.fromkeys([*tags, *card.data.tags]))
                 hide_local_base(card)
         else:
-            super().create_model_card(*args, **kwargs)
+            super().create_model_card(*args, **{**self._unnamed_data(), **kwargs})
             card = extended_card(ModelCard.load(path, ignore_metadata_errors=True), trained, self.card_facts)
         write_text(path, str(card))
 
-    def _training_summary(self, present_tags: list[str] | None, *args, **kwargs) -> TrainingSummary:
-        """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`.
+    def _unnamed_data(self) -> dict[str, Any]:
+        """The arguments without which `Trainer` would guess data sets, where every card maker down to it takes them."""
+        cards = [vars(cls)["create_model_card"] for cls in type(self).__mro__ if "create_model_card" in vars(cls)]
+        parameters = [inspect.signature(card).parameters.values() for card in cards]
+        hands_on = all(any(p.kind == p.VAR_KEYWORD or p.name == "dataset_tags" for p in each) for each in parameters)
+        return dict(_UNNAMED_DATA) if hands_on else {}
 
-        Data sets that are not named stay unnamed. `Trainer` guesses them from how they were loaded: "generator", say.
-        """
-        unnamed: dict[str, Any] = {"dataset_tags": [], "dataset_args": [], "dataset_metadata": []}
+    def _training_summary(self, present_tags: list[str] | None, *args, **kwargs) -> TrainingSummary:
+        """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`."""
         given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
-        given = {**unnamed, **{name: value for name, value in given.items() if name != "self" and value is not None}}
+        given = {
+            **_UNNAMED_DATA,
+            **{name: value for name, value in given.items() if name != "self" and value is not None},
+        }
         if "tags" in given:
             tags = [given["tags"]] if isinstance(given["tags"], str) else given["tags"]
             given["tags"] = list(dict.fromkeys([*tags, *(present_tags or ())]))

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .heads import Items
-from .lm_head import CannotFuse, LMHead, is_compiled
+from .lm_head import CannotFuse, LMHead
 from .passes import Passes, call_model, find_batch_size, repeat_rows, take_rows
 from .plan import Plan
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, decoder_inputs, own_loss
@@ -34,7 +34,7 @@ def compare_model_loss(
         return plan
     if own is None:
         return replace(plan, task_loss=replace(stock, comparison=None))
-    kept = replace(plan, task_loss=ModelLoss(stock.head, stock.base))
+    kept = replace(plan, task_loss=ModelLoss(stock.base))
     if any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
         return kept  # a router adds to it, maybe less than the comparison would see
     loss = _stock_loss(training, plan, passes, items, batch)
@@ -58,32 +58,32 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    own = training.probe(model, trainer.inputs(batch), trainer.call, with_grad=True)
+    own = training.probe(model, trainer.inputs(batch, head), trainer.call, with_grad=True)
     logits = [own.runs[0].get(name) for name in head.outputs]
     if all(value is not None and value.requires_grad for value in logits):
-        return replace(plan, trainer=None)
+        return replace(plan, trainer_comparison=None)
     loss = own.loss().detach()
     del own, logits  # and with them the activations
     if plan.task_loss is trainer:
-        plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
-    passes = training.probe(model, plan.task_loss.inputs(batch))
+        plan = replace(plan, task_loss=own_loss(training.base, training.smoothing(head), training.hidden_by))
+    passes = training.probe(model, plan.task_loss.inputs(batch, head))
     items = head.items(passes, batch, 1)
     kept = passes.loss() if plan.task_loss.needs_logits else _stock_loss(training, plan, passes, items, batch)
     if kept is None:
         raise ValueError(
-            f"{trainer.trainer} returns no logits with its loss, and {type(training.base).__name__} no loss with its "
-            "logits, so R-Drop has nothing to keep. Return a `loss`, or pass compute_loss_func."
+            f"{trainer.trainer_name} returns no logits with its loss, and {type(training.base).__name__} no loss with "
+            "its logits, so R-Drop has nothing to keep. Return a `loss`, or pass compute_loss_func."
         )
     tolerance = training.tolerance(loss, items[0].outputs[0], by_products=True)
-    comparison = plan.trainer.compare(loss, kept, tolerance, training.sum_over_processes)
+    comparison = plan.trainer_comparison.compare(loss, kept, tolerance, training.sum_over_processes)
     if comparison.differs:
         names = " or ".join(head.outputs)
         raise ValueError(
-            f"The compute_loss of {trainer.trainer} returns {loss.item():.6g} where the loss for {head.name} is "
+            f"The compute_loss of {trainer.trainer_name} returns {loss.item():.6g} where the loss for {head.name} is "
             f"{kept.item():.6g}, and no {names} beside it that have a gradient, so R-Drop can neither keep this loss "
             f"nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
         )
-    return replace(plan, trainer=None if comparison.done else comparison)
+    return replace(plan, trainer_comparison=None if comparison.done else comparison)
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
@@ -99,17 +99,47 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
         loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=count * training.sharing)
     with training.aside():
-        outputs = call_model(model, function.inputs(batch))
+        outputs = call_model(model, function.inputs(batch, plan.head))
         expected = function.function(outputs, batch.get("labels"), num_items_in_batch=count)
     tolerance = training.tolerance(loss, expected, by_products=True)
-    comparison = plan.trainer.compare(loss, expected, tolerance, training.sum_over_processes)
+    comparison = plan.trainer_comparison.compare(loss, expected, tolerance, training.sum_over_processes)
     if comparison.differs:
         raise ValueError(
             f"The {trainer.computed_by} returns {loss.item():.6g} where compute_loss_func gives {expected.item():.6g}, "
             "so it is not clear which of them is the task loss. Pass no compute_loss_func, or let compute_loss return "
             "what it gives."
         )
-    return replace(plan, trainer=None if comparison.done else comparison)
+    return replace(plan, trainer_comparison=None if comparison.done else comparison)
+
+
+def find_use_of_count(training: Training, plan: Plan, passes: Passes, batch: Mapping[str, Any], count: Any) -> Plan:
+    """Does the user's function divide by the window's count, or return a mean over the batch, as most do?
+
+    Raises:
+        ValueError: it does neither.
+    """
+    source = plan.task_loss
+    if not isinstance(source, FunctionLoss) or source.uses_count is not None or count is None:
+        return plan
+    with torch.no_grad():
+        losses = []
+        for n in (count, 2 * count):
+            with training.same_noise():
+                losses.append(source.function(passes.output(0), batch.get("labels"), num_items_in_batch=n).float())
+    once, twice = losses
+    margin = training.tolerance(once) * once.abs()
+    known = once.isfinite() & (once != 0)  # a batch without labels does not tell
+    kinds = [known, known & ((2 * twice - once).abs() <= margin), known & ((twice - once).abs() <= margin)]
+    batches, counts, means = training.sum_over_processes(torch.stack(kinds).float()).tolist()
+    if batches == 0:
+        return plan
+    if batches not in (counts, means):
+        raise ValueError(
+            f"compute_loss_func returns {once.item():.6g} for num_items_in_batch={int(count)} and {twice.item():.6g} "
+            "for twice as many, so it is not clear how to add up its losses. Let it divide the summed loss by "
+            "num_items_in_batch, or return the mean over the labeled items of the batch."
+        )
+    return replace(plan, task_loss=replace(source, uses_count=batches == counts))
 
 
 def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
@@ -123,7 +153,9 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
     modules = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        once, again = (training.probe(model, source.inputs(rows), source.call).loss() for rows in (batch, repeated))
+        once, again = (
+            training.probe(model, source.inputs(rows, plan.head), source.call).loss() for rows in (batch, repeated)
+        )
     finally:
         for module in modules:
             module.training = True
@@ -143,10 +175,10 @@ def find_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any], setti
         ValueError: it is to be fused, and sharded over processes.
     """
     try:
-        if plan.lm_head is None:
-            plan = _with_lm_head(training, plan, batch)
-        if not plan.lm_head.verified or plan.task_loss.comparison is not None:
-            plan = _compare_row(training, plan, batch)
+        if plan.task_loss.needs_logits is None:
+            plan = plan if plan.lm_head is not None else _with_lm_head(training, plan, batch)
+            if not plan.lm_head.verified or plan.task_loss.comparison is not None:
+                plan = _compare_row(training, plan, batch)
         if plan.task_loss.needs_logits:
             raise CannotFuse(plan.task_loss.needs_logits)
     except CannotFuse as error:
@@ -161,11 +193,9 @@ def find_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any], setti
 
 def _with_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Plan:
     base = training.base
-    if plan.task_loss.needs_logits:
-        raise CannotFuse(plan.task_loss.needs_logits)
-    if training.unfusable is not None:
-        raise training.unfusable
-    if any(map(is_compiled, (training.model, base))):
+    if training.is_sharded:
+        raise CannotFuse("FSDP shards the weights of the output head over processes", sharded=True)
+    if training.is_compiled:
         raise CannotFuse("the model is compiled as a whole")
     if training.hidden_by:
         raise CannotFuse(training.hidden_by)
@@ -173,7 +203,7 @@ def _with_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any]) -> P
         raise CannotFuse(f"{type(base).__name__} makes the inputs of its decoder from labels by itself")
     lm_head = LMHead.of(base)
     # A class that is known has the stock loss
-    return replace(plan, lm_head=lm_head, task_loss=StockLoss(plan.head, base) if lm_head.verified else plan.task_loss)
+    return replace(plan, lm_head=lm_head, task_loss=StockLoss(base) if lm_head.verified else plan.task_loss)
 
 
 def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Plan:
@@ -186,7 +216,7 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
     same, outputs, reason = False, None, "its logits are not those of the output head alone"
     try:
         with training.aside():
-            inputs, is_rounded = plan.task_loss.inputs(row), training.tolerance(by_products=True) > 1e-4
+            inputs, is_rounded = plan.task_loss.inputs(row, plan.head), training.tolerance(by_products=True) > 1e-4
             same, outputs = plan.lm_head.matches_logits(training.unwrapped, inputs, is_rounded)
     except CannotFuse as error:
         reason = str(error)

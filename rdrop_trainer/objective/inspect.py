@@ -11,7 +11,14 @@ from torch import nn
 from transformers.utils import logging
 
 from .._extras import lost_windows
-from .comparisons import check_rows, compare_function, compare_model_loss, compare_trainer_loss, find_lm_head
+from .comparisons import (
+    check_rows,
+    compare_function,
+    compare_model_loss,
+    compare_trainer_loss,
+    find_lm_head,
+    find_use_of_count,
+)
 from .heads import Items, PredictionHead, head_of
 from .lm_head import LMHead
 from .noise import ITEMS, NoiseWatch
@@ -37,13 +44,13 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     if training.loss_function is not None:
         task_loss = FunctionLoss(training.loss_function, training.base)
     else:
-        task_loss = training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
-    return Plan(head, task_loss, trainer=None if training.trainer_loss is None else LossComparison())
+        task_loss = training.trainer_loss or own_loss(training.base, training.smoothing(head), training.hidden_by)
+    return Plan(head, task_loss, trainer_comparison=None if training.trainer_loss is None else LossComparison())
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
-    """The plan for a later window: the same, unless its labels are of another kind."""
-    return plan if _head(training, batches) == plan.head else replace(first_plan(training, batches), noise=plan.noise)
+    """The plan for a later window, whose labels may be of another kind."""
+    return replace(plan, head=_head(training, batches))
 
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:
@@ -78,7 +85,7 @@ def before_passes(
             head that is to be fused, and sharded.
     """
     model = without_ddp(model)
-    if plan.trainer is not None:
+    if plan.trainer_comparison is not None:
         compare = compare_trainer_loss if training.loss_function is None else compare_function
         plan = compare(training, plan, model, batch)
     if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
@@ -98,14 +105,16 @@ def after_passes(
     window: Window,
     settings: StepSettings,
     lm_head: LMHead | None,
+    count: Any = None,
 ) -> Plan:
     """What the passes over a micro-batch tell.
 
     Raises:
-        ValueError: the model has no noise.
+        ValueError: the model has no noise, or a loss function does not say how its losses add up.
     """
     if passes.num_passes > 1 and plan.noise is not None:
         plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
+    plan = find_use_of_count(training, plan, passes, batch, count)
     return plan if plan.lm_head is not None else compare_model_loss(training, plan, passes, items, batch)
 
 

@@ -109,7 +109,7 @@ class Objective:
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole)
         items = self.plan.items(passes, batch, lm_head)
-        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head)
+        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
 
         def items_loss(with_labels: bool) -> RDropLoss:
             loss = None if lm_head is None else lm_head.loss

@@ -30,7 +30,7 @@ class Plan:
         lm_head: the output head of a language model that can be fused into the loss; None: none, or none found yet.
         not_fused: why there is none.
         noise: watches whether the passes differ; None: they were seen to.
-        trainer: compares the loss of a base trainer with what is taken for it; None: decided.
+        trainer_comparison: compares the loss of a base trainer with what is taken for it; None: decided.
         rows_checked: the task loss was seen not to depend on the number of rows.
     """
 
@@ -39,7 +39,7 @@ class Plan:
     lm_head: LMHead | None = None
     not_fused: str | None = None
     noise: NoiseWatch | None = NoiseWatch()
-    trainer: LossComparison | None = None
+    trainer_comparison: LossComparison | None = None
     rows_checked: bool = False
 
     def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
@@ -76,7 +76,8 @@ class Plan:
             whole: keep all that the model returns, not only what the loss is made of.
         """
         if lm_head is None:
-            inputs, call = self.task_loss.inputs(batch), partial(self.task_loss.call, whole=whole)
+            keep = None if whole else self.head.outputs
+            inputs, call = self.task_loss.inputs(batch, self.head), partial(self.task_loss.call, keep=keep)
         else:
             inputs, call = without_labels(self.task_loss.base, batch, self.head.labels), lm_head.call
         return run_passes(model, inputs, settings.num_passes, settings.forward_mode, call)

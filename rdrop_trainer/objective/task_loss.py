@@ -79,12 +79,12 @@ class TaskLoss:
         """What makes the loss of all rows of a forward pass; None: it is ours, or sees each pass alone."""
         return None
 
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         """What the model is fed of a micro-batch, which is not changed."""
         return dict(batch)
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        """Run the model once; `whole`: keep all that it returns, not only what the loss is made of."""
+    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
+        """Run the model once. The outputs to `keep` are enough for the divergence; others may be let go at once."""
         return call_model(model, inputs)
 
     def terms(
@@ -115,8 +115,7 @@ class TaskLoss:
                 "loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
             )
         # Taken as a mean over the micro-batch's items, which is what a model that is not told the window's count gives
-        share = window.share(batch)
-        return torch.where(share > 0, loss * share, torch.zeros_like(loss))
+        return window.weighted(loss, batch)
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,14 @@ class StockLoss(TaskLoss):
     While the comparison with the model's own loss is not decided, the model is fed labels for it.
     """
 
-    head: PredictionHead
     base: nn.Module
     comparison: LossComparison | None = None
 
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(batch) if self.comparison else without_labels(self.base, batch, self.head.labels)
+    def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
+        return dict(batch) if self.comparison else without_labels(self.base, batch, head.labels)
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        return _call(model, inputs, self.head, whole)
+    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
+        return _kept(call_model(model, inputs), keep)
 
     def terms(self, items_loss, passes, batch, window, count) -> RDropLoss:
         return items_loss(True)
@@ -144,7 +142,6 @@ class StockLoss(TaskLoss):
 class ModelLoss(TaskLoss):
     """The loss that the model returns."""
 
-    head: PredictionHead
     base: nn.Module
     needs_logits = "the model's own loss is kept, which it makes of its logits"
 
@@ -152,8 +149,8 @@ class ModelLoss(TaskLoss):
     def computed_by(self) -> str:
         return type(self.base).__name__
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
-        return _call(model, inputs, self.head, whole)
+    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
+        return _kept(call_model(model, inputs), keep)
 
 
 @dataclass(frozen=True)
@@ -162,19 +159,24 @@ class FunctionLoss(TaskLoss):
 
     Attributes:
         function: `function(outputs, labels, num_items_in_batch=count)`.
+        uses_count: it divides by the count of the window; else it returns a mean over the batch. None: not known yet.
     """
 
     function: Callable[..., torch.Tensor]
     base: nn.Module
+    uses_count: bool | None = None
     needs_logits = "compute_loss_func gets the model's outputs, logits included"
 
-    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return without_labels(self.base, batch, ("labels",))
 
     def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
         labels = batch.get("labels")
         losses = [self.function(passes.output(k), labels, num_items_in_batch=count) for k in range(passes.num_passes)]
-        return torch.stack(losses).mean() * (window.processes if count is not None else 1)
+        mean = torch.stack(losses).mean()
+        if count is None:
+            return mean
+        return window.weighted(mean, batch) if self.uses_count is False else mean * window.processes
 
 
 @dataclass(frozen=True)
@@ -184,12 +186,12 @@ class TrainerLoss(TaskLoss):
     Attributes:
         compute_loss: the bound method, as the base trainer has it.
         defined_in: names the class that defines it.
-        trainer: names the class of the trainer.
+        trainer_name: names the class of the trainer.
     """
 
     compute_loss: Callable[..., Any]
     defined_in: str
-    trainer: str
+    trainer_name: str
     base: nn.Module
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
 
@@ -197,25 +199,22 @@ class TrainerLoss(TaskLoss):
     def computed_by(self) -> str:
         return f"compute_loss of {self.defined_in}"
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], whole: bool = False) -> Any:
+    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         result = self.compute_loss(model, inputs, return_outputs=True)
         if not isinstance(result, tuple):
             raise ValueError(
-                f"The compute_loss of {self.trainer} must return (loss, outputs) when it is called with "
+                f"The compute_loss of {self.trainer_name} must return (loss, outputs) when it is called with "
                 f"return_outputs=True, because R-Drop needs the logits; it returned a {type(result).__name__}."
             )
         loss, outputs = result
         return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and outputs[0].dim() == 0)
 
 
-def own_loss(
-    base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
-) -> StockLoss | ModelLoss:
+def own_loss(base: nn.Module, label_smoothing: float = 0.0, hidden_by: str | None = None) -> StockLoss | ModelLoss:
     """The loss of a model that is left to itself: the stock loss of its head, or its own.
 
     Args:
         base: the model without wrappers.
-        head: of the model.
         label_smoothing: `Trainer` puts the smoothed stock loss in the place of every other.
         hidden_by: the setting for which the model returns no logits once it is given labels.
 
@@ -223,15 +222,15 @@ def own_loss(
         ValueError: a loss of its own is to be kept, which comes without logits.
     """
     if label_smoothing:
-        return StockLoss(head, base)
+        return StockLoss(base)
     if promises_stock_loss(base):
-        return StockLoss(head, base, None if hidden_by else LossComparison())
+        return StockLoss(base, None if hidden_by else LossComparison())
     if hidden_by:
         raise ValueError(
             f"R-Drop keeps the own loss of {type(base).__name__}, and needs its logits too, which it leaves out with "
             f"{hidden_by}."
         )
-    return ModelLoss(head, base)
+    return ModelLoss(base)
 
 
 def promises_stock_loss(model: nn.Module) -> bool:
@@ -270,9 +269,8 @@ def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch
     return None if prepare is None else {"decoder_input_ids": prepare(labels=labels)}
 
 
-def _call(model: nn.Module, inputs: dict[str, Any], head: PredictionHead, whole: bool) -> Any:
-    """One forward of a model. Unless they are wanted, outputs that the loss does not need are let go at once."""
-    outputs = call_model(model, inputs)
-    if whole or not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in head.outputs):
+def _kept(outputs: Any, keep: tuple[str, ...] | None) -> Any:
+    """Outputs without those that the loss does not need."""
+    if keep is None or not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in keep):
         return outputs
-    return {key: value for key, value in outputs.items() if key in head.outputs or key.endswith("loss")}
+    return {key: value for key, value in outputs.items() if key in keep or key.endswith("loss")}

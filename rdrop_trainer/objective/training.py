@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .heads import PredictionHead, base_model
-from .lm_head import CannotFuse
+from .lm_head import is_compiled
 from .passes import Passes, call_model, run_passes
 from .task_loss import TrainerLoss
 
@@ -30,7 +30,8 @@ class Training:
         loss_function: a task loss of the user's, `function(outputs, labels, num_items_in_batch=count)`.
         trainer_loss: that of a base trainer that has its own.
         hidden_by: the setting for which the model returns no (or not all) logits once it is given labels.
-        unfusable: why this training cannot fuse an output head.
+        is_sharded: FSDP shards the weights over processes.
+        is_compiled: the model is compiled as a whole.
         replicas: processes that see the same rows, as those of one tensor-parallel group do.
         shares_counts: the processes normalise over their items together.
         forwards: how many forward passes were run so far to find something out.
@@ -42,7 +43,8 @@ class Training:
     loss_function: Callable[..., torch.Tensor] | None = None
     trainer_loss: TrainerLoss | None = None
     hidden_by: str | None = None
-    unfusable: CannotFuse | None = None
+    is_sharded: bool = False
+    is_compiled: bool = False
     replicas: int = 1
     shares_counts: bool = True
     forwards: int = field(default=0, init=False)
@@ -54,6 +56,7 @@ class Training:
         self.base = base_model(self.unwrapped)
         self.device = next(self.model.parameters()).device if alone else self.accelerator.device
         self.processes = 1 if alone else self.accelerator.num_processes
+        self.is_compiled = self.is_compiled or any(map(is_compiled, (self.model, self.base)))
         mixed = not alone and self.accelerator.mixed_precision != "no"
         half = (p.is_floating_point() and p.dtype.itemsize < 4 for p in self.base.parameters())
         self._is_half = mixed or any(half)
@@ -93,9 +96,12 @@ class Training:
     def aside(self, with_grad: bool = False):
         """For one forward pass that draws the random numbers which the training draws again."""
         self.forwards += 1
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.set_grad_enabled(with_grad), torch.random.fork_rng(devices=devices):
+        with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
+
+    def same_noise(self):
+        """Gives the random state back as it was, when it is left."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def probe(self, model: nn.Module, inputs: Mapping[str, Any], call=call_model, with_grad: bool = False) -> Passes:
         """One pass over some inputs, `aside`."""

@@ -87,6 +87,11 @@ class Window:
         items = self.head.count(batch)[:, 0].to(self.task_items.device)
         return (items * self.processes / self.task_items.clamp(min=1)).mean()
 
+    def weighted(self, mean: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The share of a mean over the items of one micro-batch, which is NaN where there are none."""
+        share = self.share(batch)
+        return torch.where(share > 0, mean * share, torch.zeros_like(mean))
+
     def terms(
         self,
         items: Sequence[Items],

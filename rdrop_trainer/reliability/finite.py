@@ -166,8 +166,7 @@ class FiniteLossGuard(TrainerCallback):
 
     def _stop(self, reason: str) -> NoReturn:
         """End the training with the reason, the last whole checkpoint and what may help."""
-        args, self._training = self._training.args, None
-        found = last_whole_checkpoint(args.output_dir)
+        found = last_whole_checkpoint(self._training.args.output_dir)
         last = f"The last good checkpoint is {found}" if found else "There is no checkpoint before it"
         raise FloatingPointError(
             f"{reason} {last}. A lower learning rate or more warm-up often helps; so does a check of those rows, or of "

@@ -281,6 +281,23 @@ def test_the_card_of_another_template_is_kept_and_extended(ada, tmp_path):
     assert valid(card, ada) and "## Training procedure" not in card.text
 
 
+def test_a_card_that_builds_on_trainers_guesses_no_data(ada, tmp_path):
+    class Adds(Trainer):
+        def create_model_card(self, *args, **kwargs):
+            super().create_model_card(*args, **kwargs)
+
+    class Extended(RDropMixin, Adds):
+        pass
+
+    data = datasets.Dataset.from_generator(lambda: iter(tiny.dataset()))
+    trainer = tiny.trainer(tiny.bert(), data, tmp_path / "run", cls=Extended)
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert not card.data.datasets and "generator" not in card.text and "## R-Drop" in card.text
+    trainer.create_model_card(dataset="Mine", dataset_tags="mine")
+    assert ModelCard.load(tmp_path / "run" / "README.md").data.datasets == ["mine"]
+
+
 @pytest.mark.parametrize("content", [b"---\n: [\n---\n", b"---\n- a list\n---\n", b"\xff\xfe", b"no metadata", b""])
 def test_a_damaged_card_is_put_aside(ada, tmp_path, content):
     trainer = push_trainer(tmp_path, hub_strategy="end")

@@ -386,6 +386,55 @@ def test_a_trainers_own_loss_beside_a_loss_function(tmp_path):
         tiny.trainer(tiny.bert(), data, tmp_path, RDropWeighted, compute_loss_func=half).train()
 
 
+def test_a_compute_loss_set_on_the_class(tmp_path):
+    """As a plain function, whose name says nothing of the class."""
+
+    def own(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        return (7 * outputs.loss, outputs) if return_outputs else 7 * outputs.loss
+
+    cls = type("Over", (RDropMixin, type("Patched", (Trainer,), {"compute_loss": own})), {})
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls)
+    trainer.train()
+    assert trainer._training().trainer_loss.defined_in == "Patched"
+
+
+def mean(outputs, labels, num_items_in_batch=None):
+    return 3 * nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def summed(outputs, labels, num_items_in_batch=None):
+    return 3 * nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("function", [mean, summed])
+def test_a_loss_function_may_return_a_mean_or_divide_by_the_count(function, tmp_path):
+    """Most return a mean and ignore the count: accumulation must not add those up."""
+
+    def update(rows, steps):
+        model = tiny.noisy_bert("single_label")
+        before = tiny.weights(model)
+        trainer = tiny.trainer(
+            model, tiny.dataset(rows=11), tmp_path, compute_loss_func=function, logging_steps=1,
+            per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **tiny.PURE_SGD,
+        )  # fmt: skip
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["task_loss"])
+        return tiny.update(before, tiny.weights(model))
+
+    losses = []
+    assert tiny.relative(update(3, 4), update(11, 1)) < 1e-5  # the last micro-batch has two rows
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_loss_function_that_uses_the_count_otherwise_is_refused(tmp_path):
+    def neither(outputs, labels, num_items_in_batch=None):
+        return nn.functional.cross_entropy(outputs.logits, labels) + 1 / num_items_in_batch
+
+    with pytest.raises(ValueError, match="compute_loss_func returns .* for twice as many"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, compute_loss_func=neither).train()
+
+
 class Summed(BertForSequenceClassification):
     def forward(self, input_ids, attention_mask=None, labels=None):
         outputs = BertForSequenceClassification.forward(self, input_ids=input_ids, attention_mask=attention_mask)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from rdrop_trainer import RDropTrainingArguments
+from rdrop_trainer import RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.reliability.finite import FiniteLossGuard
 from support import tiny
 
@@ -272,3 +272,22 @@ def test_weights_are_checked_on_their_own(tmp_path):
     torch.nn.init.constant_(loop.model.weight, NAN)
     with pytest.raises(FloatingPointError, match="no longer finite after step 1, though every loss was"):
         loop.guard.check()
+
+
+def test_a_training_that_catches_the_error_stays_guarded(tmp_path):
+    class Catches(RDropTrainer):
+        caught = 0
+
+        def training_step(self, *args, **kwargs):
+            try:
+                return super().training_step(*args, **kwargs)
+            except FloatingPointError:
+                self.caught += 1
+                self.model.zero_grad()
+                return torch.tensor(0.0)
+
+    model = poisoned(NAN)
+    data = [{**row, "input_ids": [POISON, *row["input_ids"][1:]]} for row in rows(None)]
+    trainer = tiny.trainer(model, data, tmp_path, Catches, per_device_train_batch_size=4)
+    trainer.train()
+    assert trainer.caught == 3 and all(p.isfinite().all() for p in model.parameters())
