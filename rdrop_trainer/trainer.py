@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from .hub.publishing import PublishingMixin
 from .objective.heads import base_model
 from .objective.inspect import first_plan
 from .objective.objective import Objective
+from .objective.passes import without_ddp
 from .objective.task_loss import TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.window import LoggedTerms, StepSettings, Window
+from .overrides import check_order, divides_again, overriding, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.resuming import ResumingMixin
@@ -74,6 +78,12 @@ class RDropMixin(
     loss_is_scaled_for_ga = True
     _window: Window | None  # the micro-batches of this optimizer step, while `train` runs
     _objective: Objective | None
+    _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
+    _override: str | None = None  # such a compute_loss is "new", or "kept" as the task loss; None: it calls ours
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        check_order(cls, RDropMixin, Trainer)
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -104,9 +114,18 @@ class RDropMixin(
                 "R-Drop does not support context or sequence parallelism, which split rows between processes: set "
                 "cp_size and sp_size of parallelism_config to 1."
             )
+        if self.args.gradient_accumulation_steps > 1 and divides_again(type(self), RDropMixin):
+            owner = overriding(type(self), "training_step", RDropMixin)
+            raise ValueError(
+                f"The training_step of {owner.__name__} divides by the accumulation steps, but R-Drop's loss is this "
+                "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
+            )
         self._start_rdrop()
         try:
-            return super().train(*args, **kwargs)
+            with self._behind_ours("new"):
+                output = super().train(*args, **kwargs)
+            self._check_losses_came_through()
+            return output
         finally:
             self._window = self._objective = None
 
@@ -122,6 +141,7 @@ class RDropMixin(
                 f"window of {self.args.gradient_accumulation_steps}: they are left out."
             )
             batch_samples = []
+        self._check_losses_came_through()
         self._logged_terms.start_window(self.state.global_step)
         shared = self.args.average_tokens_across_devices
         self._window = self._count_window(batch_samples, shared) if batch_samples else None
@@ -129,9 +149,15 @@ class RDropMixin(
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
-        loss = super().training_step(*args, **kwargs)
+        with self._in_phase("train"):
+            loss = super().training_step(*args, **kwargs)
         self._finite_loss_guard.watch(loss)
         return loss
+
+    def prediction_step(self, *args, **kwargs):
+        """`Trainer.prediction_step`, whose losses are `Trainer`'s."""
+        with self._in_phase("evaluate"), self._behind_ours("kept"):
+            return super().prediction_step(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         self._finite_loss_guard.check()
@@ -155,10 +181,14 @@ class RDropMixin(
         Returns:
             This micro-batch's share of the loss of the optimizer step; outside `train()`, the loss of this batch.
         """
-        if not model.training:
+        # A model's own flag may be wrong where the model is a wrapper
+        trains = self._phase == "train" or (self._phase is None and model.training)
+        if not trains:
             return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        settings = self._step_settings()
-        window = self._window or self._count_window([inputs])
+        window, settings = self._window_of(inputs), self._step_settings()
+        if self._override == "new" and self._override_calls_ours(model, inputs, num_items_in_batch):
+            return self.compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        self._losses_made += 1
         if settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
@@ -170,6 +200,11 @@ class RDropMixin(
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
         if "loss" in logs:
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
+            if logs.get("divergence") == 0 and self._objective is not None and self._objective.plan.noise is None:
+                logger.warning_once(
+                    f"The divergence was exactly 0 up to step {self.state.global_step}: the passes are alike now, and "
+                    "R-Drop has no effect. Does a callback set dropout to 0, or put layers into evaluation mode?"
+                )
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -180,6 +215,7 @@ class RDropMixin(
 
     def _start_rdrop(self) -> None:
         self._window = self._objective = None
+        self._losses_made = 0  # in this window
         self._logged_terms = LoggedTerms(self.args.device)
 
     def _step_settings(self) -> StepSettings:
@@ -200,13 +236,32 @@ class RDropMixin(
             self._objective = Objective(first_plan(training, batches), training)
         return self._objective.window(batches, shared)
 
+    def _window_of(self, inputs: Mapping[str, Any]) -> Window:
+        if self._window is None and self._phase == "train" and self.is_in_train:
+            owner = overriding(type(self), "get_batch_samples", RDropMixin)
+            raise ValueError(
+                f"R-Drop did not see the batches of this step: let the get_batch_samples of "
+                f"{(owner or type(self)).__name__} call super().get_batch_samples(...), which counts their items."
+            )
+        return self._window or self._count_window([inputs])
+
+    def _check_losses_came_through(self) -> None:
+        """Stop where a step went by without this trainer's loss: its `training_step` runs the model by itself."""
+        if self._window is not None and self._losses_made == 0:
+            owner = overriding(type(self), "training_step", RDropMixin) or type(self)
+            raise ValueError(
+                f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
+                f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss."
+            )
+        self._losses_made = 0
+
     def _training(self) -> Training:
-        own: Any = super().compute_loss
+        order = type(self).__mro__
+        after = order if self._override else order[order.index(RDropMixin) + 1 :]
+        owner = next(cls for cls in after if "compute_loss" in vars(cls))
         trainer_loss = None
-        if own.__func__ is not Trainer.compute_loss:
-            after = type(self).__mro__[type(self).__mro__.index(RDropMixin) + 1 :]
-            defined_in = next(cls.__name__ for cls in after if "compute_loss" in vars(cls))
-            trainer_loss = TrainerLoss(self._base_loss, defined_in, type(self).__name__, self._base_model())
+        if owner is not Trainer:
+            trainer_loss = TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
         liger = getattr(self.args, "liger_kernel_config", None) or {}
         hidden_by = None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
@@ -230,7 +285,47 @@ class RDropMixin(
         """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""
         if self.label_smoother is not None or self.compute_loss_func is not None:
             inputs = {**inputs, **(decoder_inputs(self._base_model(), inputs) or {})}
-        return super().compute_loss(model, inputs, **arguments)
+        if self._override is None or self._phase == "override":
+            self._override_called_ours = True
+            return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
+        with self._in_phase("override"):
+            override = type(self).compute_loss
+            return override(self, model, inputs, **with_taken(override, arguments))
+
+    def _override_calls_ours(self, model: nn.Module, inputs: dict[str, Any], count: Any) -> bool:
+        """Whether a `compute_loss` in front of ours adds to ours, which then is what it was; else its loss is kept."""
+        self._override_called_ours = False
+        with self._objective.training.aside():
+            self._base_loss(without_ddp(model), dict(inputs), num_items_in_batch=count)
+        if not self._override_called_ours:
+            self._override = "kept"
+            return False
+        self._override = None
+        del vars(self)["compute_loss"]
+        training = self._training()
+        self._objective = Objective(first_plan(training, [inputs]), training)
+        return True
+
+    @contextmanager
+    def _behind_ours(self, state: str):
+        """Within it, `Trainer` calls our `compute_loss` in the place of one in front, which ours then calls."""
+        redirects = self._override is None and overriding(type(self), "compute_loss", RDropMixin) is not None
+        if redirects:
+            self._override, vars(self)["compute_loss"] = state, partial(RDropMixin.compute_loss, self)
+        try:
+            yield
+        finally:
+            if redirects:
+                self._override = None
+                vars(self).pop("compute_loss", None)
+
+    @contextmanager
+    def _in_phase(self, phase: str):
+        before, self._phase = self._phase, phase
+        try:
+            yield
+        finally:
+            self._phase = before
 
     def _base_model(self) -> nn.Module:
         return base_model(self.accelerator.unwrap_model(self.model))

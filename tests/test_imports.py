@@ -21,7 +21,7 @@ FOLDERS = [
     ["objective"],
     ["dropout", "training_args", "run_folder"],
     ["losses", "_extras"],
-    ["errors", "_lazy", "_mixin_base"],
+    ["errors", "_lazy", "_mixin_base", "overrides"],
 ]
 
 

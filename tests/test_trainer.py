@@ -404,7 +404,7 @@ def test_compute_loss_func_sees_one_pass_at_a_time(tmp_path):
         gradient_accumulation_steps=2,
     )
     trainer.train()
-    assert rows == [(4, 4, 8)] * 4
+    assert rows == [(4, 4, 8), (4, 4, 16), *[(4, 4, 8)] * 4]  # first: does it divide by the count?
     assert logged(trainer, "task_loss")[0] == pytest.approx(7 * 1.386, rel=0.1)
 
 

@@ -18,7 +18,7 @@ from .heads import Items
 from .lm_head import CannotFuse, LMHead
 from .passes import Passes, call_model, find_batch_size, repeat_rows, take_rows
 from .plan import Plan
-from .task_loss import FunctionLoss, ModelLoss, StockLoss, decoder_inputs, own_loss
+from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, decoder_inputs, own_loss
 from .training import Training
 from .window import StepSettings, Window
 
@@ -58,13 +58,18 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    own = training.probe(model, trainer.inputs(batch, head), trainer.call, with_grad=True)
+    try:
+        own = training.probe(model, trainer.inputs(batch, head), trainer.call, with_grad=True)
+    except TypeError:  # such as a division by the count, which is None
+        counting = replace(trainer, counts=head)
+        own = training.probe(model, trainer.inputs(batch, head), counting.call, with_grad=True)
+        plan = replace(plan, task_loss=counting)
     logits = [own.runs[0].get(name) for name in head.outputs]
     if all(value is not None and value.requires_grad for value in logits):
         return replace(plan, trainer_comparison=None)
     loss = own.loss().detach()
     del own, logits  # and with them the activations
-    if plan.task_loss is trainer:
+    if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=own_loss(training.base, training.smoothing(head), training.hidden_by))
     passes = training.probe(model, plan.task_loss.inputs(batch, head))
     items = head.items(passes, batch, 1)

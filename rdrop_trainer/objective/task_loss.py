@@ -187,12 +187,15 @@ class TrainerLoss(TaskLoss):
         compute_loss: the bound method, as the base trainer has it.
         defined_in: names the class that defines it.
         trainer_name: names the class of the trainer.
+        counts: the head by which the items of a batch are counted, for a method that divides by their number; None: it
+            is called without.
     """
 
     compute_loss: Callable[..., Any]
     defined_in: str
     trainer_name: str
     base: nn.Module
+    counts: PredictionHead | None = None
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
 
     @property
@@ -200,7 +203,8 @@ class TrainerLoss(TaskLoss):
         return f"compute_loss of {self.defined_in}"
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        result = self.compute_loss(model, inputs, return_outputs=True)
+        count = {} if self.counts is None else {"num_items_in_batch": self.counts.count(inputs)[:, 0].sum()}
+        result = self.compute_loss(model, inputs, return_outputs=True, **count)
         if not isinstance(result, tuple):
             raise ValueError(
                 f"The compute_loss of {self.trainer_name} must return (loss, outputs) when it is called with "
