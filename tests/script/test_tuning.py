@@ -211,7 +211,7 @@ def test_the_summary(here, launch, capsys):
     (best,) = (line for line in lines if line.startswith("best"))
     (plain,) = (line for line in lines if line.startswith("alpha 0"))
     settings = results("search/trial-3")["settings"]
-    assert "0.9900  trial 3: " in best and f"rdrop_alpha {settings['rdrop_alpha']:g}, dropout" in best
+    assert "0.9900  trial 3: " in best and f"rdrop_alpha {settings['rdrop_alpha']:g}, rdrop_dropout" in best
     assert f"{results('search/trial-0')['headline']['eval_accuracy']:.4f}  trial 0: rdrop_alpha 0" in plain
     assert "optimistic" in said and len(lines) < 24
     (check,) = (line for line in lines if line.startswith("check"))
