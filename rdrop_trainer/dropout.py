@@ -1,29 +1,39 @@
 """Finding and setting a model's dropout.
 
 R-Drop needs the noise of dropout, and many recent models ship with none. A model has dropout settings in three places:
-dropout modules, float attributes that functional dropout reads (`self.attention_dropout`), and the configuration, from
-which a saved model is built again. `set_dropout` changes all three together.
+dropout modules, float attributes that functional dropout reads (`self.attention_dropout`), and the configurations, from
+which a saved model or adapter is built again. `set_dropout` changes all three together.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
+from transformers.utils import logging
+
+from ._dropout_places import (
+    CONFIG_NAME,
+    DROPOUT_NAME,
+    OTHER_NOISE,
+    config_entries,
+    configs_of,
+    entries,
+    is_dropout,
+    places_of,
+)
+from ._twins import counterpart, twins_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
-# Attribute names of modules and configurations: dropout, hidden_dropout_prob, attn_pdrop, ... LayerDrop and stochastic
-# depth (drop_path) are other kinds of noise and are not changed.
-_DROPOUT_NAME = re.compile(r"dropout|pdrop", re.IGNORECASE)
-_OTHER_NOISE = re.compile(r"layer_?drop|drop_path", re.IGNORECASE)
+logger = logging.get_logger(__name__)
+
+# PEFT's OFT and BOFT replace rotations by identities; a plain dropout in that place would be other noise
+_ROTATIONS = "oft_dropout"
 
 
 @dataclass(frozen=True)
@@ -60,23 +70,26 @@ def active_dropout(model: nn.Module) -> list[ActiveDropout]:
         >>> active_dropout(model)
         [ActiveDropout(name='1', p=0.1)]
     """
-    found = []
-    for path, module, attribute in _dropout_attributes(model):
-        p = float(getattr(module, attribute))
-        if p > 0 and not (model.training and not module.training):
-            found.append(ActiveDropout(path if attribute == "p" else f"{path}.{attribute}".lstrip("."), p))
-    return found
+    return [
+        ActiveDropout(place.name, place.p)
+        for place in places_of(model)
+        if place.p > 0 and not (model.training and not place.module.training)
+    ]
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Set the probability of every dropout of the model, in place: modules, float attributes and the configuration.
+    """Set the probability of every dropout of the model, in place: modules, float attributes and the configurations.
 
-    A configuration entry of None stays None: it means that the head uses the dropout of the body. So a model built from
-    the configuration again has the same dropout, heads included. Some models put an `nn.Identity` where their
-    configuration has a dropout of 0; it is replaced by a dropout module.
+    The configurations are those of the model, of its parts and of PEFT adapters. An entry of None stays None: it means
+    that the head uses the dropout of the body. So a model or an adapter that is loaded again has the same dropout,
+    heads included. Some models and adapters put an `nn.Identity` where their configuration has a dropout of 0; it is
+    replaced by a dropout module.
+
+    A warning names what could not be set: modules whose class name says dropout and whose probability is not found,
+    and dropout that no entry of a configuration sets, so that a saved model does not keep it.
 
     Args:
-        model: any model; `model.config`, where there is one, is changed too.
+        model: any model; its configurations, where there are some, are changed too.
         p: probability of zeroing an element, in [0, 1).
 
     Raises:
@@ -92,99 +105,124 @@ def set_dropout(model: nn.Module, p: float) -> None:
     """
     if not 0 <= p < 1:
         raise ValueError(f"The dropout probability must be in [0, 1), got {p}.")
-    own_config = getattr(model, "config", None)
-    config = copy.deepcopy(own_config)
-    if config is not None:
-        set_config_dropout(config, p)
-    missing = _missing_dropout(model, config, p)
-    places = list(_dropout_attributes(model))
+    configs = configs_of(model)
+    for config in configs:
+        if isinstance(config, PretrainedConfig):  # may refuse; then nothing has been changed yet
+            set_config_dropout(copy.deepcopy(config), p)
+    twins = twins_of(model, lambda config: set_config_dropout(config, p), f"dropout {p}")
+    places, missing = list(places_of(model)), _missing_dropout(model, twins, p)
     if not places and not missing:
+        unknown = _unknown_dropout(model)
         raise ValueError(
             f"{type(model).__name__} has no dropout module and no dropout attribute, so its dropout cannot be set; "
             "R-Drop needs a model with dropout."
+            if not unknown
+            else f"The dropout of {type(model).__name__} cannot be set, because no attribute of {_some(unknown)} is "
+            "known to be its probability; set it there."
         )
-    for _, module, attribute in places:
-        setattr(module, attribute, p)
+    for place in places:
+        place.set(p)
     for path in missing:
         parent, _, name = path.rpartition(".")
         owner = model.get_submodule(parent)
         setattr(owner, name, nn.Dropout(p).train(getattr(owner, name).training))
-    if own_config is not None:
-        set_config_dropout(own_config, p)
+    for config in configs:
+        set_config_dropout(config, p)
+    _warn_of_exceptions(model, twins, p)
 
 
-def set_config_dropout(config: PretrainedConfig, p: float) -> None:
+def set_config_dropout(config: Any, p: float) -> None:
     """Set every dropout entry of a configuration and of its nested configurations, in place; None stays None.
+
+    Args:
+        config: of transformers, of PEFT, a dict, or any other object; one without entries stays as it is.
+        p: probability of zeroing an element.
 
     Raises:
         ValueError: the configuration refuses the value.
     """
-    for owner, key, path in _config_entries(config):
+    for owner, key, path in config_entries(config, CONFIG_NAME):
         try:
-            setattr(owner, key, p)
+            if isinstance(owner, dict):
+                owner[key] = p
+            else:
+                setattr(owner, key, p)
         except Exception as error:  # strict configurations raise their own error types
             raise ValueError(f"{type(config).__name__} does not take {path}={p}: {error}") from error
 
 
-def dropout_settings(config: PretrainedConfig) -> dict[str, float]:
+def dropout_settings(config: Any) -> dict[str, float]:
     """The dropout entries of a configuration and of its nested configurations, by name, without those of None."""
-    return {path: value for owner, key, path in _config_entries(config) for value in [getattr(owner, key)]}
+    return {path: entries(owner)[key] for owner, key, path in config_entries(config, CONFIG_NAME)}
 
 
 def has_other_noise(model: nn.Module) -> bool:
-    """Whether the configuration asks for another kind of noise: LayerDrop or stochastic depth."""
-    entries = vars(model.config) if hasattr(model, "config") else {}
-    return any(_OTHER_NOISE.search(key) and _is_probability(p) and p > 0 for key, p in entries.items())
+    """Whether a configuration of the model asks for another kind of noise: LayerDrop or stochastic depth."""
+    found = (entry for config in configs_of(model) for entry in config_entries(config, OTHER_NOISE))
+    return any(entries(owner)[key] > 0 for owner, key, _ in found)
 
 
-def _dropout_attributes(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(module path, module, attribute) of every number that dropout reads."""
-    for path, module in model.named_modules():
-        is_dropout = _DROPOUT_NAME.search(type(module).__name__) is not None
-        for attribute, value in list(vars(module).items()):
-            if _is_probability(value) and (_DROPOUT_NAME.search(attribute) or (is_dropout and attribute == "p")):
-                yield path, module, attribute
+# ---- What is missing, and what was not set ----
 
 
-def _missing_dropout(model: nn.Module, config: PretrainedConfig | None, p: float) -> list[str]:
+def _identities(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if type(module) is nn.Identity]
+
+
+def _missing_dropout(model: nn.Module, twins: dict[str, PreTrainedModel], p: float) -> list[str]:
     """Paths of identities that would be dropout modules if the model had been built with dropout.
 
-    A twin of the model on the meta device, built from the configuration, shows which these are. An adapter is not built
-    from its configuration; there the name decides.
+    The twin shows which these are. An adapter has no counterpart there, nor has a class that is not built from its
+    configuration alone; then the name decides.
     """
-    identities = [path for path, module in model.named_modules() if type(module) is nn.Identity]
-    if config is None or not isinstance(model, PreTrainedModel):
-        return [path for path in identities if "lora_dropout" in path]
-    try:
-        twin = _build_twin(model, config)
-    except Exception as error:
-        try:
-            _build_twin(model, copy.deepcopy(model.config))
-        except Exception:
-            return []  # a class that needs more than its configuration; there is no twin to compare with
-        raise ValueError(f"{type(model).__name__} cannot be built with dropout {p}: {error}") from error
-    return [path for path in identities if isinstance(_submodule(twin, path), nn.Dropout)]
+    missing = []
+    for path in _identities(model):
+        owner, _, name = path.rpartition(".")
+        if isinstance(model.get_submodule(owner), nn.ModuleDict):  # adapters by name
+            owner, _, name = owner.rpartition(".")
+        twin = counterpart(path, twins)
+        if isinstance(twin, nn.Dropout):
+            missing.append(path)
+        elif twin is None and DROPOUT_NAME.search(name) and not name.endswith(_ROTATIONS):
+            if p > 0 and type(model.get_submodule(owner)).__name__ == "ParamWrapper":
+                raise ValueError(
+                    f"The LoRA adapter of {owner} is one of parameters, and these take no dropout: set the model's "
+                    "dropout before the adapter is added."
+                )
+            missing.append(path)
+    return missing
 
 
-def _build_twin(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        return type(model)(config)
+def _unknown_dropout(model: nn.Module) -> list[str]:
+    """The modules that are said to be dropout, and that hold no probability in themselves or in their parts."""
+    return [
+        f"{path} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if (is_dropout(module) and next(places_of(module), None) is None)
+        or (type(module) is nn.Identity and f"{_ROTATIONS}." in path)
+    ]
 
 
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
+def _warn_of_exceptions(model: nn.Module, twins: dict[str, PreTrainedModel], p: float) -> None:
+    """Read everything back, and warn of what has another dropout or would have it when loaded again."""
+    others = [f"{place.name} ({place.p:g})" for place in places_of(model) if place.p != p] + _unknown_dropout(model)
+    if others:
+        logger.warning_once(
+            f"{type(model).__name__} has dropout that was not set to {p:g}, because it does not take the value or no "
+            f"attribute is known to be its probability: {_some(others)}. Set it there."
+        )
+    lost = [
+        f"{outer}.{place.name} ({place.p:g})".lstrip(".")
+        for outer, twin in twins.items()
+        for place in places_of(twin)
+        if place.p != p
+    ]
+    if lost:
+        logger.warning_once(
+            f"No entry of the configuration stores the dropout of {_some(lost)}: it is {p:g} now, and a saved "
+            f"{type(model).__name__} is loaded with the value in brackets."
+        )
 
 
-def _config_entries(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[PretrainedConfig, str, str]]:
-    for key, value in list(vars(config).items()):
-        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            yield from _config_entries(value, f"{prefix}{key}.")
-        elif _DROPOUT_NAME.search(key) and _is_probability(value):
-            yield config, key, prefix + key
-
-
-def _is_probability(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -361,8 +361,8 @@ class RDropMixin(
         self._set_dropout()
 
     def _set_dropout(self) -> None:
-        if self.args.dropout is not None:
-            set_dropout(self.model, self.args.dropout)
+        if self.args.rdrop_dropout is not None:
+            set_dropout(self.model, self.args.rdrop_dropout)
 
 
 class RDropTrainer(RDropMixin, Trainer):

@@ -105,7 +105,7 @@ class RDropArguments:
             "with an error that names step, rows and last checkpoint. With fp16 the gradient scaler handles it anyway."
         },
     )
-    dropout: float | None = field(
+    rdrop_dropout: float | None = field(
         default=None,
         metadata={
             "help": "Set every dropout of the model to this probability, in [0, 1), with alpha 0 too. R-Drop needs "
@@ -123,8 +123,8 @@ class RDropArguments:
         self.rdrop_unlabeled_ratio = _number("rdrop_unlabeled_ratio", self.rdrop_unlabeled_ratio)
         if self.rdrop_unlabeled_ratio <= 0:
             raise ValueError(f"rdrop_unlabeled_ratio must be more than 0, got {self.rdrop_unlabeled_ratio}.")
-        if self.dropout is not None and not 0 <= _number("dropout", self.dropout) < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if self.rdrop_dropout is not None and not 0 <= _number("rdrop_dropout", self.rdrop_dropout) < 1:
+            raise ValueError(f"rdrop_dropout must be in [0, 1), got {self.rdrop_dropout}.")
         if self.rdrop_alpha < 0:
             raise ValueError(f"rdrop_alpha must be a finite number of at least 0, got {self.rdrop_alpha}.")
         if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):

@@ -1,5 +1,6 @@
 """PEFT adapters: what counts, what is trained, and noise that comes from the adapter alone."""
 
+import json
 import logging
 
 import pytest
@@ -8,6 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments
+from rdrop_trainer.dropout import active_dropout, set_dropout
 from rdrop_trainer.objective import plan
 from support import formulas, tiny, zoo
 
@@ -138,6 +140,64 @@ def test_a_fused_output_head(case, fuses, mode, tmp_path, caplog):
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-6
     warned = [record.message for record in caplog.records if "is not fused" in record.message]
     assert len(warned) == (not fuses) and all("no plain Linear" in message for message in warned)
+
+
+ADAPTERS = {
+    "lora": ("LoraConfig", "lora_dropout", {"r": 4}),
+    "dora": ("LoraConfig", "lora_dropout", {"r": 4, "use_dora": True}),
+    "vera": ("VeraConfig", "vera_dropout", {"r": 4}),
+    "delora": ("DeloraConfig", "module_dropout", {"r": 4}),
+    "boft": ("BOFTConfig", "boft_dropout", {"boft_block_size": 4}),
+    "loha": ("LoHaConfig", "rank_dropout", {"r": 4}),
+}
+
+
+@pytest.mark.parametrize("first", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_the_dropout_of_an_adapter_is_stored_with_it(kind, first, tmp_path, monkeypatch):
+    """What was 0 is trained at the new value, and the adapter that is loaded again has it, head and body included."""
+    config, entry, settings = ADAPTERS[kind]
+    said = []
+    monkeypatch.setattr("rdrop_trainer.dropout.logger.warning_once", said.append)
+    config = getattr(peft, config)(task_type="SEQ_CLS", target_modules=["query"], **settings, **{entry: first})
+    model = peft.get_peft_model(tiny.bert(dropout=0.1), config)
+    set_dropout(model, 0.3)
+    assert getattr(model.peft_config["default"], entry) == 0.3 and model.config.hidden_dropout_prob == 0.3
+    found = {str(place) for place in active_dropout(model)}
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(tiny.bert(dropout=0.3), tmp_path, is_trainable=True)
+    loaded = {str(place) for place in active_dropout(again)}
+    if kind == "boft" and not first:  # its own kind of dropout is not there to be set, which is said
+        assert len(loaded) > len(found) and len(said) == 1 and "boft_dropout.default (Identity)" in said[0]
+    else:
+        assert loaded == found and all(place.endswith("(p=0.3)") for place in found) and not said
+
+
+def test_the_dropout_of_adapters_that_transformers_adds(tmp_path):
+    model = tiny.bert(dropout=0.1)
+    model.add_adapter(peft.LoraConfig(target_modules=["query"], lora_dropout=0.0), "a")
+    model.add_adapter(peft.LoraConfig(target_modules=["value"], lora_dropout=0.2), "b")
+    set_dropout(model, 0.3)
+    assert {config.lora_dropout for config in model.peft_config.values()} == {0.3}
+    found = active_dropout(model)
+    assert {place.p for place in found} == {0.3} and sum("lora_dropout" in place.name for place in found) == 4
+
+
+def test_lora_on_parameters_takes_no_dropout():
+    inner = zoo.build("llama", 0.0)
+    names = ["layers.0.mlp.up_proj.weight"]
+    model = peft.get_peft_model(inner, lora("CAUSAL_LM", target_modules=["q_proj"], target_parameters=names))
+    with pytest.raises(ValueError, match="take no dropout: set the model's dropout before"):
+        set_dropout(model, 0.3)
+    assert active_dropout(model) == [] and model.peft_config["default"].lora_dropout == 0.0
+
+
+def test_the_trainer_stores_the_dropout_of_an_adapter(tmp_path):
+    model = peft.get_peft_model(zoo.build("llama", 0.0), lora("CAUSAL_LM", **LORA | {"lora_dropout": 0.0}))
+    trainer = trainer_of(model, "llama", zoo.dataset("llama", 8), tmp_path, rdrop_dropout=0.3, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_dropout"] == 0.3
 
 
 def test_an_adapter_is_pushed_and_loaded(hub, tmp_path):

@@ -35,7 +35,7 @@ class Seen(TrainerCallback):
         places = {place.p for place in active_dropout(model)}
         config = model.config.hidden_dropout_prob
         self.runs.append(
-            SimpleNamespace(alpha=args.rdrop_alpha, dropout=args.dropout, places=places, config=config, logs=[])
+            SimpleNamespace(alpha=args.rdrop_alpha, dropout=args.rdrop_dropout, places=places, config=config, logs=[])
         )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -70,7 +70,7 @@ def trials_of(folder):
 def test_the_default_space():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [default_hp_space(study.ask()) for _ in range(50)]
-    for name, low, high in (("rdrop_alpha", 0.5, 8), ("dropout", 0.1, 0.3), ("learning_rate", 1e-5, 1e-4)):
+    for name, low, high in (("rdrop_alpha", 0.5, 8), ("rdrop_dropout", 0.1, 0.3), ("learning_rate", 1e-5, 1e-4)):
         values = [values.pop(name) for values in drawn]
         assert low <= min(values) and max(values) <= high and max(values) - min(values) > 0.8 * (high - low)
     assert not any(drawn)
@@ -81,15 +81,15 @@ def test_a_trial_trains_with_what_it_drew(tmp_path):
     trainer.args.rdrop_alpha = 4  # an int, to which `Trainer` would cast
     best = trainer.hyperparameter_search(n_trials=3)
     trials = trials_of(tmp_path)
-    assert len({trial.params["dropout"] for trial in trials}) == 3
+    assert len({trial.params["rdrop_dropout"] for trial in trials}) == 3
     for trial, run in zip(trials, seen.runs, strict=True):
         assert run.alpha == trial.params["rdrop_alpha"] != int(run.alpha)
-        assert run.places == {run.dropout} == {trial.params["dropout"]} and run.config == run.dropout
+        assert run.places == {run.dropout} == {trial.params["rdrop_dropout"]} and run.config == run.dropout
         first = next(logs for logs in run.logs if "divergence" in logs)
         assert first["divergence"] > 0
         assert math.isclose(first["loss"], first["task_loss"] + run.alpha / 2 * first["divergence"], rel_tol=1e-4)
     assert best.run_id == str(min(trials, key=lambda trial: trial.value).number)  # of the evaluation loss
-    assert best.hyperparameters.keys() == {"rdrop_alpha", "dropout", "learning_rate"}
+    assert best.hyperparameters.keys() == {"rdrop_alpha", "rdrop_dropout", "learning_rate"}
 
 
 def test_alpha_0_may_be_in_the_space(tmp_path):
@@ -129,7 +129,7 @@ def test_every_trial_is_checked_for_noise(tmp_path):
     trainer, _ = searcher(tmp_path)
     with pytest.raises(ValueError, match="no active dropout"):
         trainer.hyperparameter_search(
-            hp_space=lambda trial: {"dropout": trial.suggest_categorical("dropout", [0.1, 0.0])},
+            hp_space=lambda trial: {"rdrop_dropout": trial.suggest_categorical("rdrop_dropout", [0.1, 0.0])},
             n_trials=2,
             storage=None,
             sampler=ListSampler([0.1, 0.0]),
@@ -142,7 +142,9 @@ def test_the_same_call_goes_on(tmp_path):
     trainer, seen = searcher(tmp_path)
     best = trainer.hyperparameter_search(n_trials=3)
     assert len(seen.runs) == 1 and len(trials_of(tmp_path)) == 3
-    assert len({trial.params["dropout"] for trial in trials_of(tmp_path)}) == 3  # the sampler does not begin again
+    assert (
+        len({trial.params["rdrop_dropout"] for trial in trials_of(tmp_path)}) == 3
+    )  # the sampler does not begin again
     trainer, seen = searcher(tmp_path)
     assert trainer.hyperparameter_search(n_trials=3) == best and not seen.runs
     # Optuna would go on without a word
@@ -159,7 +161,7 @@ def test_a_trial_that_was_cut_off_begins_anew(tmp_path):
     cut_off, again, other = trials_of(tmp_path)
     assert [trial.state.name for trial in (cut_off, again, other)] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert again.params == values != other.params and len(seen.runs) == 2
-    assert (seen.runs[0].alpha, seen.runs[0].dropout) == (values["rdrop_alpha"], values["dropout"])
+    assert (seen.runs[0].alpha, seen.runs[0].dropout) == (values["rdrop_alpha"], values["rdrop_dropout"])
 
 
 @pytest.mark.parametrize(
@@ -207,13 +209,13 @@ def test_without_model_init(tmp_path):
 def test_dropout_of_the_arguments(tmp_path):
     for alpha in (0.0, 4.0):
         model = tiny.bert()
-        trainer = tiny.trainer(model, tiny.dataset(), tmp_path, dropout=0.25, rdrop_alpha=alpha, max_steps=1)
+        trainer = tiny.trainer(model, tiny.dataset(), tmp_path, rdrop_dropout=0.25, rdrop_alpha=alpha, max_steps=1)
         assert {place.p for place in active_dropout(model)} == {0.25} and model.config.hidden_dropout_prob == 0.25
-        trainer.args.dropout = 0.5
+        trainer.args.rdrop_dropout = 0.5
         trainer.train()
         assert {place.p for place in active_dropout(model)} == {0.5}
     with pytest.raises(ValueError, match="no dropout module"):
-        tiny.trainer(nn.Linear(2, 2), tiny.dataset(), tmp_path, dropout=0.1)
+        tiny.trainer(nn.Linear(2, 2), tiny.dataset(), tmp_path, rdrop_dropout=0.1)
 
 
 def test_arguments_of_other_trainers_can_be_searched(tmp_path):
@@ -235,8 +237,8 @@ def test_arguments_of_other_trainers_can_be_searched(tmp_path):
     assert {place.p for place in active_dropout(trainer.model)} == {0.1}
     trainer.hyperparameter_search(n_trials=1)
     (trial,) = trials_of(tmp_path)
-    assert (seen.runs[0].alpha, seen.runs[0].dropout) == (trial.params["rdrop_alpha"], trial.params["dropout"])
-    assert seen.runs[0].places == {trial.params["dropout"]}
+    assert (seen.runs[0].alpha, seen.runs[0].dropout) == (trial.params["rdrop_alpha"], trial.params["rdrop_dropout"])
+    assert seen.runs[0].places == {trial.params["rdrop_dropout"]}
 
 
 def trained_with(trainer):
@@ -264,8 +266,8 @@ def test_ray_tune(tmp_path, monkeypatch):
         ray.shutdown()
     assert len(results) == 2
     for result in results:
-        assert result["config"].keys() == {"rdrop_alpha", "dropout", "learning_rate"}
+        assert result["config"].keys() == {"rdrop_alpha", "rdrop_dropout", "learning_rate"}
         assert result["eval_alpha"] == pytest.approx(result["config"]["rdrop_alpha"])
-        assert result["eval_dropout"] == pytest.approx(result["config"]["dropout"])
+        assert result["eval_dropout"] == pytest.approx(result["config"]["rdrop_dropout"])
         assert result["eval_divergence"] > 0
     assert best.objective == max(result["objective"] for result in results)

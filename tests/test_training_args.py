@@ -1,11 +1,13 @@
 """The settings: defaults, ranges, and how they reach the parser."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from rdrop_trainer import RDropArguments, RDropTrainingArguments
+from rdrop_trainer import RDropArguments, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer.dropout import active_dropout
+from support import tiny
 
 
 def test_defaults_and_help():
@@ -22,7 +24,7 @@ def test_defaults_and_help():
         "rdrop_fused_head": "auto",
         "rdrop_allow_deterministic": False,
         "rdrop_allow_nonfinite": False,
-        "dropout": None,
+        "rdrop_dropout": None,
     }
     assert all(len(f.metadata["help"]) > 60 for f in fields(settings))
 
@@ -44,9 +46,9 @@ def test_defaults_and_help():
         ("rdrop_warmup_steps", float("nan")),
         ("rdrop_unlabeled_ratio", 0.0),
         ("rdrop_unlabeled_ratio", float("inf")),
-        ("dropout", 1.0),
-        ("dropout", -0.1),
-        ("dropout", "0.1"),
+        ("rdrop_dropout", 1.0),
+        ("rdrop_dropout", -0.1),
+        ("rdrop_dropout", "0.1"),
         ("rdrop_forward_mode", "parallel"),
         ("rdrop_reduction", "batchmean"),
     ],
@@ -79,6 +81,28 @@ def test_parser(tmp_path):
         f"--output_dir {tmp_path} --rdrop_alpha 2 --rdrop_forward_mode recompute --rdrop_warmup_steps 0.1".split()
     )
     assert (args.rdrop_alpha, args.rdrop_forward_mode, args.rdrop_warmup_steps) == (2.0, "recompute", 0.1)
+
+
+@dataclass
+class HeadArguments:
+    """A user's own."""
+
+    dropout: float = 0.5
+
+
+@dataclass
+class OwnArguments(TrainingArguments):
+    dropout: float = 0.5
+
+
+def test_a_dropout_of_the_users_own_is_his(tmp_path):
+    parser = HfArgumentParser([RDropTrainingArguments, HeadArguments])
+    flags = f"--output_dir {tmp_path} --report_to none --dropout 0.4 --rdrop_dropout 0.2".split()
+    args, head = parser.parse_args_into_dataclasses(flags)
+    assert (args.rdrop_dropout, head.dropout) == (0.2, 0.4)
+    model = tiny.bert(dropout=0.1)
+    RDropTrainer(model, OwnArguments(str(tmp_path), report_to="none"))
+    assert {place.p for place in active_dropout(model)} == {0.1} and model.config.hidden_dropout_prob == 0.1
 
 
 @pytest.mark.parametrize(

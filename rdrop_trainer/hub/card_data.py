@@ -21,6 +21,8 @@ BLOCK = "r_drop"
 _PREFIX = "rdrop_"
 # Settings of how a run was computed, which do not change what was trained
 _NOT_OF_THE_MODEL = ("rdrop_fused_head", "rdrop_allow_deterministic", "rdrop_allow_nonfinite")
+# A card's `dropout` is what the model has, place by place, set by this or not
+_DROPOUT = "rdrop_dropout"
 # Names of scores -> the Hub's names of metrics, where they differ
 _METRIC_TYPES = {
     "pearson": "pearsonr",
@@ -80,7 +82,7 @@ def settings_block(
         alpha, num_passes, every_n_steps, warmup_steps, forward_mode, reduction and, with unlabeled rows,
         unlabeled_ratio as in `RDropArguments`; dropout and version.
     """
-    left_out = _NOT_OF_THE_MODEL + (() if with_unlabeled else ("rdrop_unlabeled_ratio",))
+    left_out = (*_NOT_OF_THE_MODEL, _DROPOUT) + (() if with_unlabeled else ("rdrop_unlabeled_ratio",))
     kept = [f.name for f in fields(RDropArguments) if f.name.startswith(_PREFIX) and f.name not in left_out]
     values = {name.removeprefix(_PREFIX): getattr(settings, name) for name in kept}
     return {**values, "dropout": dict(dropout), "version": version}
@@ -90,7 +92,7 @@ def settings_from_block(block: Any) -> RDropArguments | None:
     """The settings in an `r_drop` entry, which anybody may have written; None if they are not valid."""
     if not isinstance(block, Mapping):
         return None
-    names = {f.name for f in fields(RDropArguments)}
+    names = {f.name for f in fields(RDropArguments)} - {_DROPOUT}
     given = {_PREFIX + str(key): value for key, value in block.items() if _PREFIX + str(key) in names}
     # An error shows the value, and references in YAML can make one billions of characters long
     if "rdrop_alpha" not in given or not all(isinstance(value, (int, float, str)) for value in given.values()):

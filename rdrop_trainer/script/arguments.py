@@ -240,8 +240,15 @@ class CommandLine(NamedTuple):
     words: list[str]
 
 
+@dataclass
 class _RDropGroup(RDropArguments):
     _argument_group_name = "R-Drop"
+
+    # Here nobody has a dropout of his own, so the flag may be short
+    rdrop_dropout: float | None = field(
+        default=None,
+        metadata={**RDropArguments.__dataclass_fields__["rdrop_dropout"].metadata, "aliases": ["--dropout"]},
+    )
 
 
 class _TrainingGroup(TrainingArguments):

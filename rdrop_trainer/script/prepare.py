@@ -184,9 +184,9 @@ def _limited(name: str, wanted: int, tokenizer: PreTrainedTokenizerBase, config:
 
 def _check_dropout(model: Any, args: RDropTrainingArguments) -> None:
     """Refuse R-Drop with a model that has no noise."""
-    noise = active_dropout(model) if args.dropout is None else args.dropout  # the trainer sets it
+    noise = active_dropout(model) if args.rdrop_dropout is None else args.rdrop_dropout  # the trainer sets it
     if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
-        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.dropout == 0)
+        zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.rdrop_dropout == 0)
         raise InputError(
             f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
             "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"

@@ -62,7 +62,7 @@ class Pretended(InProcess):
         self.started.append(job.folder.name)
         found = results("search/trial-0") if Path("search/trial-0").exists() else results("before/trial-0")
         command = parse_arguments(job.flags)
-        for name in ("rdrop_alpha", "dropout", "learning_rate", "output_dir"):
+        for name in ("rdrop_alpha", "rdrop_dropout", "learning_rate", "output_dir"):
             found["settings"][name] = getattr(command.training, name)
         found["given"] = sorted(command.given)
         found["headline"] = {"eval_accuracy": self.scores.get(job.folder.name, 0.25)}
@@ -85,10 +85,10 @@ def study():
 
 def test_the_first_trials_are_the_baseline_and_the_given_settings(place):
     baseline, given, drawn = (results(place / "search" / f"trial-{i}")["settings"] for i in range(3))
-    tuned = ("rdrop_alpha", "dropout", "learning_rate")
+    tuned = ("rdrop_alpha", "rdrop_dropout", "learning_rate")
     assert [baseline[name] for name in tuned] == [0, None, 1e-3]
     assert [given[name] for name in tuned] == [4, None, 1e-3]
-    for name, low, high in (("rdrop_alpha", 0.5, 8), ("dropout", 0.1, 0.3), ("learning_rate", 3.1e-4, 3.2e-3)):
+    for name, low, high in (("rdrop_alpha", 0.5, 8), ("rdrop_dropout", 0.1, 0.3), ("learning_rate", 3.1e-4, 3.2e-3)):
         assert low <= drawn[name] <= high
     for other in (given, drawn):
         differ = {name for name, value in other.items() if baseline[name] != value}
@@ -101,8 +101,8 @@ def test_the_first_trials_are_the_baseline_and_the_given_settings(place):
         (5e-5, "learning_rate", (1e-5, 1e-4)),
         (1e-3, "learning_rate", (1e-3 / 10**0.5, 1e-3 * 10**0.5)),
         (16.0, "rdrop_alpha", (4, 64)),
-        (0.5, "dropout", (0.1, 0.5)),
-        (None, "dropout", (0.1, 0.3)),
+        (0.5, "rdrop_dropout", (0.1, 0.5)),
+        (None, "rdrop_dropout", (0.1, 0.3)),
     ],
 )
 def test_the_ranges_hold_what_was_given(given, name, expected):
@@ -150,7 +150,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_folder(here, launch, capsys):
     assert script.main([*FLAGS, "--tune=4"]) == 0
     assert launch.started == ["trial-3", "trial-3"] and study().trials[3].params == params
     settings = results("search/trial-3")["settings"]
-    assert settings["dropout"] == pytest.approx(params["dropout"], rel=1e-2)
+    assert settings["rdrop_dropout"] == pytest.approx(params["rdrop_dropout"], rel=1e-2)
 
 
 def test_a_trial_that_ended_unseen_is_not_repeated(here, launch, monkeypatch):
@@ -211,7 +211,7 @@ def test_the_summary(here, launch, capsys):
     (best,) = (line for line in lines if line.startswith("best"))
     (plain,) = (line for line in lines if line.startswith("alpha 0"))
     settings = results("search/trial-3")["settings"]
-    assert "0.9900  trial 3: " in best and f"rdrop_alpha {settings['rdrop_alpha']:g}, dropout" in best
+    assert "0.9900  trial 3: " in best and f"rdrop_alpha {settings['rdrop_alpha']:g}, rdrop_dropout" in best
     assert f"{results('search/trial-0')['headline']['eval_accuracy']:.4f}  trial 0: rdrop_alpha 0" in plain
     assert "optimistic" in said and len(lines) < 24
     (check,) = (line for line in lines if line.startswith("check"))
