@@ -173,6 +173,30 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
     return replace(plan, rows_checked=True)
 
 
+def check_repeats(
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings
+) -> Plan:
+    """Is a pass the same when it runs again from the same random states and buffers, as recomputing needs it?
+
+    Raises:
+        ValueError: it is not.
+    """
+    lm_head, once = plan.fused(batch, settings), replace(settings, num_passes=1)
+
+    def outputs() -> torch.Tensor:
+        with training.aside():
+            return plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)[0].outputs[0].float()
+
+    first, again = outputs(), outputs()
+    if not torch.allclose(first, again, rtol=training.tolerance(first), atol=1e-6, equal_nan=True):
+        raise ValueError(
+            f"{type(training.base).__name__} makes other predictions of the same rows when it runs again, although "
+            'random states and buffers are the same: it has state of its own that rdrop_forward_mode="recompute" '
+            'cannot put back. Use "concat" or "sequential".'
+        )
+    return replace(plan, repeats=True)
+
+
 def find_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any], settings: StepSettings) -> Plan:
     """Can the output head of a language model be fused? It is compared with the model's logits once.
 

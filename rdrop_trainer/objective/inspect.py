@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .._extras import lost_windows
 from .comparisons import (
+    check_repeats,
     check_rows,
     compare_function,
     compare_model_loss,
@@ -93,6 +94,8 @@ def before_passes(
     repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
     if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
         plan = check_rows(training, plan, model, batch, settings.num_passes)
+    if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:
+        plan = check_repeats(training, plan, model, batch, settings)
     return plan
 
 

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from .snapshot import Snapshot
+
 # Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
 PACKING_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
 
@@ -94,7 +96,7 @@ def run_passes(
         num_passes: m, at least 1.
         mode: "concat" (one forward of m·B rows), "sequential" (m forwards) or "recompute" (m forwards, all but the
             last checkpointed without reentrance, so that they keep no activations). Sequential and recompute draw
-            the same dropout from the same random state.
+            the same noise from the same random state: torch's, NumPy's and Python's.
         call: how the model is run on inputs.
 
     Raises:
@@ -111,13 +113,32 @@ def run_passes(
         # middle of the backward.
         inner = without_ddp(model)
         if mode == "recompute":
-            # A copy for each run: what a call takes out of its inputs must be there when it runs again
-            again = [checkpoint(lambda: call(inner, dict(inputs)), use_reentrant=False) for _ in range(num_passes - 1)]
+            again = [checkpoint(_Repeatable(call, inner, inputs), use_reentrant=False) for _ in range(num_passes - 1)]
             outputs = [*again, call(model, dict(inputs))]
         else:
             outputs = [call(model, dict(inputs))] + [call(inner, dict(inputs)) for _ in range(num_passes - 1)]
     has_loss = any(inputs.get(key) is not None for key in ("labels", "start_positions"))
     return Passes([_as_dict(o, has_loss) for o in outputs], outputs, num_passes, batch_size)
+
+
+class _Repeatable:
+    """A pass that runs again in the backward as it ran at first, and then leaves everything as it found it."""
+
+    def __init__(self, call: Callable[[nn.Module, dict[str, Any]], Any], model: nn.Module, inputs: Mapping[str, Any]):
+        self.call, self.model, self.inputs = call, model, inputs
+        self.start: Snapshot | None = None
+
+    def __call__(self) -> Any:
+        # A copy for each run: what a call takes out of its inputs must be there when it runs again
+        if self.start is None:
+            self.start = Snapshot(self.model)
+            return self.call(self.model, dict(self.inputs))
+        now = Snapshot(self.model)
+        self.start.restore()
+        try:
+            return self.call(self.model, dict(self.inputs))
+        finally:
+            now.restore()
 
 
 def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:

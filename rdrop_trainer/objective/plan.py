@@ -32,6 +32,7 @@ class Plan:
         noise: watches whether the passes differ; None: they were seen to.
         trainer_comparison: compares the loss of a base trainer with what is taken for it; None: decided.
         rows_checked: the task loss was seen not to depend on the number of rows.
+        repeats: a pass was seen to be the same when it runs again.
     """
 
     head: PredictionHead
@@ -41,6 +42,7 @@ class Plan:
     noise: NoiseWatch | None = NoiseWatch()
     trainer_comparison: LossComparison | None = None
     rows_checked: bool = False
+    repeats: bool = False
 
     def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
         """The output head that is fused into the loss of a micro-batch; None: its logits are made."""

@@ -13,6 +13,7 @@ from torch import nn
 from .heads import PredictionHead, base_model
 from .lm_head import is_compiled
 from .passes import Passes, call_model, run_passes
+from .snapshot import Snapshot
 from .task_loss import TrainerLoss
 
 if TYPE_CHECKING:
@@ -94,14 +95,20 @@ class Training:
 
     @contextmanager
     def aside(self, with_grad: bool = False):
-        """For one forward pass that draws the random numbers which the training draws again."""
+        """For one forward pass that leaves no trace."""
         self.forwards += 1
         with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
 
+    @contextmanager
     def same_noise(self):
-        """Gives the random state back as it was, when it is left."""
-        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+        """Gives random states and buffers back as they were, when it is left: what follows draws the same noise."""
+        before = Snapshot(self.model)
+        try:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                yield
+        finally:
+            before.restore()
 
     def probe(self, model: nn.Module, inputs: Mapping[str, Any], call=call_model, with_grad: bool = False) -> Passes:
         """One pass over some inputs, `aside`."""

@@ -1,12 +1,15 @@
 """Running a model several times: what is repeated, what is not, and what is refused."""
 
+import random
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.objective.passes import repeat_rows, run_passes
 from support import tiny
 
@@ -114,3 +117,54 @@ def test_recompute_keeps_no_activations_of_the_first_pass():
 
     one = saved("sequential") / 3
     assert saved("recompute") < 1.1 * one
+
+
+class OtherNoise(nn.Module):
+    """Noise that is not torch's, and buffers that move in a forward."""
+
+    def __init__(self, hidden_counter=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.out = nn.Embedding(40, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.register_buffer("bank", torch.zeros(8))
+        self.dropout, self.calls, self.hidden_counter = nn.Dropout(0.1), 0, hidden_counter
+
+    def forward(self, input_ids, labels=None):
+        self.calls += 1
+        hidden = self.norm(self.dropout(self.embed(input_ids).mean(1)))
+        hidden = hidden * torch.tensor(np.random.uniform(0.5, 1.5, 8), dtype=hidden.dtype)  # SpecAugment's generator
+        hidden = hidden + (random.random() < 0.5) + self.bank  # word dropout's
+        self.bank = 0.9 * self.bank + 0.1 * hidden.detach().mean(0)
+        logits = self.out(hidden + (self.calls if self.hidden_counter else 0))
+        return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels)}
+
+
+def test_recomputed_passes_repeat_all_noise_and_move_buffers_once():
+    """As two passes by hand do; probing forwards, too, leave no trace."""
+    batch = {"input_ids": torch.arange(20).reshape(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
+    found = []
+    for mode in ("by hand", "sequential", "recompute"):
+        model = OtherNoise().train()
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        if mode == "by hand":
+            outputs = [model(**batch) for _ in range(2)]
+            (sum(output["loss"] for output in outputs) / 2).backward()
+        else:
+            objective = Objective.of(model, [batch])
+            terms, _ = objective(model, batch, objective.window([batch]), StepSettings(alpha=0.0, forward_mode=mode))
+            terms.loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        moved = torch.cat([buffer.flatten().float() for buffer in model.buffers()])
+        found.append((gradient, moved, random.random(), np.random.rand(), torch.rand(())))
+    for other in found[1:]:
+        for got, wanted in zip(other, found[0], strict=True):
+            assert torch.allclose(torch.as_tensor(got), torch.as_tensor(wanted), rtol=1e-6)
+
+
+def test_state_that_cannot_be_put_back_is_refused():
+    batch = {"input_ids": torch.arange(20).reshape(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
+    model = OtherNoise(hidden_counter=True).train()
+    objective = Objective.of(model, [batch])
+    with pytest.raises(ValueError, match='OtherNoise makes other predictions.*Use "concat" or "sequential"'):
+        objective(model, batch, objective.window([batch]), StepSettings(forward_mode="recompute"))
+    objective(model, batch, objective.window([batch]), StepSettings(forward_mode="sequential"))

@@ -1,0 +1,39 @@
+"""What moves in a forward pass besides its outputs: random numbers that are not torch's, and buffers."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Snapshot:
+    """The state of NumPy's and Python's generators and of a model's buffers, to be put back.
+
+    SpecAugment draws from NumPy, word dropout often from `random`; BatchNorm and memory banks keep buffers. torch's
+    generators are left to `torch.random.fork_rng` and to `torch.utils.checkpoint`.
+
+    Args:
+        model: whose buffers.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._numpy, self._python = np.random.get_state(), random.getstate()
+        self._buffers = [
+            (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def restore(self) -> None:
+        """Put everything back. A buffer that nothing has written to stays untouched: autograd may hold it."""
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+        with torch.no_grad():
+            for owner, name, buffer, version, before in self._buffers:
+                owner[name] = buffer  # a forward may put another tensor in its place
+                if buffer._version != version:
+                    buffer.copy_(before)
