@@ -36,11 +36,13 @@ def card_facts(
         task=pipeline,
         language=_LANGUAGES.get(task.suite),
         tags=(task.suite, task.name) if suite else (),
-        evaluation_sets={_prefix(split): _evaluation_set(task, split, data[split], whole[split]) for split in splits},
+        evaluation_sets={
+            score_prefix(split): _evaluation_set(task, split, data[split], whole[split]) for split in splits
+        },
     )
 
 
-def _prefix(split: str) -> str:
+def score_prefix(split: str) -> str:
     """The prefix of a split's scores."""
     if not split.startswith("validation"):
         return split

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import program
-from .arguments import parse_arguments
+from .command_line import parse_arguments
 from .comparison import compare_baseline
 from .scratch import make_bert
 

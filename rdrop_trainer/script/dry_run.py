@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from transformers import TrainerCallback
 
 from ..dropout import dropout_settings
-from .config import RunConfig
 from .prepare import Prepared, wrong_settings_as_input_errors
+from .resolve import RunConfig
+from .summary import same_command
 
 
 def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> dict[str, Any]:
@@ -57,7 +58,6 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> di
 
 
 def _first_batch(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
-    """What a training finds just before its first step."""
     beginning = _Beginning(trainer)
     trainer.add_callback(beginning)
     try:
@@ -97,12 +97,12 @@ class _Beginning(TrainerCallback):
         raise _Enough
 
 
-def summary(found: Mapping[str, Any], next_command: str) -> str:
+def summary(argv: Sequence[str], found: Mapping[str, Any]) -> str:
     """What the run would do, for the terminal.
 
     Args:
+        argv: the words of the command line.
         found: what `dry_run` returned.
-        next_command: the run itself.
     """
     settings, training = found["settings"], found["training"]
     alpha = settings["rdrop_alpha"]
@@ -129,20 +129,17 @@ def summary(found: Mapping[str, Any], next_command: str) -> str:
     for split, first in found["held_out"].items():
         value = "no labels" if first["loss"] is None else f"{first['loss']:.4f}"
         lines.append(f"loss      {value} ({split}, the first {first['rows']} rows)")
-    lines.append(f"results   would go to {settings['output_dir']}" + _deleting(settings))
-    lines.append(f"hub       {_destination(settings)}")
+    folder = Path(settings["output_dir"])
+    deleting = settings["overwrite_output_dir"] and folder.exists()
+    lines.append(
+        f"results   would go to {settings['output_dir']}"
+        + (", and what an earlier run left there would be deleted" if deleting else "")
+    )
+    hub = "nothing would be pushed"
+    if settings["push_to_hub"]:
+        name = settings["hub_model_id"] or folder.name
+        hub = f"would be pushed to {name}" + ("" if "/" in name else ", in your own namespace")
+    lines.append(f"hub       {hub}")
     lines.append("written   nothing")
-    lines.append(f"next      {next_command}")
+    lines.append(f"next      {same_command(argv, found['processes'], without='dry_run')}")
     return "\n".join(lines)
-
-
-def _deleting(settings: Mapping[str, Any]) -> str:
-    there = settings["overwrite_output_dir"] and Path(settings["output_dir"]).exists()
-    return ", and what an earlier run left there would be deleted" if there else ""
-
-
-def _destination(settings: Mapping[str, Any]) -> str:
-    if not settings["push_to_hub"]:
-        return "nothing would be pushed"
-    name = settings["hub_model_id"] or Path(settings["output_dir"]).name
-    return f"would be pushed to {name}" + ("" if "/" in name else ", in your own namespace")

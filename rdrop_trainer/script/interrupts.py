@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 from ..reliability.resuming import last_whole_checkpoint
 from ..run_folder import RESULTS
 
-INTERRUPTED = 130  # exit code
 _GO_ON = (
     "the same command goes on from there (without --overwrite_output_dir and --resume_from_checkpoint, if it had them)"
 )

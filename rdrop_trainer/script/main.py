@@ -8,18 +8,14 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import dry_run, program
-from .arguments import parse_arguments
+from .command_line import parse_arguments
 from .comparison import compare_baseline
 from .demo import run_demo
-from .interrupts import INTERRUPTED
 from .jobs import end_with_parent
-from .next_command import next_command, same_command
+from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT
 from .run import StoppedError, run
 from .summary import summary
 from .tuning import tune
-
-WRONG_INPUT = 2
-NOT_PUSHED = 3  # all is computed and on disk, but the Hub did not take it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +52,7 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     if command.data.dry_run:
         found = run(command)
         if main_process:
-            print("\n" + dry_run.summary(found, same_command(argv, found["processes"], without="dry_run")))
+            print("\n" + dry_run.summary(argv, found))
         return 0
     if command.several.tune is not None:
         return tune(command)
@@ -64,5 +60,5 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
         return compare_baseline(command)
     results = run(command)
     if main_process:
-        print("\n" + summary(results, next_command(argv, results)))
+        print("\n" + summary(argv, results))
     return NOT_PUSHED if results["push_error"] else 0

@@ -13,27 +13,20 @@ from typing import Any
 from ..run_folder import read_results, write_json, write_text
 from ..search import SPACE
 from . import program
-from .arguments import CommandLine, given_values
+from .command_line import CommandLine
 from .jobs import RECIPE, recipe_text
 from .several import OF_THE_COMMAND, score_text
 
 TABLE, TABLE_JSON = "trials.md", "trials.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
-_NOT_IN_RECIPE = {
-    *OF_THE_COMMAND,
+_NOT_IN_RECIPE = OF_THE_COMMAND | {
     *("overwrite_output_dir", "resume_from_checkpoint", "run_name", "hub_model_id", "push_to_hub"),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial.
-
-    Attributes:
-        number: 0 has alpha 0, 1 the given settings.
-        folder: of its run.
-        results: what the run left.
-    """
+    """A finished trial: its number (0 has alpha 0, 1 the given settings), the folder of its run, and what that left."""
 
     number: int
     folder: Path
@@ -61,11 +54,7 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def read_trial(folder: Path) -> Trial:
-    """Read a finished trial from its `trial_folder`.
-
-    Raises:
-        InputError: its results are damaged.
-    """
+    """Read a finished trial from its `trial_folder`."""
     return Trial(int(folder.name.rpartition("-")[2]), folder, read_results(folder))
 
 
@@ -99,8 +88,8 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
 
 def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
     """Write the flags of the command with the values of the best trial, for the script to read."""
-    best, given = trials[0], given_values(command)
-    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE}
+    best = trials[0]
+    recipe = {name: value for name, value in command.given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
     head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {score_text(best.score)}\n"
     write_text(folder / RECIPE, head + recipe_text(recipe))

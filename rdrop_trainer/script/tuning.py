@@ -11,7 +11,7 @@ from .._extras import import_optional
 from ..errors import InputError
 from ..run_folder import RESULTS
 from ..search import SPACE, STORE, cut_off, open_study, sampler_for, study_in, suggest
-from .arguments import CommandLine
+from .command_line import CommandLine
 from .jobs import Job
 from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
 from .trials import Trial, delete_weights, read_trial, summary, trial_folder, write_recipe, write_trials
@@ -28,9 +28,6 @@ def tune(command: CommandLine) -> int:
     the command, and are judged by the first headline score of the task on the validation rows. The study lies in
     `trials.db`. A trial that was cut off or failed goes on in its folder when the same command is given again; the
     weights of all but the best are deleted.
-
-    Args:
-        command: the command line, with `--tune`.
 
     Returns:
         The exit code: 0, 1 when trials failed, 130 when interrupted.

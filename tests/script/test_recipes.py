@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rdrop_trainer.glue.tasks import TASKS
-from rdrop_trainer.script.arguments import parse_arguments
+from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.scratch import make_bart, make_bert
 from support import ROOT
 from support.runs import script
