@@ -173,6 +173,15 @@ def test_what_is_about_to_start_is_stopped_too(tmp_path):
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P is of 3.11")
+def test_a_module_of_the_user_is_not_taken_for_a_library(tmp_path, monkeypatch):
+    (tmp_path / "datasets.py").write_text("raise SystemExit('the wrong datasets')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (ended,) = run_jobs([Job("run", {"seed": -1}, tmp_path / "run")], Local(1), 1)
+    assert (ended.code, ended.last_line) == (2, "seed must be a number of at least 0, got -1.")
+
+
 def test_a_run_whose_folder_cannot_be_made(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError, match="the run cannot begin there .*the same command goes on"):
