@@ -28,9 +28,6 @@ STORE = "trials.db"
 STUDY = "rdrop"
 
 
-# ---- What is searched ----
-
-
 def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
     """The three settings that matter most to R-Drop, in the ranges in which good values were found.
 
@@ -57,9 +54,6 @@ def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
 def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]]) -> dict[str, float]:
     """Draw the values of a trial from a space that is written like `SPACE`."""
     return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in space.items()}
-
-
-# ---- Studies that go on ----
 
 
 def study_in(folder: Path) -> dict[str, Any]:
@@ -118,9 +112,6 @@ def begin_anew(study: optuna.Study) -> None:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
         logger.warning(f"Trial {trial.number} was cut off: it begins anew with the same values.")
-
-
-# ---- In a trainer ----
 
 
 class SearchMixin(MixinBase):
@@ -189,7 +180,7 @@ class SearchMixin(MixinBase):
             return "maximize"
         what = "the sum of the metrics" if compute_objective is None else "what compute_objective returns"
         logger.warning(
-            f"hyperparameter_search minimizes {what}, as Trainer does unless told otherwise: for accuracies and other "
+            f"hyperparameter_search minimizes {what}, as Trainer does by default: for accuracies and other "
             "scores that should be large, pass direction='maximize'."
         )
         return "minimize"

@@ -25,7 +25,7 @@ def card_facts(
     """What the card says that is known before the training.
 
     Args:
-        task: the task.
+        task: what is learned.
         pipeline: the Hub's name for tasks of this kind.
         data: the splits that the run reads.
         whole: the same splits with all their rows.

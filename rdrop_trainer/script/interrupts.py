@@ -24,13 +24,9 @@ _LEFT = 2**20  # bytes: with less, the disk counts as full; torch does not say w
 
 
 class StopWhenAsked(TrainerCallback):
-    """While it is entered, Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; Ctrl-C again ends
-    it at once.
+    """As a context: Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; Ctrl-C again, at once.
 
     Several processes would each stop after another step, so there a signal does what it always does.
-
-    Args:
-        processes: how many train together.
     """
 
     def __init__(self, processes: int):

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from . import dry_run, program
+from . import program
 from .command_line import parse_arguments
 from .comparison import compare_baseline
 from .demo import run_demo
 from .jobs import end_with_parent
 from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT
-from .run import StoppedError, run
-from .summary import summary
+from .run import StoppedError, run, run_dry
+from .summary import command_without_dry_run, summary
 from .tuning import tune
 
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv, main_process)
     except InputError as error:
-        # Each machine says what is wrong there; any process, what may be wrong with it alone
+        # One process of each machine says it; where it may concern one process alone, that process
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, StoppedError):
             print(f"{program.name()}: error: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -50,9 +50,9 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     if command.data.demo:
         return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
     if command.data.dry_run:
-        found = run(command)
+        found = run_dry(command)
         if main_process:
-            print("\n" + dry_run.summary(argv, found))
+            print(f"\n{found}\nnext      {command_without_dry_run(argv, command.training.world_size)}")
         return 0
     if command.several.tune is not None:
         return tune(command)

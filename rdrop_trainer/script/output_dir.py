@@ -25,10 +25,7 @@ _PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder. A process that dies releases it.
-
-    Args:
-        folder: the folder, which is made if it is missing.
+    """Hold the lock of a folder, which is made if it is missing. A process that dies releases it.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be written to.

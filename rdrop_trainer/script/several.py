@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, changed_settings, read_results, settings_of
+from .arguments import SeveralRunsArguments
 from .cluster import OnRay
 from .command_line import CommandLine, parse_arguments
 from .interrupts import terminated_as_interrupted
@@ -21,7 +22,7 @@ from .output_dir import locked
 from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT
 
 # Flags of the command, which none of its runs has
-OF_THE_COMMAND = frozenset({"compare_baseline", "seeds", "tune", "parallel", "engine", "output_dir"})
+OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArguments))}
 # Little on the disk and in the logs
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
@@ -188,7 +189,11 @@ def exit_code(failed: Sequence[Finished], what: str) -> int:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether a run is complete; with the settings of the job, or runs of different settings would be compared."""
+    """Whether a job's run is complete.
+
+    Raises:
+        InputError: it had other settings, so it cannot be compared with the others; or its results are damaged.
+    """
     path = job.folder / RESULTS
     if not path.exists():
         return False

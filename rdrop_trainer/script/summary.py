@@ -98,16 +98,15 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     return _command(argv, changes, results["processes"])
 
 
-def same_command(argv: Sequence[str], processes: int, without: str) -> str:
-    """The command of this run without one of its switches, and without tokens.
+def command_without_dry_run(argv: Sequence[str], processes: int) -> str:
+    """The command of a dry run without `--dry_run`, and without tokens.
 
     Args:
-        argv: the words of this run's command line.
+        argv: the words of the dry run's command line.
         processes: how many run it.
-        without: the switch's name; one that a recipe sets is overruled.
     """
-    in_recipe = _without_flags(argv, [without]) == list(argv)
-    return _command(argv, {"hub_token": None, "token": None, without: "False" if in_recipe else None}, processes)
+    in_recipe = _without_flags(argv, ["dry_run"]) == list(argv)  # and is overruled there
+    return _command(argv, {"hub_token": None, "token": None, "dry_run": "False" if in_recipe else None}, processes)
 
 
 def _command(argv: Sequence[str], changes: Mapping[str, str | None], processes: int) -> str:

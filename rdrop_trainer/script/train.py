@@ -43,7 +43,7 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     if checkpoint:
         logger.warning(f"Resuming from {checkpoint}")
     trainer, clock, probe = prepared.trainer, prepared.clock, None
-    beginning = _OnTrainBegin(lambda: take_over(config))
+    beginning = OnTrainBegin(lambda *_, **__: take_over(config))
     trainer.add_callback(beginning)
     if config.data.measure_stability:
         rows = prepared.features["train"]
@@ -74,12 +74,12 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     return Trained(metrics, memory)
 
 
-class _OnTrainBegin(TrainerCallback):
+class OnTrainBegin(TrainerCallback):
     """Calls a function when data, optimizer and schedule are ready, just before the first step."""
 
-    def __init__(self, function: Callable[[], None]):
+    def __init__(self, function: Callable[..., None]):
         self.function, self.reached = function, False
 
     def on_train_begin(self, *args, **kwargs):
-        self.function()
+        self.function(*args, **kwargs)
         self.reached = True

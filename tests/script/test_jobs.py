@@ -121,7 +121,7 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=90):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -160,7 +160,7 @@ def test_runs_end_with_the_process_that_started_them(tmp_path, how):
     child = int(log.read_text())
     assert alive(child)
     os.kill(parent.pid, how)
-    parent.wait(20)
+    parent.wait(90)
     wait_until(lambda: not alive(child))
 
 
