@@ -1,4 +1,4 @@
-"""What a run of the script leaves behind: the names of its files, their formats, and how runs are compared by them."""
+"""What a run of the script leaves: the names of its files, their formats, and how runs are compared by them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ STATE = "trainer_state.json"  # written by transformers
 EDITS_FILE = "edits.csv"
 LOGITS_FILE = "eval_logits.npz"
 LOG = "run.log"  # what a run prints that another process started
-
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "rdrop-trainer")
 
 _ROWS_SCORED = frozenset({"max_eval_samples", "max_predict_samples"})
 # Changing these between an interrupted run and its continuation does not change what is trained
@@ -62,13 +60,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """Read the results of a finished run.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        What its `all_results.json` holds.
+    """What `all_results.json` holds in the folder of a finished run.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -123,15 +115,12 @@ class Change(NamedTuple):
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = FREE_TO_CHANGE
 ) -> list[Change]:
-    """Compare the settings of two runs.
+    """What differs between the settings of two runs, in the order of `now`.
 
     Args:
         before: settings of the first run; one that it lacks counts as None.
         now: settings of the second run; all of them are compared.
         free: names of those that may differ.
-
-    Returns:
-        What differs, in the order of `now`.
 
     >>> print(*changed_settings({"seed": 1, "log_level": "info"}, {"seed": 2, "log_level": "error"}))
     seed was 1, now 2
@@ -156,7 +145,8 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    packages = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "rdrop-trainer")
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
 def _version(package: str) -> str:

@@ -12,6 +12,7 @@ from transformers.trainer_utils import BestRun, HPSearchBackend
 from transformers.utils import logging
 
 from ._mixin_base import MixinBase
+from .errors import InputError
 
 if TYPE_CHECKING:
     import optuna
@@ -26,9 +27,6 @@ SPACE: dict[str, tuple[float, float, bool]] = {
 }
 STORE = "trials.db"
 STUDY = "rdrop"
-
-
-# ---- What is searched ----
 
 
 def default_hp_space(trial: optuna.Trial | None) -> dict[str, Any]:
@@ -59,9 +57,6 @@ def suggest(trial: optuna.Trial, space: Mapping[str, tuple[float, float, bool]])
     return {name: trial.suggest_float(name, low, high, log=log) for name, (low, high, log) in space.items()}
 
 
-# ---- Studies that go on ----
-
-
 def study_in(folder: Path) -> dict[str, Any]:
     """The arguments of `optuna.create_study` for the study of a folder, which is made if it is missing."""
     folder = folder.absolute()
@@ -77,7 +72,7 @@ def open_study(direction: str | list[str], **arguments: Any) -> optuna.Study:
         **arguments: those of `optuna.create_study`, such as `study_in` gives.
 
     Raises:
-        ValueError: the study was begun in another direction; Optuna would go on in that one without a word.
+        InputError: the study was begun in another direction; Optuna would go on in that one without a word.
     """
     import optuna
 
@@ -85,7 +80,7 @@ def open_study(direction: str | list[str], **arguments: Any) -> optuna.Study:
     study = optuna.create_study(directions=wanted, **arguments)
     before = [found.name.lower() for found in study.directions]
     if before != wanted:
-        raise ValueError(
+        raise InputError(
             f"The search {study.study_name!r} that is to go on was begun with direction {', '.join(before)}, not "
             f"{', '.join(wanted)}: choose another study_name or output_dir."
         )
@@ -118,9 +113,6 @@ def begin_anew(study: optuna.Study) -> None:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
         logger.warning(f"Trial {trial.number} was cut off: it begins anew with the same values.")
-
-
-# ---- In a trainer ----
 
 
 class SearchMixin(MixinBase):
@@ -189,7 +181,7 @@ class SearchMixin(MixinBase):
             return "maximize"
         what = "the sum of the metrics" if compute_objective is None else "what compute_objective returns"
         logger.warning(
-            f"hyperparameter_search minimizes {what}, as Trainer does unless told otherwise: for accuracies and other "
+            f"hyperparameter_search minimizes {what}, as Trainer does by default: for accuracies and other "
             "scores that should be large, pass direction='maximize'."
         )
         return "minimize"

@@ -13,7 +13,7 @@ from rdrop_trainer.hub import __main__ as hub_commands
 from rdrop_trainer.hub import push_checkpoint
 from rdrop_trainer.report import FinishedRun
 from rdrop_trainer.report import __main__ as report_command
-from rdrop_trainer.script.arguments import parse_arguments
+from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
 from support import tiny

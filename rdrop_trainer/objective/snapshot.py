@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import torch
 from torch import nn
 
 
@@ -22,18 +21,16 @@ class Snapshot:
     def __init__(self, model: nn.Module):
         self._numpy, self._python = np.random.get_state(), random.getstate()
         self._buffers = [
-            (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
+            (module._buffers, name, buffer, buffer.detach().clone())
             for module in model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
 
     def restore(self) -> None:
-        """Put everything back. A buffer that nothing has written to stays untouched: autograd may hold it."""
+        """Put everything back, unseen by autograd, which may hold a buffer for a backward."""
         np.random.set_state(self._numpy)
         random.setstate(self._python)
-        with torch.no_grad():
-            for owner, name, buffer, version, before in self._buffers:
-                owner[name] = buffer  # a forward may put another tensor in its place
-                if buffer._version != version:
-                    buffer.copy_(before)
+        for owner, name, buffer, before in self._buffers:
+            owner[name] = buffer  # a forward may put another tensor in its place
+            buffer.data.copy_(before)

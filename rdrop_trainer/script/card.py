@@ -25,7 +25,7 @@ def card_facts(
     """What the card says that is known before the training.
 
     Args:
-        task: the task.
+        task: what is learned.
         pipeline: the Hub's name for tasks of this kind.
         data: the splits that the run reads.
         whole: the same splits with all their rows.
@@ -36,11 +36,13 @@ def card_facts(
         task=pipeline,
         language=_LANGUAGES.get(task.suite),
         tags=(task.suite, task.name) if suite else (),
-        evaluation_sets={_prefix(split): _evaluation_set(task, split, data[split], whole[split]) for split in splits},
+        evaluation_sets={
+            score_prefix(split): _evaluation_set(task, split, data[split], whole[split]) for split in splits
+        },
     )
 
 
-def _prefix(split: str) -> str:
+def score_prefix(split: str) -> str:
     """The prefix of a split's scores."""
     if not split.startswith("validation"):
         return split

@@ -6,44 +6,22 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..glue.features import LabelMap, are_nameless, match_labels
 from ..glue.tasks import Task
+from ..hub.model_kinds import AUTO_CLASSES, auto_class
 from .arguments import ModelArguments
+from .processors import PROCESSORS
 
 logger = logging.getLogger(__name__)
-
-AUTO_CLASSES = {
-    "sequence": AutoModelForSequenceClassification,
-    "tokens": AutoModelForTokenClassification,
-    "choice": AutoModelForMultipleChoice,
-    "question": AutoModelForQuestionAnswering,
-    "seq2seq": AutoModelForSeq2SeqLM,
-}
-HEAD_SUFFIXES = {
-    "sequence": "ForSequenceClassification",
-    "tokens": "ForTokenClassification",
-    "choice": "ForMultipleChoice",
-    "question": "ForQuestionAnswering",
-}
 
 
 def load_checkpoint(
     arguments: ModelArguments, task: Task, will_train: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, LabelMap | None]:
-    """Load configuration, tokenizer and model for a task.
+    """Load a model and its tokenizer for a task.
 
     Args:
         arguments: which model.
@@ -74,7 +52,8 @@ def load_checkpoint(
         tokenizer.padding_side = "right"  # positions of answers count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    model = _load(AUTO_CLASSES[task.head], source, {**options, "config": config, "ignore_mismatched_sizes": new_head})
+    options |= {"config": config, "ignore_mismatched_sizes": new_head}
+    model = _load(auto_class(_class_name(task.head)), source, options)
     return model, tokenizer, labels
 
 
@@ -90,7 +69,7 @@ def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple
     has_head = _has_head(config, task.head)
     if not has_head and not will_train:
         raise InputError(
-            f"{source} has no trained head ({HEAD_SUFFIXES[task.head]}), so it would predict at random; train it on "
+            f"{source} has no trained head ({_model_suffix(task.head)}), so it would predict at random; train it on "
             f"{task.name} first (--do_train), or choose a trained model"
         )
     if task.reads_passages:
@@ -114,8 +93,7 @@ def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple
         logger.warning(f"{message}; its head is replaced by a new one")
     if labels is None:
         labels = LabelMap(tuple(range(len(task.labels))))
-    config.id2label = {labels.to_model[i]: name for i, name in enumerate(task.labels)}
-    config.id2label = dict(sorted(config.id2label.items()))
+    config.id2label = dict(sorted((labels.to_model[i], name) for i, name in enumerate(task.labels)))
     config.label2id = {name: i for i, name in config.id2label.items()}
     config.problem_type = "single_label_classification" if task.head == "sequence" else None
     return labels, new_head
@@ -133,7 +111,16 @@ def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:
 
 
 def _has_head(config: Any, head: str) -> bool:
-    return any(name.endswith(HEAD_SUFFIXES[head]) for name in config.architectures or ())
+    return any(name.endswith(_model_suffix(head)) for name in config.architectures or ())
+
+
+def _class_name(head: str) -> str:
+    return AUTO_CLASSES[PROCESSORS[head].pipeline]
+
+
+def _model_suffix(head: str) -> str:
+    """How the names of models with this head end, such as "ForSequenceClassification"."""
+    return _class_name(head).removeprefix("AutoModel")
 
 
 def _options(arguments: ModelArguments) -> dict[str, Any]:

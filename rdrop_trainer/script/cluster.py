@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .._extras import import_optional
 from ..run_folder import EDITS_FILE, LOG, LOGITS_FILE, RESULTS, STATE
-from .jobs import PROGRAM, RECIPE, Job, Local
+from .jobs import RECIPE, Job, Local
 
 # What the report reads, brought back from machines that do not share a disk with this one; models stay where they are
 _BROUGHT_BACK = (RESULTS, STATE, EDITS_FILE, LOGITS_FILE, LOG, RECIPE)
@@ -21,27 +20,22 @@ class OnRay:
     A job gets one GPU, or one processor core in a cluster without. Data and model must be there under the same paths
     (names on the Hub are the same everywhere), and this package must be installed.
 
-    Args:
-        program: what starts the script, after the interpreter.
-
     Raises:
         InputError: Ray is not installed.
     """
 
-    def __init__(self, program: Sequence[str] = PROGRAM):
+    def __init__(self):
         self.ray = import_optional("ray", extra="ray")
         if not self.ray.is_initialized():
             self.ray.init(log_to_driver=False, logging_level="error")
         gpus = self.ray.cluster_resources().get("GPU", 0)
         # Tried again where a machine is lost: the run goes on from its last checkpoint, if that is on a shared disk
-        run = self.ray.remote(max_retries=2, num_cpus=1, num_gpus=1 if gpus else 0)(_run_there)
-        self._run, self.program = run, program
+        self._run = self.ray.remote(max_retries=2, num_cpus=1, num_gpus=1 if gpus else 0)(_run_there)
         self._tasks: list[Any] = []
 
     def __call__(self, job: Job) -> int:
         """Run a job to its end, fetch its results, and return its exit code."""
-        job = replace(job, folder=job.folder.absolute())
-        task = self._run.remote(job, self.program, str(Path.cwd()))
+        task = self._run.remote(replace(job, folder=job.folder.absolute()), str(Path.cwd()))
         self._tasks.append(task)
         code, files = self.ray.get(task)
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +51,8 @@ class OnRay:
             self.ray.cancel(task, force=True)
 
 
-def _run_there(job: Job, program: Sequence[str], cwd: str) -> tuple[int, dict[str, bytes]]:
+def _run_there(job: Job, cwd: str) -> tuple[int, dict[str, bytes]]:
     """On a machine of the cluster: run a job; its exit code, and the files the report reads."""
-    code = Local(1, program, cwd if Path(cwd).is_dir() else None)(job)
+    code = Local(1, cwd if Path(cwd).is_dir() else None)(job)
     paths = [job.folder / name for name in _BROUGHT_BACK]
     return code, {path.name: path.read_bytes() for path in paths if path.exists()}

@@ -8,16 +8,13 @@ from pathlib import Path
 from .._extras import import_optional
 from ..errors import InputError
 from ..report import FinishedRun, write_report
-from .arguments import CommandLine
+from .command_line import CommandLine
 from .jobs import Job
 from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
 
 
 def compare_baseline(command: CommandLine) -> int:
     """Run what is not finished yet of a comparison, and write the report.
-
-    Args:
-        command: the command line, with `--compare_baseline`.
 
     Returns:
         The exit code: 0; 1 when runs failed, and the report is then on the seeds of which both runs are there; 130 when
@@ -35,7 +32,12 @@ def compare_baseline(command: CommandLine) -> int:
     )
     check_command(command, "--compare_baseline", "a comparison resumes each of its runs", distributed)
     folder = folder_of(command, "comparison")
-    jobs = _jobs(command, folder)
+    shared = settings_of_runs(command) | {"measure_stability": True}
+    jobs = [  # baseline and R-Drop in turn, so that an early end leaves pairs
+        Job(f"{arm}, seed {seed}", shared | {"rdrop_alpha": alpha, "seed": seed}, folder / f"{arm}-seed{seed}")
+        for seed in command.several.seeds
+        for arm, alpha in (("baseline", 0.0), ("rdrop", command.training.rdrop_alpha))
+    ]
     return alone_in(folder, lambda: _compare(command, jobs, folder))
 
 
@@ -54,13 +56,3 @@ def _compare(command: CommandLine, jobs: Sequence[Job], folder: Path) -> int:
         baseline, rdrop = ([FinishedRun.read(job.folder) for job in arm if job.name not in missing] for arm in arms)
         print("\n" + write_report(baseline, rdrop, folder).summary())
     return exit_code(failed, f"of {len(jobs)} runs")
-
-
-def _jobs(command: CommandLine, folder: Path) -> list[Job]:
-    """Baseline and R-Drop for each seed, in turn, so that an early end leaves pairs."""
-    shared = settings_of_runs(command) | {"measure_stability": True}
-    return [
-        Job(f"{arm}, seed {seed}", shared | {"rdrop_alpha": alpha, "seed": seed}, folder / f"{arm}-seed{seed}")
-        for seed in command.several.seeds
-        for arm, alpha in (("baseline", 0.0), ("rdrop", command.training.rdrop_alpha))
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,13 @@ except ImportError:  # Windows
 
 
 class Clock:
-    """Seconds spent in each part of a run: `with clock("load"): ...`.
+    """The `seconds` spent in each part of a run: `with clock("load"): ...`."""
 
-    Args:
-        seconds: spent before.
-    """
-
-    def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds = dict(seconds or {})
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, part: str):
+    def __call__(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
@@ -44,7 +40,7 @@ class Clock:
 def peak_memory() -> dict[str, Any] | None:
     """The most memory this process has held so far: `bytes`, `of` the CUDA allocator ("cuda") or the "process".
 
-    None where the system does not tell.
+    None where the system does not say.
     """
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return {"bytes": torch.cuda.max_memory_allocated(), "of": "cuda"}

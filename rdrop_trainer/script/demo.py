@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import program
-from .arguments import parse_arguments
+from .command_line import parse_arguments
 from .comparison import compare_baseline
 from .scratch import make_bert
 
@@ -59,15 +59,12 @@ _TEMPLATES = {
 
 
 def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tuple[str, str]]:
-    """Made-up sentences with their sentiment, half English and half Chinese.
+    """Made-up sentences, half English and half Chinese, each with "negative" or "positive".
 
     Args:
         rows: how many.
         seed: of the random choices.
         wrong_labels: the share of labels that are wrong.
-
-    Returns:
-        Pairs of a sentence and "negative" or "positive".
     """
     rng = random.Random(seed)
     sentences = []
@@ -83,13 +80,10 @@ def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tupl
 
 
 def run_demo(output_dir: Path | None = None) -> int:
-    """Compare baseline and R-Drop on several seeds, and write the report.
+    """Compare baseline and R-Drop on several seeds; the exit code of the comparison.
 
     Args:
         output_dir: the comparison's folder; by default the first of runs/demo, runs/demo-2, ... that does not exist.
-
-    Returns:
-        The exit code of the comparison.
 
     Raises:
         InputError: the folder holds files already.
@@ -101,8 +95,8 @@ def run_demo(output_dir: Path | None = None) -> int:
         output_dir = next(path for path in names if not path.exists())
     train = make_sentences(TRAIN_ROWS, seed=1, wrong_labels=WRONG_LABELS)
     validation = make_sentences(VALIDATION_ROWS, seed=2)
+    output_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in (("train", train), ("validation", validation)):
-        output_dir.mkdir(parents=True, exist_ok=True)
         with open(output_dir / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("sentence", "label"), *rows])
     make_bert(output_dir / "model", [text for text, _ in make_sentences(4000, seed=3)])

@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 from ..reliability.resuming import last_whole_checkpoint
 from ..run_folder import RESULTS
 
-INTERRUPTED = 130  # exit code
 _GO_ON = (
     "the same command goes on from there (without --overwrite_output_dir and --resume_from_checkpoint, if it had them)"
 )
@@ -25,13 +24,9 @@ _LEFT = 2**20  # bytes: with less, the disk counts as full; torch does not say w
 
 
 class StopWhenAsked(TrainerCallback):
-    """While it is entered, Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; Ctrl-C again ends
-    it at once.
+    """As a context: Ctrl-C or SIGTERM ends training after the current step, with a checkpoint; Ctrl-C again, at once.
 
     Several processes would each stop after another step, so there a signal does what it always does.
-
-    Args:
-        processes: how many train together.
     """
 
     def __init__(self, processes: int):

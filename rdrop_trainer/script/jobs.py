@@ -10,24 +10,22 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import yaml
 
 from ..errors import InputError
 from ..run_folder import LOG, write_text
-from .arguments import flags_of
+from .command_line import flags_of
+from .program import MODULE
 
 RECIPE = "recipe.yaml"
-WRONG_INPUT = 2  # exit code of the script
-# What starts the script, after the interpreter; with -P, a user's datasets.py is not taken for the library of that name
-PROGRAM = (*(("-P",) if sys.version_info >= (3, 11) else ()), "-m", "rdrop_trainer.script")
+# After the interpreter; with -P, a user's datasets.py is not taken for the library of that name
+PROGRAM = (*(("-P",) if sys.version_info >= (3, 11) else ()), "-m", MODULE)
 _PARENT = "RDROP_TRAINER_PARENT"
 
 
@@ -39,11 +37,13 @@ class Job:
         name: for people.
         settings: the values of the script's flags, as a recipe states them; `output_dir` is `folder`.
         folder: the run's; what the run prints goes into `run.log` in it.
+        program: what starts the script, after the interpreter.
     """
 
     name: str
     settings: Mapping[str, Any]
     folder: Path
+    program: Sequence[str] = PROGRAM
 
     @property
     def flags(self) -> list[str]:
@@ -58,8 +58,7 @@ class Job:
         """
         path = self.folder.absolute() / RECIPE
         write_text(path, recipe_text({**self.settings, "output_dir": str(self.folder)}))
-        tokens = {name: value for name, value in self.settings.items() if _is_token(name)}
-        return [str(path), *flags_of(tokens)]
+        return [str(path), *flags_of({name: value for name, value in self.settings.items() if _is_token(name)})]
 
 
 def recipe_text(settings: Mapping[str, Any]) -> str:
@@ -72,88 +71,16 @@ def _is_token(name: str) -> bool:
     return name.endswith("token")
 
 
-def command_of(job: Job, program: Sequence[str] = PROGRAM) -> list[str]:
-    """Write a job's recipe, and return the command that runs it.
-
-    Args:
-        job: the job.
-        program: what starts the script, after the interpreter.
-    """
-    return [sys.executable, *program, *job.write()]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a job ended: its exit code (negative: killed by that signal), its last line, and the seconds it took."""
-
-    job: Job
-    code: int
-    last_line: str
-    seconds: float
-
-
-class Launch(Protocol):
-    """What runs jobs, each to its end, such as `Local`."""
-
-    def __call__(self, job: Job, /) -> int:
-        """Run a job, and return its exit code."""
-
-    def stop(self) -> None:
-        """End all that run."""
-
-
-def run_jobs(jobs: Iterable[Job], launch: Launch, at_once: int) -> Iterator[Finished]:
-    """Run jobs, and yield each as it ends. After a job that is refused as wrong input no other begins.
-
-    Args:
-        jobs: in the order in which they are to begin; each is asked for when its turn comes.
-        launch: runs one and waits for it, such as `Local`.
-        at_once: how many run at the same time.
-    """
-    waiting = iter(jobs)
-    with ThreadPoolExecutor(at_once, thread_name_prefix="run") as pool:
-        running: set[Future] = set()
-        try:
-            while True:
-                running |= {pool.submit(_timed, launch, job) for job in islice(waiting, at_once - len(running))}
-                if not running:
-                    return
-                done = next(as_completed(running))
-                running.remove(done)
-                yield done.result()
-                if done.result().code == WRONG_INPUT:
-                    waiting = iter(())
-        except BaseException:
-            launch.stop()
-            raise
-
-
-def _timed(launch: Launch, job: Job) -> Finished:
-    start = time.perf_counter()
-    code = launch(job)
-    return Finished(job, code, last_line(job.folder / LOG), time.perf_counter() - start)
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says something, without the script's name before it."""
-    try:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    except OSError:
-        return ""
-    return next((line for line in reversed(lines) if line), "").removeprefix("run_glue_rdrop.py: error: ")
-
-
 class Local:
     """Runs jobs on this machine. Those that run at the same time share its cores, and each gets one of its GPUs.
 
     Args:
         at_once: how many run at the same time.
-        program: what starts the script, after the interpreter.
         cwd: the folder they run in; default the current one.
     """
 
-    def __init__(self, at_once: int, program: Sequence[str] = PROGRAM, cwd: str | None = None):
-        self.program, self.cwd = program, cwd
+    def __init__(self, at_once: int, cwd: str | None = None):
+        self.cwd = cwd
         devices = _visible_devices()
         self._places: queue.Queue[dict[str, str]] = queue.Queue()
         for i in range(at_once):
@@ -166,14 +93,14 @@ class Local:
         self._lock = threading.Lock()  # so that no process starts unseen by `stop`
 
     def __call__(self, job: Job) -> int:
-        """Run a job to its end, and return its exit code.
+        """Run a job to its end, and return its exit code (negative: killed by that signal).
 
         Raises:
             InputError: its folder cannot be written to.
         """
         place = self._places.get()
         try:
-            command = command_of(job, self.program)
+            command = [sys.executable, *job.program, *job.write()]
             with open(job.folder / LOG, "ab") as log:
                 with self._lock:
                     if self._stopped:

@@ -7,19 +7,15 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from . import dry_run, program
-from .arguments import parse_arguments
+from . import program
+from .command_line import parse_arguments
 from .comparison import compare_baseline
 from .demo import run_demo
-from .interrupts import INTERRUPTED
 from .jobs import end_with_parent
-from .next_command import next_command, same_command
-from .run import StoppedError, run
-from .summary import summary
+from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT
+from .run import StoppedError, run, run_dry
+from .summary import command_without_dry_run, summary
 from .tuning import tune
-
-WRONG_INPUT = 2
-NOT_PUSHED = 3  # all is computed and on disk, but the Hub did not take it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv, main_process)
     except InputError as error:
-        # Each machine says what is wrong there; any process, what may be wrong with it alone
+        # One process of each machine says it; where it may concern one process alone, that process
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, StoppedError):
             print(f"{program.name()}: error: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -54,9 +50,9 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     if command.data.demo:
         return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
     if command.data.dry_run:
-        found = run(command)
+        found = run_dry(command)
         if main_process:
-            print("\n" + dry_run.summary(found, same_command(argv, found["processes"], without="dry_run")))
+            print(f"\n{found}\nnext      {command_without_dry_run(argv, command.training.world_size)}")
         return 0
     if command.several.tune is not None:
         return tune(command)
@@ -64,5 +60,5 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
         return compare_baseline(command)
     results = run(command)
     if main_process:
-        print("\n" + summary(results, next_command(argv, results)))
+        print("\n" + summary(argv, results))
     return NOT_PUSHED if results["push_error"] else 0

@@ -6,27 +6,65 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..errors import InputError
 from ..reliability.resuming import checkpoint_fault, last_whole_checkpoint
-from ..run_folder import (
-    EDITS_FILE,
-    LOGITS_FILE,
-    RESULTS,
-    SETTINGS,
-    STATE,
-    changed_settings,
-    read_results,
-    write_json,
-)
-from .config import RunConfig
-from .lock import check_unlocked, locked
+from ..run_folder import EDITS_FILE, LOGITS_FILE, RESULTS, SETTINGS, STATE, changed_settings, read_results, write_json
+from .program import logger
+from .resolve import RunConfig
 
+_LOCK = ".lock"
 # Settings that name what a run reads
 _PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file test_file unlabeled_file".split()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is missing. A process that dies releases it.
+
+    Raises:
+        InputError: another process holds the lock, or the folder cannot be written to.
+    """
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another process is at work there; wait for its end, or choose another --output_dir"
+        ) from error
+    except NotImplementedError:  # a file system without locks
+        logger.warning(f"{folder}: its file system has no locks, so make sure that no other process writes there")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_unlocked(folder: Path) -> None:
+    """Refuse early what `locked` would refuse later. Makes no folder and no lock.
+
+    Raises:
+        InputError: another process holds the lock, or the folder cannot be read.
+    """
+    try:
+        has_lock = (folder / _LOCK).exists()
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    if has_lock:
+        with locked(folder):
+            pass
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output_dir")
 
 
 def find_checkpoint(config: RunConfig) -> str | None:
@@ -66,36 +104,10 @@ def find_checkpoint(config: RunConfig) -> str | None:
     return str(last)
 
 
-def check_folder(config: RunConfig) -> str | None:
-    """`find_checkpoint` before anything is loaded; a folder in which another process is at work is refused as well."""
-    if config.training.should_save:
-        check_unlocked(config.output_dir)
-    return find_checkpoint(config)
-
-
-@contextmanager
-def own_folder(config: RunConfig, checkpoint: str | None) -> Iterator[str | None]:
-    """Have the run's folder to oneself.
-
-    Args:
-        config: the run.
-        checkpoint: what `check_folder` found.
-
-    Yields:
-        The checkpoint to resume from; another run may have been there since.
-
-    Raises:
-        InputError: see `find_checkpoint`; or another process is at work in the folder.
-    """
-    should_save = config.training.should_save
-    with locked(config.output_dir) if should_save else nullcontext():
-        yield find_checkpoint(config) if should_save else checkpoint
-
-
 def take_over(config: RunConfig) -> None:
     """Delete what an earlier run left, if the user asked for that, and write down which run is here now.
 
-    To be called when all that can be checked before the first step was found right.
+    To be called after all checks that come before the first step.
     """
     if config.training.should_save and config.data.overwrite_output_dir:
         _clear(config.output_dir)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import transformers
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..dropout import active_dropout, dropout_settings
@@ -21,13 +21,11 @@ from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
 from .card import card_facts
 from .checkpoint import load_checkpoint
-from .config import RunConfig, with_values
 from .cost import Clock
 from .processors import PROCESSORS, Processor
 from .program import logger
-from .source import Source, splits_of
+from .resolve import RunConfig, splits_of, with_values
 
-TRAINERS = {"seq2seq": RDropSeq2SeqTrainer}
 # What transformers raises for settings that do not work, before the first step
 WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
@@ -37,22 +35,22 @@ class Prepared:
     """What a run works with.
 
     Attributes:
-        source: all that the data hold.
+        found: names of all splits of the data.
         data: the splits that the run uses, as rows.
         features: the same splits, as the model takes them.
         processor: makes features of rows, and answers of what the model predicts.
         model: as it was loaded; a trainer may wrap it.
         trainer: ready to train.
-        seconds: that loading took, of the data and of the model.
+        clock: of the run.
     """
 
-    source: Source
+    found: list[str]
     data: Mapping[str, Dataset]
     features: Mapping[str, Dataset]
     processor: Processor
     model: PreTrainedModel
     trainer: RDropTrainer | RDropSeq2SeqTrainer
-    seconds: Mapping[str, float]
+    clock: Clock
 
     def splits(self, kind: str) -> list[str]:
         """Names of the used splits of a kind, the main one first."""
@@ -67,15 +65,20 @@ class Prepared:
         return self.features[split].remove_columns(list(self.processor.label_columns))
 
 
-def prepare(config: RunConfig, source: Source) -> Prepared:
+def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     """Load the model, make the features and the trainer.
+
+    Args:
+        config: the run.
+        whole: all splits of its data.
+        clock: of the run.
 
     Raises:
         InputError: data, model or settings that do not go together.
     """
-    clock, task, args = Clock(source.seconds), config.task, config.training
+    task, args = config.task, config.training
     with clock("load"):
-        data = used_splits(config, source)
+        data = _used_splits(config, whole)
         transformers.set_seed(args.seed)
         model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train)
         if args.do_train:
@@ -101,7 +104,7 @@ def prepare(config: RunConfig, source: Source) -> Prepared:
         args = disable_side_effects(args)
     eval_split = next(iter(splits_of(data, "validation")), None)
     with wrong_settings_as_input_errors():
-        trainer = TRAINERS.get(task.head, RDropTrainer)(
+        trainer = (RDropSeq2SeqTrainer if task.head == "seq2seq" else RDropTrainer)(
             model=model,
             args=args,
             train_dataset=features.get("train"),
@@ -111,8 +114,8 @@ def prepare(config: RunConfig, source: Source) -> Prepared:
             compute_metrics=processor.compute_metrics(features[eval_split], data[eval_split]) if eval_split else None,
             unlabeled_dataset=features.get("unlabeled"),
         )
-        trainer.card_facts = card_facts(task, processor.pipeline, data, source.splits)
-    return Prepared(source, data, features, processor, model, trainer, clock.seconds)
+        trainer.card_facts = card_facts(task, processor.pipeline, data, whole)
+    return Prepared(list(whole), data, features, processor, model, trainer, clock)
 
 
 @contextmanager
@@ -129,33 +132,33 @@ def input_error(error: Exception) -> InputError:
     return InputError(" ".join(str(error).split()))
 
 
-def used_splits(config: RunConfig, source: Source) -> dict[str, Dataset]:
-    """The splits that a run reads, cut to the numbers of rows asked for; unlabeled texts seen elsewhere left out.
-
-    Raises:
-        InputError: all unlabeled texts are also in another split.
-    """
+def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
+    """The splits that a run reads, cut to the numbers of rows asked for; unlabeled texts seen elsewhere left out."""
     data, args = config.data, config.training
-    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
-    limits |= {"test": data.max_predict_samples, "unlabeled": data.max_unlabeled_samples}
+    limits = {
+        "train": data.max_train_samples,
+        "validation": data.max_eval_samples,
+        "test": data.max_predict_samples,
+        "unlabeled": data.max_unlabeled_samples,
+    }
     wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
     # A folder may hold unlabeled texts; they are used when asked for
     wanted["unlabeled"] = args.do_train and data.unlabeled_file is not None
     if wanted["unlabeled"] and args.rdrop_alpha == 0:
         logger.warning("--rdrop_alpha 0: the unlabeled rows have no effect and are left out")
         wanted["unlabeled"] = False
-    used = {split: rows for split, rows in source.splits.items() if wanted[split.split("_")[0]]}
-    if "unlabeled" in used:
-        others = [rows for split, rows in source.splits.items() if split != "unlabeled"]
-        new = without_seen_texts(used["unlabeled"], others)
-        if len(new) == 0:
-            raise InputError(f"{data.unlabeled_file}: all texts are also in another split, so none are left")
-        logger.info(f"{len(new):,} of {len(used['unlabeled']):,} unlabeled texts are new and used")
-        used["unlabeled"] = new
-    for split, rows in used.items():
-        limit = limits[split.split("_")[0]]
-        if limit is not None:
-            used[split] = rows.select(range(min(limit, len(rows))))
+    used = {}
+    for split, rows in whole.items():
+        kind = split.split("_")[0]
+        if not wanted[kind]:
+            continue
+        if kind == "unlabeled":
+            new = without_seen_texts(rows, [others for other, others in whole.items() if other != "unlabeled"])
+            if len(new) == 0:
+                raise InputError(f"{data.unlabeled_file}: all texts are also in another split, so none are left")
+            logger.info(f"{len(new):,} of {len(rows):,} unlabeled texts are new and used")
+            rows = new
+        used[split] = rows if limits[kind] is None else rows.select(range(min(limits[kind], len(rows))))
     return used
 
 

@@ -30,10 +30,7 @@ class Processor:
     """Sequence classification and regression; the other heads derive from it.
 
     Args:
-        task: the task.
-        tokenizer: the model's.
         labels: how the task's label ids become the model's; None for a task without label names.
-        data_args: the settings of the data.
         max_length: longest input, in tokens.
         multiple_of: batches are padded to a multiple of so many tokens.
     """
@@ -110,12 +107,10 @@ class ChoiceProcessor(Processor):
         return decode_choices(predictions, rows)
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
-        metric = load_metric(self.task)
-
         def compute(prediction: EvalPrediction) -> dict[str, float]:
-            answers = self.answers(prediction.predictions, features, rows)
-            return metric.compute(predictions=answers, references=rows[self.references][:])
+            return self.scores(self.answers(prediction.predictions, features, rows), rows)
 
+        load_metric(self.task)  # a package that it needs is missed now
         return compute
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How the script was started, for its messages: as `run_glue_rdrop.py`, as `rdrop-glue`, or as a module."""
+"""The program from outside: how it was started, for its messages, and its exit codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 COMMAND = "rdrop-glue"
 FILE = "run_glue_rdrop.py"
 MODULE = "rdrop_trainer.script"
+
+# Exit codes; `main` says when
+INCOMPLETE, WRONG_INPUT, NOT_PUSHED, INTERRUPTED = 1, 2, 3, 130
 
 logger = logging.getLogger("run_glue_rdrop")
 
@@ -40,4 +43,4 @@ def _is_command() -> bool:
 
 
 def _is_module() -> bool:
-    return Path(sys.argv[0]).name == "__main__.py"
+    return Path(sys.argv[0]).parts[-3:] == (*MODULE.split("."), "__main__.py")

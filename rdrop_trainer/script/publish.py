@@ -12,11 +12,11 @@ from ..glue.tasks import Task
 from ..report import draw_curves
 from ..run_folder import RESULTS, versions, write_json
 from .card import find_baseline, scores_of
-from .config import RunConfig
 from .evaluate import Evaluated
 from .predict import Predicted
 from .prepare import Prepared
 from .program import logger
+from .resolve import RunConfig
 from .stability import stability_for_card
 from .train import Trained
 
@@ -30,30 +30,13 @@ def publish(
         What `all_results.json` holds.
     """
     args, trainer = config.training, prepared.trainer
-    results = _results(config, prepared, trained, evaluated, predicted)
-    _complete_card(config, prepared, results)
-    if args.should_save:
-        write_json(config.output_dir / RESULTS, results)
-        if args.do_train:  # of a model that others trained, these settings tell nothing
-            trainer.create_model_card()
-    if args.push_to_hub:
-        results = results | _push(trainer)
-        if args.should_save:
-            write_json(config.output_dir / RESULTS, results)
-    return results
-
-
-def _results(
-    config: RunConfig, prepared: Prepared, trained: Trained, evaluated: Evaluated, predicted: Predicted
-) -> dict[str, Any]:
-    args = config.training
     metrics = {**trained.metrics, **evaluated.metrics, **predicted.metrics}
-    return {
+    results = {
         "task": config.task.name,
         "headline": _headline(config.task, metrics),
         "metrics": {name: value for name, value in metrics.items() if name != "epoch"},
         "rows": {split: len(rows) for split, rows in prepared.data.items()},
-        "splits_found": list(prepared.source.splits),
+        "splits_found": prepared.found,
         "unlabeled_ratio": args.rdrop_unlabeled_ratio if "unlabeled" in prepared.data else None,
         "predictions": [str(file.path) for file in predicted.files],
         "complete_submissions": {file.path.name: file.complete for file in predicted.files},
@@ -62,13 +45,23 @@ def _results(
         "has_dropout": bool(active_dropout(prepared.model)),
         "processes": args.world_size,
         "device": str(args.device),
-        "seconds": {**prepared.seconds, **trained.seconds, **evaluated.seconds, **predicted.seconds},
+        "seconds": prepared.clock.seconds,
         "peak_memory": trained.memory,
         "stability": evaluated.stability,
         "versions": versions(),
         "pushed": None,
         "push_error": None,
     }
+    _complete_card(config, prepared, results)
+    if args.should_save:
+        write_json(config.output_dir / RESULTS, results)
+        if args.do_train:  # of a model that others trained, these settings say nothing
+            trainer.create_model_card()
+    if args.push_to_hub:
+        results |= _push(trainer)
+        if args.should_save:
+            write_json(config.output_dir / RESULTS, results)
+    return results
 
 
 def _headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -78,7 +71,7 @@ def _headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _complete_card(config: RunConfig, prepared: Prepared, results: Mapping[str, Any]) -> None:
-    """Tell the trainer's card what is known after the training."""
+    """Add what is known after the training to the trainer's card."""
     args, trainer, pictures = config.training, prepared.trainer, {}
     if config.data.measure_stability and args.do_train and args.should_save:
         history = trainer.state.log_history

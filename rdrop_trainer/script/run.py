@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +14,71 @@ import transformers
 
 from ..errors import InputError
 from ..training_args import RDropTrainingArguments
-from .arguments import CommandLine
-from .config import RunConfig, resolve
+from .command_line import CommandLine
+from .cost import Clock
 from .dry_run import dry_run
 from .evaluate import evaluate
 from .interrupts import how_to_go_on, is_full
-from .output_dir import check_folder, own_folder
+from .output_dir import check_unlocked, find_checkpoint, locked
 from .predict import predict
-from .prepare import prepare
+from .prepare import Prepared, prepare
 from .program import logger
 from .publish import publish
-from .source import Source, load_source
+from .resolve import RunConfig, resolve
 from .train import train
 
 
 class StoppedError(InputError):
-    """A run that had begun stopped at what one of its processes alone may have met."""
+    """A run that had begun stopped for a reason that may concern one of its processes alone."""
 
 
 def run(command: CommandLine) -> dict[str, Any]:
     """Load, train, evaluate, predict, save, push: whatever of it the command asks for.
 
     Returns:
-        What `all_results.json` holds. A dry run ends before it trains, writes nothing, and returns what `dry_run`
-        returns.
+        What `all_results.json` holds.
 
     Raises:
         InputError: anything that has to be mended before the run can go on.
         KeyboardInterrupt: Ctrl-C, or SIGTERM during training; its message says what there is to go on from.
     """
-    args = command.training
+    saves = command.training.should_save
+    with _prepared(command) as (config, prepared, checkpoint):
+        with locked(config.output_dir) if saves else nullcontext():
+            if saves:  # another run may have been there since
+                checkpoint = find_checkpoint(config)
+            trained = train(config, prepared, checkpoint)
+            evaluated = evaluate(config, prepared)
+            predicted = predict(config, prepared)
+            return publish(config, prepared, trained, evaluated, predicted)
+
+
+def run_dry(command: CommandLine) -> str:
+    """The same as `run` up to the first step, and then what `dry_run` says; nothing is trained or written."""
+    with _prepared(command) as (config, prepared, checkpoint):
+        return dry_run(config, prepared, checkpoint)
+
+
+@contextmanager
+def _prepared(command: CommandLine) -> Iterator[tuple[RunConfig, Prepared, str | None]]:
+    """A run, what it works with, and the checkpoint it goes on from; an error in the block says how to go on."""
+    args, clock = command.training, Clock()
     with _explained(Path(args.output_dir), args.should_save):
         if command.model.model_name_or_path is None:
             raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")
         _quiet_logging(args)
-        source = load_source(command)
-        config = resolve(command, source)
+        with clock("load"):
+            config, whole = resolve(command)
     with _explained(config.output_dir, args.should_save):
-        return _stages(config, source)
-
-
-def _stages(config: RunConfig, source: Source) -> dict[str, Any]:
-    checkpoint = check_folder(config)
-    prepared = prepare(config, source)
-    if config.data.dry_run:
-        return dry_run(config, prepared, checkpoint)
-    with own_folder(config, checkpoint) as checkpoint:
-        trained = train(config, prepared, checkpoint)
-        evaluated = evaluate(config, prepared)
-        predicted = predict(config, prepared)
-        return publish(config, prepared, trained, evaluated, predicted)
+        if args.should_save:
+            check_unlocked(config.output_dir)
+        checkpoint = find_checkpoint(config)
+        yield config, prepare(config, whole, clock), checkpoint
 
 
 @contextmanager
 def _explained(output_dir: Path, should_save: bool) -> Iterator[None]:
-    """Say of a run that stops how to go on."""
+    """Turn what stops a run into an error that says how to go on."""
     try:
         yield
     except InputError:

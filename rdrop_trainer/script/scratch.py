@@ -20,8 +20,6 @@ from transformers import (
     set_seed,
 )
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
 
 def make_bert(
     folder: Path,
@@ -32,7 +30,6 @@ def make_bert(
     layers: int = 2,
     heads: int = 4,
     max_length: int = 64,
-    seed: int = 0,
 ) -> None:
     """Save a BERT without a head, and its tokenizer, to a folder that `from_pretrained` reads.
 
@@ -43,11 +40,10 @@ def make_bert(
         vocab_size: at most so many tokens.
         hidden_size, layers, heads: the encoder; its inner layers are twice as wide as hidden_size.
         max_length: the longest input, in tokens.
-        seed: of the random weights.
     """
-    tokenizer = make_tokenizer(texts, vocab_size, max_length)
+    tokenizer = _make_tokenizer(texts, vocab_size, max_length)
     tokenizer.save_pretrained(folder)
-    set_seed(seed)
+    set_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -60,23 +56,15 @@ def make_bert(
 
 
 def make_bart(
-    folder: Path,
-    texts: Iterable[str],
-    *,
-    vocab_size: int = 8000,
-    hidden_size: int = 64,
-    layers: int = 2,
-    heads: int = 4,
-    max_length: int = 64,
-    seed: int = 0,
+    folder: Path, texts: Iterable[str], *, hidden_size: int = 64, layers: int = 2, heads: int = 4, max_length: int = 64
 ) -> None:
     """Save a BART, which writes texts from texts, and its tokenizer; the arguments are those of `make_bert`.
 
     Encoder and decoder have `layers` layers each, and texts end with [SEP].
     """
-    tokenizer = make_tokenizer(texts, vocab_size, max_length, bos_token="[CLS]", eos_token="[SEP]")
+    tokenizer = _make_tokenizer(texts, 8000, max_length, bos_token="[CLS]", eos_token="[SEP]")
     tokenizer.save_pretrained(folder)
-    set_seed(seed)
+    set_seed(0)
     config = BartConfig(
         vocab_size=len(tokenizer),
         d_model=hidden_size,
@@ -96,12 +84,20 @@ def make_bart(
     BartForConditionalGeneration(config).save_pretrained(folder)
 
 
-def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, **tokens: str) -> PreTrainedTokenizerFast:
+def _make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, **tokens: str) -> PreTrainedTokenizerFast:
     """A tokenizer of the characters and most frequent words of texts; `tokens` names more of its special tokens."""
     normalizer, splitter = BertNormalizer(), BertPreTokenizer()
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     characters = sorted({character for word in counts for character in word})
-    pieces = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *characters,
+        *(f"##{character}" for character in characters),
+    ]
     by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
     # Not a trained WordPiece vocabulary: its trainer breaks ties differently from run to run
     vocabulary = {piece: i for i, piece in enumerate(list(dict.fromkeys([*pieces, *by_frequency]))[:vocab_size])}

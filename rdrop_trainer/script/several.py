@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, changed_settings, settings_of
-from .arguments import CommandLine, given_values, parse_arguments
+from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, changed_settings, read_results, settings_of
+from .arguments import SeveralRunsArguments
 from .cluster import OnRay
-from .interrupts import INTERRUPTED, terminated_as_interrupted
-from .jobs import WRONG_INPUT, Finished, Job, Launch, Local, run_jobs
-from .lock import locked
+from .command_line import CommandLine, parse_arguments
+from .interrupts import terminated_as_interrupted
+from .jobs import Job, Local
+from .output_dir import locked
+from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT
 
-INCOMPLETE = 1  # exit code: some runs failed
 # Flags of the command, which none of its runs has
-OF_THE_COMMAND = ("compare_baseline", "seeds", "tune", "parallel", "engine", "output_dir")
+OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArguments))}
 # Little on the disk and in the logs
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
@@ -38,7 +43,7 @@ def check_command(command: CommandLine, flag: str, resumes: str, distributed: st
         resumes: what resumes by itself, as in "a search resumes each of its trials".
         distributed: what else to say where it was started with torchrun.
     """
-    args, given = command.training, command.given
+    args = command.training
     if args.world_size > 1:
         raise InputError(
             f"{flag} starts its own processes: run it with python, not torchrun, and use several GPUs with "
@@ -48,7 +53,7 @@ def check_command(command: CommandLine, flag: str, resumes: str, distributed: st
         raise InputError(
             f"{flag} trains many models; choose one afterwards: python -m rdrop_trainer.hub push FOLDER USER/NAME"
         )
-    if given & {"do_train", "do_eval", "do_predict"} and not (args.do_train and args.do_eval):
+    if command.given.keys() & {"do_train", "do_eval", "do_predict"} and not (args.do_train and args.do_eval):
         raise InputError(f"{flag} trains and evaluates: give both --do_train and --do_eval, or neither")
     if args.resume_from_checkpoint not in (None, "auto", "none"):
         raise InputError(f"--resume_from_checkpoint: {resumes} by itself")
@@ -69,24 +74,12 @@ def settings_of_runs(command: CommandLine, without: Collection[str] = (), **defa
         without: further settings that its runs do not share.
         **defaults: further settings, where the command gives none.
     """
-    given = given_values(command)
     left_out = {*OF_THE_COMMAND, *without}
-    return {**_DEFAULTS, **defaults, **{name: value for name, value in given.items() if name not in left_out}}
+    return _DEFAULTS | defaults | {name: value for name, value in command.given.items() if name not in left_out}
 
 
 def alone_in(folder: Path, run: Callable[[], int]) -> int:
-    """Call what runs the jobs of a folder, in one process at a time.
-
-    Args:
-        folder: made where it is missing.
-        run: returns its exit code.
-
-    Returns:
-        That exit code, or 130 when it is interrupted.
-
-    Raises:
-        InputError: another process is at work in the folder.
-    """
+    """Call what runs the jobs of a folder, in one process at a time; its exit code, or 130 when it is interrupted."""
     try:
         with locked(folder), terminated_as_interrupted():
             return run()
@@ -99,14 +92,14 @@ def alone_in(folder: Path, run: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def launcher(engine: str, at_once: int) -> Launch:
-    """What runs jobs.
+@dataclass(frozen=True)
+class Finished:
+    """How a job ended: its exit code, its last line, and the seconds it took."""
 
-    Args:
-        engine: "local" or "ray".
-        at_once: how many run at the same time.
-    """
-    return OnRay() if engine == "ray" else Local(at_once)
+    job: Job
+    code: int
+    last_line: str
+    seconds: float
 
 
 def run_all(
@@ -138,11 +131,45 @@ def run_all(
     return failed
 
 
+def launcher(engine: str, at_once: int) -> Local | OnRay:
+    """What runs jobs."""
+    return OnRay() if engine == "ray" else Local(at_once)
+
+
+def run_jobs(jobs: Iterable[Job], launch: Local | OnRay, at_once: int) -> Iterator[Finished]:
+    """Run jobs, and yield each as it ends. After a job that is refused as wrong input no other begins."""
+    waiting = iter(jobs)
+    with ThreadPoolExecutor(at_once, thread_name_prefix="run") as pool:
+        running: set[Future] = set()
+        try:
+            while True:
+                running |= {pool.submit(_run, job, launch) for job in islice(waiting, at_once - len(running))}
+                if not running:
+                    return
+                done = next(as_completed(running))
+                running.remove(done)
+                yield done.result()
+                if done.result().code == WRONG_INPUT:
+                    waiting = iter(())
+        except BaseException:
+            launch.stop()
+            raise
+
+
+def _run(job: Job, launch: Local | OnRay) -> Finished:
+    start = time.perf_counter()
+    code = launch(job)
+    log = job.folder / LOG
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    last_line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return Finished(job, code, last_line.removeprefix(f"{FILE}: error: "), time.perf_counter() - start)
+
+
 def progress_line(ended: Finished) -> str:
     """A line on a run that has ended."""
     if ended.code:
         return f"{ended.job.name}: failed with exit code {ended.code} ({ended.seconds:.0f} s): {ended.last_line}"
-    scores = json.loads((ended.job.folder / RESULTS).read_text(encoding="utf-8"))["headline"]
+    scores = read_results(ended.job.folder)["headline"]
     parts = ", ".join(f"{name} {score_text(value)}" for name, value in scores.items())
     return f"{ended.job.name}: {parts} ({ended.seconds:.0f} s)"
 
@@ -162,7 +189,11 @@ def exit_code(failed: Sequence[Finished], what: str) -> int:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether a run is complete; with the settings of the job, or runs of different settings would be compared."""
+    """Whether a job's run is complete.
+
+    Raises:
+        InputError: it had other settings, so it cannot be compared with the others; or its results are damaged.
+    """
     path = job.folder / RESULTS
     if not path.exists():
         return False
@@ -174,7 +205,7 @@ def is_finished(job: Job) -> bool:
         before, given_before = found["settings"], set(found["given"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error}); delete {job.folder}, and the run is repeated") from error
-    filled_in = _FILLED_IN - command.given - given_before
+    filled_in = _FILLED_IN - command.given.keys() - given_before
     now = settings_of(command.model, command.data, command.training)
     changed = [str(change) for change in changed_settings(before, now, _MAY_DIFFER | filled_in)]
     if changed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -22,37 +22,32 @@ from ..stability import (
     mean_confidence,
     perturbation_stability,
 )
-from .processors import Processor
+from .prepare import Prepared
+from .resolve import RunConfig
 
 NUM_SAMPLES = 8
-_HEADS_OF_ROWS = ("sequence", "choice")  # whose logits (N, C) are kept, to compare models of several seeds
 
 
-def measure_stability(
-    trainer: Trainer, processor: Processor, features: datasets.Dataset, rows: datasets.Dataset, output_dir: Path
-) -> dict[str, Any]:
-    """Measure a trained model on labeled rows; every process does all of it.
+def measure_stability(config: RunConfig, prepared: Prepared, split: str) -> dict[str, Any]:
+    """Measure a trained model on the labeled rows of a split; every process does all of it.
 
-    Args:
-        trainer: with the model.
-        processor: of the task.
-        features: made of `rows`.
-        rows: of the task.
-        output_dir: the main process writes the edits there (`edits.csv`), and the logits and labels of the rows
-            (`eval_logits.npz`), as far as the head has them.
+    The main process writes the edits to the run's folder (`edits.csv`), and the logits and labels of the rows
+    (`eval_logits.npz`), as far as the head has them.
 
     Returns:
         `rows`, their number; `dropout` (`num_samples`, `flip_rate`, `divergence`), None without active dropout; `edits`
         (`flip_rate`, `divergence`, `edited`, and `by_kind` the same), for sequence classification and regression;
         `calibration` (`expected_calibration_error`, `mean_confidence`), for classification of rows.
     """
-    task, batch_size = processor.task, trainer.args.per_device_eval_batch_size
+    task, trainer, processor = config.task, prepared.trainer, prepared.processor
+    features, rows = prepared.features[split], prepared.data[split]
+    batch_size = trainer.args.per_device_eval_batch_size
     found: dict[str, Any] = {"rows": len(rows), "dropout": None, "edits": None, "calibration": None}
     if active_dropout(trainer.model):
-        agreement = dropout_stability(
+        stability = dropout_stability(
             trainer.model, features, NUM_SAMPLES, data_collator=processor.collator(), batch_size=batch_size
         )
-        found["dropout"] = {"num_samples": NUM_SAMPLES, **_rates(agreement)}
+        found["dropout"] = {"num_samples": NUM_SAMPLES, **_rates(stability)}
     if task.head == "sequence":
         edited = perturbation_stability(
             trainer.model,
@@ -62,14 +57,15 @@ def measure_stability(
             batch_size=batch_size,
             max_length=processor.max_length,
         )
-        by_kind = {kind: _edited(agreement) for kind, agreement in edited.by_kind.items() if agreement.items.any()}
+        by_kind = {kind: _edited(stability) for kind, stability in edited.by_kind.items() if stability.items.any()}
         found["edits"] = {**_edited(edited.overall), "by_kind": by_kind}
         if trainer.is_world_process_zero():
-            _write_edits(output_dir / EDITS_FILE, edited.edits)
-    if task.head in _HEADS_OF_ROWS:
-        logits, labels = _predicted(trainer, features)
+            with open(config.output_dir / EDITS_FILE, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([EditedText._fields, *edited.edits])
+    if task.head in ("sequence", "choice"):  # one row of logits each, kept to compare models of several seeds
+        logits, labels = _logits_and_labels(trainer, features)
         if trainer.is_world_process_zero():
-            np.savez_compressed(output_dir / LOGITS_FILE, logits=logits.astype(np.float32), labels=labels)
+            np.savez_compressed(config.output_dir / LOGITS_FILE, logits=logits.astype(np.float32), labels=labels)
         if not task.is_regression and (labels != -100).any():
             probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
             found["calibration"] = {
@@ -79,10 +75,9 @@ def measure_stability(
     return found
 
 
-def stability_for_card(found: dict[str, Any] | None) -> dict[str, float]:
+def stability_for_card(found: Mapping[str, Any] | None) -> dict[str, float]:
     """The figures for a model card, by name."""
-    found = found or {}
-    dropout, edits, calibration = (found.get(part) or {} for part in ("dropout", "edits", "calibration"))
+    dropout, edits, calibration = ((found or {}).get(part) or {} for part in ("dropout", "edits", "calibration"))
     figures = {
         "predictions that dropout flips": dropout.get("flip_rate"),
         "divergence under dropout (nats)": dropout.get("divergence"),
@@ -94,16 +89,16 @@ def stability_for_card(found: dict[str, Any] | None) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _rates(agreement: Stability) -> dict[str, float | None]:
-    flips = agreement.flip_rate
-    return {"flip_rate": None if math.isnan(flips) else flips, "divergence": agreement.mean_divergence}
+def _rates(stability: Stability) -> dict[str, float | None]:
+    flips = stability.flip_rate
+    return {"flip_rate": None if math.isnan(flips) else flips, "divergence": stability.mean_divergence}
 
 
-def _edited(agreement: Stability) -> dict[str, float | None]:
-    return {**_rates(agreement), "edited": int(agreement.items.sum())}
+def _edited(stability: Stability) -> dict[str, float | None]:
+    return {**_rates(stability), "edited": int(stability.items.sum())}
 
 
-def _predicted(trainer: Trainer, features: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _logits_and_labels(trainer: Trainer, features: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and labels (N,)."""
     scorer, trainer.compute_metrics = trainer.compute_metrics, None
     try:
@@ -112,10 +107,3 @@ def _predicted(trainer: Trainer, features: datasets.Dataset) -> tuple[np.ndarray
         trainer.compute_metrics = scorer
     logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
     return logits, np.asarray(predicted.label_ids)
-
-
-def _write_edits(path: Path, edits: tuple[EditedText, ...]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(EditedText._fields)
-        writer.writerows(edits)

@@ -1,17 +1,35 @@
-"""What a run prints at its end."""
+"""What a run prints at its end, and the command to run next."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..run_folder import RESULTS
+from . import program
+
+# Flags that another run must not repeat, and the value that undoes one in a recipe
+_NOT_REPEATED = {
+    "overwrite_output_dir": "False",
+    "resume_from_checkpoint": "auto",
+    "push_to_hub": "False",
+    "hub_model_id": None,
+    "hub_token": None,
+    "token": None,
+    "run_name": None,
+}
 
 
-def summary(results: Mapping[str, Any], next_command: str) -> str:
-    """One screen: what was run, what came out, where it is, what to run next."""
+def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
+    """One screen: what was run, what came out, where it is, what to run next.
+
+    Args:
+        argv: the words of the run's command line.
+        results: what the run left.
+    """
     settings, metrics = results["settings"], results["metrics"]
     alpha = settings["rdrop_alpha"]
     what = f"R-Drop with alpha {alpha:g}" if alpha else "plain fine-tuning (alpha 0)"
@@ -25,13 +43,13 @@ def summary(results: Mapping[str, Any], next_command: str) -> str:
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
     stability = _stability(results["stability"] or {})
-    lines += [f"steady    {stability}"] if stability else []
+    lines += [f"stable    {stability}"] if stability else []
     lines += [f"written   {path}" for path in results["predictions"]]
     lines.append("seconds   " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items()))
     lines.append(f"results   {Path(settings['output_dir']) / RESULTS}")
     if results["pushed"] or results["push_error"]:
         lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
-    lines.append(f"next      {next_command}")
+    lines.append(f"next      {_next_command(argv, results)}")
     return "\n".join(lines)
 
 
@@ -47,3 +65,64 @@ def _stability(stability: Mapping[str, Any]) -> str:
     if stability.get("calibration"):
         parts.append(f"calibration error {100 * stability['calibration']['expected_calibration_error']:.1f} %")
     return ", ".join(parts)
+
+
+def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
+    """After training, the other run of the comparison (R-Drop or its baseline, in a folder of its own), and after that
+    another seed; after an evaluation, the prediction; else how to train.
+    """
+    settings, found = results["settings"], results["splits_found"]
+    changes: dict[str, str | None] = dict.fromkeys(_NOT_REPEATED)
+    output_dir = settings["output_dir"].rstrip("/")
+    name, alpha = ("baseline", "0") if settings["rdrop_alpha"] else ("rdrop", "4")
+    if settings["do_train"] and output_dir.endswith(("-baseline", "-rdrop")):
+        # The comparison is complete: another seed says whether it holds
+        seed = str(settings["seed"] + 1)
+        changes |= {"seed": seed, "output_dir": f"{output_dir}-seed{seed}"}
+    elif settings["do_train"]:
+        changes |= {"rdrop_alpha": alpha, "output_dir": f"{output_dir}-{name}"}
+        if alpha != "0" and not results["has_dropout"]:
+            changes["dropout"] = "0.1"
+    else:
+        changes |= dict.fromkeys(("do_train", "do_eval", "do_predict"))
+        if not settings["do_predict"] and any(split.startswith("test") for split in found):
+            changes |= {"do_predict": "True", "output_dir": f"{output_dir}-predict"}
+        elif "train" in found:
+            has_validation = any(split.startswith("validation") for split in found)
+            changes |= {"do_train": "True", "do_eval": str(has_validation), "output_dir": f"{output_dir}-trained"}
+        else:
+            return shlex.join([*program.words(), "--help"])
+    if argv and not argv[0].startswith("-"):
+        # A recipe cannot be taken out of the command, so what it says is overruled
+        changes |= {name: value for name, value in _NOT_REPEATED.items() if name in results["given"]}
+    return _command(argv, changes, results["processes"])
+
+
+def command_without_dry_run(argv: Sequence[str], processes: int) -> str:
+    """The command of a dry run without `--dry_run`, and without tokens.
+
+    Args:
+        argv: the words of the dry run's command line.
+        processes: how many run it.
+    """
+    in_recipe = _without_flags(argv, ["dry_run"]) == list(argv)  # and is overruled there
+    return _command(argv, {"hub_token": None, "token": None, "dry_run": "False" if in_recipe else None}, processes)
+
+
+def _command(argv: Sequence[str], changes: Mapping[str, str | None], processes: int) -> str:
+    """The command line with some flags given another value, or left out where that is None."""
+    words = _without_flags(argv, changes)
+    for name, value in changes.items():
+        words += [] if value is None else [f"--{name}", value]
+    return shlex.join([*program.words(processes), *words])
+
+
+def _without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """The words of a command line without some of its flags and their values."""
+    kept, skipping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            skipping = word.split("=")[0].lstrip("-").replace("-", "_") in names
+        if not skipping:
+            kept.append(word)
+    return kept

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
 from ..stability import DivergenceProbe
-from .config import RunConfig
-from .cost import Clock, peak_memory
+from .cost import peak_memory
 from .interrupts import StopWhenAsked, is_full
 from .output_dir import take_over
 from .prepare import WRONG_SETTING, Prepared, input_error
 from .program import logger
+from .resolve import RunConfig
 
 PROBE_ROWS = 100  # training rows whose divergence --measure_stability follows
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a training found.
+class Trained(NamedTuple):
+    """Steps, loss and operations of a training, and its `peak_memory`; nothing where none was asked for."""
 
-    Attributes:
-        metrics: steps, loss and operations; empty where nothing was trained.
-        memory: the most that was held, see `peak_memory`.
-        seconds: by part.
-    """
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = {}
     memory: Mapping[str, Any] | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trained:
@@ -51,11 +42,12 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         return Trained()
     if checkpoint:
         logger.warning(f"Resuming from {checkpoint}")
-    trainer, clock = prepared.trainer, Clock()
-    beginning = _OnTrainBegin(lambda: take_over(config))
+    trainer, clock, probe = prepared.trainer, prepared.clock, None
+    beginning = OnTrainBegin(lambda *_, **__: take_over(config))
     trainer.add_callback(beginning)
-    probe = _probe(prepared) if config.data.measure_stability else None
-    if probe:
+    if config.data.measure_stability:
+        rows = prepared.features["train"]
+        probe = DivergenceProbe(trainer, rows.select(range(min(PROBE_ROWS, len(rows)))))
         trainer.add_callback(probe)
     stop = StopWhenAsked(config.training.world_size)
     trainer.add_callback(stop)
@@ -79,20 +71,15 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     metrics["total_flos"] = trainer.state.total_flos
     trainer.save_model(_internal_call=True)  # pushed later, when everything is on disk
     trainer.save_state()
-    return Trained(metrics, memory, clock.seconds)
+    return Trained(metrics, memory)
 
 
-def _probe(prepared: Prepared) -> DivergenceProbe:
-    rows = prepared.features["train"]
-    return DivergenceProbe(prepared.trainer, rows.select(range(min(PROBE_ROWS, len(rows)))))
-
-
-class _OnTrainBegin(TrainerCallback):
+class OnTrainBegin(TrainerCallback):
     """Calls a function when data, optimizer and schedule are ready, just before the first step."""
 
-    def __init__(self, function: Callable[[], None]):
+    def __init__(self, function: Callable[..., None]):
         self.function, self.reached = function, False
 
     def on_train_begin(self, *args, **kwargs):
-        self.function()
+        self.function(*args, **kwargs)
         self.reached = True

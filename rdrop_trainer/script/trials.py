@@ -10,30 +10,23 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from ..run_folder import read_results, write_json, write_text
+from ..run_folder import write_json, write_text
 from ..search import SPACE
 from . import program
-from .arguments import CommandLine, given_values
+from .command_line import CommandLine
 from .jobs import RECIPE, recipe_text
 from .several import OF_THE_COMMAND, score_text
 
 TABLE, TABLE_JSON = "trials.md", "trials.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
-_NOT_IN_RECIPE = {
-    *OF_THE_COMMAND,
+_NOT_IN_RECIPE = OF_THE_COMMAND | {
     *("overwrite_output_dir", "resume_from_checkpoint", "run_name", "hub_model_id", "push_to_hub"),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial.
-
-    Attributes:
-        number: 0 has alpha 0, 1 the given settings.
-        folder: of its run.
-        results: what the run left.
-    """
+    """A finished trial: its number (0 has alpha 0, 1 the given settings), the folder of its run, and what that left."""
 
     number: int
     folder: Path
@@ -54,19 +47,10 @@ class Trial:
         """alpha, dropout (None: as the model has it) and learning rate."""
         return {name: self.results["settings"][name] for name in SPACE}
 
-
-def trial_folder(folder: Path, number: int) -> Path:
-    """The folder of a trial in that of the search."""
-    return folder / f"trial-{number}"
-
-
-def read_trial(folder: Path) -> Trial:
-    """Read a finished trial from its `trial_folder`.
-
-    Raises:
-        InputError: its results are damaged.
-    """
-    return Trial(int(folder.name.rpartition("-")[2]), folder, read_results(folder))
+    @property
+    def seconds(self) -> float:
+        """All that its run took."""
+        return sum(self.results["seconds"].values())
 
 
 def delete_weights(trials: Sequence[Trial]) -> None:
@@ -83,14 +67,14 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     for trial in trials:
         values = ["as the model has it" if value is None else f"{value:g}" for value in trial.values.values()]
         scores = [score_text(trial.results["headline"].get(name)) for name in names]
-        table.append([str(trial.number), *values, *scores, f"{_seconds(trial):.0f}"])
+        table.append([str(trial.number), *values, *scores, f"{trial.seconds:.0f}"])
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     legend = "Trial 0 is the given settings with alpha 0, trial 1 the given settings."
     text = f"# {_title(trials, command)}\n\n{rows}\n\n{legend}\n\n{_caution(trials)}\n"
     write_text(folder / TABLE, text)
     found = [
         {"trial": trial.number, "folder": trial.folder.name, **trial.values}
-        | {"scores": trial.results["headline"], "seconds": round(_seconds(trial), 3)}
+        | {"scores": trial.results["headline"], "seconds": round(trial.seconds, 3)}
         for trial in trials
     ]
     about = {"score": trials[0].score_name, "seed": command.training.seed}
@@ -99,8 +83,8 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
 
 def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
     """Write the flags of the command with the values of the best trial, for the script to read."""
-    best, given = trials[0], given_values(command)
-    recipe = {name: value for name, value in given.items() if name not in _NOT_IN_RECIPE}
+    best = trials[0]
+    recipe = {name: value for name, value in command.given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
     head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {score_text(best.score)}\n"
     write_text(folder / RECIPE, head + recipe_text(recipe))
@@ -148,7 +132,3 @@ def _caution(trials: Sequence[Trial]) -> str:
         f"The best of {len(trials)} trials was chosen on the rows that its score is of, so that score is optimistic; "
         "other seeds, and rows that no trial was judged on, say what is left of it."
     )
-
-
-def _seconds(trial: Trial) -> float:
-    return sum(trial.results["seconds"].values())

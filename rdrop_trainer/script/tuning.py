@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._extras import import_optional
 from ..errors import InputError
-from ..run_folder import RESULTS
+from ..run_folder import RESULTS, read_results
 from ..search import SPACE, STORE, cut_off, open_study, sampler_for, study_in, suggest
-from .arguments import CommandLine
+from .command_line import CommandLine
 from .jobs import Job
 from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
-from .trials import Trial, delete_weights, read_trial, summary, trial_folder, write_recipe, write_trials
+from .trials import Trial, delete_weights, summary, write_recipe, write_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -28,9 +28,6 @@ def tune(command: CommandLine) -> int:
     the command, and are judged by the first headline score of the task on the validation rows. The study lies in
     `trials.db`. A trial that was cut off or failed goes on in its folder when the same command is given again; the
     weights of all but the best are deleted.
-
-    Args:
-        command: the command line, with `--tune`.
 
     Returns:
         The exit code: 0, 1 when trials failed, 130 when interrupted.
@@ -66,13 +63,12 @@ class Search:
         self.shared = settings_of_runs(command, without=["do_predict"], **defaults)
 
     def run(self) -> int:
-        """See `tune`."""
         several = self.command.several
         for trial in self.study.trials:
             self._check_or_settle(trial)
         done = len(self._finished())
         print(f"{max(self.wanted, done)} trials in {self.folder}, {done} of them finished before", flush=True)
-        failed = run_all(self._to_come(), several.engine, several.parallel, lambda job: self._settle(job.folder))
+        failed = run_all(self._to_come(), several.engine, several.parallel, self._settle)
         trials = self._finished()
         if trials:
             write_trials(self.folder, trials, self.command)
@@ -96,28 +92,30 @@ class Search:
             yield self._job(trial.number, trial.params)
 
     def _job(self, number: int, params: Mapping[str, float]) -> Job:
-        """The run of a trial."""
-        return Job(f"trial {number}", self.shared | _values(number, params), trial_folder(self.folder, number))
+        """The run of a trial. Drawn values are rounded, so that the table states what was run."""
+        values = {name: float(f"{value:.3g}") for name, value in params.items()}
+        changes = {0: {"rdrop_alpha": 0.0}, 1: {}}.get(number, values)
+        return Job(f"trial {number}", self.shared | changes, self.folder / f"trial-{number}")
 
     def _check_or_settle(self, trial: optuna.trial.FrozenTrial) -> None:
-        """A trial of before: its run must be the command's. One that ended after the search was cut off counts now."""
+        """Refuse an earlier trial with other settings; record one that ended after its search was cut off."""
         if trial.state.name == "WAITING":
             return
         job = self._job(trial.number, trial.params)
         if is_finished(job):
             if trial.state.name == "RUNNING":
-                self._settle(job.folder)
+                self._settle(job)
         elif trial.state.is_finished():
             raise InputError(
                 f"{job.folder / RESULTS}: is missing, though {self.folder / STORE} counts this trial as finished; "
                 "choose another --output_dir, or add --overwrite_output_dir to begin the search anew"
             )
 
-    def _settle(self, folder: Path) -> None:
-        """Tell the study how the trial of a folder ended, and keep the weights of the best alone."""
+    def _settle(self, job: Job) -> None:
+        """Record in the study how a trial ended, and keep the weights of the best alone."""
         import optuna
 
-        trial = read_trial(folder)
+        trial = _read(job.folder)
         if trial.score is None:
             self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         else:
@@ -127,15 +125,12 @@ class Search:
     def _finished(self) -> list[Trial]:
         """The finished trials, the best first."""
         numbers = [trial.number for trial in self.study.trials if trial.state.is_finished()]
-        trials = [read_trial(trial_folder(self.folder, number)) for number in numbers]
+        trials = [_read(self.folder / f"trial-{number}") for number in numbers]
         return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0), trial.number))
 
 
-def _values(number: int, params: Mapping[str, float]) -> dict[str, float]:
-    """What a trial changes of the given settings; drawn values are rounded, so that the table states what was run."""
-    if number < 2:
-        return {"rdrop_alpha": 0.0} if number == 0 else {}
-    return {name: float(f"{value:.3g}") for name, value in params.items()}
+def _read(folder: Path) -> Trial:
+    return Trial(int(folder.name.removeprefix("trial-")), folder, read_results(folder))
 
 
 def range_around(given: float | None, low: float, high: float, log: bool) -> tuple[float, float, bool]:

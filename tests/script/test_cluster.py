@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rdrop_trainer.script.jobs import Job, run_jobs
+from rdrop_trainer.script.jobs import Job
+from rdrop_trainer.script.several import run_jobs
 
 pytestmark = pytest.mark.interop
 SCRIPT = """
@@ -33,8 +34,8 @@ def test_runs_go_to_the_cluster_and_their_results_come_back(cluster, tmp_path, m
 
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)
-    jobs = [Job(f"run{i}", {"code": i}, Path("runs") / f"run{i}") for i in range(3)]
-    ended = {each.job.name: each for each in run_jobs(jobs, OnRay(["script.py"]), 3)}
+    jobs = [Job(f"run{i}", {"code": i}, Path("runs") / f"run{i}", ["script.py"]) for i in range(3)]
+    ended = {each.job.name: each for each in run_jobs(jobs, OnRay(), 3)}
     assert [ended[f"run{i}"].code for i in range(3)] == [0, 1, 2]
     for i in range(3):
         folder = tmp_path / "runs" / f"run{i}"
@@ -47,5 +48,5 @@ def test_what_comes_back_from_a_machine_with_a_disk_of_its_own(cluster, tmp_path
 
     script, folder = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT)
-    code, files = module._run_there(Job("run", {"code": 0}, folder), [str(script)], "/nowhere")
+    code, files = module._run_there(Job("run", {"code": 0}, folder, [str(script)]), "/nowhere")
     assert code == 0 and set(files) == {"all_results.json", "run.log", "recipe.yaml"}, "the model stays where it is"

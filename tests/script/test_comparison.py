@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from rdrop_trainer import RDropTrainer
 from rdrop_trainer.script import several
-from rdrop_trainer.script.arguments import parse_arguments
+from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
 from support import tiny

@@ -13,8 +13,9 @@ import pytest
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.run_folder import settings_of
 from rdrop_trainer.script import jobs
-from rdrop_trainer.script.arguments import flags_of, given_values, parse_arguments
-from rdrop_trainer.script.jobs import Job, Local, command_of, run_jobs
+from rdrop_trainer.script.command_line import flags_of, parse_arguments
+from rdrop_trainer.script.jobs import Job, Local
+from rdrop_trainer.script.several import run_jobs
 
 # A script that says what it was started with, and ends with the code that its recipe asks for
 SCRIPT = """
@@ -26,25 +27,17 @@ sys.exit(recipe["code"])
 """
 
 
-@pytest.fixture
-def script(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    return tmp_path / "script.py"
+def job(tmp_path, name, code=0):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    return Job(name, {"code": code}, tmp_path / name, [str(script)])
 
 
-def local(script, at_once):
-    return Local(at_once, [str(script)])
-
-
-def job(tmp_path, name, code=0, **settings):
-    return Job(name, {"code": code, **settings}, tmp_path / name)
-
-
-def test_every_run_ends_with_its_code_and_leaves_its_log(script, tmp_path, monkeypatch):
+def test_every_run_ends_with_its_code_and_leaves_its_log(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     todo = [job(tmp_path, f"run{code}", code) for code in (0, 1, 7)]
-    ended = {each.job.name: each for each in run_jobs(todo, local(script, 1), 1)}
+    ended = {each.job.name: each for each in run_jobs(todo, Local(1), 1)}
     assert [each.code for each in ended.values()] == [0, 1, 7]
     assert ended["run7"].last_line == "asked to end with 7"
     assert (tmp_path / "run1" / "run.log").read_text().splitlines()[0] == "threads None gpu "
@@ -62,9 +55,8 @@ FLAGS = [
 
 def test_a_recipe_holds_what_the_flags_said(tmp_path):
     wanted = parse_arguments([*FLAGS, f"--output_dir={tmp_path / 'run'}"])
-    settings = given_values(parse_arguments(FLAGS))
-    read = parse_arguments(Job("run", settings, tmp_path / "run").write())
-    assert read.given == {name.removeprefix("no_") for name in wanted.given}
+    read = parse_arguments(Job("run", parse_arguments(FLAGS).given, tmp_path / "run").write())
+    assert read.given == wanted.given and read.given["log_on_each_node"] is False
     for one, other in zip(read[:4], wanted[:4], strict=True):
         assert settings_of(one) == settings_of(other)
 
@@ -76,23 +68,22 @@ def test_flags_of_a_recipe():
 
 def test_tokens_stay_off_the_disk(tmp_path):
     run = Job("run", {"seed": 1, "token": "hf_secret", "hub_token": "hf_other"}, tmp_path / "run")
-    command = command_of(run, ["script.py"])
     recipe = tmp_path / "run" / "recipe.yaml"
-    assert command == [sys.executable, "script.py", str(recipe), "--token=hf_secret", "--hub_token=hf_other"]
+    assert run.write() == [str(recipe), "--token=hf_secret", "--hub_token=hf_other"]
     assert recipe.read_text() == f"seed: 1\noutput_dir: {tmp_path / 'run'}\n"
 
 
-def test_cores_are_shared_and_each_run_gets_a_gpu(script, tmp_path, monkeypatch):
+def test_cores_are_shared_and_each_run_gets_a_gpu(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(jobs, "_cores", lambda: 8)
     todo = [job(tmp_path, f"run{i}") for i in range(4)]
-    assert len(list(run_jobs(todo, local(script, 2), 2))) == 4
+    assert len(list(run_jobs(todo, Local(2), 2))) == 4
     said = [(each.folder / "run.log").read_text().splitlines()[0].split()[:4] for each in todo]
     assert {tuple(words[:2]) for words in said} == {("threads", "4")}
     assert {words[3] for words in said} == {"3", "5"}
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    list(run_jobs([job(tmp_path, "own")], local(script, 2), 2))
+    list(run_jobs([job(tmp_path, "own")], Local(2), 2))
     assert "threads 6" in (tmp_path / "own" / "run.log").read_text()
 
 
@@ -130,7 +121,7 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=90):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -148,9 +139,10 @@ PARENT = """
 import sys
 from pathlib import Path
 from rdrop_trainer.script.interrupts import terminated_as_interrupted
-from rdrop_trainer.script.jobs import Job, Local, run_jobs
+from rdrop_trainer.script.jobs import Job, Local
+from rdrop_trainer.script.several import run_jobs
 with terminated_as_interrupted():
-    list(run_jobs([Job("slow", {}, Path(sys.argv[2]))], Local(1, [sys.argv[1]]), 1))
+    list(run_jobs([Job("slow", {}, Path(sys.argv[2]), [sys.argv[1]])], Local(1), 1))
 """
 
 
@@ -168,20 +160,29 @@ def test_runs_end_with_the_process_that_started_them(tmp_path, how):
     child = int(log.read_text())
     assert alive(child)
     os.kill(parent.pid, how)
-    parent.wait(20)
+    parent.wait(90)
     wait_until(lambda: not alive(child))
 
 
 def test_what_is_about_to_start_is_stopped_too(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("open('started', 'w')")
-    launch = Local(1, [str(script)], cwd=str(tmp_path))
+    launch = Local(1, cwd=str(tmp_path))
     launch.stop()
-    assert launch(Job("late", {}, tmp_path / "late")) == -signal.SIGTERM
+    assert launch(Job("late", {}, tmp_path / "late", [str(script)])) == -signal.SIGTERM
     assert not (tmp_path / "started").exists()
 
 
-def test_a_run_whose_folder_cannot_be_made(script, tmp_path):
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P is of 3.11")
+def test_a_module_of_the_user_is_not_taken_for_a_library(tmp_path, monkeypatch):
+    (tmp_path / "datasets.py").write_text("raise SystemExit('the wrong datasets')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (ended,) = run_jobs([Job("run", {"seed": -1}, tmp_path / "run")], Local(1), 1)
+    assert (ended.code, ended.last_line) == (2, "seed must be a number of at least 0, got -1.")
+
+
+def test_a_run_whose_folder_cannot_be_made(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError, match="the run cannot begin there .*the same command goes on"):
-        list(run_jobs([job(tmp_path, "run")], local(script, 1), 1))
+        list(run_jobs([job(tmp_path, "run")], Local(1), 1))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rdrop_trainer.script import several, tuning
-from rdrop_trainer.script.arguments import parse_arguments
+from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
 from support import SCRIPT

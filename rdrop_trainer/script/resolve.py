@@ -1,4 +1,4 @@
-"""What one run does: its command line, with all that was not given filled in from the task and its data."""
+"""What one run does: its command line and its data, with all that was not given filled in."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
+
 from ..errors import InputError
-from ..glue.tasks import Task
+from ..glue.data import load_files, load_task
+from ..glue.tasks import Task, get_task
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
-from .arguments import CommandLine, DataArguments, ModelArguments
-from .source import Source, splits_of
+from .arguments import DataArguments, ModelArguments
+from .checkpoint import labels_of_checkpoint
+from .command_line import CommandLine
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,23 @@ class RunConfig:
         return {**self.settings, "processes": self.training.world_size}
 
 
-def resolve(command: CommandLine, source: Source) -> RunConfig:
-    """Fill in what was not given, and refuse what this task or these data cannot do.
+def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
+    """Read the data, fill in what was not given, and refuse what this task or these data cannot do.
 
     Args:
         command: the command line; it stays as it is.
-        source: the data.
+
+    Returns:
+        The run, and all splits of its data, whole.
 
     Raises:
-        InputError: a setting that the task or the data do not allow.
+        InputError: data that cannot be read, or a setting that the task or the data do not allow.
     """
-    task, given, data = source.task, command.given, command.data
-    training = with_values(command.training, **_phases(command, source.splits))
-    _check(source, data, training, given)
+    with command.training.main_process_first(desc="loading the data"):
+        task, splits = _load(command)
+    given, data = command.given, command.data
+    training = with_values(command.training, **_phases(command, splits))
+    _check(task, splits, command, training)
     if "output_dir" not in given:
         output_dir = f"runs/{task.name}-alpha{training.rdrop_alpha:g}-seed{training.seed}"
         training = with_values(training, output_dir=output_dir)
@@ -70,7 +78,7 @@ def resolve(command: CommandLine, source: Source) -> RunConfig:
             training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
         _check_metric(task, training)
     data = replace(data, max_seq_length=data.max_seq_length or task.max_length)
-    return RunConfig(task, command.model, data, training, frozenset(given))
+    return RunConfig(task, command.model, data, training, frozenset(given)), splits
 
 
 def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArguments:
@@ -81,26 +89,48 @@ def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArg
     return changed
 
 
+def splits_of(splits: Collection[str], kind: str) -> list[str]:
+    """The names among `splits` of a kind ("train", "validation", "test"), the main one first."""
+    return [split for split in splits if split.split("_")[0] == kind]
+
+
+def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
+    model, data = command.model, command.data
+    options: dict[str, Any] = {"text_columns": data.text_columns, "label_column": data.label_column}
+    options |= {**data.files, "unlabeled_file": data.unlabeled_file}
+    if data.task_name is not None:
+        task = get_task(data.task_name)
+        return task, load_task(task, data_dir=data.data_dir, cache_dir=model.cache_dir, token=model.token, **options)
+    if data.data_dir is not None:
+        raise InputError(f"{data.data_dir}: a data_dir needs --task_name, to know which files to read")
+    if not data.files:
+        raise InputError("which data? Give --task_name, or --train_file and --validation_file.")
+    # Without training data, the labels are those of the model that is to be evaluated
+    labels = None if data.train_file else labels_of_checkpoint(model)
+    splits, task = load_files(**options, labels=labels)
+    return task, splits
+
+
 def _phases(command: CommandLine, splits: Collection[str]) -> Mapping[str, bool]:
     """Whether to train, evaluate and predict."""
     args = command.training
     do_train, do_eval, do_predict = args.do_train, args.do_eval, args.do_predict
     # Not by their values: an evaluation strategy sets do_eval
-    if not command.given & {"do_train", "do_eval", "do_predict"}:
+    if not command.given.keys() & {"do_train", "do_eval", "do_predict"}:
         do_train, do_eval = "train" in splits, bool(splits_of(splits, "validation"))
         do_predict = not (do_train or do_eval)
     return {"do_train": do_train, "do_eval": do_eval or args.eval_strategy != "no", "do_predict": do_predict}
 
 
-def _check(source: Source, data: DataArguments, args: RDropTrainingArguments, given: Collection[str]) -> None:
+def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDropTrainingArguments) -> None:
     """Refuse what the data or the task cannot do."""
-    task = source.task
+    data = command.data
     wanted = {"train": ("do_train", args.do_train), "test": ("do_predict", args.do_predict)}
-    wanted["validation"] = ("do_eval" if "do_eval" in given else "eval_strategy", args.do_eval)
+    wanted["validation"] = ("do_eval" if "do_eval" in command.given else "eval_strategy", args.do_eval)
     for kind, (flag, needed) in wanted.items():
-        if needed and not splits_of(source.splits, kind):
+        if needed and not splits_of(splits, kind):
             raise InputError(
-                f"{task.name}: --{flag} needs {kind} rows, but the data holds only: {', '.join(source.splits)}. "
+                f"{task.name}: --{flag} needs {kind} rows, but the data holds only: {', '.join(splits)}. "
                 + (f"Give --{kind}_file." if data.data_dir is None else f"Is the file in {data.data_dir}?")
             )
     if data.measure_stability and not args.do_eval:
