@@ -160,7 +160,8 @@ class RDropMixin(
             return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         settings = self._step_settings()
         window = self._window or self._count_window([inputs])
-        if settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window):
+        is_plain = settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window)
+        if is_plain and not window.head.misread_by_stock_code(inputs):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
         if settings.num_passes > 1 and self._window is not None:
@@ -224,6 +225,7 @@ class RDropMixin(
             trainer_loss=trainer_loss,
             hidden_by=hidden_by,
             unfusable=unfusable,
+            problem=RDropArguments.of(self.args).rdrop_problem,
             replicas=self.get_tp_size(),
             shares_counts=self.args.average_tokens_across_devices,
         )

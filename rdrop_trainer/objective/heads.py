@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from ..losses.chunked import split_passes
 from ..losses.reference import IGNORE_INDEX
-from ..losses.validation import Problem
+from ..losses.validation import PROBLEMS, Problem
 
 
 class Items(NamedTuple):
@@ -27,16 +27,20 @@ class Items(NamedTuple):
     Attributes:
         outputs: logits, all passes in one tensor, (m·N, C), or m of (N, C).
         labels: (N,), or (N, C) for several values a row.
-        mask: (N,) booleans, those that count in the divergence, among them all labeled ones. None: all.
+        mask: (N,) booleans, those that count in the divergence, among them all labeled ones; or (N, C) booleans, their
+            entries that count. None: all.
+        problem: the divergence, and the stock loss.
     """
 
     outputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     mask: torch.Tensor | None = None
+    problem: Problem = "single_label"
 
     def counted(self, num_passes: int, at_most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (m, n, C) and labels (n, ...) of the items that count, or of the first of them."""
-        which = slice(at_most) if self.mask is None else self.mask.nonzero()[:at_most, 0]
+        mask = self.mask if self.mask is None or self.mask.dim() == 1 else self.mask.any(-1)
+        which = slice(at_most) if mask is None else mask.nonzero()[:at_most, 0]
         return torch.stack([z[which] for z in split_passes(self.outputs, num_passes)]), self.labels[which]
 
 
@@ -54,16 +58,21 @@ class PredictionHead:
 
     Attributes:
         name: for messages.
-        problem: the loss, as `rdrop_loss` names it.
+        problem: the divergence, and the stock loss where `stock` does not name another, as `rdrop_loss` names them.
         outputs: names of the logits of each part among the model's outputs.
         labels: names of the labels of each part in the batch.
-        tokens: the items are tokens (logits (B, T, C), labels (B, T)), not rows (logits (B, C)).
+        tokens: the items are tokens (logits (B, T, C), labels (B, T) or (B, T, C)), not rows (logits (B, C)).
         shifted: the logits of a token predict the label of the next one.
         soft_prompt: learned positions stand before the text, so that even its first token is predicted.
         unlabeled_mask: name of the mask whose tokens count in the divergence where a row of tokens has no label at
             all: such a row is unlabeled text. None: such a row counts nowhere.
         positions: the labels are positions in the text, and those outside it are ignored.
         language_model: the classes are a vocabulary.
+        choices: the logits of a row are scores of its choices, of which there may be a single one.
+        soft: the labels are probabilities of the classes, (B, C), as `F.cross_entropy` takes them.
+        stock: the problem of the stock loss of the model's class, where it is another one.
+        own_loss: the task loss is not the stock one, so it may know tokens without a label that cross-entropy does not:
+            with another negative label, and outside the attention mask in a batch without any -100.
     """
 
     name: str
@@ -76,6 +85,15 @@ class PredictionHead:
     unlabeled_mask: str | None = None
     positions: bool = False
     language_model: bool = False
+    choices: bool = False
+    soft: bool = False
+    stock: Problem | None = None
+    own_loss: bool = False
+
+    @property
+    def task_problem(self) -> Problem:
+        """The problem of the stock loss."""
+        return self.stock or self.problem
 
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """How many items of a batch have a task loss and how many a divergence: (parts, 2) integers, on its device.
@@ -85,16 +103,38 @@ class PredictionHead:
         return torch.stack([self._count(targets, batch) for targets in self._targets(batch)])
 
     def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        if self.tokens:
+            return torch.stack(
+                [self._labeled_tokens(targets, batch).sum(), self._divergence_mask(targets, batch).sum()]
+            )
         rows = torch.tensor(targets.shape[0], device=targets.device)
-        labeled = rows if self.problem != "single_label" else (targets != IGNORE_INDEX).sum()
-        return torch.stack([labeled, self._divergence_mask(targets, batch).sum() if self.tokens else rows])
+        if self.problem == "regression" or self.soft:
+            return torch.stack([rows, rows])
+        # One label of a row may be missing, and the row is unlabeled; of several, and they do not count
+        labeled = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1).sum()
+        return torch.stack([labeled, labeled if targets.dim() > 1 else rows])
+
+    def problem_of(self, logits: torch.Tensor) -> Problem:
+        """The problem of some logits (..., C): a single logit says yes or no, and cannot be one of several classes."""
+        is_binary = self.problem == "single_label" and logits.shape[-1] == 1 and not (self.choices or self.positions)
+        return "multi_label" if is_binary else self.problem
+
+    def misread_by_stock_code(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the stock loss of transformers takes labels of a batch for what they are not; waits for the device.
+
+        Its binary cross-entropy takes -100 for a value, and its cross-entropy flattens probabilities.
+        """
+        if self.problem == "multi_label":
+            return any(bool((batch[key] == IGNORE_INDEX).any()) for key in self.labels)
+        return self.soft and not self.choices
 
     def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:
         """The items of a batch, for each part.
 
         Args:
             outputs: the model's outputs by name, all passes in one tensor or a tensor each: (m·B, C) or B rows, or with
-                tokens (m·B, T', C), T' ≥ T: positions the model put before the text (soft prompts) are left out.
+                tokens (m·B, T', C), T' ≥ T: positions the model put before the text (soft prompts) are left out. Where
+                an item has one logit, its dimension may be missing.
             batch: the inputs of one pass, B rows.
             num_passes: m.
 
@@ -115,25 +155,47 @@ class PredictionHead:
         size = num_passes // len(outputs) * targets.shape[0]
         expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
         first = outputs[0]
+        is_squeezed = first.dim() == len(expected) - 1 and (not self.tokens or first.shape[1:] == targets.shape[1:])
+        if is_squeezed and not self.choices and not self.positions and not self.language_model:
+            outputs = tuple(z.unsqueeze(-1) for z in outputs)
+            first = outputs[0]
         fits = first.dim() == len(expected) and first.shape[0] == size
         if self.tokens:
             fits = fits and first.shape[1] >= targets.shape[1]
         elif self.problem != "single_label":
-            fits = first.shape[:1] == (size,)
+            # Labels of more dimensions are those of logits of the same shape (scores of spans, say)
+            fits = first.shape[:1] == (size,) and (targets.dim() < 3 or first.shape[1:] == targets.shape[1:])
         if not fits:
             raise ValueError(
                 f"R-Drop took the head for {self.name}, whose {name!r} have the shape ({', '.join(expected)}) with "
                 f"{size} rows ({num_passes // len(outputs)} passes) for labels {tuple(targets.shape)}; the model "
                 f"returned {tuple(first.shape)}. For a class that transformers does not know the labels decide: "
-                "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression."
+                "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression. "
+                "rdrop_problem or config.problem_type says which."
             )
         if not self.tokens:
             if self.positions and self.soft_prompt:
                 outputs = [z[:, -batch_length(batch) :] for z in outputs]
-            return Items(tuple(z.reshape(size, -1) for z in outputs), targets)
+            flat = tuple(z.reshape(size, -1) for z in outputs)
+            return self._of_problem(flat, targets, None)
         mask = self._divergence_mask(targets, batch)  # (B, T)
-        outputs = (z[:, -targets.shape[1] :].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
-        return Items(tuple(outputs), targets.flatten(), mask.flatten())
+        flat = tuple(z[:, -targets.shape[1] :].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
+        return self._of_problem(flat, targets.flatten(0, 1), mask.flatten())
+
+    def _of_problem(self, outputs: tuple[torch.Tensor, ...], targets: torch.Tensor, mask: torch.Tensor | None) -> Items:
+        """The items of outputs (m·N, C) or m of (N, C): with labels of the shape that their problem wants."""
+        problem = self.problem_of(outputs[0])
+        if problem == "single_label":
+            return Items(outputs, targets, mask)
+        shape = (len(targets), outputs[0].shape[-1])
+        if self.problem == "multi_label" and targets.dim() > 1:
+            counted = (targets != IGNORE_INDEX).reshape(len(targets), -1)
+            if counted.shape != shape:  # labels that are not one for each logit
+                counted = counted.any(-1, keepdim=True).expand(shape)
+            # A token without labels that counts nevertheless is unlabeled text, and counts as a whole
+            mask = counted if mask is None else mask[:, None] & (counted | ~counted.any(-1, keepdim=True))
+        is_one_each = targets.numel() == shape[0] * shape[1]
+        return Items(outputs, targets.reshape(shape) if is_one_each else targets, mask, problem)
 
     def _targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         """What each part's logits predict: (B,), (B, C) for several values a row, or (B, T) aligned with the logits."""
@@ -147,12 +209,27 @@ class PredictionHead:
         if self.shifted:
             labels = [F.pad(y, (0, 1), value=IGNORE_INDEX) for y in labels]
             return labels if self.soft_prompt else [y[:, 1:] for y in labels]
-        if not self.tokens and self.problem == "single_label":
+        if not self.tokens and self.problem == "single_label" and not self.soft:
             return [y.reshape(-1) for y in labels]
         return labels
 
+    def _labeled_tokens(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Which tokens have a label that counts, (B, T)."""
+        labeled = (targets != IGNORE_INDEX).reshape(*targets.shape[:2], -1).any(-1)
+        if not self.own_loss:
+            return labeled
+        if self.problem != "regression" and targets.dim() == 2:
+            labeled = labeled & (targets >= 0)
+        attended = batch.get(self.unlabeled_mask or "attention_mask")
+        if attended is not None and self.shifted:
+            attended = F.pad(attended, (0, int(self.soft_prompt)))[:, 0 if self.soft_prompt else 1 :]
+        if attended is None or attended.shape != labeled.shape:
+            return labeled
+        marks_padding = torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
+        return labeled & (attended.bool() | marks_padding)
+
     def _divergence_mask(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-        labeled = targets != IGNORE_INDEX  # (B, T)
+        labeled = self._labeled_tokens(targets, batch)  # (B, T)
         if self.unlabeled_mask is None:
             return labeled
         attended = batch.get(self.unlabeled_mask)
@@ -168,7 +245,7 @@ class PredictionHead:
 SINGLE_LABEL = PredictionHead("single-label classification")
 MULTI_LABEL = PredictionHead("multi-label classification", problem="multi_label")
 REGRESSION = PredictionHead("regression", problem="regression")
-MULTIPLE_CHOICE = PredictionHead("multiple choice")
+MULTIPLE_CHOICE = PredictionHead("multiple choice", choices=True)
 QUESTION_ANSWERING = PredictionHead(
     "extractive question answering",
     outputs=("start_logits", "end_logits"),
@@ -184,10 +261,17 @@ SEQ2SEQ = PredictionHead(
     language_model=True,
 )
 CAUSAL_LM = PredictionHead("causal language modelling", tokens=True, shifted=True, language_model=True)
-PROBLEM_TYPES = {
-    "single_label_classification": SINGLE_LABEL,
-    "multi_label_classification": MULTI_LABEL,
-    "regression": REGRESSION,
+ROWS = {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}
+TOKENS = {
+    "single_label": TOKEN,
+    "multi_label": replace(TOKEN, name="multi-label classification of tokens", problem="multi_label"),
+    "regression": replace(TOKEN, name="regression for tokens", problem="regression"),
+}
+# The names in the configurations of transformers
+PROBLEM_TYPES: dict[str, Problem] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
 }
 
 
@@ -223,31 +307,61 @@ _REFUSED = re.compile(
 )
 
 
-def head_of(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
-    """The head of a model, from its class (or the classes it derives from) and configuration.
+def head_of(
+    model: nn.Module, batch: Mapping[str, Any], problem: str = "auto", own_loss: bool | None = None
+) -> PredictionHead:
+    """The head of a model, from its class (or the classes it derives from), configuration and labels.
 
     Args:
         model: the unwrapped model.
-        batch: one batch; where the configuration states no problem type, the type of its `labels` decides it, by the
-            rule of `transformers` (one label is regression, integers are single-label, anything else multi-label).
+        batch: one batch; where neither `problem` nor the configuration states the problem, the type of its `labels`
+            decides it: for classes of transformers by their rule (one label is regression, integers are single-label,
+            anything else multi-label).
+        problem: "single_label", "multi_label" or "regression", whatever the model says; "auto": as found.
+        own_loss: the task loss is not the stock one of the model's class. Then `config.problem_type` holds for heads
+            too whose stock loss does not read it. None: it is not for a class that transformers does not list.
 
     Returns:
         A head of this module. A class that derives from no class of transformers with a head is judged by its name,
         where that says language model, or by its labels: start and end positions are question answering, (B,) are rows,
-        (B, T) integers are tokens, and floating labels are regression or, with a column per class, multi-label.
+        (B, T) integers are tokens, (B, T, ...) along a text of T tokens are tokens too, and others are multi-label if
+        they are integers or have several columns, else regression.
 
     Raises:
-        ValueError: a head that R-Drop does not fit, or labels that are no tensor.
+        ValueError: a head that R-Drop does not fit, labels that are no tensor, or an unknown problem.
     """
+    if problem not in ("auto", *PROBLEMS):
+        raise ValueError(f"problem={problem!r} is unknown; expected one of auto, {', '.join(PROBLEMS)}.")
+    stated, is_listed = _stated_problem(model), has_listed_head(model)
+    own_loss = not is_listed if own_loss is None else own_loss
+    if not is_listed:
+        _refuse_without_items(model)
+        head = _judged(model, batch, stated if problem == "auto" else problem)
+    else:
+        head = _listed(model, batch)
+        reads_config = own_loss and not head.language_model and not head.positions
+        wanted: Any = problem if problem != "auto" else stated if reads_config else None
+        if wanted is not None and wanted != head.problem:
+            name = (TOKENS if head.tokens else ROWS)[wanted].name
+            head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False)
+            head = replace(head, soft=_are_soft(head, batch.get("labels")))
+    return replace(head, own_loss=own_loss)
+
+
+def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
+    """The head of a class that transformers lists."""
     cls, names = type(model), _names(model)
     if names & _ROW_CLASSIFIERS:
         return _row_classifier(model.config, _labels_of(batch, cls))
     for classes, head in _HEADS:
         if names & classes:
-            return head
-    if names & _GENERATORS:
-        return _generator(model)
-    if any(_REFUSED.search(name) for name in names):
+            return replace(head, soft=head.choices and _are_soft(head, batch.get("labels")))
+    return _generator(model)
+
+
+def _refuse_without_items(model: nn.Module) -> None:
+    cls = type(model)
+    if any(_REFUSED.search(name) for name in _names(model)):
         raise ValueError(
             f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
@@ -255,7 +369,6 @@ def head_of(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
             "masked, causal and sequence-to-sequence language modelling, and models with a loss of their own that "
             "return logits for rows or tokens."
         )
-    return _judged(model, batch)
 
 
 def has_listed_head(model: nn.Module) -> bool:
@@ -292,16 +405,23 @@ def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
     return labels
 
 
+def _stated_problem(model: nn.Module) -> Problem | None:
+    """The problem that a model's configuration states."""
+    return PROBLEM_TYPES.get(getattr(getattr(model, "config", None), "problem_type", None) or "")
+
+
 def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
-    problem_type = config.problem_type
-    if problem_type is None:
-        if config.num_labels == 1:
-            problem_type = "regression"
-        elif labels.dtype in (torch.long, torch.int):
-            problem_type = "single_label_classification"
-        else:
-            problem_type = "multi_label_classification"
-    return PROBLEM_TYPES[problem_type]
+    if config.problem_type is not None:
+        head = ROWS[PROBLEM_TYPES[config.problem_type]]
+        return replace(head, soft=_are_soft(head, labels))
+    if config.num_labels == 1:
+        return REGRESSION
+    return SINGLE_LABEL if labels.dtype in (torch.long, torch.int) else MULTI_LABEL
+
+
+def _are_soft(head: PredictionHead, labels: Any) -> bool:
+    is_float = isinstance(labels, torch.Tensor) and labels.is_floating_point()
+    return head.problem == "single_label" and is_float and labels.dim() > 1
 
 
 def _generator(model: nn.Module) -> PredictionHead:
@@ -309,13 +429,21 @@ def _generator(model: nn.Module) -> PredictionHead:
     return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
 
 
-def _judged(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
-    """The head of a class that transformers does not list."""
+def _judged(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> PredictionHead:
+    """The head of a class that transformers does not list; its problem, where that is known."""
     if all(batch.get(key) is not None for key in QUESTION_ANSWERING.labels):
         return QUESTION_ANSWERING
     labels = _labels_of(batch, type(model))
     if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
         return _generator(model)
-    if labels.is_floating_point():
-        return MULTI_LABEL if labels.dim() == 2 and labels.shape[1] > 1 else REGRESSION
-    return TOKEN if labels.dim() == 2 and labels.shape[1] > 1 else SINGLE_LABEL
+    several = labels.dim() > 1 and labels[0].numel() > 1
+    if problem is None:
+        if labels.is_floating_point():
+            problem = "multi_label" if several else "regression"
+        else:
+            problem = "multi_label" if labels.dim() > 2 else "single_label"
+    text = batch.get("input_ids", batch.get("inputs_embeds"))
+    along_text = labels.dim() == 3 and isinstance(text, torch.Tensor) and text.shape[1:2] == labels.shape[1:2]
+    is_class_of_token = problem == "single_label" and not labels.is_floating_point() and several
+    head = (TOKENS if along_text or is_class_of_token else ROWS)[problem]
+    return replace(head, soft=_are_soft(head, labels))

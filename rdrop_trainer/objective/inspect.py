@@ -11,10 +11,11 @@ from torch import nn
 from transformers.utils import logging
 
 from .._extras import lost_windows
+from ..losses.reference import IGNORE_INDEX
 from .comparisons import check_rows, compare_function, compare_model_loss, compare_trainer_loss, find_lm_head
-from .heads import Items, PredictionHead, head_of
+from .heads import SINGLE_LABEL, TOKENS, Items, PredictionHead, has_listed_head, head_of
 from .lm_head import LMHead
-from .noise import ITEMS, NoiseWatch
+from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, without_ddp
 from .plan import Plan
 from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
@@ -25,25 +26,77 @@ logger = logging.get_logger(__name__)
 
 
 def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan:
-    """The plan by classes, settings and the labels of a window, before any forward pass.
+    """The plan by classes, settings and the labels of a window; a collective.
+
+    A forward pass, `aside`, is made only where labels fit rows and tokens alike.
 
     Raises:
         ValueError: a head that R-Drop does not fit, or batches without labels.
     """
-    head = _head(training, batches)
-    if head.positions and (fault := lost_windows()):
+    kind = _head(training, batches)
+    if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
-    task_loss: TaskLoss
-    if training.loss_function is not None:
-        task_loss = FunctionLoss(training.loss_function, training.base)
-    else:
-        task_loss = training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
-    return Plan(head, task_loss, trainer=None if training.trainer_loss is None else LossComparison())
+    task_loss = _task_loss(training, kind)
+    head = kind
+    if _may_be_of_tokens(training, kind) and training.on_any_process(_fit_tokens(batches[0])):
+        logits = _logits(training, task_loss, batches[0])
+        if logits is not None and logits.dim() == 3 and logits.shape[:2] == batches[0]["labels"].shape:
+            head = replace(TOKENS[kind.problem], own_loss=True)
+    if _may_be_soft(training, head) and not training.on_any_process(_hold_other_numbers(batches)):
+        head = replace(SINGLE_LABEL, soft=True, own_loss=True)
+    return Plan(head, kind, task_loss, trainer=None if training.trainer_loss is None else LossComparison())
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window: the same, unless its labels are of another kind."""
-    return plan if _head(training, batches) == plan.head else replace(first_plan(training, batches), noise=plan.noise)
+    if _head(training, batches) == plan.kind:
+        return plan
+    return replace(first_plan(training, batches), noise=plan.noise, divergence_checked=plan.divergence_checked)
+
+
+def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
+    if training.loss_function is not None:
+        return FunctionLoss(training.loss_function, training.base)
+    return training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
+
+
+def _may_be_of_tokens(training: Training, head: PredictionHead) -> bool:
+    """Labels (B, T) for logits (B, T, 1) look like those of rows with several columns."""
+    return not has_listed_head(training.base) and not head.tokens and head.problem != "single_label"
+
+
+def _fit_tokens(batch: Mapping[str, Any]) -> bool:
+    """Whether labels are as many as the tokens of a text, or as those of what is no text."""
+    labels, text = batch["labels"], batch.get("input_ids", batch.get("inputs_embeds"))
+    return labels.dim() == 2 and labels.shape[1] > 1 and (text is None or text.shape[1:2] == labels.shape[1:])
+
+
+def _logits(training: Training, task_loss: TaskLoss, batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """The logits of one pass in evaluation mode, which leaves no trace in the model."""
+    batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    modules = [module for module in training.model.modules() if module.training]
+    training.model.eval()
+    try:
+        return training.probe(training.model, task_loss.inputs(batch), task_loss.call).runs[0].get("logits")
+    finally:
+        for module in modules:
+            module.training = True
+
+
+def _may_be_soft(training: Training, head: PredictionHead) -> bool:
+    """Nothing but the labels says that a head is multi-label, and its loss may be another than the stock one."""
+    if head.tokens or head.problem != "multi_label" or not head.own_loss or training.problem != "auto":
+        return False
+    return getattr(getattr(training.base, "config", None), "problem_type", None) is None
+
+
+def _hold_other_numbers(batches: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether labels are other numbers than probabilities of classes, some of them neither 0 nor 1."""
+    labels = [batch["labels"] for batch in batches]
+    if any(y.dim() != 2 or not y.is_floating_point() for y in labels):
+        return True
+    sums_to_one = all(bool(((y >= 0).all(-1) & ((y.sum(-1) - 1).abs() < 1e-3)).all()) for y in labels)
+    return not sums_to_one or all(bool(((y == 0) | (y == 1)).all()) for y in labels)
 
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:
@@ -55,17 +108,29 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> Predictio
             "tokens) whose predictions two passes share"
             + (f"; got only: {', '.join(first)}." if isinstance(first, Mapping) else ".")
         )
-    head = head_of(training.base, first)
+    head = head_of(training.base, first, training.problem, training.own_loss)
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
                 f"R-Drop needs `{'` and `'.join(head.labels)}` in every training batch, got only: {', '.join(batch)}."
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
+    if head.task_problem == "regression" and not head.own_loss:
+        _refuse_marked_rows(batches)
     peft = getattr(training.unwrapped, "active_peft_config", None)
     if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         head = replace(head, soft_prompt=True)
     return head
+
+
+def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse integer labels of -100, which mark rows without a label, and which a regression takes for a value."""
+    labels = [batch["labels"] for batch in batches]
+    if any(not y.is_floating_point() and bool((y == IGNORE_INDEX).any()) for y in labels):
+        raise ValueError(
+            f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
+            f"it for a value: leave such rows out, or write labels as floating-point numbers if it is one."
+        )
 
 
 def before_passes(
@@ -107,6 +172,29 @@ def after_passes(
     if passes.num_passes > 1 and plan.noise is not None:
         plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
     return plan if plan.lm_head is not None else compare_model_loss(training, plan, passes, items, batch)
+
+
+def check_divergence(
+    training: Training, plan: Plan, items: Sequence[Items], divergence: torch.Tensor, settings: StepSettings
+) -> Plan:
+    """Does the divergence of a micro-batch see that its passes differ? Checked once, after noise was seen.
+
+    Raises:
+        ValueError: it is exactly 0 although they differ.
+    """
+    if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
+        return plan
+    passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
+    differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
+    verdict = torch.tensor([differ, bool(divergence != 0)], device=training.device).float()
+    differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
+    if differ and not is_seen:
+        raise ValueError(
+            f"The passes of {type(training.base).__name__} differ, but their divergence is exactly 0: R-Drop took the "
+            f"model's {passes.shape[-1]} logit(s) per item for {plan.head.name} ({items[0].problem}). Say what it "
+            'predicts with rdrop_problem="single_label", "multi_label" or "regression".'
+        )
+    return replace(plan, divergence_checked=is_seen or settings.allow_deterministic)
 
 
 def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:

@@ -224,8 +224,9 @@ def own_loss(
     """
     if label_smoothing:
         return StockLoss(head, base)
-    if promises_stock_loss(base):
-        return StockLoss(head, base, None if hidden_by else LossComparison())
+    if promises_stock_loss(base) and head.stock is None:
+        # The model's own code does not take probabilities as labels
+        return StockLoss(head, base, None if hidden_by or head.soft else LossComparison())
     if hidden_by:
         raise ValueError(
             f"R-Drop keeps the own loss of {type(base).__name__}, and needs its logits too, which it leaves out with "

@@ -82,8 +82,9 @@ class DivergenceProbe(TrainerCallback):
                 for (first, labels), (second, _) in zip(
                     items_of(model, head, batch), items_of(model, head, batch), strict=True
                 ):
+                    problem = head.problem_of(first)
                     terms = rdrop_loss(
-                        (first, second), labels, alpha=0.0, problem=head.problem, num_items=1, num_divergence_items=1
+                        (first, second), labels, alpha=0.0, problem=problem, num_items=1, num_divergence_items=1
                     )
                     sums += torch.stack([terms.task_loss, terms.divergence]).cpu()
                 counts += head.count(batch).sum(0).cpu()
