@@ -70,7 +70,7 @@ class UnlabeledRowsMixin(MixinBase):
         if head.task_problem == "regression" or (head.task_problem == "multi_label" and not head.own_loss):
             raise ValueError(
                 f"unlabeled_dataset does not fit {ROWS[head.task_problem].name}, which takes {IGNORE_INDEX}, the mark "
-                "of an unlabeled row, for a value: leave unlabeled_dataset out, or train a classifier with integer labels."
+                "of an unlabeled row, for a value: leave it out, or train a classifier with integer labels."
             )
         if label_level == "token" and head.tokens and head.unlabeled_mask is None:
             raise ValueError(

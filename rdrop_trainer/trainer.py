@@ -259,7 +259,7 @@ class RDropMixin(
             model, dict(inputs), return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         loss = result[0] if return_outputs else result
-        if window.head.problem == "single_label":
+        if window.head.task_problem == "single_label":
             # No labeled item: the mean over nothing is NaN there
             loss = torch.where((window.task_items > 0).all(), loss, torch.zeros_like(loss))
         return (loss, result[1]) if return_outputs else loss

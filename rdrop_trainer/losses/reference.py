@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORE_INDEX = -100
-# A logit below this in all passes is a mask (-inf, -1e12, the smallest number of a type), not a prediction
+# A logit below this in all passes is a mask (-inf, -1e12, the smallest float32), not a prediction
 MASKED_BELOW = -1e8
 
 

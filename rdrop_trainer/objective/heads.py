@@ -155,7 +155,7 @@ class PredictionHead:
         size = num_passes // len(outputs) * targets.shape[0]
         expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
         first = outputs[0]
-        is_squeezed = first.dim() == len(expected) - 1 and (not self.tokens or first.shape[1:] == targets.shape[1:])
+        is_squeezed = first.dim() == len(expected) - 1 and (not self.tokens or is_along_text(targets, batch))
         if is_squeezed and not self.choices and not self.positions and not self.language_model:
             outputs = tuple(z.unsqueeze(-1) for z in outputs)
             first = outputs[0]
@@ -221,9 +221,11 @@ class PredictionHead:
         if self.problem != "regression" and targets.dim() == 2:
             labeled = labeled & (targets >= 0)
         attended = batch.get(self.unlabeled_mask or "attention_mask")
-        if attended is not None and self.shifted:
+        if not isinstance(attended, torch.Tensor) or attended.dim() != 2:
+            return labeled
+        if self.shifted:
             attended = F.pad(attended, (0, int(self.soft_prompt)))[:, 0 if self.soft_prompt else 1 :]
-        if attended is None or attended.shape != labeled.shape:
+        if attended.shape != labeled.shape:
             return labeled
         marks_padding = torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
         return labeled & (attended.bool() | marks_padding)
@@ -389,6 +391,12 @@ def batch_length(batch: Mapping[str, Any]) -> int:
     return next(batch[key] for key in ("input_ids", "inputs_embeds") if batch.get(key) is not None).shape[1]
 
 
+def is_along_text(labels: torch.Tensor, batch: Mapping[str, Any]) -> bool:
+    """Whether the second dimension of labels is that of a text."""
+    text = batch.get("input_ids", batch.get("inputs_embeds"))
+    return labels.dim() > 1 and isinstance(text, torch.Tensor) and text.shape[1:2] == labels.shape[1:2]
+
+
 def _names(model: nn.Module) -> set[str]:
     """The names of the classes of transformers that a model is of."""
     return {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")}
@@ -436,14 +444,13 @@ def _judged(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> 
     labels = _labels_of(batch, type(model))
     if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
         return _generator(model)
-    several = labels.dim() > 1 and labels[0].numel() > 1
+    several = labels.dim() > 1 and labels.shape[1:].numel() > 1
     if problem is None:
         if labels.is_floating_point():
             problem = "multi_label" if several else "regression"
         else:
             problem = "multi_label" if labels.dim() > 2 else "single_label"
-    text = batch.get("input_ids", batch.get("inputs_embeds"))
-    along_text = labels.dim() == 3 and isinstance(text, torch.Tensor) and text.shape[1:2] == labels.shape[1:2]
+    along_text = labels.dim() == 3 and is_along_text(labels, batch)
     is_class_of_token = problem == "single_label" and not labels.is_floating_point() and several
     head = (TOKENS if along_text or is_class_of_token else ROWS)[problem]
     return replace(head, soft=_are_soft(head, labels))

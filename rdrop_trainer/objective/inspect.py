@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .._extras import lost_windows
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import check_rows, compare_function, compare_model_loss, compare_trainer_loss, find_lm_head
-from .heads import SINGLE_LABEL, TOKENS, Items, PredictionHead, has_listed_head, head_of
+from .heads import ROWS, SINGLE_LABEL, TOKENS, Items, PredictionHead, has_listed_head, head_of, is_along_text
 from .lm_head import LMHead
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, without_ddp
@@ -39,11 +39,10 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     task_loss = _task_loss(training, kind)
     head = kind
     if _may_be_of_tokens(training, kind) and training.on_any_process(_fit_tokens(batches[0])):
-        logits = _logits(training, task_loss, batches[0])
-        if logits is not None and logits.dim() == 3 and logits.shape[:2] == batches[0]["labels"].shape:
-            head = replace(TOKENS[kind.problem], own_loss=True)
-    if _may_be_soft(training, head) and not training.on_any_process(_hold_other_numbers(batches)):
-        head = replace(SINGLE_LABEL, soft=True, own_loss=True)
+        if _are_of_tokens(training, task_loss, batches[0]):
+            head = replace(TOKENS[kind.problem], own_loss=kind.own_loss)
+    if head.problem == "multi_label" and _is_guess(training):
+        head = _judged_by_values(training, head, [batch["labels"] for batch in batches])
     return Plan(head, kind, task_loss, trainer=None if training.trainer_loss is None else LossComparison())
 
 
@@ -67,8 +66,22 @@ def _may_be_of_tokens(training: Training, head: PredictionHead) -> bool:
 
 def _fit_tokens(batch: Mapping[str, Any]) -> bool:
     """Whether labels are as many as the tokens of a text, or as those of what is no text."""
-    labels, text = batch["labels"], batch.get("input_ids", batch.get("inputs_embeds"))
-    return labels.dim() == 2 and labels.shape[1] > 1 and (text is None or text.shape[1:2] == labels.shape[1:])
+    labels, is_text = batch["labels"], any(key in batch for key in ("input_ids", "inputs_embeds"))
+    return labels.dim() == 2 and labels.shape[1] > 1 and (not is_text or is_along_text(labels, batch))
+
+
+def _are_of_tokens(training: Training, task_loss: TaskLoss, batch: Mapping[str, Any]) -> bool:
+    """Whether labels (B, T) are for logits of tokens, (B, T, 1), or (B, T) that follow the length of the text."""
+    labels = batch["labels"]
+    logits = _logits(training, task_loss, batch)
+    if logits is None or logits.dim() == 3 or not is_along_text(labels, batch):
+        return logits is not None and logits.shape[:2] == labels.shape and logits.dim() == 3
+    shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == labels.shape else v for k, v in batch.items()}
+    try:
+        logits = _logits(training, task_loss, shorter)
+    except Exception:  # labels of columns, one of which is missing
+        return False
+    return logits is not None and logits.shape == shorter["labels"].shape
 
 
 def _logits(training: Training, task_loss: TaskLoss, batch: Mapping[str, Any]) -> torch.Tensor | None:
@@ -83,20 +96,29 @@ def _logits(training: Training, task_loss: TaskLoss, batch: Mapping[str, Any]) -
             module.training = True
 
 
-def _may_be_soft(training: Training, head: PredictionHead) -> bool:
-    """Nothing but the labels says that a head is multi-label, and its loss may be another than the stock one."""
-    if head.tokens or head.problem != "multi_label" or not head.own_loss or training.problem != "auto":
-        return False
-    return getattr(getattr(training.base, "config", None), "problem_type", None) is None
+def _is_guess(training: Training) -> bool:
+    """Whether nothing but the type of the labels says what they are, and the loss may be any."""
+    stated = getattr(getattr(training.base, "config", None), "problem_type", None)
+    return training.own_loss and training.problem == "auto" and stated is None
 
 
-def _hold_other_numbers(batches: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether labels are other numbers than probabilities of classes, some of them neither 0 nor 1."""
-    labels = [batch["labels"] for batch in batches]
-    if any(y.dim() != 2 or not y.is_floating_point() for y in labels):
-        return True
-    sums_to_one = all(bool(((y >= 0).all(-1) & ((y.sum(-1) - 1).abs() < 1e-3)).all()) for y in labels)
-    return not sums_to_one or all(bool(((y == 0) | (y == 1)).all()) for y in labels)
+def _judged_by_values(training: Training, head: PredictionHead, labels: Sequence[torch.Tensor]) -> PredictionHead:
+    """A head that is taken for multi-label, unless its labels are probabilities of classes, or no yes and no at all.
+
+    All processes read the labels of their own first window, and come to one verdict.
+    """
+    marked = [(y == IGNORE_INDEX) | (y == -1) for y in labels]
+    is_outside = any(bool((((y < 0) | (y > 1)) & ~mark).any()) for y, mark in zip(labels, marked, strict=True))
+    if training.on_any_process(is_outside):
+        return replace((TOKENS if head.tokens else ROWS)["regression"], own_loss=True)
+    if head.tokens or labels[0].dim() != 2:
+        return head
+    are_whole = all(bool(((y == 0) | (y == 1)).all()) for y in labels)
+    add_up = all(bool((((y.sum(-1) - 1).abs() < 1e-3) & (y >= 0).all(-1)).all()) for y in labels)
+    # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
+    if training.on_any_process(not add_up) or not training.on_any_process(not are_whole):
+        return head
+    return replace(SINGLE_LABEL, soft=True, own_loss=True)
 
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:

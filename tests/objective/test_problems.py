@@ -88,9 +88,10 @@ def test_one_logit_of_a_row_is_bernoulli_whatever_the_labels(shape, squeezed):
     assert is_close(terms.task_loss, own)
 
 
+@pytest.mark.parametrize("squeezed", [False, True])
 @pytest.mark.parametrize("kind", [torch.long, torch.float])
 @pytest.mark.parametrize("mark", [-100, -1])
-def test_one_logit_of_a_token_is_bernoulli_whatever_the_labels(kind, mark):
+def test_one_logit_of_a_token_is_bernoulli_whatever_the_labels(kind, mark, squeezed):
     """Tokens with a negative label do not count: -1 and -100 mark special tokens, padding, the other text."""
     labels = torch.randint(0, 2, (4, 6), generator=torch.Generator().manual_seed(1)).to(kind)
     labels[:, 0] = mark
@@ -98,13 +99,26 @@ def test_one_logit_of_a_token_is_bernoulli_whatever_the_labels(kind, mark):
 
     def loss(logits, labels):
         counted = labels >= 0
-        return F.binary_cross_entropy_with_logits(logits.squeeze(-1)[counted], labels[counted].float())
+        return F.binary_cross_entropy_with_logits(logits.view_as(labels)[counted], labels[counted].float())
 
-    model = Scorer(1, tokens, loss)
+    model = Scorer(1, (lambda z: z.squeeze(-1)) if squeezed else tokens, loss)
     terms, passes, objective = terms_of(model, {"input_ids": IDS, "attention_mask": ATTENDED, "labels": labels})
     counted = labels >= 0
-    want = bernoulli([z.squeeze(-1) for z in passes], counted) / counted.sum()
+    want = bernoulli([z.reshape(4, 6) for z in passes], counted) / counted.sum()
     assert is_close(terms.divergence, want) and objective.plan.head.tokens
+
+
+@pytest.mark.parametrize("columns", [5, 6])
+def test_rows_of_as_many_columns_as_tokens_are_still_rows(columns):
+    labels = torch.randint(0, 2, (4, columns), generator=torch.Generator().manual_seed(1))
+    terms, passes, _ = terms_of(Scorer(columns, rows, bce), {"input_ids": IDS, "labels": labels.float()})
+    assert is_close(terms.divergence, bernoulli(passes, slice(None)) / 4)
+    batch = {"input_ids": IDS, "labels": labels}
+    terms, passes, _ = terms_of(Scorer(columns, rows, bce), batch, problem="multi_label")
+    assert is_close(terms.divergence, bernoulli(passes, slice(None)) / 4)
+    if columns == 5:
+        with pytest.raises(ValueError, match="took the head for token classification.*rdrop_problem"):
+            terms_of(Scorer(columns, rows, bce), batch)
 
 
 class OneLogit(Trainer):
@@ -147,11 +161,17 @@ def test_a_custom_models_problem_type_holds():
         terms, passes, _ = terms_of(model, {"input_ids": IDS, "labels": labels_})
         assert is_close(terms.divergence, bernoulli(passes, slice(None)) / 4)
     targets = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))  # as many as tokens, which they are not of
-    for settings in ({"problem_type": "regression"}, {}):
+    for settings, training, labels in (
+        ({"problem_type": "regression"}, {}, targets.sigmoid()),
+        ({}, {"problem": "regression"}, targets.sigmoid()),
+        ({}, {}, targets),  # no yes and no, as they lie outside 0 and 1
+    ):
         model = Scorer(6, rows, F.mse_loss, **settings)
-        training = {} if settings else {"problem": "regression"}
-        terms, passes, _ = terms_of(model, {"input_ids": IDS, "labels": targets}, **training)
+        terms, passes, _ = terms_of(model, {"input_ids": IDS, "labels": labels}, **training)
         assert is_close(terms.divergence, (passes[0] - passes[1]).square().mean())
+    model = Scorer(1, tokens, lambda z, y: F.mse_loss(z.squeeze(-1), y))
+    terms, passes, _ = terms_of(model, {"input_ids": IDS, "labels": targets})
+    assert is_close(terms.divergence, (passes[0] - passes[1]).square().mean())
 
 
 def test_the_setting_goes_before_the_configuration():
