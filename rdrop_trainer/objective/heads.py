@@ -104,13 +104,12 @@ class PredictionHead:
 
     def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         if self.tokens:
-            return torch.stack(
-                [self._labeled_tokens(targets, batch).sum(), self._divergence_mask(targets, batch).sum()]
-            )
+            masks = self._labeled_tokens(targets, batch), self._divergence_mask(targets, batch)
+            return torch.stack([mask.sum() for mask in masks])
         rows = torch.tensor(targets.shape[0], device=targets.device)
         if self.problem == "regression" or self.soft:
             return torch.stack([rows, rows])
-        # One label of a row may be missing, and the row is unlabeled; of several, and they do not count
+        # A row whose only label is missing is unlabeled; one of whose several labels none is there does not count
         labeled = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1).sum()
         return torch.stack([labeled, labeled if targets.dim() > 1 else rows])
 
