@@ -28,13 +28,25 @@ def check_order(cls: type, ours: type, trainer: type) -> None:
         )
 
 
+def calls_super(owner: type, method: str) -> bool:
+    """Whether a method of a class seems to call that of another: by `super()`, or by its name."""
+    names = _names(vars(owner)[method])
+    return "super" in names or method in names
+
+
 def divides_again(cls: type, ours: type) -> bool:
     """Whether a `training_step` of its own seems to divide the loss by the accumulation steps."""
     owner = overriding(cls, "training_step", ours)
     if owner is None:
         return False
-    names = inspect.unwrap(vars(owner)["training_step"]).__code__.co_names
+    names = _names(vars(owner)["training_step"])
     return "super" not in names and any("gradient_accumulation_steps" in name for name in names)
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    """The names that the code of a function uses."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return () if code is None else code.co_names
 
 
 def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

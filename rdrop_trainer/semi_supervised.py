@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from ._mixin_base import MixinBase
 from .losses.reference import IGNORE_INDEX
-from .objective.heads import base_model, head_of
+from .objective.head_of import base_model, head_of
+from .objective.heads import ROWS
 from .training_args import RDropArguments
 
 logger = logging.get_logger(__name__)
@@ -55,8 +56,7 @@ class UnlabeledRowsMixin(MixinBase):
             for rows in (labeled, self.unlabeled_dataset)
         ]
         both = SemiSupervisedDataset(*used)
-        if both.label_level == "token":
-            self._check_head()
+        self._check_head(both.label_level)
         self.train_dataset = both
         self.data_collator = SemiSupervisedCollator(self._get_collator_with_removed_columns(collator))
         try:
@@ -64,10 +64,16 @@ class UnlabeledRowsMixin(MixinBase):
         finally:
             self.train_dataset, self.data_collator = labeled, collator
 
-    def _check_head(self) -> None:
+    def _check_head(self, label_level: str) -> None:
         model = base_model(self.accelerator.unwrap_model(self.model))
-        head = head_of(model, {"labels": torch.full((1, 1), IGNORE_INDEX)})
-        if head.tokens and head.unlabeled_mask is None:
+        labels = torch.full((1,) if label_level == "row" else (1, 1), IGNORE_INDEX)
+        head = head_of(model, {"labels": labels}, RDropArguments.of(self.args).rdrop_problem)
+        if head.task_problem == "regression" or (head.task_problem == "multi_label" and not head.own_loss):
+            raise ValueError(
+                f"unlabeled_dataset does not fit {ROWS[head.task_problem].name}, which takes {IGNORE_INDEX}, the mark "
+                "of an unlabeled row, for a value: leave it out, or train a classifier with integer labels."
+            )
+        if label_level == "token" and head.tokens and head.unlabeled_mask is None:
             raise ValueError(
                 f"unlabeled_dataset would have no effect on {head.name}, where every token that is to be predicted has "
                 "its label: add the texts to train_dataset."

@@ -17,14 +17,13 @@ from transformers.utils import logging
 
 from .dropout import set_dropout
 from .hub.publishing import PublishingMixin
-from .objective.heads import base_model
+from .objective.head_of import base_model
 from .objective.inspect import first_plan
 from .objective.objective import Objective
-from .objective.passes import without_ddp
 from .objective.task_loss import TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.window import LoggedTerms, StepSettings, Window
-from .overrides import check_order, divides_again, overriding, with_taken
+from .overrides import calls_super, check_order, divides_again, overriding, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.resuming import ResumingMixin
@@ -79,7 +78,7 @@ class RDropMixin(
     _window: Window | None  # the micro-batches of this optimizer step, while `train` runs
     _objective: Objective | None
     _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
-    _override: str | None = None  # such a compute_loss is "new", or "kept" as the task loss; None: it calls ours
+    _keeps_override = False  # the loss of such a compute_loss is the task loss, as it does not call ours
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -122,7 +121,7 @@ class RDropMixin(
             )
         self._start_rdrop()
         try:
-            with self._behind_ours("new"):
+            with self._behind_ours():
                 output = super().train(*args, **kwargs)
             self._check_losses_came_through()
             return output
@@ -156,7 +155,7 @@ class RDropMixin(
 
     def prediction_step(self, *args, **kwargs):
         """`Trainer.prediction_step`, whose losses are `Trainer`'s."""
-        with self._in_phase("evaluate"), self._behind_ours("kept"):
+        with self._in_phase("evaluate"), self._behind_ours():
             return super().prediction_step(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
@@ -186,10 +185,9 @@ class RDropMixin(
         if not trains:
             return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         window, settings = self._window_of(inputs), self._step_settings()
-        if self._override == "new" and self._override_calls_ours(model, inputs, num_items_in_batch):
-            return self.compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         self._losses_made += 1
-        if settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window):
+        is_plain = settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window)
+        if is_plain and not window.head.misread_by_stock_code(inputs):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
         if settings.num_passes > 1 and self._window is not None:
@@ -246,18 +244,19 @@ class RDropMixin(
         return self._window or self._count_window([inputs])
 
     def _check_losses_came_through(self) -> None:
-        """Stop where a step went by without this trainer's loss: its `training_step` runs the model by itself."""
+        """Stop where a step went by without our loss: an override in front of it runs the model by itself."""
         if self._window is not None and self._losses_made == 0:
             owner = overriding(type(self), "training_step", RDropMixin) or type(self)
             raise ValueError(
                 f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
-                f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss."
+                f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss, and a "
+                "compute_loss super().compute_loss(...)."
             )
         self._losses_made = 0
 
     def _training(self) -> Training:
         order = type(self).__mro__
-        after = order if self._override else order[order.index(RDropMixin) + 1 :]
+        after = order if self._keeps_override else order[order.index(RDropMixin) + 1 :]
         owner = next(cls for cls in after if "compute_loss" in vars(cls))
         trainer_loss = None
         if owner is not Trainer:
@@ -275,6 +274,7 @@ class RDropMixin(
             hidden_by=hidden_by,
             is_sharded=self.is_fsdp_enabled,
             is_compiled=self.args.torch_compile,
+            problem=RDropArguments.of(self.args).rdrop_problem,
             replicas=self.get_tp_size(),
             shares_counts=self.args.average_tokens_across_devices,
         )
@@ -285,39 +285,25 @@ class RDropMixin(
         """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""
         if self.label_smoother is not None or self.compute_loss_func is not None:
             inputs = {**inputs, **(decoder_inputs(self._base_model(), inputs) or {})}
-        if self._override is None or self._phase == "override":
-            self._override_called_ours = True
+        if not self._keeps_override or self._phase == "override":
             return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
         with self._in_phase("override"):
             override = type(self).compute_loss
             return override(self, model, inputs, **with_taken(override, arguments))
 
-    def _override_calls_ours(self, model: nn.Module, inputs: dict[str, Any], count: Any) -> bool:
-        """Whether a `compute_loss` in front of ours adds to ours, which then is what it was; else its loss is kept."""
-        self._override_called_ours = False
-        with self._objective.training.aside():
-            self._base_loss(without_ddp(model), dict(inputs), num_items_in_batch=count)
-        if not self._override_called_ours:
-            self._override = "kept"
-            return False
-        self._override = None
-        del vars(self)["compute_loss"]
-        training = self._training()
-        self._objective = Objective(first_plan(training, [inputs]), training)
-        return True
-
     @contextmanager
-    def _behind_ours(self, state: str):
-        """Within it, `Trainer` calls our `compute_loss` in the place of one in front, which ours then calls."""
-        redirects = self._override is None and overriding(type(self), "compute_loss", RDropMixin) is not None
-        if redirects:
-            self._override, vars(self)["compute_loss"] = state, partial(RDropMixin.compute_loss, self)
+    def _behind_ours(self):
+        """Within it, `Trainer` calls our `compute_loss`, and ours one in front of it that would not call ours."""
+        owner = overriding(type(self), "compute_loss", RDropMixin)
+        if self._keeps_override or owner is None or calls_super(owner, "compute_loss"):
+            yield
+            return
+        self._keeps_override, vars(self)["compute_loss"] = True, partial(RDropMixin.compute_loss, self)
         try:
             yield
         finally:
-            if redirects:
-                self._override = None
-                vars(self).pop("compute_loss", None)
+            self._keeps_override = False
+            del vars(self)["compute_loss"]
 
     @contextmanager
     def _in_phase(self, phase: str):
@@ -348,7 +334,7 @@ class RDropMixin(
             model, dict(inputs), return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         loss = result[0] if return_outputs else result
-        if window.head.problem == "single_label":
+        if window.head.task_problem == "single_label":
             # No labeled item: the mean over nothing is NaN there
             loss = torch.where((window.task_items > 0).all(), loss, torch.zeros_like(loss))
         return (loss, result[1]) if return_outputs else loss

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from .losses.validation import REDUCTIONS
+from .losses.validation import PROBLEMS, REDUCTIONS
 
 FORWARD_MODES = ("concat", "sequential", "recompute")
 FUSED_HEAD = ("auto", "true", "false")
@@ -70,6 +70,16 @@ class RDropArguments:
             "micro-batch, and averaged over the micro-batches and processes of the step; only to reproduce the "
             "official GLUE runs. The task loss is a mean either way.",
             "choices": list(REDUCTIONS),
+        },
+    )
+    rdrop_problem: str = field(
+        default="auto",
+        metadata={
+            "help": "What the model predicts, and so the divergence. single_label: one of several classes "
+            "(categorical). multi_label: yes or no for each logit (Bernoulli), also for a single one. regression: "
+            "numbers (squared difference). auto: config.problem_type, else the model's class and the labels. The task "
+            "loss stays the model's. Read when training starts.",
+            "choices": ["auto", *PROBLEMS],
         },
     )
     rdrop_unlabeled_ratio: float = field(
@@ -136,6 +146,7 @@ class RDropArguments:
         for name, choices in (
             ("rdrop_forward_mode", FORWARD_MODES),
             ("rdrop_reduction", REDUCTIONS),
+            ("rdrop_problem", ("auto", *PROBLEMS)),
             ("rdrop_fused_head", FUSED_HEAD),
         ):
             if getattr(self, name) not in choices:

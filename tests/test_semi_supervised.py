@@ -238,6 +238,20 @@ def test_language_models_are_refused(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize("how", ["num_labels", "problem_type", "another divergence", "own class"])
+def test_regressions_are_refused_whatever_the_type_of_their_labels(how, tmp_path):
+    """Stars from 1 to 5: every unlabeled row would be trained towards -100."""
+    model = tiny.bert("regression" if how in ("num_labels", "another divergence") else "single_label")
+    if how in ("problem_type", "own class"):
+        model.config.problem_type = "regression"
+    if how == "own class":
+        model.__class__ = type("Own", (torch.nn.Module,), {"forward": type(model).forward})
+    settings = {"rdrop_problem": "multi_label"} if how == "another divergence" else {}
+    trainer = tiny.trainer(model, rows(4), tmp_path, unlabeled_dataset=rows(4, labeled=False), **settings)
+    with pytest.raises(ValueError, match="unlabeled_dataset does not fit regression, which takes -100"):
+        trainer.train()
+
+
 def test_a_stream_of_labeled_rows_is_refused(tmp_path):
     trainer = spy(rows(4), tmp_path, unlabeled_dataset=rows(4, labeled=False), max_steps=2)
     trainer.train_dataset = Stream()

@@ -20,6 +20,7 @@ def test_defaults_and_help():
         "rdrop_warmup_steps": 0,
         "rdrop_forward_mode": "concat",
         "rdrop_reduction": "mean",
+        "rdrop_problem": "auto",
         "rdrop_unlabeled_ratio": 1.0,
         "rdrop_fused_head": "auto",
         "rdrop_allow_deterministic": False,
@@ -51,6 +52,7 @@ def test_defaults_and_help():
         ("rdrop_dropout", "0.1"),
         ("rdrop_forward_mode", "parallel"),
         ("rdrop_reduction", "batchmean"),
+        ("rdrop_problem", "ranking"),
     ],
 )
 @pytest.mark.parametrize("cls", [RDropArguments, RDropTrainingArguments])

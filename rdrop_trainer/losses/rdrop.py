@@ -69,16 +69,19 @@ def rdrop_loss(
         logits: (m·N, C), any floating type: all N items of the first pass, then all of the second, and so on; or a
             sequence of m tensors (N, C), one per pass, which saves a copy. The arithmetic is done in float32 at least.
             A class whose logit is -inf in all passes contributes 0; if it is -inf in some passes only, the divergence
-            is not finite.
+            is not finite. For "multi_label" and "regression" an entry below -1e8 in all passes does not count at all.
         labels: for "single_label" (N,) integers, where -100 marks an unlabeled item: no task loss, but its divergence
-            counts; for "multi_label" (N, C) in [0, 1]; for "regression" (N,) or (N, C). None: no item has a label.
+            counts; or, as `cross_entropy` takes them, (N, C) probabilities. For "multi_label" (N, C) in [0, 1], where
+            -100 marks a class that counts neither in the task loss nor in the divergence of its item. For "regression"
+            (N,) or (N, C). None: no item has a label.
         alpha: weight of the divergence, at least 0; the paper's alpha.
         num_passes: m, the number of passes. 1 gives the plain task loss and a divergence of 0.
         problem: "single_label" (cross-entropy and categorical KL), "multi_label" (binary cross-entropy, mean over
             classes, and Bernoulli KL, summed over classes) or "regression" (squared error and squared difference, means
             over output dimensions).
         mask: (N,) booleans: the items that count. The others add nothing and get a gradient of 0, whatever their labels
-            and logits. None: all count.
+            and logits. For "multi_label" and "regression" also (N, C): the entries that count; the means over classes
+            and dimensions are over those, and an item without any does not count. None: all count.
         num_items: what the summed task loss is divided by. Default: the labeled items that count. With gradient
             accumulation or several processes, pass the count of the whole batch, and every micro-batch adds its exact
             share.
@@ -89,7 +92,8 @@ def rdrop_loss(
         implementation: "reference" computes the formulas as they are written, with autograd, in float64 where that
             costs nothing. For "single_label" there are two with gradients in closed form, which take next to no memory
             besides them: "chunked" (any device) and "triton" (one kernel, on a CUDA device). "auto" takes the fastest
-            for shape and device. Only the reference has second derivatives, and a gradient for a tensor alpha.
+            for shape and device. Only the reference has second derivatives, a gradient for a tensor alpha, and
+            labels that are probabilities.
 
     Returns:
         `RDropLoss(loss, task_loss, divergence)`. With no labeled item the task loss is 0. Call `backward` on `loss`:
@@ -112,14 +116,21 @@ def rdrop_loss(
     logits = (logits,) if isinstance(logits, torch.Tensor) else tuple(logits)
     check_settings(alpha, num_passes, problem, reduction, label_smoothing, implementation)
     size = check_passes("logits", logits, num_passes)
-    check_labels(labels, mask, problem, size, logits[0].shape[1])
+    check_labels(labels, mask, problem, size, logits[0].shape[1], probabilities=True)
     if labels is None and problem == "single_label":
         labels = torch.full((size,), reference.IGNORE_INDEX, device=logits[0].device)
 
+    of_items = mask
+    if problem == "multi_label" and labels is not None:
+        entries = labels != reference.IGNORE_INDEX  # (N, C)
+        of_items = (entries if mask is None else entries & (mask if mask.dim() == 2 else mask[:, None])).any(-1)
+    elif mask is not None and mask.dim() == 2:
+        of_items = mask.any(-1)
+    are_classes = labels is not None and problem == "single_label" and labels.dim() == 1
     num_items, num_divergence_items = counts(
-        size, labels if problem == "single_label" else None, mask, reduction, num_items, num_divergence_items
+        size, labels if are_classes else None, of_items, reduction, num_items, num_divergence_items
     )
-    backend = _choose(implementation, logits, problem, alpha)
+    backend = _choose(implementation, logits, problem, alpha, soft=problem == "single_label" and not are_classes)
     if backend != "reference":
         loss_and_grad = partial(
             loss_and_grad_of(backend),
@@ -194,30 +205,34 @@ def _by_reference(logits, labels, mask, num_passes, problem, label_smoothing):
     """Sums of task loss and divergence over the items that count; the divergence of a single pass is None."""
     z = logits[0].unflatten(0, (num_passes, -1)) if len(logits) == 1 else torch.stack(logits)  # (m, N, C)
     z = z.to(working_dtype(z.numel(), z))
-    if mask is not None:
+    entries = mask if mask is not None and mask.dim() == 2 else None
+    if mask is not None and entries is None:
         z, labels = z[:, mask], None if labels is None else labels[mask]
     if problem == "single_label":
-        task, divergence = reference.single_label(z, labels.long(), label_smoothing)
+        targets = labels if labels.is_floating_point() else labels.long()
+        task, divergence = reference.single_label(z, targets, label_smoothing)
     else:
         backend = reference.multi_label if problem == "multi_label" else reference.regression
         targets = z.new_zeros(z.shape[1:]) if labels is None else labels.reshape(z.shape[1:])
-        task, divergence = backend(z, targets)
+        task, divergence = backend(z, targets, entries)
         if labels is None:
             task = task.masked_fill(torch.ones_like(task, dtype=torch.bool), 0)  # keeps a graph, with a gradient of 0
     return task.sum(), None if divergence is None else divergence.sum()
 
 
-def _choose(implementation: str, logits: tuple[torch.Tensor, ...], problem: Problem, alpha) -> str:
-    """The backend for these logits.
+def _choose(implementation: str, logits: tuple[torch.Tensor, ...], problem: Problem, alpha, soft: bool) -> str:
+    """The backend for these logits; `soft`: the labels are probabilities.
 
     Raises:
         ValueError: an implementation that does not compute this problem, or is not available on this device.
     """
-    closed_form = problem == "single_label" and not (isinstance(alpha, torch.Tensor) and alpha.requires_grad)
+    alpha_learns = isinstance(alpha, torch.Tensor) and alpha.requires_grad
+    closed_form = problem == "single_label" and not alpha_learns and not soft
     if implementation in ("chunked", "triton") and not closed_form:
         raise ValueError(
-            f"implementation={implementation!r} computes problem='single_label' with a number for alpha, got "
-            f"{problem!r} and alpha={alpha!r}. Use 'auto' or 'reference'."
+            f"implementation={implementation!r} computes problem='single_label' with a number for alpha and integer "
+            f"labels, got {problem!r}{' with probabilities' if soft else ''} and alpha={alpha!r}. Use 'auto' or "
+            "'reference'."
         )
     # A compiler fuses the formulas by itself, and cannot see into an autograd Function
     unfused = not closed_form or torch.compiler.is_compiling()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 
 IGNORE_INDEX = -100
+# A logit below this in all passes is a mask (-inf, -1e12, the smallest float32), not a prediction
+MASKED_BELOW = -1e8
 
 
 def single_label(
@@ -21,7 +23,7 @@ def single_label(
 
     Args:
         logits: (m, N, C). A class whose logit is -inf in all passes is masked: it contributes nothing.
-        labels: (N,) integers; -100 marks an unlabeled item, whose cross-entropy is 0.
+        labels: (N,) integers, where -100 marks an unlabeled item, whose cross-entropy is 0; or (N, C) probabilities.
         label_smoothing: weight of the uniform distribution in the target.
 
     Returns:
@@ -30,9 +32,14 @@ def single_label(
     log_probs = logits.log_softmax(-1)  # (m, N, C)
     masked = torch.isneginf(logits).all(0)  # (N, C)
 
-    labeled = labels != IGNORE_INDEX
-    target = labels.where(labeled, 0).unsqueeze(-1)  # (N, 1)
-    task = -log_probs.gather(-1, target.expand(log_probs.shape[0], -1, 1)).squeeze(-1)  # (m, N)
+    if labels.dim() == 2:
+        labeled = labels.new_ones(len(labels), dtype=torch.bool)
+        target = labels.to(log_probs.dtype)
+        task = -(log_probs.masked_fill(target == 0, 0) * target).sum(-1)  # (m, N)
+    else:
+        labeled = labels != IGNORE_INDEX
+        target = labels.where(labeled, 0).unsqueeze(-1)  # (N, 1)
+        task = -log_probs.gather(-1, target.expand(log_probs.shape[0], -1, 1)).squeeze(-1)  # (m, N)
     if label_smoothing:
         uniform = -log_probs.masked_fill(masked, 0).mean(-1)  # (m, N)
         task = (1 - label_smoothing) * task + label_smoothing * uniform
@@ -44,32 +51,53 @@ def single_label(
     return task, divergence
 
 
-def multi_label(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def multi_label(
+    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Binary cross-entropy, mean over classes, and Bernoulli symmetric KL, summed over classes, per item.
 
     Args:
-        logits: (m, N, C). labels: (N, C) in [0, 1].
+        logits: (m, N, C). A class whose logit is -inf or below -1e8 in all passes is masked: it does not count.
+        labels: (N, C) in [0, 1]; -100 marks a class that does not count.
+        mask: (N, C) booleans, the classes that count; None: all.
     """
-    # A masked class (-inf) would make `logit * 0` NaN; any number this large has the same sigmoid
+    logits, counted, scale = _counted(logits, mask, labels != IGNORE_INDEX)
+    targets = labels.to(logits.dtype).masked_fill(~counted, 0).expand_as(logits)
+    # A class that is -inf in some passes would make `logit * 0` NaN; any number this large has the same sigmoid
     logits = logits.clamp(-1e30, 1e30)
-    targets = labels.to(logits.dtype).expand_as(logits)
-    task = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1).mean(0)
+    task = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").masked_fill(~counted, 0)
+    task = task.mean(-1).mean(0) * scale
     # The smaller of sigmoid(z) and sigmoid(z) - 1 keeps its digits; their constant difference cancels
     probs = torch.where(logits[:1] > 0, -(-logits).sigmoid(), logits.sigmoid())
     return task, _bilinear(probs, logits)
 
 
-def regression(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def regression(
+    logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Squared error and squared difference between passes, both means over the D output dimensions, per item.
 
     Args:
-        logits: (m, N, D) predictions. labels: (N, D) targets.
+        logits: (m, N, D) predictions. One that is -inf or below -1e8 in all passes is masked: it does not count.
+        labels: (N, D) targets.
+        mask: (N, D) booleans, the dimensions that count; None: all.
 
     Source: R-Drop paper, appendix A.4.
     """
-    task = (logits - labels.to(logits.dtype)).square().mean(-1).mean(0)
+    logits, counted, scale = _counted(logits, mask)
+    task = (logits - labels.to(logits.dtype)).masked_fill(~counted, 0).square().mean(-1).mean(0) * scale
     divergence = _bilinear(logits, logits)
-    return task, None if divergence is None else 2 * divergence / logits.shape[-1]
+    return task, None if divergence is None else 2 * divergence / logits.shape[-1] * scale
+
+
+def _counted(logits: torch.Tensor, *masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits (m, N, C) with 0 for entries that do not count; which count, (N, C); and C / their number, (N,)."""
+    counted = ~(logits < MASKED_BELOW).all(0)
+    for mask in masks:
+        counted = counted if mask is None else counted & mask
+    # A mean over C times this is the mean over those that count, and the same bits where all do
+    scale = logits.shape[-1] / counted.sum(-1).clamp(min=1).to(logits.dtype)
+    return logits.masked_fill(~counted, 0), counted, scale
 
 
 def _bilinear(p: torch.Tensor, z: torch.Tensor) -> torch.Tensor | None:

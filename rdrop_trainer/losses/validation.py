@@ -54,13 +54,24 @@ def check_passes(name: str, passes: Sequence[torch.Tensor], num_passes: int) -> 
     return first.shape[0] // num_passes
 
 
-def check_labels(labels: torch.Tensor | None, mask: torch.Tensor | None, problem: str, size: int, classes: int) -> None:
-    """Check labels and mask of N = size items."""
-    if mask is not None and (tuple(mask.shape) != (size,) or mask.dtype != torch.bool):
-        raise ValueError(f"mask must be booleans of shape ({size},), got {mask.dtype} of {tuple(mask.shape)}.")
+def check_labels(
+    labels: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    problem: str,
+    size: int,
+    classes: int,
+    probabilities: bool = False,
+) -> None:
+    """Check labels and mask of N = size items; `probabilities`: the labels of "single_label" may be (N, C) floats."""
+    masks = [(size,)] if problem == "single_label" else [(size,), (size, classes)]
+    if mask is not None and (tuple(mask.shape) not in masks or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be booleans of shape {' or '.join(map(str, masks))}, got {mask.dtype} of {tuple(mask.shape)}."
+        )
     if labels is None:
         return
-    expected: list[tuple[int, ...]] = [(size,)] if problem == "single_label" else [(size, classes)]
+    soft = probabilities and problem == "single_label" and labels.is_floating_point() and labels.dim() == 2
+    expected: list[tuple[int, ...]] = [(size,)] if problem == "single_label" and not soft else [(size, classes)]
     if problem == "regression" and classes == 1:
         expected.append((size,))
     if tuple(labels.shape) not in expected:
@@ -68,7 +79,7 @@ def check_labels(labels: torch.Tensor | None, mask: torch.Tensor | None, problem
             f"labels must have shape {' or '.join(map(str, expected))} for problem={problem!r} with {size} items of "
             f"{classes} classes, got {tuple(labels.shape)}: labels are those of one pass and are not repeated."
         )
-    if problem != "single_label":
+    if problem != "single_label" or soft:
         return
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers for problem='single_label', got {labels.dtype}.")

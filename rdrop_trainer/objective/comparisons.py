@@ -38,6 +38,8 @@ def compare_model_loss(
     if any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
         return kept  # a router adds to it, maybe less than the comparison would see
     loss = _stock_loss(training, plan, passes, items, batch)
+    if plan.head.misread_by_stock_code(batch):
+        own = own.new_full((), torch.nan)  # decides nothing
     tolerance = training.tolerance(own, items[0].outputs[0])
     comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.sum_over_processes)
     if not comparison.differs:
@@ -70,7 +72,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     loss = own.loss().detach()
     del own, logits  # and with them the activations
     if isinstance(plan.task_loss, TrainerLoss):
-        plan = replace(plan, task_loss=own_loss(training.base, training.smoothing(head), training.hidden_by))
+        plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
     passes = training.probe(model, plan.task_loss.inputs(batch, head))
     items = head.items(passes, batch, 1)
     kept = passes.loss() if plan.task_loss.needs_logits else _stock_loss(training, plan, passes, items, batch)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .._extras import lost_windows
+from ..losses.reference import IGNORE_INDEX
 from .comparisons import (
     check_repeats,
     check_rows,
@@ -20,9 +21,11 @@ from .comparisons import (
     find_lm_head,
     find_use_of_count,
 )
-from .heads import Items, PredictionHead, head_of
+from .head_of import head_of
+from .heads import Items, PredictionHead
+from .labels import judged_by_labels
 from .lm_head import LMHead
-from .noise import ITEMS, NoiseWatch
+from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, without_ddp
 from .plan import Plan
 from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
@@ -33,25 +36,31 @@ logger = logging.get_logger(__name__)
 
 
 def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan:
-    """The plan by classes, settings and the labels of a window, before any forward pass.
+    """The plan by classes, settings and the labels of a window; a collective.
+
+    A forward pass, `aside`, is made only where labels fit rows and tokens alike.
 
     Raises:
         ValueError: a head that R-Drop does not fit, or batches without labels.
     """
-    head = _head(training, batches)
-    if head.positions and (fault := lost_windows()):
+    kind = _head(training, batches)
+    if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
-    task_loss: TaskLoss
-    if training.loss_function is not None:
-        task_loss = FunctionLoss(training.loss_function, training.base)
-    else:
-        task_loss = training.trainer_loss or own_loss(training.base, training.smoothing(head), training.hidden_by)
-    return Plan(head, task_loss, trainer_comparison=None if training.trainer_loss is None else LossComparison())
+    task_loss = _task_loss(training, kind)
+    head = judged_by_labels(training, kind, task_loss, batches)
+    return Plan(head, kind, task_loss, trainer_comparison=None if training.trainer_loss is None else LossComparison())
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
-    return replace(plan, head=_head(training, batches))
+    kind = _head(training, batches)
+    return plan if kind == plan.kind else replace(plan, head=kind, kind=kind)
+
+
+def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
+    if training.loss_function is not None:
+        return FunctionLoss(training.loss_function, training.base)
+    return training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
 
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:
@@ -63,17 +72,29 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> Predictio
             "tokens) whose predictions two passes share"
             + (f"; got only: {', '.join(first)}." if isinstance(first, Mapping) else ".")
         )
-    head = head_of(training.base, first)
+    head = head_of(training.base, first, training.problem, training.own_loss)
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
                 f"R-Drop needs `{'` and `'.join(head.labels)}` in every training batch, got only: {', '.join(batch)}."
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
+    if head.task_problem == "regression" and not head.own_loss:
+        _refuse_marked_rows(batches)
     peft = getattr(training.unwrapped, "active_peft_config", None)
     if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         head = replace(head, soft_prompt=True)
     return head
+
+
+def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse integer labels of -100, which mark rows without a label, and which a regression takes for a value."""
+    labels = [batch["labels"] for batch in batches]
+    if any(not y.is_floating_point() and bool((y == IGNORE_INDEX).any()) for y in labels):
+        raise ValueError(
+            f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
+            f"it for a value: leave such rows out, or write labels as floating-point numbers if it is one."
+        )
 
 
 def before_passes(
@@ -119,6 +140,29 @@ def after_passes(
         plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
     plan = find_use_of_count(training, plan, passes, batch, count)
     return plan if plan.lm_head is not None else compare_model_loss(training, plan, passes, items, batch)
+
+
+def check_divergence(
+    training: Training, plan: Plan, items: Sequence[Items], divergence: torch.Tensor, settings: StepSettings
+) -> Plan:
+    """Does the divergence of a micro-batch see that its passes differ? Checked once, after noise was seen.
+
+    Raises:
+        ValueError: it is exactly 0 although they differ.
+    """
+    if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
+        return plan
+    passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
+    differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
+    verdict = torch.tensor([differ, bool(divergence != 0)], device=training.device).float()
+    differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
+    if differ and not is_seen:
+        raise ValueError(
+            f"The passes of {type(training.base).__name__} differ, but their divergence is exactly 0: R-Drop took the "
+            f"model's {passes.shape[-1]} logit(s) per item for {plan.head.name} ({items[0].problem}). Say what it "
+            'predicts with rdrop_problem="single_label", "multi_label" or "regression".'
+        )
+    return replace(plan, divergence_checked=is_seen or settings.allow_deterministic)
 
 
 def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:

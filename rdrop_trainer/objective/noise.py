@@ -61,7 +61,7 @@ class NoiseWatch:
         """
         alike = bool((passes == passes[:1]).all())
         if again is not None:
-            may_be_rounding = not alike and _is_rounding(passes)
+            may_be_rounding = not alike and is_rounding(passes)
             # All processes compute again, or none: a sharded model runs on all of them at once
             if reduce(torch.tensor(float(may_be_rounding), device=passes.device)) > 0:
                 repeated = again()
@@ -83,7 +83,7 @@ class NoiseWatch:
         return None
 
 
-def _is_rounding(passes: torch.Tensor) -> bool:
+def is_rounding(passes: torch.Tensor) -> bool:
     """Whether the differences between passes, (m, n, C), are so small that rounding may explain them."""
     finite = passes.isfinite().all(0)
     if not finite.any():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..losses import RDropLoss
-from .inspect import after_passes, before_passes, first_plan, next_plan
+from .inspect import after_passes, before_passes, check_divergence, first_plan, next_plan
 from .passes import Passes, without_ddp
 from .plan import Plan
 from .training import Training
@@ -52,7 +52,7 @@ class Objective:
             model: a model of transformers, or one that returns logits; prepared by the accelerator, if there is one.
             batches: the micro-batches of the first optimizer step, with labels, as the model takes them.
             accelerator: what prepared the model; None: one process, without mixed precision.
-            **settings: `label_smoothing`, `loss_function` and other attributes of `Training`.
+            **settings: `problem`, `label_smoothing`, `loss_function` and other attributes of `Training`.
 
         Raises:
             ValueError: a head that R-Drop does not fit, or batches without labels.
@@ -103,7 +103,7 @@ class Objective:
             returned in the first, of B rows.
 
         Raises:
-            ValueError: the model has no noise, or returns no logits, or its loss does not fit.
+            ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit.
         """
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
@@ -115,4 +115,6 @@ class Objective:
             loss = None if lm_head is None else lm_head.loss
             return window.terms(items, settings, loss, with_labels, self.training.smoothing(window.head))
 
-        return self.plan.task_loss.terms(items_loss, passes, batch, window, count), passes
+        terms = self.plan.task_loss.terms(items_loss, passes, batch, window, count)
+        self.plan = check_divergence(self.training, self.plan, items, terms.divergence, settings)
+        return terms, passes

@@ -26,6 +26,7 @@ class Plan:
 
     Attributes:
         head: what the model predicts.
+        kind: the same by classes, settings and the type of the labels alone, which every window shows.
         task_loss: where the task loss comes from.
         lm_head: the output head of a language model that can be fused into the loss; None: none, or none found yet.
         not_fused: why there is none.
@@ -33,9 +34,11 @@ class Plan:
         trainer_comparison: compares the loss of a base trainer with what is taken for it; None: decided.
         rows_checked: the task loss was seen not to depend on the number of rows.
         repeats: a pass was seen to be the same when it runs again.
+        divergence_checked: the divergence was seen not to be 0 on passes that differ.
     """
 
     head: PredictionHead
+    kind: PredictionHead
     task_loss: TaskLoss
     lm_head: LMHead | None = None
     not_fused: str | None = None
@@ -43,6 +46,7 @@ class Plan:
     trainer_comparison: LossComparison | None = None
     rows_checked: bool = False
     repeats: bool = False
+    divergence_checked: bool = False
 
     def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
         """The output head that is fused into the loss of a micro-batch; None: its logits are made."""

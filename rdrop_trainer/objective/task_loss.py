@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..losses import RDropLoss
-from .heads import PredictionHead, has_listed_head
+from .head_of import has_listed_head
+from .heads import PredictionHead
 from .passes import Passes, call_model, with_loss
 from .window import Window
 
@@ -214,11 +215,14 @@ class TrainerLoss(TaskLoss):
         return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and outputs[0].dim() == 0)
 
 
-def own_loss(base: nn.Module, label_smoothing: float = 0.0, hidden_by: str | None = None) -> StockLoss | ModelLoss:
+def own_loss(
+    base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
+) -> StockLoss | ModelLoss:
     """The loss of a model that is left to itself: the stock loss of its head, or its own.
 
     Args:
         base: the model without wrappers.
+        head: of the model.
         label_smoothing: `Trainer` puts the smoothed stock loss in the place of every other.
         hidden_by: the setting for which the model returns no logits once it is given labels.
 
@@ -227,8 +231,9 @@ def own_loss(base: nn.Module, label_smoothing: float = 0.0, hidden_by: str | Non
     """
     if label_smoothing:
         return StockLoss(base)
-    if promises_stock_loss(base):
-        return StockLoss(base, None if hidden_by else LossComparison())
+    if promises_stock_loss(base) and head.stock is None:
+        # The model's own code does not take probabilities as labels
+        return StockLoss(base, None if hidden_by or head.soft else LossComparison())
     if hidden_by:
         raise ValueError(
             f"R-Drop keeps the own loss of {type(base).__name__}, and needs its logits too, which it leaves out with "

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .heads import PredictionHead, base_model
+from .head_of import base_model
+from .heads import PredictionHead
 from .lm_head import is_compiled
 from .passes import Passes, call_model, run_passes
 from .snapshot import Snapshot
-from .task_loss import TrainerLoss
+from .task_loss import TrainerLoss, promises_stock_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,6 +34,8 @@ class Training:
         hidden_by: the setting for which the model returns no (or not all) logits once it is given labels.
         is_sharded: FSDP shards the weights over processes.
         is_compiled: the model is compiled as a whole.
+        problem: what the model predicts, and so the divergence: "single_label", "multi_label" or "regression"; "auto":
+            what its configuration, its class and the labels say.
         replicas: processes that see the same rows, as those of one tensor-parallel group do.
         shares_counts: the processes normalise over their items together.
         forwards: how many forward passes were run so far to find something out.
@@ -46,6 +49,7 @@ class Training:
     hidden_by: str | None = None
     is_sharded: bool = False
     is_compiled: bool = False
+    problem: str = "auto"
     replicas: int = 1
     shares_counts: bool = True
     forwards: int = field(default=0, init=False)
@@ -69,6 +73,13 @@ class Training:
         """How many processes with rows of their own normalise together."""
         return self.processes // self.replicas if self.shares_counts else 1
 
+    @property
+    def own_loss(self) -> bool:
+        """The task loss is not the stock one of the model's class."""
+        if self.loss_function is not None or self.trainer_loss is not None:
+            return True
+        return not self.label_smoothing and not promises_stock_loss(self.base)
+
     def smoothing(self, head: PredictionHead) -> float:
         """`Trainer` smooths `labels` alone, so answers to questions are not."""
         return self.label_smoothing if head.labels == ("labels",) else 0.0
@@ -76,6 +87,11 @@ class Training:
     def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
         """A collective."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor)
+
+    def on_any_process(self, flag: bool | torch.Tensor) -> bool:
+        """Whether something holds on some process; a collective."""
+        flag = torch.as_tensor(flag, device=self.device).float()
+        return bool(self.sum_over_processes(flag) > 0)
 
     def tolerance(self, *results: torch.Tensor, by_products: bool = False) -> float:
         """How far two results may differ, relative, that are the same but for rounding.

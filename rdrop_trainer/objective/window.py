@@ -109,12 +109,11 @@ class Window:
             with_labels: without, there is no task loss.
             label_smoothing: of the task loss.
         """
-        loss = loss or partial(rdrop_loss, problem=self.head.problem)
         divisors = self.divergence_items / self.processes
         if settings.reduction == "sum":
             divisors = torch.full_like(divisors, self.micro_batches)
         parts = [
-            loss(
+            (loss or partial(rdrop_loss, problem=part.problem))(
                 part.outputs,
                 part.labels if with_labels else None,
                 alpha=settings.alpha,

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..dropout import active_dropout
 from ..errors import InputError
-from ..objective.heads import head_of
+from ..objective.head_of import head_of
 from .measure import Stability, compare
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 

@@ -61,18 +61,20 @@ def compare(
 
 def divergence_of(head: PredictionHead, logits: torch.Tensor) -> np.ndarray:
     """Divergence per item, (n,): the mean over pairs of the m predictions (m, n, C)."""
-    if head.problem == "single_label":
+    problem = head.problem_of(logits)
+    if problem == "single_label":
         none = torch.full(logits.shape[1:2], reference.IGNORE_INDEX, device=logits.device)
         return reference.single_label(logits, none, 0.0)[1].cpu().numpy()
-    function = reference.multi_label if head.problem == "multi_label" else reference.regression
+    function = reference.multi_label if problem == "multi_label" else reference.regression
     return function(logits, torch.zeros_like(logits[0]))[1].cpu().numpy()
 
 
 def differ(head: PredictionHead, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """Whether two predictions (n, C) differ: 1, 0, or NaN for a regression."""
-    if head.problem == "regression":
+    problem = head.problem_of(a)
+    if problem == "regression":
         return np.full(len(a), np.nan)
-    if head.problem == "multi_label":
+    if problem == "multi_label":
         return ((a > 0) != (b > 0)).any(-1).double().cpu().numpy()
     return (a.argmax(-1) != b.argmax(-1)).double().cpu().numpy()
 

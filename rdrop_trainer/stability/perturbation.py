@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..objective.heads import PredictionHead, head_of
+from ..objective.head_of import head_of
+from ..objective.heads import PredictionHead
 from .edits import EDITS, Edit
 from .measure import Stability, differ, divergence_of, mean_by
 from .running import as_it_was, items_of

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..errors import InputError
 from ..losses import rdrop_loss
-from ..objective.heads import head_of
+from ..objective.head_of import head_of
 from ..objective.task_loss import promises_stock_loss
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 
@@ -82,8 +82,9 @@ class DivergenceProbe(TrainerCallback):
                 for (first, labels), (second, _) in zip(
                     items_of(model, head, batch), items_of(model, head, batch), strict=True
                 ):
+                    problem = head.problem_of(first)
                     terms = rdrop_loss(
-                        (first, second), labels, alpha=0.0, problem=head.problem, num_items=1, num_divergence_items=1
+                        (first, second), labels, alpha=0.0, problem=problem, num_items=1, num_divergence_items=1
                     )
                     sums += torch.stack([terms.task_loss, terms.divergence]).cpu()
                 counts += head.count(batch).sum(0).cpu()

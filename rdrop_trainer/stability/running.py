@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from ..objective.heads import SEQ2SEQ, PredictionHead, head_of
+from ..objective.head_of import head_of
+from ..objective.heads import SEQ2SEQ, PredictionHead
 
 _ROW_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 

@@ -202,6 +202,98 @@ def test_regression_takes_flat_labels():
     assert relative(rdrop_loss(logits, labels, alpha=4.0, problem="regression").loss, expected[0]) < 1e-6
 
 
+# ---- Soft labels, and entries that do not count ----
+
+
+def soft_labels(n, c):
+    return torch.randn(n, c, generator=torch.Generator().manual_seed(3), dtype=torch.float64).softmax(-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_probabilities_as_labels_are_those_of_cross_entropy(smoothing):
+    logits, _ = make("single_label", 6, 4)
+    targets = soft_labels(6, 4).float()
+    got = rdrop_loss(logits, targets, alpha=3.0, label_smoothing=smoothing)
+    exact = logits.double()
+    task = F.cross_entropy(exact, targets.double().repeat(2, 1), label_smoothing=smoothing)
+    _, _, divergence = formulas.rdrop(exact.split(6), [0] * 6, 3.0)
+    for term, want in zip(got, (task + 1.5 * divergence, task, divergence), strict=True):
+        assert relative(term, want) < 1e-6
+    many, labels = make("single_label", 100, 300)[0], soft_labels(100, 300).float()
+    large = rdrop_loss(many, labels, alpha=0.0, mask=torch.arange(100) < 40)  # enough logits for a closed form
+    kept = many.double().unflatten(0, (2, 100))[:, :40].flatten(0, 1)
+    assert relative(large.task_loss, F.cross_entropy(kept, labels[:40].double().repeat(2, 1))) < 1e-6
+    with pytest.raises(ValueError, match="with probabilities"):
+        rdrop_loss(logits, targets, alpha=3.0, implementation="chunked")
+
+
+def test_probabilities_of_a_masked_class():
+    logits, _ = make("single_label", 6, 4)
+    targets = torch.cat([soft_labels(6, 3).float(), torch.zeros(6, 1)], -1)
+    logits[:, 3] = float("-inf")
+    logits.requires_grad_()
+    got = rdrop_loss(logits, targets, alpha=3.0)
+    without = rdrop_loss(logits[:, :3].detach(), targets[:, :3], alpha=3.0)
+    assert relative(got.loss.detach(), without.loss) < 1e-6
+    got.loss.backward()
+    assert logits.grad.isfinite().all() and (logits.grad[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("m", [2, 3])
+def test_classes_labeled_minus_100_do_not_count(m):
+    """The mean over classes is over those that count; a row without any counts neither as labeled nor otherwise."""
+    logits, labels = make("multi_label", 5, 4, m)
+    labels[0, 1] = labels[2, 3] = labels[2, 0] = -100
+    labels[4] = -100
+    logits.requires_grad_()
+    got = rdrop_loss(logits, labels, alpha=3.0, num_passes=m, problem="multi_label")
+    passes, tasks, divergences = logits.detach().double().unflatten(0, (m, 5)), [], []
+    for row in range(4):
+        kept = labels[row] != -100
+        z, y = passes[:, row, kept], labels[row, kept].double()
+        tasks.append(sum(formulas.task_loss(one, y, "multi_label") for one in z) / m)
+        pairs = [formulas.pair_divergence(z[a], z[b], "multi_label") for a in range(m) for b in range(a + 1, m)]
+        divergences.append(sum(pairs) / len(pairs))
+    task, divergence = sum(tasks) / 4, sum(divergences) / 4
+    for term, want in zip(got, (task + 1.5 * divergence, task, divergence), strict=True):
+        assert relative(term.detach(), want) < 1e-6
+    got.loss.backward()
+    assert (logits.grad.unflatten(0, (m, 5))[:, labels == -100] == 0).all()
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+@pytest.mark.parametrize("masked", [float("-inf"), -1e12, torch.finfo(torch.float32).min, "mask", "minus a mask"])
+def test_masked_entries_do_not_count(problem, masked):
+    logits, labels = make(problem, 4, 3)
+    for y in (labels,) if problem == "multi_label" else ():
+        y[:, 2] = 0
+    given, mask = logits.clone(), None
+    if masked == "mask":
+        mask = torch.tensor([True, True, False]).expand(4, 3)
+        given[:, 2] = 7.0 * torch.arange(8)
+    elif masked == "minus a mask":
+        given[:, 2] -= 1e12
+    else:
+        given[:, 2] = masked
+    given.requires_grad_()
+    got = rdrop_loss(given, labels, alpha=3.0, problem=problem, mask=mask)
+    want = formulas.rdrop(logits[:, :2].split(4), labels[:, :2], 3.0, problem)
+    for term, expected in zip(got, want, strict=True):
+        assert relative(term.detach(), expected) < 1e-6
+    got.loss.backward()
+    assert given.grad.isfinite().all() and (given.grad[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_an_item_without_an_entry_that_counts_does_not_count(problem):
+    logits, labels = make(problem, 4, 3)
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[1] = False
+    got = rdrop_loss(logits, labels, alpha=3.0, problem=problem, mask=mask)
+    want = rdrop_loss(logits, labels, alpha=3.0, problem=problem, mask=mask.any(-1))
+    assert [relative(a, b) < 1e-6 for a, b in zip(got, want, strict=True)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -234,6 +326,8 @@ def test_regression_takes_flat_labels():
         ),
         ({"logits": (torch.zeros(4, 3), torch.zeros(4, 2))}, r"got \(4, 3\), \(4, 2\)"),
         ({"logits": (torch.zeros(4, 3), torch.zeros(4, 3).double())}, "one floating type, got torch.float32, torch.fl"),
+        ({"labels": torch.zeros(4, 2)}, r"must have shape \(4, 3\)"),
+        ({"mask": torch.ones(4, 3, dtype=torch.bool)}, r"mask must be booleans of shape \(4,\), got"),
         ({"mask": torch.ones(8, dtype=torch.bool)}, r"mask must be booleans of shape \(4,\)"),
         ({"mask": torch.ones(4)}, "got torch.float32 of"),
         ({"labels": torch.ones(4, dtype=torch.bool)}, "must be integers"),

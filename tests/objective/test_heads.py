@@ -12,7 +12,7 @@ from transformers import (
     YolosForObjectDetection,
 )
 
-from rdrop_trainer.objective.heads import head_of
+from rdrop_trainer.objective.head_of import head_of
 from support import formulas, tiny, zoo
 from support.zoo import sgd_update
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from rdrop_trainer import RDropMixin
 from rdrop_trainer.objective import Objective
-from rdrop_trainer.objective.heads import head_of
+from rdrop_trainer.objective.head_of import head_of
 from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, promises_stock_loss
 from support import formulas, tiny, zoo
 

@@ -1,0 +1,204 @@
+"""The head of a model, by its class, its configuration and its labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.auto import modeling_auto
+
+from ..losses.validation import PROBLEMS, Problem
+from .heads import (
+    CAUSAL_LM,
+    MASKED_LM,
+    MULTI_LABEL,
+    MULTIPLE_CHOICE,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    ROWS,
+    SEQ2SEQ,
+    SINGLE_LABEL,
+    TOKEN,
+    TOKENS,
+    PredictionHead,
+    is_along_text,
+)
+
+# The names in the configurations of transformers
+PROBLEM_TYPES: dict[str, Problem] = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+def _class_names(*tasks: str) -> frozenset[str]:
+    """The class names of transformers' mappings for some tasks; a version may lack a mapping."""
+    mappings = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in tasks]
+    values = [value for mapping in mappings for value in mapping.values()]
+    return frozenset(name for value in values for name in ([value] if isinstance(value, str) else value))
+
+
+_ROW_CLASSIFIERS = _class_names(
+    "SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION"
+)
+# They count as language models by their names, but predict the token in place
+_IN_PLACE = frozenset({"XLMWithLMHeadModel", "FlaubertWithLMHeadModel", "XLNetLMHeadModel"})
+_GENERATORS = (
+    _class_names("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    - _IN_PLACE
+)
+_HEADS = (
+    (_class_names("TOKEN_CLASSIFICATION"), TOKEN),
+    (_class_names("QUESTION_ANSWERING", "DOCUMENT_QUESTION_ANSWERING"), QUESTION_ANSWERING),
+    (_class_names("MULTIPLE_CHOICE"), MULTIPLE_CHOICE),
+    (_class_names("NEXT_SENTENCE_PREDICTION"), SINGLE_LABEL),
+    ((_class_names("MASKED_LM") | _IN_PLACE) - _GENERATORS, MASKED_LM),
+)
+_GENERATOR_NAMES = re.compile(r"For(CausalLM|ConditionalGeneration)$|LMHeadModel$")
+# Heads whose predictions have no fixed item to compare: boxes matched to objects, alignments, maps of pixels, sounds
+_REFUSED = re.compile(
+    r"For(CTC|RNNT|TDT|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
+    r"|Detection|Segmentation|Estimation|Matching|Matting|Recognition|ImageModeling|TextTo(Speech|Spectrogram|Waveform)"
+    r"|^TapasForQuestionAnswering$"
+)
+
+
+def head_of(
+    model: nn.Module, batch: Mapping[str, Any], problem: str = "auto", own_loss: bool | None = None
+) -> PredictionHead:
+    """The head of a model, from its class (or the classes it derives from), configuration and labels.
+
+    Args:
+        model: the unwrapped model.
+        batch: one batch; where neither `problem` nor the configuration states the problem, the type of its `labels`
+            decides it: for classes of transformers by their rule (one label is regression, integers are single-label,
+            anything else multi-label).
+        problem: "single_label", "multi_label" or "regression", whatever the model says; "auto": as found.
+        own_loss: the task loss is not the stock one of the model's class. Then `config.problem_type` holds for heads
+            too whose stock loss does not read it. None: it is not for a class that transformers does not list.
+
+    Returns:
+        A head of this module. A class that derives from no class of transformers with a head is judged by its name,
+        where that says language model, or by its labels: start and end positions are question answering, (B,) are rows,
+        (B, T) integers are tokens, (B, T, ...) along a text of T tokens are tokens too, and others are multi-label if
+        they are integers or have several columns, else regression.
+
+    Raises:
+        ValueError: a head that R-Drop does not fit, labels that are no tensor, or an unknown problem.
+    """
+    if problem not in ("auto", *PROBLEMS):
+        raise ValueError(f"problem={problem!r} is unknown; expected one of auto, {', '.join(PROBLEMS)}.")
+    stated, is_listed = _stated_problem(model), has_listed_head(model)
+    own_loss = not is_listed if own_loss is None else own_loss
+    if not is_listed:
+        _refuse_without_items(model)
+        head = _judged(model, batch, stated if problem == "auto" else problem)
+    else:
+        head = _listed(model, batch)
+        reads_config = own_loss and not head.language_model and not head.positions
+        wanted: Any = problem if problem != "auto" else stated if reads_config else None
+        if wanted is not None and wanted != head.problem:
+            name = (TOKENS if head.tokens else ROWS)[wanted].name
+            head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False)
+            head = replace(head, soft=_are_soft(head, batch.get("labels")))
+    return replace(head, own_loss=own_loss)
+
+
+def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
+    """The head of a class that transformers lists."""
+    cls, names = type(model), _names(model)
+    if names & _ROW_CLASSIFIERS:
+        return _row_classifier(model.config, _labels_of(batch, cls))
+    for classes, head in _HEADS:
+        if names & classes:
+            return replace(head, soft=head.choices and _are_soft(head, batch.get("labels")))
+    return _generator(model)
+
+
+def _refuse_without_items(model: nn.Module) -> None:
+    cls = type(model)
+    if any(_REFUSED.search(name) for name in _names(model)):
+        raise ValueError(
+            f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
+            "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
+            "audio and video classification, token classification, multiple choice, extractive question answering, "
+            "masked, causal and sequence-to-sequence language modelling, and models with a loss of their own that "
+            "return logits for rows or tokens."
+        )
+
+
+def has_listed_head(model: nn.Module) -> bool:
+    """Whether transformers lists the head of a model's class, or of a class that it derives from."""
+    listed = _ROW_CLASSIFIERS.union(_GENERATORS, *(classes for classes, _ in _HEADS))
+    return not listed.isdisjoint(_names(model))
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile` and PEFT's adapters; the wrappers of distributed training must be off."""
+    model = getattr(model, "_orig_mod", model)
+    inside: Any = getattr(model, "get_base_model", None)
+    return model if inside is None else inside()
+
+
+def _names(model: nn.Module) -> set[str]:
+    """The names of the classes of transformers that a model is of."""
+    return {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")}
+
+
+def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(
+            f"R-Drop needs `labels` as a tensor in every training batch to tell what {cls.__name__} predicts; "
+            + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
+            + " Rows without a label carry -100."
+        )
+    return labels
+
+
+def _stated_problem(model: nn.Module) -> Problem | None:
+    """The problem that a model's configuration states."""
+    return PROBLEM_TYPES.get(getattr(getattr(model, "config", None), "problem_type", None) or "")
+
+
+def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
+    if config.problem_type is not None:
+        head = ROWS[PROBLEM_TYPES[config.problem_type]]
+        return replace(head, soft=_are_soft(head, labels))
+    if config.num_labels == 1:
+        return REGRESSION
+    return SINGLE_LABEL if labels.dtype in (torch.long, torch.int) else MULTI_LABEL
+
+
+def _are_soft(head: PredictionHead, labels: Any) -> bool:
+    is_float = isinstance(labels, torch.Tensor) and labels.is_floating_point()
+    return head.problem == "single_label" and is_float and labels.dim() > 1
+
+
+def _generator(model: nn.Module) -> PredictionHead:
+    config = getattr(model, "config", None)
+    return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
+
+
+def _judged(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> PredictionHead:
+    """The head of a class that transformers does not list; its problem, where that is known."""
+    if all(batch.get(key) is not None for key in QUESTION_ANSWERING.labels):
+        return QUESTION_ANSWERING
+    labels = _labels_of(batch, type(model))
+    if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
+        return _generator(model)
+    several = labels.dim() > 1 and labels.shape[1:].numel() > 1
+    if problem is None:
+        if labels.is_floating_point():
+            problem = "multi_label" if several else "regression"
+        else:
+            problem = "multi_label" if labels.dim() > 2 else "single_label"
+    along_text = labels.dim() == 3 and is_along_text(labels, batch)
+    is_class_of_token = problem == "single_label" and not labels.is_floating_point() and several
+    head = (TOKENS if along_text or is_class_of_token else ROWS)[problem]
+    return replace(head, soft=_are_soft(head, labels))
