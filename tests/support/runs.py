@@ -7,19 +7,32 @@ from pathlib import Path
 
 from rdrop_trainer.script import main as script
 from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
 
-FAST = ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no"]
-FAST += ["--per_device_train_batch_size", "8", "--num_train_epochs", "1"]
+FAST = "--max_seq_length 16 --use_cpu True --disable_tqdm True --save_strategy no".split()
+FAST += "--per_device_train_batch_size 8 --num_train_epochs 1".split()
+
+
+def make_model(folder):
+    """Save a tiny BERT, without a head, that knows the words of the sentences below."""
+    texts = [text for text, _ in make_sentences(200, seed=3)] + ["浙商银行叶老桂在上海", "the cat sat on a mat"]
+    make_bert(folder, texts, hidden_size=16, heads=2, max_length=32)
+    return folder
+
+
+def words(*flags):
+    """A command line; an argument that begins with -- may hold several words."""
+    return [word for flag in map(str, flags) for word in (flag.split() if flag.startswith("--") else [flag])]
 
 
 def run(model, *flags, fast=FAST):
-    return script.main(["--model_name_or_path", str(model), *fast, *map(str, flags)])
+    return script.main(words("--model_name_or_path", model, *fast, *flags))
 
 
 def fails(capsys, *flags):
     """Run with flags that must be refused; the one line on standard error."""
     capsys.readouterr()
-    assert script.main([str(f) for f in flags]) == 2
+    assert script.main(words(*flags)) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert "Traceback" not in captured.err
