@@ -1,8 +1,17 @@
 """What the tests of the script share."""
 
+import sys
+
 import pytest
 
+from support import SCRIPT
 from support.runs import make_model, words, write_csv
+
+
+@pytest.fixture(autouse=True)
+def started_by_its_file(monkeypatch):
+    """The commands that the script prints begin as it was started."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
 
 
 @pytest.fixture(scope="session")

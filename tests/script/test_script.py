@@ -51,9 +51,8 @@ def execute(command):
 
 
 @pytest.mark.parametrize("source", ["flags", "recipe"])
-def test_the_next_command_runs(source, model, here, capsys, monkeypatch):
+def test_the_next_command_runs(source, model, here, capsys):
     """The baseline of a semi-supervised R-Drop run, whose flags or recipe it must not follow in everything."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
     write_csv(here / "a file.csv")
     (here / "more.txt").write_text("one\ntwo\n")
     settings = {
@@ -73,8 +72,7 @@ def test_the_next_command_runs(source, model, here, capsys, monkeypatch):
     assert "unlabeled" not in results("out-baseline")["rows"]
 
 
-def test_the_next_command_after_an_evaluation(model, here, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+def test_the_next_command_after_an_evaluation(model, here, capsys):
     make_cola(here / "CoLA")
     cola = "--task_name cola --data_dir CoLA"
     assert run(model, cola, "--do_train --output_dir out") == 0

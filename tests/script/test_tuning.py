@@ -15,9 +15,8 @@ import yaml
 from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
 from support import SCRIPT
-from support.runs import InProcess, fails, results, script
+from support.runs import InProcess, fails, make_model, results, script
 
 FLAGS = ["--max_seq_length=16", "--use_cpu=True", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
 FLAGS += ["--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
@@ -31,7 +30,7 @@ def place(tmp_path_factory):
     for name, rows in (("train", make_sentences(16, seed=1)), ("dev", make_sentences(16, seed=2))):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("sentence", "label"), *rows])
-    make_bert(folder / "model", [text for text, _ in make_sentences(200, seed=3)], hidden_size=16, heads=2)
+    make_model(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
