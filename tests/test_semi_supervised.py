@@ -160,7 +160,7 @@ def test_the_loss_in_closed_form(reduction, tmp_path):
     data, unlabeled = rows(4), rows(6, labeled=False)
     settings = {"rdrop_unlabeled_ratio": 1.5, "rdrop_alpha": 3.0, "rdrop_reduction": reduction}
     settings |= {"per_device_train_batch_size": 4, "rdrop_allow_deterministic": True}
-    trainer = tiny.trainer(tiny.noisy_bert("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, **settings)
+    trainer = tiny.trainer(zoo.noisy("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, **settings)
     model = trainer.model.train()
     model.classifier.weight.data *= 50
     (batch,) = trainer.get_train_dataloader()
