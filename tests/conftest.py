@@ -29,6 +29,8 @@ os.environ |= {
     "NO_PROXY": "127.0.0.1",
 }
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tiny tensors the threads only wait for one another
+
 # Scripts that tests start as processes import from tests/ as the tests do
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from rdrop_trainer.objective import plan
+from rdrop_trainer.objective import Objective, plan
 from support import formulas, tiny, zoo
 
 peft = pytest.importorskip("peft")
@@ -69,7 +69,7 @@ def test_loss_equals_the_definition(case, tmp_path):
     passes = [predicted(case, z, labels) for z in together.chunk(2)]
     expected, _, divergence = formulas.rdrop([z for z, _ in passes], passes[0][1].tolist(), 3.0)
     assert divergence > 0 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert trainer._count_window([batch]).task_items.tolist() == [len(passes[0][1])]
+    assert Objective.of(model, [batch]).window([batch]).task_items.tolist() == [len(passes[0][1])]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
@@ -95,8 +95,8 @@ def test_dropout_of_the_adapter_alone_is_noise_enough(mode, checkpointing, tmp_p
     model = peft.get_peft_model(zoo.build("llama", 0.0), lora("CAUSAL_LM", **LORA))
     before = tiny.weights(model)
     trainer = zoo.trainer(
-        "llama", model, zoo.dataset("llama", 16), tmp_path, rdrop_forward_mode=mode, learning_rate=0.05, logging_steps=1,
-        per_device_train_batch_size=4, gradient_checkpointing=checkpointing,
+        "llama", model, zoo.dataset("llama", 16), tmp_path, rdrop_forward_mode=mode, learning_rate=0.05,
+        logging_steps=1, per_device_train_batch_size=4, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     trainer.train()
     divergence = [entry["divergence"] for entry in trainer.state.log_history if "divergence" in entry]

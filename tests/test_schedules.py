@@ -77,7 +77,7 @@ def test_every_step_follows_the_closed_form(head, settings, alphas, mode, tmp_pa
         return compute_loss(model, inputs, **kwargs)
 
     def keep(module, args, outputs):
-        # Not the one row that a head is looked at with, nor what a backward pass runs again
+        # Not the one row that a head is checked on, nor what a backward pass runs again
         if torch.is_grad_enabled() and len(outputs.logits) > 1 and len(logits[-1]) < num_passes:
             logits[-1].append(outputs.logits.detach())
 

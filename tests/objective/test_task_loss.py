@@ -344,7 +344,7 @@ def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):
 
 
 def test_a_trainer_that_takes_keywords_alone(tmp_path):
-    """Evaluation and plain steps call the trainer behind as `Trainer` does."""
+    """Evaluation and plain steps call the base trainer as `Trainer` does."""
 
     class Keywords(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
@@ -408,7 +408,7 @@ def test_losses_that_depend_on_the_number_of_rows_need_passes_of_their_own(tmp_p
     assert trainer.state.log_history[0]["task_loss"] == pytest.approx(12 * 1.386, rel=0.1)
 
 
-def test_a_loss_found_to_differ_is_looked_at_too(tmp_path):
+def test_a_loss_found_to_differ_is_checked_too(tmp_path):
     """The class says stock loss; this one model was given another."""
     model = tiny.bert()
     model.forward = functools.partial(Summed.forward, model)
