@@ -57,9 +57,8 @@ def test_schedules(name, schedule, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient_checkpointing(mode, tmp_path):
-    assert not both(
-        "llama", tmp_path, lambda: zoo.build("llama").double(), rdrop_forward_mode=mode, gradient_checkpointing=True
-    )
+    settings = {"rdrop_forward_mode": mode, "gradient_checkpointing": True}
+    assert not both("llama", tmp_path, lambda: zoo.build("llama").double(), **settings)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -152,9 +151,8 @@ def test_a_head_is_checked_even_if_its_loss_was_found_right_before(tmp_path, hea
 def test_evaluation_is_trainers(tmp_path):
     data, losses = zoo.dataset("t5"), []
     model = zoo.build("t5")
-    trainer = zoo.trainer(
-        "t5", model, data, tmp_path, eval_dataset=data, eval_strategy="epoch", rdrop_fused_head=True, **FEW
-    )
+    settings = {"eval_strategy": "epoch", "rdrop_fused_head": True, **FEW}
+    trainer = zoo.trainer("t5", model, data, tmp_path, eval_dataset=data, **settings)
     trainer.train()
     for plain in (False, True):
         losses.append(zoo.trainer("t5", model, data, tmp_path, plain, eval_dataset=data).evaluate()["eval_loss"])

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 import threading
 from pathlib import Path
 
 from rdrop_trainer.script import main as script
+from rdrop_trainer.script.arguments import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
 
@@ -93,3 +95,31 @@ class InProcess:
 
     def stop(self):
         self.stopped = True
+
+
+class Pretended(InProcess):
+    """Runs that are over at once: a copy of a finished run, with the job's settings and a score of ours.
+
+    Args:
+        finished: the folder of that run.
+        scores: the accuracy of each job by its name; 0.25 for the others.
+        **codes: as for `InProcess`.
+    """
+
+    def __init__(self, finished, scores=(), **codes):
+        super().__init__(**codes)
+        self.finished, self.scores = finished, dict(scores)
+
+    def __call__(self, job):
+        if job.folder.name.replace("-", "_") in self.codes:
+            return super().__call__(job)
+        self.started.append(job.folder.name)
+        shutil.copytree(self.finished, job.folder, dirs_exist_ok=True)
+        found, command = results(job.folder), parse_arguments(job.flags)
+        for name in ("rdrop_alpha", "dropout", "learning_rate", "seed", "output_dir"):
+            found["settings"][name] = getattr(command.training, name)
+        found["given"] = sorted(command.given)
+        found["headline"] = {"eval_accuracy": self.scores.get(job.folder.name, 0.25)}
+        (job.folder / "all_results.json").write_text(json.dumps(found))
+        (job.folder / "model.safetensors").write_text("weights")
+        return 0
