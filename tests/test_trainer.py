@@ -13,6 +13,7 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    DistilBertConfig,
     GPT2Config,
     ModernBertConfig,
     ModernBertForSequenceClassification,
@@ -400,7 +401,7 @@ def test_own_losses_are_weighted_by_their_items(tmp_path):
     assert tiny.relative(*updates) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["roberta", "gpt2", "bart", "vit"])
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "bart", "vit"])
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
 def test_other_architectures(family, alpha, tmp_path):
     """alpha = 0 is Trainer's run bit for bit; R-Drop trains."""
@@ -408,6 +409,7 @@ def test_other_architectures(family, alpha, tmp_path):
     configs = {
         "roberta": lambda: RobertaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                                          intermediate_size=16, max_position_embeddings=64, **sizes),
+        "distilbert": lambda: DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=16, **sizes),
         "gpt2": lambda: GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, **sizes),
         "bart": lambda: BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
                                    decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
