@@ -55,7 +55,8 @@ def launch(script, *words, **environment):
 
 def _run(command, environment):
     env = {**os.environ, **ONE_THREAD, **environment}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    # Against hanging; 100 trials of an interrupted run take minutes
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
