@@ -73,7 +73,7 @@ def of_tiny(head, unlabeled=()):
 
     return Case(
         partial(tiny.bert, head),
-        partial(tiny.noisy_bert, head),
+        partial(zoo.noisy, head),
         tiny.dataset(head, ROWS, unlabeled),
         trainer,
         items,

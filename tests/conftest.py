@@ -50,8 +50,11 @@ def look_up_this_machine(host, *args, **kwargs):
 socket.getaddrinfo = look_up_this_machine
 
 
-def pytest_collection_finish():
-    gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect():
+    """At every start of a training accelerate collects garbage, among all that was imported and made until now."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():

@@ -13,10 +13,8 @@ import torch
 import rdrop_trainer
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.report.runs import FinishedRun
-from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
 from support import SCRIPT
-from support.runs import fails, script, write_csv
+from support.runs import fails, make_model, script, write_csv
 
 SOURCES = [SCRIPT, *sorted(Path(rdrop_trainer.__file__).parent.rglob("*.py"))]
 
@@ -91,7 +89,7 @@ def test_that_reading_finds_it(source, found):
 
 
 class Payload:
-    """Unpickled, it leaves a file behind."""
+    """Unpickled, it makes a file."""
 
     def __init__(self, file):
         self.file = file
@@ -102,9 +100,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    make_bert(folder, [text for text, _ in make_sentences(200, seed=3)], hidden_size=16, heads=2, max_length=32)
-    return folder
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -117,7 +113,7 @@ def place(model, here):
 
 @pytest.fixture
 def ran(tmp_path_factory):
-    """The file that code leaves behind when it runs."""
+    """The file that code makes when it runs."""
     return tmp_path_factory.mktemp("ran") / "ran"
 
 

@@ -6,51 +6,31 @@ rows from the start of the epoch, as for plain `Trainer`; the one process gets t
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from support import ROOT, tiny, zoo
+from support import distributed, tiny
+from support.distributed import BARE, FUSED, HEADS, MODES, OTHER_HEADS, STEPS
+from support.semi_supervised import flat
 
-WORKER = ROOT / "tests/support/distributed_run.py"
-ROWS = 13
-HEADS = ("single_label", "token", "t5", "gpt2")
-MODES = ("concat", "sequential", "recompute")
-STEPS = (1, 2, 3)
-FUSED = ("llama", "t5", "masked_lm")  # the last is not known by name, so that a row of it is looked at
-# Rows without any label among 8 rows in one window: of the second process its first micro-batch, or all it has
-BARE = {"bare-micro-batch": (2, 3), "bare-window": (2, 3, 6, 7)}
-
-
-def rows_of_rank(rank, number):
-    """The rows that one of two processes sees, two a micro-batch."""
-    return [i for i in range(number) if i // 2 % 2 == rank]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """All runs in one launch each: {processes: (updates, found per rank)}."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    # Standalone: the launcher binds a free port itself, so none can be taken between choosing and using it
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
-    outs = {processes: tmp_path_factory.mktemp(f"{processes}_processes") for processes in (1, 2)}
-    running = {}
-    for processes, out in outs.items():
-        words = [*launch, "--nproc_per_node", str(processes), str(WORKER), str(out)]
-        with (out / "errors.txt").open("w") as errors:
-            running[processes] = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, env=env)
-    found = {}
-    for processes, out in outs.items():
-        assert running[processes].wait(timeout=300) == 0, (out / "errors.txt").read_text()[-3000:]
-        of_ranks = [json.loads((out / f"found-{rank}.json").read_text()) for rank in range(processes)]
-        found[processes] = (torch.load(out / "updates.pt"), of_ranks)
+    """All runs at once: {processes: (updates, found per rank)}."""
+    out, found = tmp_path_factory.mktemp("distributed"), {}
+    distributed.run("distributed_run.py", out)
+    for processes in (1, 2):
+        folder = out / f"{processes}_processes"
+        of_ranks = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(processes)]
+        found[processes] = (torch.load(folder / "updates.pt"), of_ranks)
     return found
 
 
 def cases():
-    heads = dict.fromkeys(HEADS, STEPS) | {head: (2,) for head in zoo.ONE_OF_A_KIND if head not in HEADS}
+    heads = dict.fromkeys(HEADS, STEPS) | dict.fromkeys(OTHER_HEADS, STEPS[1:])
     modes = [("concat", 0), *((mode, 4) for mode in MODES)]
     return [f"{head}-{m}-{n}-{alpha}" for head, steps in heads.items() for m, alpha in modes for n in steps]
 
@@ -116,6 +96,10 @@ def test_sequential_and_recompute_agree_under_dropout(head, results):
     assert sequential.norm() > 0 and tiny.relative(recompute, sequential) < 1e-6
 
 
+def test_a_fused_head_makes_no_logits(results):
+    assert not any(any(found["seen"]["logits"]) for processes in (1, 2) for found in results[processes][1])
+
+
 def test_one_process_may_fuse_its_micro_batch_and_the_other_not(results):
     first, second = (found["seen"]["fused"] for found in results[2][1])
     assert len(first) == len(second) and first != second
@@ -130,3 +114,16 @@ def test_a_process_names_its_own_rows_where_the_loss_is_nan(results):
 def test_processes_that_find_different_checkpoints_do_not_wait_for_each_other(results):
     for found in results[2][1]:
         assert "different checkpoints to resume from (that of step 1, none)" in found["seen"]["apart"]
+
+
+def test_processes_never_see_the_same_unlabeled_row_at_one_step(results):
+    """Resumed, they go on with the rows of the next step."""
+    ranks = [found["seen"] for found in results[2][1]]
+    one, other = (seen["whole"] for seen in ranks)
+    assert len(one) == len(other) == 12  # 22 rows, 2 x 2 a step, 2 epochs
+    for a, b in zip(one, other, strict=True):
+        assert not set(a[0]) & set(b[0]) and not set(a[1]) & set(b[1])
+        assert len(a[1]) == len(a[0])
+    first_round = flat(one[:5], 1) + flat(other[:5], 1)
+    assert len(set(first_round)) == 20
+    assert all(seen["resumed"] == seen["whole"][7:] for seen in ranks)

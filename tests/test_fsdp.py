@@ -1,30 +1,20 @@
 """FSDP, old and new, on two processes: the update of DistributedDataParallel, to which other tests hold one process."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from support import ROOT, tiny
+from support import distributed, tiny
+from support.distributed import LAYERS, MODES
 
 pytestmark = pytest.mark.slow
-WORKER = ROOT / "tests/support/fsdp_run.py"
-LAYERS = {"token": "BertLayer", "llama": "LlamaDecoderLayer"}
-MODES = ("concat", "sequential", "recompute")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """The folder, and per process {case: update}, {case: logs}."""
     out = tmp_path_factory.mktemp("fsdp")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [*launch, "--nproc_per_node", "2", str(WORKER), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    distributed.launch("fsdp_run.py", out)
     return out, [torch.load(out / f"found-{rank}.pt") for rank in range(2)]
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
-from rdrop_trainer import RDropArguments, RDropMixin
+from rdrop_trainer import Objective, RDropArguments, RDropMixin
 from support import formulas, tiny, zoo
 from support.tiny import word_tokenizer, words
 
@@ -107,7 +107,7 @@ def test_accumulation_equals_one_large_batch(data, alpha, tmp_path):
 
 
 @pytest.mark.parametrize("make", [texts, prompts])
-def test_the_head_is_fused_behind_a_trainer_that_hides_its_logits(make, tmp_path):
+def test_the_head_is_fused_under_a_trainer_that_hides_its_logits(make, tmp_path):
     updates = []
     for fused in (False, True):
         model, shapes = noisy(), []
@@ -206,7 +206,8 @@ def test_assistant_only_loss(tmp_path):
     trainer = sft(RDropSFTTrainer, zoo.build("llama"), Dataset.from_list(data), tmp_path, chat_template=template,
                   assistant_only_loss=True)  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
-    assert trainer._count_window([batch]).divergence_items.tolist() == [(batch["labels"] != -100).sum()]
+    window = Objective.of(trainer.model, [batch]).window([batch])
+    assert window.divergence_items.tolist() == [(batch["labels"] != -100).sum()]
     assert (batch["labels"][:, :5] == -100).all() and (batch["labels"][:, 5] != -100).all()
     trainer.train()
     assert all(entry["divergence"] > 0 for entry in logs_of(trainer))

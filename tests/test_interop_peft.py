@@ -6,11 +6,10 @@ import logging
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, set_seed
+from transformers import AutoModelForSequenceClassification, set_seed
 
-from rdrop_trainer import RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.dropout import active_dropout, set_dropout
-from rdrop_trainer.objective import plan
+from rdrop_trainer.objective import Objective, plan
 from support import formulas, tiny, zoo
 
 peft = pytest.importorskip("peft")
@@ -27,7 +26,7 @@ CASES = {
     "prompt": ("llama", lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)),
     "prefix": ("llama", lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=VIRTUAL)),
     "seq2seq": ("t5", lambda: peft.LoraConfig(task_type="SEQ_2_SEQ_LM", **SHOWN)),
-    "rows": ("bert", lambda: peft.LoraConfig(task_type="SEQ_CLS", **SHOWN)),
+    "rows": ("single_label", lambda: peft.LoraConfig(task_type="SEQ_CLS", **SHOWN)),
 }
 
 
@@ -38,26 +37,18 @@ def lora(task_type, **settings):
 def noisy(case, num_passes=2):
     """The adapted model in float64, without dropout, with noise that is fixed by the pass."""
     name, config = CASES[case]
-    model = tiny.noisy_bert("single_label", num_passes) if name == "bert" else zoo.noisy(name, num_passes)
+    model = zoo.noisy(name, num_passes)
     set_seed(1)
     return peft.get_peft_model(model, config()).double()
 
 
 def data_of(case, rows=11):
-    name, _ = CASES[case]
-    return tiny.dataset(rows=rows) if name == "bert" else zoo.dataset(name, rows)
-
-
-def trainer_of(model, name, data, output_dir, **arguments):
-    defaults = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
-    collate = DataCollatorWithPadding(tiny.tokenizer()) if name == "bert" else zoo.collator(name, model)
-    args = RDropTrainingArguments(str(output_dir), **defaults | {"num_train_epochs": 1} | arguments)
-    return RDropTrainer(model, args, train_dataset=data, data_collator=collate)
+    return zoo.dataset(CASES[case][0], rows)
 
 
 def predicted(case, logits, labels):
     """By the definition: the logits and labels of the items of one pass."""
-    if CASES[case][0] == "bert":
+    if case == "rows":
         return logits, labels
     if case == "prompt":  # the last virtual token predicts the first of the text
         logits = logits[:, VIRTUAL - 1 : -1]
@@ -69,8 +60,8 @@ def predicted(case, logits, labels):
 @pytest.mark.parametrize("case", CASES)
 def test_loss_equals_the_definition(case, tmp_path):
     model = noisy(case).train()
-    trainer = trainer_of(
-        model, CASES[case][0], data_of(case), tmp_path, rdrop_alpha=3.0, rdrop_allow_deterministic=True
+    trainer = zoo.trainer(
+        CASES[case][0], model, data_of(case), tmp_path, rdrop_alpha=3.0, rdrop_allow_deterministic=True
     )
     batch = dict(next(iter(trainer.get_train_dataloader())))
     labels = batch["labels"]
@@ -80,7 +71,7 @@ def test_loss_equals_the_definition(case, tmp_path):
     passes = [predicted(case, z, labels) for z in together.chunk(2)]
     expected, _, divergence = formulas.rdrop([z for z, _ in passes], passes[0][1].tolist(), 3.0)
     assert divergence > 0 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert trainer._count_window([batch]).task_items.tolist() == [len(passes[0][1])]
+    assert Objective.of(model, [batch]).window([batch]).task_items.tolist() == [len(passes[0][1])]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
@@ -90,8 +81,8 @@ def test_accumulation_equals_one_large_batch(case, alpha, tmp_path):
     for rows, steps in ((2, 4), (8, 1)):
         model = noisy(case, 2 if alpha else 1)
         before = tiny.weights(model)
-        trainer = trainer_of(
-            model, CASES[case][0], data_of(case), tmp_path, rdrop_alpha=alpha, rdrop_allow_deterministic=True,
+        trainer = zoo.trainer(
+            CASES[case][0], model, data_of(case), tmp_path, rdrop_alpha=alpha, rdrop_allow_deterministic=True,
             per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **tiny.PURE_SGD,
         )  # fmt: skip
         trainer.train()
@@ -105,9 +96,9 @@ def test_dropout_of_the_adapter_alone_is_noise_enough(mode, checkpointing, tmp_p
     """LoRA begins with B = 0: its first passes are alike, and training must not stop for that."""
     model = peft.get_peft_model(zoo.build("llama", 0.0), lora("CAUSAL_LM", **LORA))
     before = tiny.weights(model)
-    trainer = trainer_of(
-        model, "llama", zoo.dataset("llama", 16), tmp_path, rdrop_forward_mode=mode, learning_rate=0.05,
-        per_device_train_batch_size=4, gradient_checkpointing=checkpointing,
+    trainer = zoo.trainer(
+        "llama", model, zoo.dataset("llama", 16), tmp_path, rdrop_forward_mode=mode, learning_rate=0.05,
+        logging_steps=1, per_device_train_batch_size=4, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     trainer.train()
     divergence = [entry["divergence"] for entry in trainer.state.log_history if "divergence" in entry]
@@ -130,8 +121,8 @@ def test_a_fused_output_head(case, fuses, mode, tmp_path, caplog):
             if isinstance(module, tiny.PassNoise):
                 module.concat = mode == "concat"
         before = tiny.weights(model)
-        trainer = trainer_of(
-            model, CASES[case][0], data_of(case), tmp_path, rdrop_fused_head=fused, rdrop_forward_mode=mode,
+        trainer = zoo.trainer(
+            CASES[case][0], model, data_of(case), tmp_path, rdrop_fused_head=fused, rdrop_forward_mode=mode,
             rdrop_allow_deterministic=True, per_device_train_batch_size=4, **tiny.PURE_SGD,
         )  # fmt: skip
         trainer.train()
@@ -194,7 +185,7 @@ def test_lora_on_parameters_takes_no_dropout():
 
 def test_the_trainer_stores_the_dropout_of_an_adapter(tmp_path):
     model = peft.get_peft_model(zoo.build("llama", 0.0), lora("CAUSAL_LM", **LORA | {"lora_dropout": 0.0}))
-    trainer = trainer_of(model, "llama", zoo.dataset("llama", 8), tmp_path, rdrop_dropout=0.3, max_steps=1)
+    trainer = zoo.trainer("llama", model, zoo.dataset("llama", 8), tmp_path, rdrop_dropout=0.3, max_steps=1)
     trainer.train()
     trainer.save_model()
     assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_dropout"] == 0.3
@@ -210,7 +201,7 @@ def test_an_adapter_is_pushed_and_loaded(hub, tmp_path):
     tiny.bert().save_pretrained(base)
     hub.repo("ada/base", {path.name: path.read_bytes() for path in base.iterdir()})
     model = peft.get_peft_model(AutoModelForSequenceClassification.from_pretrained("ada/base"), lora("SEQ_CLS", **LORA))
-    trainer = trainer_of(model, "bert", tiny.dataset(), tmp_path / "run", hub_model_id="ada/adapter")
+    trainer = zoo.trainer("single_label", model, tiny.dataset(), tmp_path / "run", hub_model_id="ada/adapter")
     trainer.train()
     trainer.push_to_hub()
     weights = {name for name in hub.files("ada/adapter") if name.endswith((".safetensors", ".bin", ".pt"))}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.losses import chunked, linear, rdrop_linear_loss, rdrop_loss
 from support import zoo
 
@@ -34,7 +35,7 @@ class Alive(TorchDispatchMode):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["llama", "t5"])
-def test_of_a_recomputed_pass_only_what_the_loss_needs_is_kept(name, fused, tmp_path):
+def test_of_a_recomputed_pass_only_what_the_loss_needs_is_kept(name, fused):
     """Everything the model returned in pass 1, hidden states of all layers included, is gone when pass 2 begins."""
     model = zoo.build(name).train()
     batch = zoo.batch(name, model) | {"output_hidden_states": True}
@@ -49,22 +50,23 @@ def test_of_a_recomputed_pass_only_what_the_loss_needs_is_kept(name, fused, tmp_
             for i, tensor in enumerate(value if isinstance(value, tuple) else (value,)):
                 returned.append((f"{key}[{i}]", weakref.ref(tensor)))
 
-    trainer = zoo.trainer(
-        name, model, zoo.dataset(name), tmp_path, rdrop_forward_mode="recompute", rdrop_fused_head=fused,
-        rdrop_allow_deterministic=True,
-    )  # fmt: skip
-    trainer.compute_loss(model, batch)  # what is only looked at in the first steps
-    objective = trainer._objective
+    objective = Objective.of(model, [batch])
+    settings = StepSettings(forward_mode="recompute", fused_head=str(fused).lower(), allow_deterministic=True)
+
+    def loss():
+        return objective(model, batch, objective.window([batch]), settings)[0].loss
+
+    loss()  # what is only checked in the first steps
     task_loss = replace(objective.plan.task_loss, comparison=None)
     objective.plan = replace(objective.plan, task_loss=task_loss, noise=None)
     model.register_forward_pre_hook(before)
     model.register_forward_hook(after)
-    loss = trainer.compute_loss(model, batch)
+    second = loss()
     assert len(alive) == 2 and any("hidden_states[0]" in key for key, _ in returned)
     # What reaches the head is the last of the hidden states
     kept = {key for key, _ in returned if "decoder_hidden_states" in key or name == "llama" and "hidden_states" in key}
     assert alive[1] <= ({max(kept)} if fused else {"logits[0]"})
-    loss.backward()
+    second.backward()
 
 
 @pytest.mark.parametrize("passes", [1, 2])

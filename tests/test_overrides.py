@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from rdrop_trainer import RDropMixin, RDropTrainer, trainer
-from support import formulas, tiny
+from support import formulas, tiny, zoo
 
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 OF_CLASS_2 = [
@@ -42,7 +42,7 @@ class OtherWayRound(Weighted, RDropTrainer):
 
 def run(cls, tmp_path, rows=2, steps=4, data=OF_CLASS_2, **arguments):
     """One step of SGD: minus the gradient, and what was logged."""
-    model = tiny.noisy_bert("single_label")
+    model = zoo.noisy("single_label")
     before = tiny.weights(model)
     trainer = tiny.trainer(
         model, data, tmp_path, cls, per_device_train_batch_size=rows, gradient_accumulation_steps=steps,
@@ -74,7 +74,7 @@ def test_its_update_is_exact_and_its_loss_the_definition(tmp_path):
     plain, _ = run(InFront, tmp_path, rows=2, steps=4, rdrop_alpha=0.0)
     wanted, _ = run(Weighted, tmp_path, rows=8, steps=1)
     assert tiny.relative(parts, whole) < 1e-5 and tiny.relative(plain, wanted) > 1e-3  # noise of one pass, and of none
-    model = tiny.noisy_bert("single_label").train()
+    model = zoo.noisy("single_label").train()
     batch = trainer.data_collator(OF_CLASS_2)
     doubled = {key: torch.cat([value, value]) for key, value in batch.items() if key != "labels"}
     passes = model(**doubled).logits.split(8)

@@ -1,6 +1,5 @@
 """Hyper-parameter search: what a trial sets is what trains, and a search that was interrupted goes on."""
 
-import gc
 import math
 import os
 import sys
@@ -15,14 +14,6 @@ from rdrop_trainer import RDropMixin, RDropTrainer, RDropTrainingArguments, acti
 from support import tiny
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_collection():
-    """`Trainer` collects garbage after every trial; what the imports left need not be searched each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Seen(TrainerCallback):

@@ -1,10 +1,5 @@
 """Semi-supervised batches: which rows the model sees, in which order, and what they do to the loss."""
 
-import json
-import os
-import subprocess
-import sys
-
 import datasets
 import pytest
 import torch
@@ -12,51 +7,8 @@ from transformers import default_data_collator
 
 from rdrop_trainer import RDropTrainer
 from rdrop_trainer.semi_supervised import SemiSupervisedDataset, SemiSupervisedSampler
-from support import ROOT, formulas, tiny, zoo
-
-
-def rows(number, labeled=True, **columns):
-    """Rows whose tokens identify them: 5 for labeled or 6 for unlabeled, then the row's number in two digits."""
-    kind = 5 if labeled else 6
-    return [
-        {"input_ids": [kind, 10 + i // 20, 10 + i % 20], "attention_mask": [1, 1, 1], "labels": i % 4, **columns}
-        for i in range(number)
-    ]
-
-
-def of_batch(input_ids):
-    """The labeled and the unlabeled rows of a batch, by number."""
-    numbers = [(row[0], (row[1] - 10) * 20 + row[2] - 10) for row in input_ids.tolist()]
-    return [[number for kind, number in numbers if kind == wanted] for wanted in (5, 6)]
-
-
-class Spy(RDropTrainer):
-    """Keeps the rows of every training batch in `seen`, a list of [labeled, unlabeled]."""
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        if model.training:
-            seen = of_batch(inputs["input_ids"])
-            assert (inputs["labels"] == -100).sum() == len(seen[1])
-            self.seen.append(seen)
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-
-def spy(data, output_dir, **arguments):
-    model = tiny.bert(dropout=0.2)
-    arguments = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, **arguments}
-    trainer = tiny.trainer(model, data, output_dir, cls=Spy, **arguments)
-    trainer.seen = []
-    return trainer
-
-
-def seen(data, output_dir, **arguments):
-    trainer = spy(data, output_dir, **arguments)
-    trainer.train()
-    return trainer.seen
-
-
-def flat(batches, kind):
-    return [number for batch in batches for number in batch[kind]]
+from support import formulas, tiny, zoo
+from support.semi_supervised import flat, rows, seen, spy
 
 
 @pytest.mark.parametrize(
@@ -160,7 +112,7 @@ def test_the_loss_in_closed_form(reduction, tmp_path):
     data, unlabeled = rows(4), rows(6, labeled=False)
     settings = {"rdrop_unlabeled_ratio": 1.5, "rdrop_alpha": 3.0, "rdrop_reduction": reduction}
     settings |= {"per_device_train_batch_size": 4, "rdrop_allow_deterministic": True}
-    trainer = tiny.trainer(tiny.noisy_bert("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, **settings)
+    trainer = tiny.trainer(zoo.noisy("single_label"), data, tmp_path, unlabeled_dataset=unlabeled, **settings)
     model = trainer.model.train()
     model.classifier.weight.data *= 50
     (batch,) = trainer.get_train_dataloader()
@@ -281,22 +233,3 @@ def test_targets_of_their_own_that_are_marked(tmp_path):
     trainer.data_collator = default_data_collator
     (batch,) = trainer.get_train_dataloader()
     assert batch["labels"].tolist() == [[1, 2]] * 4 + [[-100, -100]] * 4
-
-
-def test_two_processes(tmp_path):
-    """They never see the same unlabeled row at one step. Resumed, they go on with the rows of the next step."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
-    launch += ["--nproc_per_node", "2", str(ROOT / "tests/support/semi_supervised_run.py"), str(tmp_path)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(launch, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    processes = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
-    one, other = (process["whole"] for process in processes)
-    assert len(one) == len(other) == 12  # 22 rows, 2 x 2 a step, 2 epochs
-    for a, b in zip(one, other, strict=True):
-        assert not set(a[0]) & set(b[0]) and not set(a[1]) & set(b[1])
-        assert len(a[1]) == len(a[0])
-    first_round = flat(one[:5], 1) + flat(other[:5], 1)
-    assert len(set(first_round)) == 20
-    for process in processes:
-        assert process["resumed"] == process["whole"][7:]

@@ -57,9 +57,8 @@ def test_schedules(name, schedule, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient_checkpointing(mode, tmp_path):
-    assert not both(
-        "llama", tmp_path, lambda: zoo.build("llama").double(), rdrop_forward_mode=mode, gradient_checkpointing=True
-    )
+    settings = {"rdrop_forward_mode": mode, "gradient_checkpointing": True}
+    assert not both("llama", tmp_path, lambda: zoo.build("llama").double(), **settings)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -86,7 +85,7 @@ def test_unlabeled_rows_count_by_their_decoder_mask(tmp_path):
 
 
 def test_a_first_row_without_labels_does_not_decide(tmp_path):
-    """A head that is not known by name is looked at on one row, whose loss may be a mean over nothing."""
+    """A head that is not known by name is checked on one row, whose loss may be a mean over nothing."""
 
     def collate(rows):
         batch = zoo.collator("masked_lm")(rows)
@@ -126,7 +125,7 @@ def test_the_setting_may_change_during_training(settings, tmp_path):
 
 
 class Shifted(LlamaForCausalLM):
-    """Its loss is the stock loss of its logits, to which it adds something behind the head."""
+    """Its loss is the stock loss of its logits, to which it adds something after the head."""
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
         logits = super().forward(input_ids, attention_mask, **kwargs).logits + torch.arange(40) / 10
@@ -137,7 +136,7 @@ class Shifted(LlamaForCausalLM):
 Shifted.forward.__module__ = "transformers.models.shifted.modeling_shifted"  # elsewhere its loss would be its own
 
 
-def test_a_head_is_looked_at_even_if_its_loss_was_found_right_before(tmp_path, heard, monkeypatch):
+def test_a_head_is_checked_even_if_its_loss_was_found_right_before(tmp_path, heard, monkeypatch):
     monkeypatch.setattr("rdrop_trainer.objective.task_loss.LossComparison.ENOUGH", 1)
     updates = []
     for callbacks in ([], [Switch("false", "true", "true")]):
@@ -152,9 +151,8 @@ def test_a_head_is_looked_at_even_if_its_loss_was_found_right_before(tmp_path, h
 def test_evaluation_is_trainers(tmp_path):
     data, losses = zoo.dataset("t5"), []
     model = zoo.build("t5")
-    trainer = zoo.trainer(
-        "t5", model, data, tmp_path, eval_dataset=data, eval_strategy="epoch", rdrop_fused_head=True, **FEW
-    )
+    settings = {"eval_strategy": "epoch", "rdrop_fused_head": True, **FEW}
+    trainer = zoo.trainer("t5", model, data, tmp_path, eval_dataset=data, **settings)
     trainer.train()
     for plain in (False, True):
         losses.append(zoo.trainer("t5", model, data, tmp_path, plain, eval_dataset=data).evaluate()["eval_loss"])
@@ -162,7 +160,7 @@ def test_evaluation_is_trainers(tmp_path):
     assert logged == losses[:1] == losses[1:]
 
 
-def test_an_error_inside_the_forward_leaves_no_hook_behind(tmp_path):
+def test_an_error_inside_the_forward_leaves_no_hook(tmp_path):
     model = zoo.build("llama").train()
     trainer = zoo.trainer("llama", model, zoo.dataset("llama"), tmp_path, rdrop_fused_head=True)
     batch = zoo.batch("llama")

@@ -13,31 +13,21 @@ from transformers import (
 )
 
 from rdrop_trainer.objective.head_of import head_of
-from support import formulas, tiny, zoo
+from support import tiny, zoo
 from support.zoo import sgd_update
 
 NAMES = tuple(zoo.CASES)
-MODES = ("concat", "sequential", "recompute")
 # `Trainer` counts a position that GPT-2 predicts nothing for; tests of its own
 COUNTED_BY_TRAINER = tuple(name for name in NAMES if name != "gpt2")
 
 
 @pytest.mark.parametrize("name", COUNTED_BY_TRAINER)
 def test_alpha_zero_is_trainer_bit_for_bit(name, tmp_path):
-    runs = []
+    runs, settings = [], {"rdrop_alpha": 0.0, "num_train_epochs": 2, "per_device_train_batch_size": 4}
     for plain in (True, False):
         model, calls = zoo.build(name), []
         model.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        trainer = zoo.trainer(
-            name,
-            model,
-            zoo.dataset(name),
-            tmp_path,
-            plain,
-            rdrop_alpha=0.0,
-            num_train_epochs=2,
-            per_device_train_batch_size=4,
-        )
+        trainer = zoo.trainer(name, model, zoo.dataset(name), tmp_path, plain, **settings)
         trainer.train()
         runs.append((tiny.weights(model), trainer.state.log_history[-1]["train_loss"], len(calls)))
     assert tiny.identical(runs[0][0], runs[1][0])
@@ -61,27 +51,22 @@ def test_evaluation_and_prediction_are_trainers_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("num_passes", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_of_a_batch_equals_the_definition(name, num_passes, tmp_path):
+    """One row of five is unlabeled, where the head has a mark for that."""
     model = zoo.noisy(name, num_passes).train()
-    trainer = zoo.trainer(
-        name, model, zoo.dataset(name), tmp_path, rdrop_num_passes=num_passes, rdrop_alpha=3.0,
-        rdrop_allow_deterministic=True,
-    )  # fmt: skip
-    batch = zoo.batch(name, model)
+    settings = {"rdrop_num_passes": num_passes, "rdrop_alpha": 3.0, "rdrop_allow_deterministic": True}
+    trainer = zoo.trainer(name, model, zoo.dataset(name), tmp_path, **settings)
+    batch = zoo.batch(name, model, unlabeled=(1,) if name in tiny.HEADS else ())
     before = {k: v.clone() for k, v in batch.items()}
     loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
     assert batch.keys() == before.keys() and all(torch.equal(batch[k], before[k]) for k in batch)
+    assert outputs.loss == loss and list(outputs)[0] == "loss"
 
     with torch.no_grad():
-        repeated = {k: torch.cat([v] * num_passes) for k, v in batch.items()}
-        together = model(**repeated)
-    rows = len(next(iter(batch.values())))
+        together = model(**{k: torch.cat([v] * num_passes) for k, v in batch.items()})
     names = ["start_logits", "end_logits"] if zoo.CASES[name].kind == "question" else ["logits"]
-    passes = [{key: together[key][k * rows : (k + 1) * rows] for key in names} for k in range(num_passes)]
-    parts = zip(*(zoo.items(name, outputs_k, batch) for outputs_k in passes), strict=True)
-    terms = [formulas.rdrop([z for z, _ in part], part[0][1].tolist(), 3.0) for part in parts]
-    expected = sum(term[0] for term in terms) / len(terms)
-    assert sum(term[2] for term in terms) > 0
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    passes = [{key: together[key][k * 5 : k * 5 + 5] for key in names} for k in range(num_passes)]
+    expected, _, divergence = zoo.by_definition(name, passes, batch, 3.0)
+    assert divergence > 0 and loss.item() == pytest.approx(expected.item(), rel=1e-6)
     for key in names:
         assert outputs[key].shape == passes[0][key].shape
         assert torch.allclose(outputs[key], passes[0][key])
@@ -90,40 +75,22 @@ def test_loss_of_a_batch_equals_the_definition(name, num_passes, tmp_path):
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_accumulation_equals_one_large_batch(name, alpha, tmp_path):
-    updates = [
-        sgd_update(
-            name,
-            zoo.noisy(name, num_passes=2 if alpha else 1),
-            tmp_path,
-            rdrop_alpha=alpha,
-            per_device_train_batch_size=rows,
-            gradient_accumulation_steps=steps,
-        )
-        for rows, steps in ((2, 4), (8, 1))
-    ]
+    """4 x 2 rows equal 1 x 8, also in the last window of 2 + 1 rows, with unequal numbers of tokens and no labels."""
+    updates, unlabeled = [], (2, 9) if name in tiny.HEADS else ()
+    for rows, steps in ((2, 4), (8, 1)):
+        settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps, "rdrop_alpha": alpha}
+        model = zoo.noisy(name, num_passes=2 if alpha else 1)
+        updates.append(sgd_update(name, model, tmp_path, unlabeled=unlabeled, **settings))
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
 
 
-@pytest.mark.parametrize("num_passes", [2, 3])
-@pytest.mark.parametrize("name", NAMES)
-def test_concat_and_sequential_agree_when_the_noise_is_equal(name, num_passes, tmp_path):
-    updates = [
-        sgd_update(
-            name,
-            zoo.noisy(name, num_passes, concat=mode == "concat"),
-            tmp_path,
-            rdrop_forward_mode=mode,
-            rdrop_num_passes=num_passes,
-        )
-        for mode in MODES[:2]
-    ]
-    assert tiny.relative(*updates) < 1e-6
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sequential_and_recompute_draw_the_same_dropout(name, tmp_path):
-    updates = [sgd_update(name, zoo.build(name, dropout=0.2), tmp_path, rdrop_forward_mode=mode) for mode in MODES[1:]]
-    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-6
+def test_the_accumulation_test_can_fail(tmp_path):
+    """transformers' own Trainer miscounts here (transformers issue 47688), so the comparison does see a difference."""
+    updates = []
+    for rows, steps in ((2, 4), (8, 1)):
+        settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+        updates.append(sgd_update("token", zoo.noisy("token", num_passes=1), tmp_path, plain=True, **settings))
+    assert tiny.relative(*updates) > 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,10 +106,8 @@ def test_without_dropout_training_stops_and_the_divergence_is_zero(name, tmp_pat
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logged_terms_add_up(name, tmp_path):
-    trainer = zoo.trainer(
-        name, zoo.build(name), zoo.dataset(name), tmp_path, rdrop_alpha=2.0, logging_steps=1,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2,
-    )  # fmt: skip
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    trainer = zoo.trainer(name, zoo.build(name), zoo.dataset(name), tmp_path, rdrop_alpha=2.0, **settings)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "divergence" in entry]
     assert len(logs) == 3 and all(entry["divergence"] > 0 for entry in logs)

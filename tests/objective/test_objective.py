@@ -13,62 +13,59 @@ from support import formulas, tiny, zoo
 MODES = ("concat", "sequential", "recompute")
 
 
-def batches_of(name, rows=11, size=4):
-    data, collate = zoo.dataset(name, rows), zoo.collator(name)
-    return [dict(collate(data[i : i + size])) for i in range(0, rows, size)]
-
-
-def gradient(model):
-    """One vector; what has no gradient counts as 0."""
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
-    )
-
-
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_equals_the_definition(name):
     model = zoo.noisy(name).train()
     batch = zoo.batch(name, model)
     objective = Objective.of(model, [batch])
     terms, passes = objective(model, batch, objective.window([batch]), StepSettings(alpha=3.0), whole=True)
-    expected = []
-    for parts in zip(*(zoo.items(name, passes.output(k), batch) for k in range(2)), strict=True):
-        labels = parts[0][1]
-        expected.append(formulas.rdrop([logits for logits, _ in parts], labels.tolist(), 3.0))
-    for got, wanted in zip(terms, zip(*expected, strict=True), strict=True):
-        assert got.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-6)
+    expected = zoo.by_definition(name, [passes.output(0), passes.output(1)], batch, 3.0)
+    for got, wanted in zip(terms, expected, strict=True):
+        assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_passes", [2, 3])
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_concat_and_sequential_agree_when_the_noise_is_equal(name, num_passes):
+    gradients = []
+    for mode in MODES[:2]:
+        model = zoo.noisy(name, num_passes, concat=mode == "concat")
+        gradients.append(zoo.gradient(model, zoo.batches(name, rows=7), num_passes=num_passes, forward_mode=mode))
+    assert gradients[0].norm() > 0 and tiny.relative(*gradients) < 1e-6
+
+
+@pytest.mark.parametrize("num_passes", [2, 3])
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_sequential_and_recompute_draw_the_same_dropout(name, num_passes):
+    gradients = []
+    for mode in MODES[1:]:
+        model = zoo.build(name, dropout=0.2)
+        gradients.append(zoo.gradient(model, zoo.batches(name, rows=7), num_passes=num_passes, forward_mode=mode))
+    assert gradients[0].norm() > 0 and tiny.relative(*gradients) < 1e-6
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["choice", "question", "masked_lm", "llama", "t5"])
 def test_a_loop_of_ones_own_makes_the_update_of_the_trainer(name, mode, tmp_path):
     """Three micro-batches in one step, the last one short."""
-    of_trainer = zoo.noisy(name, concat=mode == "concat") if mode != "recompute" else zoo.build(name, 0.0).double()
-    update = zoo.sgd_update(
-        name, of_trainer, tmp_path, rdrop_forward_mode=mode, per_device_train_batch_size=4,
-        gradient_accumulation_steps=3, train_sampling_strategy="sequential",
-    )  # fmt: skip
-    model = zoo.noisy(name, concat=mode == "concat") if mode != "recompute" else zoo.build(name, 0.0).double()
-    model.train()
-    batches = batches_of(name)
-    objective = Objective.of(model, batches)
-    window, settings = objective.window(batches), StepSettings(forward_mode=mode, allow_deterministic=True)
-    for batch in batches:
-        objective(model, batch, window, settings)[0].loss.backward()
-    assert update.norm() > 0 and tiny.relative(-gradient(model), update_of_parameters(of_trainer, model, update)) < 1e-6
-
-
-def update_of_parameters(trained, before, update):
-    """The part of an update of all weights that is of parameters, each once."""
-    after = dict(trained.named_parameters())
-    return torch.cat([(after[name] - p).detach().flatten() for name, p in before.named_parameters()])
+    of_trainer, model = (
+        zoo.build(name, 0.0).double() if mode == "recompute" else zoo.noisy(name, concat=mode == "concat")
+        for _ in range(2)
+    )
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    settings |= {"train_sampling_strategy": "sequential", "rdrop_forward_mode": mode}
+    zoo.sgd_update(name, of_trainer, tmp_path, **settings)
+    after = dict(of_trainer.named_parameters())
+    update = torch.cat([(after[name] - p).detach().flatten() for name, p in model.named_parameters()])
+    gradient = zoo.gradient(model, zoo.batches(name), forward_mode=mode)
+    assert update.norm() > 0 and tiny.relative(-gradient, update) < 1e-6
 
 
 def test_with_accelerate_and_in_mixed_precision(fresh_accelerate):
     """Under autocast the comparison with the model's own loss allows for its rounding."""
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model = accelerator.prepare(zoo.build("masked_lm", 0.2)).train()
-    batches = batches_of("masked_lm")
+    batches = zoo.batches("masked_lm")
     objective = Objective.of(model, batches, accelerator)
     window = objective.window(batches)
     for batch in batches:
@@ -76,7 +73,7 @@ def test_with_accelerate_and_in_mixed_precision(fresh_accelerate):
         accelerator.backward(terms.loss)
         assert terms.divergence > 0
         assert terms.loss.item() == pytest.approx((terms.task_loss + terms.divergence).item())
-    assert gradient(model).norm() > 0
+    assert zoo.gradient_of(model).norm() > 0
 
 
 def test_settings_of_a_training():
@@ -110,7 +107,7 @@ Doubled.forward.__module__ = "transformers.models.doubled.modeling_doubled"  # e
 def test_what_is_found_out_makes_a_new_plan():
     model = zoo.build("llama").train()
     model.__class__ = Doubled
-    batches = batches_of("llama")
+    batches = zoo.batches("llama")
     objective = Objective.of(model, batches[:1])
     first = objective.plan
     assert first.task_loss == StockLoss(model, LossComparison()) and first.noise is not None
@@ -128,7 +125,7 @@ def test_what_is_found_out_makes_a_new_plan():
 def test_probing_forwards_are_counted_and_change_nothing(name):
     """Of a language model whose class is not known, one row of a batch is compared, until enough were."""
     model = zoo.build(name).train()
-    batches, calls, losses = batches_of(name, rows=40), [], []
+    batches, calls, losses = zoo.batches(name, rows=40), [], []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     decisive = [i for i, batch in enumerate(batches) if name == "masked_lm" and (batch["labels"][0] != -100).any()]
     for fused in ("false", "true"):

@@ -74,7 +74,7 @@ def test_outputs_of_a_pass_have_its_rows(mode):
     assert not torch.equal(passes.output(0).logits, passes.output(1).logits)
 
 
-def test_sequences_packed_into_one_row_are_told_by_their_positions():
+def test_sequences_packed_into_one_row_are_known_by_their_positions():
     """Flash attention keeps them apart only while the batch is that single row."""
     packed = {"input_ids": torch.zeros(1, 5), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}
     with pytest.raises(ValueError, match='position_ids.*packed.*rdrop_forward_mode="sequential"'):

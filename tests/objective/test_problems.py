@@ -212,7 +212,7 @@ def test_labels_that_are_no_probabilities_of_classes_stay_multi_label():
 @pytest.mark.parametrize("name", ["row", "choice"])
 def test_stock_heads_take_soft_labels_as_cross_entropy_does(name, alpha, tmp_path):
     m = 2 if alpha else 1
-    model = tiny.noisy_bert("single_label", m) if name == "row" else zoo.noisy("choice", m)
+    model = zoo.noisy("single_label", m) if name == "row" else zoo.noisy("choice", m)
     if name == "row":
         model.config.problem_type = "single_label_classification"
     batch = zoo.batch("choice", rows=4) if name == "choice" else {"input_ids": IDS, "attention_mask": ATTENDED}
@@ -233,7 +233,7 @@ def test_stock_heads_take_soft_labels_as_cross_entropy_does(name, alpha, tmp_pat
 
 def test_a_stock_head_keeps_its_loss_under_the_setting(tmp_path):
     """The setting chooses the divergence; integer labels of four classes, yes or no for each."""
-    model = tiny.noisy_bert("single_label").train()
+    model = zoo.noisy("single_label").train()
     batch = {"input_ids": IDS, "attention_mask": ATTENDED, "labels": torch.tensor([0, 1, -100, 3])}
     objective = Objective.of(model, [batch], problem="multi_label")
     assert type(objective.plan.task_loss) is ModelLoss
@@ -290,7 +290,7 @@ def test_masked_numbers_do_not_count_in_a_regression():
 
 @pytest.mark.parametrize("alpha", [0.0, ALPHA])
 def test_classes_labeled_minus_100_do_not_count_in_a_stock_head(alpha, tmp_path):
-    model = tiny.noisy_bert("multi_label", num_passes=2 if alpha else 1).train()
+    model = zoo.noisy("multi_label", num_passes=2 if alpha else 1).train()
     labels = torch.randint(0, 2, (4, 4), generator=torch.Generator().manual_seed(1)).float()
     labels[0, 1] = labels[1, 3] = labels[1, 0] = -100
     labels[3] = -100  # a row without any label counts nowhere
@@ -319,7 +319,7 @@ def test_accumulation_with_classes_labeled_minus_100(tmp_path):
         row["labels"] = [-100.0 if (i + k) % 3 == 0 or i in (2, 9) else y for k, y in enumerate(row["labels"])]
     updates = []
     for size, steps in ((2, 4), (8, 1)):
-        model = tiny.noisy_bert("multi_label")
+        model = zoo.noisy("multi_label")
         before = tiny.weights(model)
         tiny.trainer(
             model, data, tmp_path, rdrop_allow_deterministic=True, per_device_train_batch_size=size,
@@ -354,7 +354,7 @@ def test_padding_of_tags_without_a_mark_does_not_count():
 
 
 def test_a_stock_token_head_counts_what_its_cross_entropy_counts():
-    model = tiny.noisy_bert("token").train()
+    model = zoo.noisy("token").train()
     batch = {"input_ids": IDS, "attention_mask": ATTENDED, "labels": torch.zeros(4, 6, dtype=torch.long)}
     objective = Objective.of(model, [batch])
     terms, _ = objective(model, batch, objective.window([batch]), StepSettings(alpha=ALPHA))

@@ -16,7 +16,7 @@ def counted(items, num_passes=1):
     return chosen.flatten(0, 1), labels
 
 
-def test_items_of_tokens_behind_a_soft_prompt():
+def test_items_of_tokens_after_a_soft_prompt():
     """Positions that the model put before the text are left out: logits and labels align from the right."""
     labels = torch.tensor([[-100, 1, 2], [0, -100, -100]])
     logits = torch.arange(4 * 5 * 3.0).reshape(4, 5, 3)  # two passes of two rows, two positions of a prompt
@@ -26,7 +26,7 @@ def test_items_of_tokens_behind_a_soft_prompt():
     assert torch.equal(chosen, torch.stack(expected))
 
 
-def test_items_of_a_language_model_behind_a_soft_prompt():
+def test_items_of_a_language_model_after_a_soft_prompt():
     """The last position of the prompt predicts the first token of the text."""
     batch = {"labels": torch.tensor([[7, 1, -100]])}
     logits = torch.arange(5 * 9.0).reshape(1, 5, 9)
@@ -57,7 +57,7 @@ def test_answers_outside_the_text_are_ignored_in_their_part_alone():
     assert start.labels.tolist() == [0, 3, -100] and end.labels.tolist() == [-100, 3, -100]
 
 
-def test_positions_behind_the_text_are_no_soft_prompt():
+def test_positions_after_the_text_are_no_soft_prompt():
     """LayoutLMv3 has those of the page's image there; a prompt stands in front."""
     batch = {"input_ids": torch.zeros(2, 4), "start_positions": torch.tensor([0, 3])}
     batch["end_positions"] = batch["start_positions"]

@@ -1,14 +1,29 @@
 """What the tests of the script share."""
 
+import sys
+
 import pytest
 
-from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
+from support import SCRIPT
+from support.runs import make_model, words, write_csv
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def started_by_its_file(monkeypatch):
+    """The commands that the script prints begin as it was started."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+
+
+@pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    texts = [text for text, _ in make_sentences(200, seed=3)] + ["浙商银行叶老桂在上海", "the cat sat on a mat"]
-    make_bert(folder, texts, hidden_size=16, heads=2, max_length=32)
-    return folder
+    """The folder of a tiny BERT without a head; not to be changed."""
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def flags(model, here):
+    """A run of 12 steps with a checkpoint every second one; its last word is the output folder."""
+    write_csv(here / "train.csv")
+    quiet = "--max_seq_length 16 --use_cpu True --disable_tqdm True --train_file train.csv"
+    training = "--per_device_train_batch_size 4 --num_train_epochs 2 --save_steps 2"
+    return words("--model_name_or_path", model, quiet, training, "--output_dir out")

@@ -13,15 +13,11 @@ from rdrop_trainer import RDropTrainer
 from rdrop_trainer.script import several
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
 from support import tiny
-from support.runs import FAST, InProcess, fails, results, script
+from support.runs import FAST, InProcess, Pretended, fails, make_model, results, script
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]
-
-
-# transformers changes its own classes while it loads a model: two at a time in one process leave them changed
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +27,7 @@ def place(tmp_path_factory):
     for name, rows in (("train", make_sentences(24, seed=1)), ("dev", make_sentences(16, seed=2))):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("sentence", "label"), *rows])
-    make_bert(folder / "model", [text for text, _ in make_sentences(200, seed=3)], hidden_size=16, heads=2)
+    make_model(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
@@ -50,8 +46,8 @@ def here(place, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def launch(monkeypatch):
-    launched = InProcess()
+def launch(place, monkeypatch):
+    launched = Pretended(place / "both" / "rdrop-seed1")
     monkeypatch.setattr(several, "launcher", lambda *_: launched)
     return launched
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAnswering
 
 from rdrop_trainer.script.scratch import make_bert
-from support.runs import results, script
+from support import runs
+from support.runs import fails, results
 
-FAST = ["--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no", "--per_device_train_batch_size", "8"]
+run = partial(runs.run, fast=["--use_cpu True --disable_tqdm True --save_strategy no --per_device_train_batch_size 8"])
 NAMES = "小明 小红 小刚 小美".split()
 PLACES = "学校 公园 商店 医院".split()
 # Only the choice says whether it is right, so that a tiny model learns it
@@ -26,10 +28,6 @@ def model(tmp_path_factory):
     texts = [*NAMES, *PLACES, *GOOD, *BAD, "在哪里谁说他#她很______。，？：真的是吗今天去了昨天又3 km"]
     make_bert(folder, texts, hidden_size=16, heads=2, max_length=64)
     return folder
-
-
-def run(model, *flags):
-    return script.main(["--model_name_or_path", str(model), *FAST, *map(str, flags)])
 
 
 def dump(path, *rows):
@@ -84,14 +82,13 @@ def make_questions(folder, rows=64, stems=("train", "dev", "test")):
         dump(folder / f"{stem}.json", document(size, labeled))
 
 
-ALL = ["--do_train", "--do_eval", "--do_predict", "--output_dir", "out"]
-LEARN = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--max_seq_length", "32"]
+ALL = "--do_train --do_eval --do_predict --output_dir out"
+LEARN = "--learning_rate 1e-2 --num_train_epochs 6 --max_seq_length 32"
 
 
 def test_c3(model, here):
     make_c3(here / "CLUE" / "c3")
-    flags = ["--task_name", "c3", "--data_dir", "CLUE", *LEARN, "--rdrop_alpha", 1, "--measure_stability"]
-    assert run(model, *flags, *ALL) == 0
+    assert run(model, "--task_name c3 --data_dir CLUE --rdrop_alpha 1 --measure_stability", LEARN, ALL) == 0
     found = results("out")
     with np.load(here / "out" / "eval_logits.npz") as kept:
         right = (kept["logits"].argmax(1) == kept["labels"]).mean()
@@ -100,9 +97,8 @@ def test_c3(model, here):
     assert found["rows"] == {"train": 48, "validation": 12, "test": 7}
     assert found["headline"]["eval_accuracy"] > 0.9 and "eval_loss" in found["metrics"]
     lines = [json.loads(line) for line in (here / "out" / "c311_predict.json").read_text("utf-8").splitlines()]
-    assert [line["id"] for line in lines] == list(range(100, 107)) and all(
-        set(line) == {"id", "label"} for line in lines
-    )
+    assert [line["id"] for line in lines] == list(range(100, 107))
+    assert all(set(line) == {"id", "label"} for line in lines)
     test = json.loads((here / "CLUE" / "c3" / "test1.1.json").read_text("utf-8"))
     chosen = [row[1][0]["choice"][line["label"]] for row, line in zip(test, lines, strict=True)]
     assert set(chosen) <= set(GOOD)
@@ -112,7 +108,7 @@ def test_c3(model, here):
 
 def test_chid_of_clue(model, here):
     make_chid(here / "chid")
-    assert run(model, "--task_name", "chid", "--data_dir", ".", *LEARN, *ALL) == 0
+    assert run(model, "--task_name chid --data_dir .", LEARN, ALL) == 0
     found = results("out")
     assert found["rows"] == {"train": 48, "validation": 12, "test": 10}
     written = json.loads((here / "out" / "chid11_predict.json").read_text("utf-8"))
@@ -129,7 +125,7 @@ def test_chid_of_fewclue(model, here):
         dump(here / "chid" / f"{stem}.json", *rows)
     dump(here / "chid" / "test.json", *({k: v for k, v in row.items() if k != "answer"} for row in rows[:3]))
     dump(here / "chid" / "unlabeled.json", *rows)
-    assert run(model, "--task_name", "chid", "--data_dir", ".", *LEARN, *ALL) == 0
+    assert run(model, "--task_name chid --data_dir .", LEARN, ALL) == 0
     found = results("out")
     assert found["headline"]["eval_accuracy"] == found["metrics"]["test_public_accuracy"] == 1
     lines = (here / "out" / "chidf_predict.json").read_text("utf-8").splitlines()
@@ -140,10 +136,9 @@ def test_chid_of_fewclue(model, here):
 def test_cmrc2018(model, here, pad, side):
     make_questions(here / "cmrc2018")
     AutoTokenizer.from_pretrained(model, padding_side=side).save_pretrained("tokenizer")
-    flags = ["--task_name", "cmrc2018", "--data_dir", ".", "--max_seq_length", 24, "--doc_stride", 8]
-    flags += ["--tokenizer_name", "tokenizer", "--pad_to_max_length", pad]
-    flags += ["--rdrop_alpha", 1, "--learning_rate", "1e-2", "--num_train_epochs", 8]
-    assert run(model, *flags, *ALL, "--measure_stability") == 0
+    flags = f"--max_seq_length 24 --doc_stride 8 --tokenizer_name tokenizer --pad_to_max_length {pad}"
+    learn = "--rdrop_alpha 1 --learning_rate 1e-2 --num_train_epochs 8 --measure_stability"
+    assert run(model, "--task_name cmrc2018 --data_dir .", flags, learn, ALL) == 0
     found = results("out")
     assert found["rows"] == {"train": 64, "validation": 12, "test": 5}  # questions, not windows
     assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["edits"] is None
@@ -159,7 +154,7 @@ def test_cmrc2018(model, here, pad, side):
 def test_the_answer_equals_the_saved_models_own(model, here):
     """A passage of one window: the written answer against the saved model called by hand."""
     make_questions(here / "drcd", stems=("DRCD_training", "DRCD_dev", "DRCD_test"))
-    assert run(model, "--task_name", "drcd", "--data_dir", ".", *LEARN, *ALL) == 0
+    assert run(model, "--task_name drcd --data_dir .", LEARN, ALL) == 0
     trained, tokenizer = BertForQuestionAnswering.from_pretrained("out").eval(), AutoTokenizer.from_pretrained("out")
     written = json.loads((here / "out" / "drcd_predict.json").read_text("utf-8"))
     context = "小明去了学校。"
@@ -180,25 +175,24 @@ def test_the_answer_equals_the_saved_models_own(model, here):
 def test_a_test_set_with_its_answers_is_scored(model, here):
     make_questions(here / "drcd")
     (here / "drcd" / "test.json").write_bytes((here / "drcd" / "dev.json").read_bytes())
-    flags = ["--data_dir", ".", *LEARN, *ALL, "--task_name"]
-    assert run(model, *flags, "drcd") == 0
+    assert run(model, "--task_name drcd --data_dir .", LEARN, ALL) == 0
     found = results("out")
     assert found["headline"]["test_exact_match"] == found["headline"]["eval_exact_match"] > 0
     secret = [{"id": "Q", "question": "谁？", "context": "小明", "answers": [{"text": "FAKE", "answer_start": -1}]}]
     dump(here / "drcd" / "test.json", secret)
-    again = ["--model_name_or_path", "out", "--task_name", "drcd", "--data_dir", ".", "--do_predict"]
-    assert run(model, *again, "--output_dir", "again") == 0 and not results("again")["headline"]
+    assert run("out", "--task_name drcd --data_dir . --do_predict --output_dir again") == 0
+    assert not results("again")["headline"]
     make_c3(here / "c3")
     (here / "c3" / "test1.1.json").write_bytes((here / "c3" / "m-dev.json").read_bytes())
-    assert run(model, *flags, "c3", "--output_dir", "choices") == 0
+    assert run(model, "--task_name c3 --data_dir .", LEARN, ALL, "--output_dir choices") == 0
     assert results("choices")["headline"]["test_accuracy"] > 0.5
 
 
 def test_a_missing_package_is_missed_before_training(model, here, monkeypatch, capsys):
     make_chid(here / "chid")
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    assert run(model, "--task_name", "chid", "--data_dir", ".", "--do_train", "--output_dir", "out") == 2
-    assert 'scipy is needed and not installed: pip install "rdrop-trainer[glue]"' in capsys.readouterr().err
+    message = fails(capsys, "--model_name_or_path", model, "--task_name chid --data_dir . --do_train --output_dir out")
+    assert 'scipy is needed and not installed: pip install "rdrop-trainer[glue]"' in message
     assert not Path("out").exists()
 
 
@@ -206,42 +200,35 @@ def test_a_trained_model_is_evaluated_alone_and_other_heads_are_replaced(model, 
     make_c3(here / "c3")
     labels = ["neutral", "entailment", "contradiction"]
     dump(here / "cmnli" / "train.json", *({"sentence1": "好", "sentence2": "真", "label": label} for label in labels))
-    assert run(model, "--task_name", "cmnli", "--data_dir", ".", "--num_train_epochs", 1, "--output_dir", "pairs") == 0
-    flags = ["--task_name", "c3", "--data_dir", ".", "--max_seq_length", 32]
-    capsys.readouterr()
-    assert run("pairs", *flags, "--do_eval", "--output_dir", "x") == 2
-    assert "pairs has no trained head (ForMultipleChoice)" in capsys.readouterr().err
-    assert run("pairs", *flags, "--do_train", "--num_train_epochs", 1, "--output_dir", "out") == 0
-    assert run("out", *flags, "--do_eval", "--do_predict", "--output_dir", "scores") == 0
+    assert run(model, "--task_name cmnli --data_dir . --num_train_epochs 1 --output_dir pairs") == 0
+    c3 = "--task_name c3 --data_dir . --max_seq_length 32"
+    message = fails(capsys, "--model_name_or_path pairs", c3, "--do_eval --output_dir x")
+    assert "pairs has no trained head (ForMultipleChoice)" in message
+    assert run("pairs", c3, "--do_train --num_train_epochs 1 --output_dir out") == 0
+    assert run("out", c3, "--do_eval --do_predict --output_dir scores") == 0
     assert 0 <= results("scores")["metrics"]["eval_accuracy"] <= 1
     make_questions(here / "cmrc2018")
-    flags = ["--task_name", "cmrc2018", "--data_dir", ".", "--max_seq_length", 32, "--num_train_epochs", 1]
-    assert run("pairs", *flags, "--do_train", "--output_dir", "questions") == 0
+    questions = "--task_name cmrc2018 --data_dir . --max_seq_length 32 --num_train_epochs 1"
+    assert run("pairs", questions, "--do_train --output_dir questions") == 0
 
 
 def test_best_model_and_accumulation(model, here):
     make_questions(here / "cmrc2018")
-    flags = ["--task_name", "cmrc2018", "--data_dir", ".", "--max_seq_length", 32, "--num_train_epochs", 2]
-    flags += ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch"]
-    assert run(model, *flags, "--gradient_accumulation_steps", 3, "--output_dir", "out") == 0
+    flags = "--max_seq_length 32 --num_train_epochs 2 --gradient_accumulation_steps 3"
+    best = "--load_best_model_at_end --eval_strategy epoch --save_strategy epoch"
+    assert run(model, "--task_name cmrc2018 --data_dir . --output_dir out", flags, best) == 0
     assert results("out")["settings"]["metric_for_best_model"] == "exact_match"
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (
-            "--task_name c3 --data_dir . --unlabeled_file more.txt",
-            "unlabeled rows are for training a classifier, but c3",
-        ),
+        ("--task_name c3 --data_dir . --unlabeled_file more.txt", "unlabeled rows are for training a classifier"),
         ("--task_name cmrc2018 --data_dir . --max_seq_length 8", "max_seq_length must be at least 16 for questions"),
         ("--task_name cmrc2018 --data_dir . --doc_stride -1", "doc_stride must be at least 0, got -1"),
         ("--task_name cmrc2018 --data_dir . --max_answer_length 0", "max_answer_length must be at least 1, got 0"),
         ("--task_name drcd --data_dir .", "no data for drcd, expected train, dev, test"),
-        (
-            "--task_name chid --train_file c3/d-train.json",
-            "d-train.json: item 1: holds a JSON list, expected an object",
-        ),
+        ("--task_name chid --train_file c3/d-train.json", "d-train.json: item 1: holds a JSON list, expected an obj"),
         ("--task_name c3 --data_dir . --text_columns a b", "c3 reads the fields of its own files"),
     ],
 )
@@ -249,6 +236,4 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     make_c3(here / "c3")
     make_questions(here / "cmrc2018")
     (here / "more.txt").write_text("好\n", encoding="utf-8")
-    assert run(model, *flags.split()) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("run_glue_rdrop.py: error: ") and re.search(message, lines[-1])
+    assert re.search(message, fails(capsys, "--model_name_or_path", model, flags))

@@ -1,6 +1,6 @@
 """The three ways to start the script, and what its messages call it."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -33,7 +33,10 @@ def test_it_is_called_as_it_was_started(argv0, name, in_short, words, several, m
     assert said.startswith(f"usage: {name} [RECIPE") and f"\n  {in_short} --demo\n" in said
 
 
-@pytest.mark.parametrize("start", [[str(SCRIPT)], ["-m", "rdrop_trainer.script"]])
-def test_the_file_and_the_module_are_the_same_program(start, tmp_path):
-    done = subprocess.run([sys.executable, *start, "--seed=x"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("run_glue_rdrop.py: error: argument --seed")
+@pytest.mark.parametrize("run, what", [(runpy.run_path, str(SCRIPT)), (runpy.run_module, "rdrop_trainer.script")])
+def test_the_file_and_the_module_are_the_same_program(run, what, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--seed=x"])
+    with pytest.raises(SystemExit) as stop:
+        run(what, run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("run_glue_rdrop.py: error: argument --seed")

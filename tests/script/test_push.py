@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from rdrop_trainer.hub.__main__ import main as hub_command
-from support.runs import FAST, fails, make_cola, results, run, script
+from support.runs import FAST, fails, make_cola, results, run, words
 
 REPO = "ada/run"
-PUSH = ["--push_to_hub", "--hub_model_id", REPO]
+PUSH = words("--push_to_hub --hub_model_id", REPO)
 
 
 @pytest.fixture
@@ -44,20 +44,10 @@ def card_of(hub):
     return ModelCard(hub.files(REPO)["README.md"].decode())
 
 
-def test_a_run_with_data_from_the_hub_is_pushed_once(model, here, ada, capsys):  # noqa: F811
+def test_a_run_with_data_from_the_hub_is_pushed_once(model, here, ada, capsys):
     repo = glue_on_the_hub(ada)
-    flags = [
-        "--task_name",
-        "mnli",
-        "--output_dir",
-        "out",
-        *PUSH,
-        "--save_strategy",
-        "epoch",
-        "--eval_strategy",
-        "epoch",
-    ]
-    assert run(model, *flags) == 0
+    epochs = "--save_strategy epoch --eval_strategy epoch"
+    assert run(model, "--task_name mnli --output_dir out", epochs, *PUSH) == 0
     assert [c.title for c in ada.commits(REPO)] == ["End of training", "initial commit"]
     sent = set(ada.files(REPO)) - {".gitattributes"}
     assert sent == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -76,21 +66,11 @@ def test_a_run_with_data_from_the_hub_is_pushed_once(model, here, ada, capsys): 
     assert f"pushed    {found['pushed']}" in capsys.readouterr().out
 
 
-def test_a_push_that_fails_loses_nothing(model, here, ada, capsys):  # noqa: F811
+def test_a_push_that_fails_loses_nothing(model, here, ada, capsys):
     make_cola(here / "CoLA")
     ada.fail("commit", status=503, times=None)
-    flags = [
-        "--task_name",
-        "cola",
-        "--data_dir",
-        "CoLA",
-        "--output_dir",
-        "out",
-        "--do_train",
-        "--do_eval",
-        "--do_predict",
-    ]
-    assert run(model, *flags, *PUSH, "--hub_token", "hf_ada") == 3
+    everything = "--do_train --do_eval --do_predict"
+    assert run(model, "--task_name cola --data_dir CoLA --output_dir out", everything, *PUSH, "--hub_token=hf_ada") == 3
     output = capsys.readouterr()
     found = results("out")
     assert "eval_matthews_correlation" in found["metrics"] and (here / "out" / "CoLA.tsv").exists()
@@ -102,29 +82,27 @@ def test_a_push_that_fails_loses_nothing(model, here, ada, capsys):  # noqa: F81
     assert f"{REPO}/commit/{ada.commits(REPO)[0].sha}" in capsys.readouterr().out
     assert card_of(ada).data.r_drop["alpha"] == 4.0
     assert card_of(ada).data.eval_results[0].metric_value == found["metrics"]["eval_matthews_correlation"]
-    everything = b"".join(ada.files(REPO).values())
-    assert str(here).encode() not in everything and b"hf_ada" not in everything
+    sent = b"".join(ada.files(REPO).values())
+    assert str(here).encode() not in sent and b"hf_ada" not in sent
 
 
-@pytest.mark.parametrize(
-    "flags", [["--hub_token", "hf_wrong"], ["--hub_model_id", "eve/run"], ["--hub_model_id", "a//b"]]
-)
-def test_what_cannot_be_pushed_is_said_before_training(model, here, ada, capsys, flags):  # noqa: F811
+@pytest.mark.parametrize("flags", ["--hub_token hf_wrong", "--hub_model_id eve/run", "--hub_model_id a//b"])
+def test_what_cannot_be_pushed_is_said_before_training(model, here, ada, capsys, flags):
     make_cola(here / "CoLA")
-    task = ["--task_name", "cola", "--data_dir", "CoLA", "--output_dir", "out"]
-    line = fails(capsys, "--model_name_or_path", model, *FAST, *task, *PUSH, *flags)
+    cola = "--task_name cola --data_dir CoLA --output_dir out"
+    line = fails(capsys, "--model_name_or_path", model, *FAST, cola, *PUSH, flags)
     assert "cannot be pushed to" in line or "is no repository's name" in line
     assert not (here / "out").exists()
 
 
-def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):  # noqa: F811
+def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     make_cola(here / "CoLA")
-    task = ["--task_name", "cola", "--data_dir", "CoLA"]
+    cola = "--task_name cola --data_dir CoLA"
     # No baselines of this run
-    for other in (["--seed", "7"], ["--learning_rate", "1e-3"], ["--max_eval_samples", "3"]):
-        assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", f"runs/{other[1]}", *other) == 0
-    assert run(model, *task, "--output_dir", "runs/a-run") == 0
-    assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "runs/baseline") == 0
+    for i, other in enumerate(("--seed 7", "--learning_rate 1e-3", "--max_eval_samples 3")):
+        assert run(model, cola, f"--rdrop_alpha 0 --output_dir runs/{i}", other) == 0
+    assert run(model, cola, "--output_dir runs/a-run") == 0
+    assert run(model, cola, "--rdrop_alpha 0 --output_dir runs/baseline") == 0
     other = results("runs/a-run")  # its score is not to be taken for the baseline's
     other["metrics"]["eval_matthews_correlation"] = 9.0
     (here / "runs" / "a-run" / "all_results.json").write_text(json.dumps(other))
@@ -134,7 +112,7 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     (here / "runs" / "a-wider-baseline" / "all_results.json").write_text(json.dumps(other))
     (here / "runs" / "broken").mkdir()
     (here / "runs" / "broken" / "all_results.json").write_text("[]")
-    assert run(model, *task, "--output_dir", "runs/second") == 0
+    assert run(model, cola, "--output_dir runs/second") == 0
     assert "baseline" not in (here / "runs/a-run/README.md").read_text()
     card = (here / "runs/second/README.md").read_text()
     ours, theirs = (results(f"runs/{name}")["metrics"]["eval_matthews_correlation"] for name in ("second", "baseline"))
@@ -142,29 +120,29 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     assert str(here) not in card and ModelCard(card).data.eval_results[0].dataset_revision is None
 
 
-def test_scores_of_a_part_of_the_data_say_so(model, here, hub):  # noqa: F811
+def test_scores_of_a_part_of_the_data_say_so(model, here, hub):
     make_cola(here / "CoLA")
-    task = ["--task_name", "cola", "--data_dir", "CoLA", "--max_eval_samples", "3"]
-    assert run(model, *task, "--output_dir", "out") == 0
+    cola = "--task_name cola --data_dir CoLA --max_eval_samples 3"
+    assert run(model, cola, "--output_dir out") == 0
     card = ModelCard((here / "out" / "README.md").read_text())
     assert {result.dataset_split for result in card.data.eval_results} == {"validation[:3]"}
 
 
-def test_a_run_that_trains_nothing_tells_nothing_of_a_training(model, here, hub, capsys):  # noqa: F811
+def test_a_run_that_trains_nothing_tells_nothing_of_a_training(model, here, hub, capsys):
     make_cola(here / "CoLA")
-    task = ["--task_name", "cola", "--data_dir", "CoLA"]
-    assert run(model, *task, "--rdrop_alpha", 0, "--output_dir", "base") == 0
-    scoring = ["--model_name_or_path", "base", *FAST, *task, "--do_eval", "--output_dir", "scores"]
-    assert script.main(scoring) == 0
+    cola = "--task_name cola --data_dir CoLA"
+    assert run(model, cola, "--rdrop_alpha 0 --output_dir base") == 0
+    assert run("base", cola, "--do_eval --output_dir scores") == 0
     assert (here / "scores" / "all_results.json").exists() and not (here / "scores" / "README.md").exists()
-    assert "python -m rdrop_trainer.hub push" in fails(capsys, *scoring, "--output_dir", "pushed", *PUSH)
+    line = fails(capsys, "--model_name_or_path base", *FAST, cola, "--do_eval --output_dir pushed", *PUSH)
+    assert "python -m rdrop_trainer.hub push" in line
     assert hub.requests == [] and not (here / "pushed").exists()
 
 
-def test_own_data_have_no_name(model, here, hub):  # noqa: F811
+def test_own_data_have_no_name(model, here, hub):
     for name in ("train", "dev"):
         (here / f"{name}.csv").write_text("sentence,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(8)))
-    assert run(model, "--train_file", "train.csv", "--validation_file", "dev.csv", "--output_dir", "out") == 0
+    assert run(model, "--train_file train.csv --validation_file dev.csv --output_dir out") == 0
     card = ModelCard((here / "out" / "README.md").read_text())
     assert [(r.dataset_name, r.dataset_type) for r in card.data.eval_results] == [("own data", "unknown")]
     assert json.dumps(card.data.to_dict()).find("csv") == -1

@@ -80,7 +80,7 @@ def settings_of(path):
 
 
 def files(folder):
-    """With their times; not the lock, whose time filelock may change when it looks at it."""
+    """With their times; not the lock, whose time filelock may change."""
     return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.name != ".lock"}
 
 

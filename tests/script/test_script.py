@@ -2,10 +2,7 @@
 
 import json
 import os
-import re
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,32 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
-from rdrop_trainer import RDropTrainer
 from support import SCRIPT
-from support.runs import FAST, fails, make_cola, results, run, script, write_csv, write_json, write_tsv
+from support.runs import fails, make_cola, results, run, script, write_csv, write_json, write_tsv
+
+ALL = "--do_train --do_eval --do_predict --output_dir out"
 
 # ---- Whole runs ----
 
 
 def test_glue_from_a_folder(model, here, capsys):
     make_cola(here / "glue_data" / "CoLA")
-    assert (
-        run(
-            model,
-            "--task_name",
-            "CoLA",
-            "--data_dir",
-            "glue_data",
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--rdrop_alpha",
-            2,
-            "--output_dir",
-            "out",
-        )
-        == 0
-    )
+    assert run(model, "--task_name CoLA --data_dir glue_data --rdrop_alpha 2", ALL) == 0
     found = results("out")
     assert found["rows"] == {"train": 24, "validation": 7, "test": 5}
     assert -1 <= found["metrics"]["eval_matthews_correlation"] <= 1
@@ -63,15 +45,14 @@ def next_command(capsys):
 
 
 def execute(command):
-    words = shlex.split(command)
-    assert words[0] == "python"
-    return subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+    program, path, *flags = shlex.split(command)
+    assert (program, path) == ("python", str(SCRIPT))
+    return script.main(flags)
 
 
 @pytest.mark.parametrize("source", ["flags", "recipe"])
-def test_the_next_command_runs(source, model, here, capsys, monkeypatch):
+def test_the_next_command_runs(source, model, here, capsys):
     """The baseline of a semi-supervised R-Drop run, whose flags or recipe it must not follow in everything."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
     write_csv(here / "a file.csv")
     (here / "more.txt").write_text("one\ntwo\n")
     settings = {
@@ -85,29 +66,27 @@ def test_the_next_command_runs(source, model, here, capsys, monkeypatch):
     assert script.main([*(flags if source == "flags" else ["recipe.json"]), *secret]) == 0
     command = next_command(capsys)
     assert "hf_secret" not in command
-    done = execute(command)
-    assert done.returncode == 0, done.stderr
+    assert execute(command) == 0
     assert results("out-baseline")["settings"]["rdrop_alpha"] == 0
     assert results("out-baseline")["settings"]["overwrite_output_dir"] is False
     assert "unlabeled" not in results("out-baseline")["rows"]
 
 
-def test_the_next_command_after_an_evaluation(model, here, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+def test_the_next_command_after_an_evaluation(model, here, capsys):
     make_cola(here / "CoLA")
-    flags = ["--task_name", "cola", "--data_dir", "CoLA"]
-    assert run(model, *flags, "--do_train", "--output_dir", "out") == 0
+    cola = "--task_name cola --data_dir CoLA"
+    assert run(model, cola, "--do_train --output_dir out") == 0
     capsys.readouterr()
-    assert run("out", *flags, "--do_eval", "--output_dir", "scores") == 0
-    assert execute(next_command(capsys)).returncode == 0
+    assert run("out", cola, "--do_eval --output_dir scores") == 0
+    assert execute(next_command(capsys)) == 0
     assert (here / "scores-predict" / "CoLA.tsv").exists()
-    assert run("out", *flags, "--do_eval", "--do_predict", "--output_dir", "both") == 0
+    assert run("out", cola, "--do_eval --do_predict --output_dir both") == 0
     (here / "CoLA" / "dev.tsv").rename(here / "CoLA" / "hidden")
-    assert run("out", *flags, "--do_predict", "--output_dir", "alone") == 0
-    assert execute(next_command(capsys)).returncode == 0  # trains, and evaluates nothing
+    assert run("out", cola, "--do_predict --output_dir alone") == 0
+    assert execute(next_command(capsys)) == 0  # trains, and evaluates nothing
     assert "train_loss" in results("alone-trained")["metrics"]
     write_csv(here / "dev.csv", labels=("unacceptable", "acceptable"))
-    assert run("out", "--validation_file", "dev.csv", "--output_dir", "dev") == 0
+    assert run("out", "--validation_file dev.csv --output_dir dev") == 0
     assert next_command(capsys).endswith("--help")
 
 
@@ -117,8 +96,7 @@ def test_scores_and_files_equal_an_independent_computation(model, here):
     from transformers import AutoTokenizer
 
     make_cola(here / "CoLA", train=40)
-    assert run(model, "--task_name", "cola", "--data_dir", ".", "--do_train", "--do_eval", "--do_predict",
-               "--learning_rate", "5e-3", "--num_train_epochs", "4", "--output_dir", "out") == 0  # fmt: skip
+    assert run(model, "--task_name cola --data_dir . --learning_rate 5e-3 --num_train_epochs 4", ALL) == 0
     trained = AutoModelForSequenceClassification.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
 
@@ -137,11 +115,10 @@ def test_scores_and_files_equal_an_independent_computation(model, here):
 
 def test_a_model_trained_on_custom_files_is_used_without_them(model, here):
     write_csv(here / "train.csv", labels=("b", "a", "A"))
-    assert run(model, "--train_file", "train.csv", "--output_dir", "out") == 0
+    assert run(model, "--train_file train.csv --output_dir out") == 0
     (here / "test.csv").write_text("sentence\nthe film was fine\n这电影很糟糕\n", encoding="utf-8")
     write_csv(here / "one.csv", labels=("a",))
-    assert run("out", "--test_file", "test.csv", "--validation_file", "one.csv", "--do_eval", "--do_predict",
-               "--output_dir", "used") == 0  # fmt: skip
+    assert run("out", "--test_file test.csv --validation_file one.csv --do_eval --do_predict --output_dir used") == 0
     (name,) = results("used")["predictions"]
     answers = [line.split("\t")[1] for line in Path(name).read_text("utf-8").splitlines()[1:]]
     assert len(answers) == 2 and set(answers) <= {"a", "A", "b"}
@@ -149,7 +126,7 @@ def test_a_model_trained_on_custom_files_is_used_without_them(model, here):
 
 def test_minus_100_marks_an_unlabeled_row(model, here):
     write_csv(here / "train.csv", labels=("yes", "-100", "no"))
-    assert run(model, "--train_file", "train.csv", "--output_dir", "out") == 0
+    assert run(model, "--train_file train.csv --output_dir out") == 0
     config = BertForSequenceClassification.from_pretrained("out").config
     assert sorted(config.id2label.values()) == ["no", "yes"]
 
@@ -165,21 +142,7 @@ def test_mnli_evaluates_both_sets_and_writes_both_files(model, here):
         write_tsv(here / "MNLI" / f"{name}.tsv", [*header, "gold_label"], *rows(n))
     for name, n in (("test_matched", 4), ("test_mismatched", 5)):
         write_tsv(here / "MNLI" / f"{name}.tsv", header, *rows(n, labeled=False))
-    assert (
-        run(
-            model,
-            "--task_name",
-            "mnli",
-            "--data_dir",
-            "MNLI",
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--output_dir",
-            "out",
-        )
-        == 0
-    )
+    assert run(model, "--task_name mnli --data_dir MNLI", ALL) == 0
     metrics = results("out")["metrics"]
     assert 0 <= metrics["eval_accuracy"] <= 1 and 0 <= metrics["eval_mm_accuracy"] <= 1
     assert "eval_mm_loss" in metrics
@@ -194,22 +157,7 @@ def test_regression(model, here):
     write_tsv(here / "STS-B" / "train.tsv", (*header, "score"), *rows)
     write_tsv(here / "STS-B" / "dev.tsv", (*header, "score"), *rows[:6])
     write_tsv(here / "STS-B" / "test.tsv", header, *(row[:-1] for row in rows[:4]))
-    assert (
-        run(
-            model,
-            "--task_name",
-            "stsb",
-            "--data_dir",
-            ".",
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--measure_stability",
-            "--output_dir",
-            "out",
-        )
-        == 0
-    )
+    assert run(model, "--task_name stsb --data_dir . --measure_stability", ALL) == 0
     assert {"eval_pearson", "eval_spearmanr"} <= results("out")["metrics"].keys()
     measured = results("out")["stability"]
     assert measured["dropout"]["flip_rate"] is measured["edits"]["flip_rate"] is measured["calibration"] is None
@@ -224,23 +172,7 @@ def test_clue_json(model, here):
     write_json(here / "tnews" / "train.json", rows)
     write_json(here / "tnews" / "dev.json", rows[:6])
     write_json(here / "tnews" / "test.json", [{"id": 7 + i, "sentence": r["sentence"]} for i, r in enumerate(rows)])
-    assert (
-        run(
-            model,
-            "--task_name",
-            "tnews",
-            "--data_dir",
-            ".",
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--dropout",
-            0.3,
-            "--output_dir",
-            "out",
-        )
-        == 0
-    )
+    assert run(model, "--task_name tnews --data_dir . --dropout 0.3", ALL) == 0
     (name,) = results("out")["predictions"]
     answers = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
     assert [a["id"] for a in answers] == list(range(7, 19))
@@ -255,35 +187,12 @@ CLUENER = {"text": "浙商银行叶老桂在上海", "label": {"company": {"浙�
 
 def test_cluener_learns_entities(model, here):
     write_json(here / "cluener" / "train.json", [CLUENER] * 64)
-    write_json(
-        here / "cluener" / "dev.json", [CLUENER, {"text": "叶老桂 在上海", "label": {"name": {"叶老桂": [[0, 2]]}}}]
-    )
+    spaced = {"text": "叶老桂 在上海", "label": {"name": {"叶老桂": [[0, 2]]}}}
+    write_json(here / "cluener" / "dev.json", [CLUENER, spaced])
     write_json(here / "cluener" / "test.json", [{"id": 0, "text": CLUENER["text"]}, {"id": 1, "text": "上海"}])
     write_json(here / "more.json", [{"text": "浙商银行在上海"}, {"text": CLUENER["text"]}])
-    assert (
-        run(
-            model,
-            "--task_name",
-            "cluener",
-            "--data_dir",
-            ".",
-            "--do_train",
-            "--do_eval",
-            "--do_predict",
-            "--measure_stability",
-            "--unlabeled_file",
-            "more.json",
-            "--learning_rate",
-            "1e-2",
-            "--num_train_epochs",
-            "10",
-            "--rdrop_alpha",
-            1,
-            "--output_dir",
-            "out",
-        )
-        == 0
-    )
+    flags = "--task_name cluener --data_dir . --measure_stability --unlabeled_file more.json"
+    assert run(model, flags, "--learning_rate 1e-2 --num_train_epochs 10 --rdrop_alpha 1", ALL) == 0
     found = results("out")
     assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["edits"] is None
     assert found["rows"]["unlabeled"] == 1  # the other text is in the training data
@@ -296,26 +205,8 @@ def test_custom_files_and_semi_supervised_rows(model, here, capsys):
     write_csv(here / "train.csv", header=("review", "stars"))
     write_csv(here / "dev.csv", rows=6, header=("review", "stars"))
     (here / "more.txt").write_text("the film was fine\nthe book was dull\nthe film was fine\n")
-    assert (
-        run(
-            model,
-            "--train_file",
-            "train.csv",
-            "--validation_file",
-            "dev.csv",
-            "--unlabeled_file",
-            "more.txt",
-            "--text_columns",
-            "review",
-            "--label_column",
-            "stars",
-            "--rdrop_unlabeled_ratio",
-            "0.5",
-            "--output_dir",
-            "out",
-        )
-        == 0
-    )
+    files = "--train_file train.csv --validation_file dev.csv --unlabeled_file more.txt --output_dir out"
+    assert run(model, files, "--text_columns review --label_column stars --rdrop_unlabeled_ratio 0.5") == 0
     found = results("out")
     assert found["rows"] == {"train": 24, "validation": 6, "unlabeled": 2}
     assert found["unlabeled_ratio"] == 0.5 and found["metrics"]["steps"] == 3
@@ -325,19 +216,10 @@ def test_custom_files_and_semi_supervised_rows(model, here, capsys):
 def test_recipe_and_overriding_flags(model, here):
     write_csv(here / "train.csv")
     recipe = {
-        "model_name_or_path": str(model),
-        "train_file": "train.csv",
-        "validation_file": "train.csv",
-        "text_columns": ["sentence"],
-        "rdrop_alpha": 3,
-        "learning_rate": "1e-4",
-        "use_cpu": True,
-        "num_train_epochs": 1,
-        "save_strategy": "no",
-        "output_dir": "out",
-        "seed": 7,
-        "disable_tqdm": True,
-    }
+        "model_name_or_path": str(model), "train_file": "train.csv", "validation_file": "train.csv",
+        "text_columns": ["sentence"], "rdrop_alpha": 3, "learning_rate": "1e-4", "use_cpu": True,
+        "num_train_epochs": 1, "save_strategy": "no", "output_dir": "out", "seed": 7, "disable_tqdm": True,
+    }  # fmt: skip
     (here / "recipe.json").write_text(json.dumps(recipe))
     yaml_lines = [f"{k}: {json.dumps(v)}" for k, v in recipe.items() if k != "save_strategy"]
     (here / "recipe.yaml").write_text("\ufeff" + "\n".join([*yaml_lines, "save_strategy: no"]), encoding="utf-8")
@@ -350,22 +232,8 @@ def test_recipe_and_overriding_flags(model, here):
 def test_a_checkpoint_with_its_own_label_order(model, here):
     """A model whose labels are the task's in another order scores and predicts the same as one in the task's order."""
     make_cola(here / "CoLA")
-    assert (
-        run(
-            model,
-            "--task_name",
-            "cola",
-            "--data_dir",
-            ".",
-            "--learning_rate",
-            "1e-3",
-            "--num_train_epochs",
-            "4",
-            "--output_dir",
-            "straight",
-        )
-        == 0
-    )
+    cola = "--task_name cola --data_dir ."
+    assert run(model, cola, "--learning_rate 1e-3 --num_train_epochs 4 --output_dir straight") == 0
     turned = AutoModelForSequenceClassification.from_pretrained("straight")
     with torch.no_grad():
         turned.classifier.weight.copy_(turned.classifier.weight.flip(0))
@@ -377,20 +245,7 @@ def test_a_checkpoint_with_its_own_label_order(model, here):
         (here / "turned" / name).write_bytes((here / "straight" / name).read_bytes())
     scores, files = [], []
     for name in ("straight", "turned"):
-        assert (
-            run(
-                name,
-                "--task_name",
-                "cola",
-                "--data_dir",
-                ".",
-                "--do_eval",
-                "--do_predict",
-                "--output_dir",
-                f"{name}-out",
-            )
-            == 0
-        )
+        assert run(name, cola, f"--do_eval --do_predict --output_dir {name}-out") == 0
         scores.append({k: v for k, v in results(f"{name}-out")["metrics"].items() if "loss" in k or "matthews" in k})
         files.append((here / f"{name}-out" / "CoLA.tsv").read_text())
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
@@ -400,21 +255,10 @@ def test_a_checkpoint_with_its_own_label_order(model, here):
 def test_labels_that_do_not_fit(model, here, capsys):
     make_cola(here / "CoLA")
     write_csv(here / "abc.csv", labels=("a", "b", "c"))
-    assert run(model, "--train_file", "abc.csv", "--output_dir", "abc") == 0
-    message = fails(
-        capsys,
-        "--model_name_or_path",
-        "abc",
-        "--task_name",
-        "cola",
-        "--data_dir",
-        ".",
-        "--do_eval",
-        "--output_dir",
-        "x",
-    )
+    assert run(model, "--train_file abc.csv --output_dir abc") == 0
+    message = fails(capsys, "--model_name_or_path abc --task_name cola --data_dir . --do_eval --output_dir x")
     assert "predicts other labels (a, b, c) than cola has (unacceptable, acceptable)" in message
-    assert run("abc", "--task_name", "cola", "--data_dir", ".", "--do_train", "--output_dir", "again") == 0
+    assert run("abc", "--task_name cola --data_dir . --do_train --output_dir again") == 0
     assert BertForSequenceClassification.from_pretrained("again").config.num_labels == 2
 
 
@@ -424,10 +268,7 @@ def test_public_test_set_is_scored(model, here):
         write_json(here / "eprstmt" / f"{name}.json", rows)
     write_json(here / "eprstmt" / "test.json", [{"id": r["id"], "sentence": r["sentence"]} for r in rows])
     write_json(here / "eprstmt" / "unlabeled.json", rows)
-    assert (
-        run(model, "--task_name", "eprstmt", "--data_dir", ".", "--do_train", "--do_predict", "--output_dir", "out")
-        == 0
-    )
+    assert run(model, "--task_name eprstmt --data_dir . --do_train --do_predict --output_dir out") == 0
     found = results("out")
     assert "test_public_accuracy" in found["metrics"] and "unlabeled" not in found["rows"]
     assert [Path(p).name for p in found["predictions"]] == ["eprstmt_predict.json"]
@@ -435,10 +276,9 @@ def test_public_test_set_is_scored(model, here):
 
 def test_best_model_is_chosen_by_the_tasks_headline(model, here):
     make_cola(here / "CoLA")
-    fast = [flag for flag in FAST if flag not in ("--save_strategy", "no")]
-    assert run(model, "--task_name", "cola", "--data_dir", ".", "--load_best_model_at_end", "--eval_strategy", "epoch",
-               "--save_strategy", "epoch", "--num_train_epochs", "3", "--learning_rate", "5e-3", "--output_dir", "out",
-               fast=fast) == 0  # fmt: skip
+    best = "--load_best_model_at_end --eval_strategy epoch --save_strategy epoch"
+    learn = "--num_train_epochs 3 --learning_rate 5e-3"
+    assert run(model, "--task_name cola --data_dir . --output_dir out", best, learn) == 0
     found = results("out")
     assert found["settings"]["metric_for_best_model"] == "matthews_correlation" and "train_loss" in found["metrics"]
     state = json.loads((here / "out" / "trainer_state.json").read_text())
@@ -446,213 +286,7 @@ def test_best_model_is_chosen_by_the_tasks_headline(model, here):
     assert found["metrics"]["eval_matthews_correlation"] == pytest.approx(max(history))
 
 
-# ---- Interruption and the output folder ----
-
-
-def test_a_finished_run_is_not_overwritten(model, here, capsys):
-    write_csv(here / "train.csv")
-    flags = ["--train_file", "train.csv", "--output_dir", "out"]
-    assert run(model, *flags) == 0
-    before = (here / "out" / "all_results.json").read_text()
-    message = fails(capsys, "--model_name_or_path", model, *FAST, *flags)
-    assert "out: holds a finished run" in message and "--overwrite_output_dir" in message
-    assert (here / "out" / "all_results.json").read_text() == before
-    # Nothing is deleted by a run that cannot start, nor when it reads what it would delete
-    bad = [*FAST, *flags, "--overwrite_output_dir"]
-    fails(capsys, "--model_name_or_path", "nowhere", *bad)
-    assert "lies in out" in fails(capsys, "--model_name_or_path", "out", *bad)
-    again = fails(capsys, "--model_name_or_path", model, *FAST, *flags, "--resume_from_checkpoint", "out")
-    assert "out: is no whole checkpoint" in again
-    lost = fails(capsys, "--model_name_or_path", model, *bad, "--resume_from_checkpoint", "nowhere")
-    assert "nowhere: is no whole checkpoint" in lost
-    fails(capsys, "--model_name_or_path", model, *bad, "--lr_scheduler_kwargs", '{"bogus": 1}')
-    fails(capsys, "--model_name_or_path", model, *bad, "--dataloader_drop_last", "--per_device_train_batch_size", "99")
-    assert (here / "out" / "all_results.json").read_text() == before
-    (here / "out" / "checkpoint-3").mkdir()
-    assert run(model, *flags, "--overwrite_output_dir") == 0
-    assert not (here / "out" / "checkpoint-3").exists()
-
-
-def test_killed_and_resumed(model, here, capsys):
-    """SIGKILL after a checkpoint; the same command goes on and ends with the weights of an uninterrupted run."""
-    write_csv(here / "train.csv", rows=48)
-    flags = [
-        "--model_name_or_path",
-        str(model),
-        "--train_file",
-        "train.csv",
-        "--max_seq_length",
-        "16",
-        "--use_cpu",
-        "True",
-        "--disable_tqdm",
-        "True",
-        "--per_device_train_batch_size",
-        "4",
-        "--num_train_epochs",
-        "2",
-        "--save_steps",
-        "5",
-        "--rdrop_warmup_steps",
-        "0.5",
-    ]
-    killer = (
-        "import os, runpy, signal, sys\n"
-        "from transformers import Trainer\n"
-        "save = Trainer._save_checkpoint\n"
-        "def save_and_die(self, *a, **k):\n"
-        "    save(self, *a, **k)\n"
-        "    if self.state.global_step == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Trainer._save_checkpoint = save_and_die\n"
-        f"sys.argv = ['run_glue_rdrop.py'] + {[*flags, '--output_dir', 'cut']!r}\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", killer], capture_output=True, env={**os.environ})
-    assert done.returncode == -signal.SIGKILL
-    assert script.main([*flags, "--output_dir", "whole"]) == 0
-
-    other = fails(capsys, *flags, "--output_dir", "cut", "--learning_rate", "1e-3")
-    assert "unfinished run with other settings (learning_rate was 5e-05, now 0.001)" in other
-    evaluate = ["--output_dir", "cut", "--validation_file", "train.csv", "--do_eval", "--model_name_or_path", "whole"]
-    assert "this run does not train" in fails(capsys, *flags, *evaluate)
-    there = ["--resume_from_checkpoint", "cut/checkpoint-5"]
-    assert "this run does not train" in fails(capsys, *flags, *evaluate, *there)
-    (here / "other").mkdir()
-    shutil.copytree(here / "cut" / "checkpoint-5", here / "other" / "checkpoint-5")
-    elsewhere = fails(capsys, *flags, "--output_dir", "other", *there)
-    assert "--resume_from_checkpoint is cut/checkpoint-5" in elsewhere
-    none = fails(capsys, *flags, "--output_dir", "cut", "--resume_from_checkpoint", "none")
-    assert "--resume_from_checkpoint is none" in none
-    settings = here / "cut" / "run_settings.json"
-    settings.rename(here / "kept.json")
-    assert "no readable run_settings.json" in fails(capsys, *flags, "--output_dir", "cut")
-    (here / "kept.json").rename(settings)
-    (here / "cut" / "checkpoint-15").mkdir()  # cut short while it was written: no trainer_state.json
-    assert script.main([*flags, "--output_dir", "cut"]) == 0
-    a, b = (BertForSequenceClassification.from_pretrained(name).state_dict() for name in ("whole", "cut"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    missing = fails(capsys, *flags, "--output_dir", "x", "--resume_from_checkpoint", "nowhere")
-    assert "nowhere: is no whole checkpoint" in missing
-
-
-# ---- Wrong input ----
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ("", "which model"),
-        ("MODEL", "which data"),
-        ("MODEL --task_name mprc --data_dir .", "'mprc': did you mean mrpc"),
-        ("MODEL --data_dir .", "needs --task_name"),
-        ("MODEL --task_name cola --data_dir nowhere", "nowhere"),
-        (
-            "--model_name_or_path nowhere --train_file train.csv",
-            "nowhere: no folder here has this name, and from the Hub it cannot be loaded",
-        ),
-        ("MODEL --train_file none.csv", "none.csv"),
-        ("MODEL --train_file train.csv --do_predict", "needs test rows"),
-        ("MODEL --train_file train.csv --do_eval", "--do_eval needs validation rows"),
-        ("MODEL --validation_file train.csv --do_train", "--do_train needs train rows"),
-        ("MODEL --train_file train.csv --label_column lable", "lable"),
-        ("MODEL --train_file broken.json", "broken.json:2"),
-        ("MODEL --train_file latin.csv", "latin.csv:2"),
-        ("MODEL --train_file empty.csv", "empty.csv"),
-        ("MODEL --task_name sst2 --train_file labels.csv", "labels.csv:3.*'2'"),
-        ("MODEL --task_name cluener", "cluener.*data_dir"),
-        ("MODEL --train_file train.csv --unlabeled_file train.csv", "none are left"),
-        ("MODEL --train_file float.csv --unlabeled_file more.txt", "custom is a regression"),
-        ("MODEL --train_file train.csv --dropout 0", "no active dropout.*--dropout 0.1"),
-        ("MODEL --train_file multi.json", r"multi.json:2: the label is \[1, 0\]"),
-        ("MODEL --task_name sst2 --validation_file train.csv", "has no trained head"),
-        ("MODEL --train_file train.csv --eval_strategy epoch", "--eval_strategy needs validation rows"),
-        ("MODEL --train_file train.csv --report_to foo", "foo"),
-        (
-            "MODEL --train_file train.csv --validation_file train.csv --eval_strategy epoch --save_strategy epoch "
-            "--load_best_model_at_end --metric_for_best_model bleu",
-            "custom has no such score; it has acc",
-        ),
-        ("--model_name_or_path /nowhere/m --train_file train.csv", "/nowhere/m: no such folder"),
-        ("--per_device_train_batch_size 0", "per_device_train_batch_size must be a number of at least 1, got 0"),
-        ("--gradient_accumulation_steps 0", "gradient_accumulation_steps must be"),
-        ("--learning_rate nan", "learning_rate must be a number of at least 0, got nan"),
-        ("--label_smoothing_factor 2", "label_smoothing_factor must be below 1"),
-        ("--output_dir=", "output_dir is empty"),
-        ("two.json", "two.json: '2' belongs to no flag"),
-        ("MODEL --train_file train.csv --output_dir train.csv", "is a file"),
-        ("--rdrop_alpha -1", "rdrop_alpha must be a finite number of at least 0, got -1.0"),
-        ("--rdrop_alpha four", "--rdrop_alpha.*'four'"),
-        ("--rdrop_forward_mode both", "--rdrop_forward_mode.*'both'"),
-        ("--dropout 1", "dropout must be in"),
-        ("--max_train_samples 0", "max_train_samples must be at least 1"),
-        ("--rdrop_alhpa 1", "unknown flag --rdrop_alhpa; did you mean --rdrop_alpha"),
-        ("recipe.toml", "recipe.toml: expected a .yaml or .json recipe"),
-        ("--train_file d\udcff.csv", "'d.udcff.csv' holds what is no text in UTF-8; rename the file"),
-        ("none.yaml", "none.yaml: cannot be read"),
-        ("broken.yaml", "broken.yaml:3: not valid YAML"),
-        ("list.json", "list.json: expected a mapping"),
-        ("odd.json", "unknown flag --rdrop_apha; did you mean --rdrop_alpha"),
-        ("--seed 99999999999", "seed must be below"),
-        ("--seed 1 stray", "'stray' belongs to no flag"),
-    ],
-)
-def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
-    write_csv(here / "train.csv")
-    write_csv(here / "labels.csv", labels=("0", "2"))
-    (here / "broken.json").write_text('{"sentence": "a", "label": "x"}\n{"sentence": \n')
-    (here / "latin.csv").write_bytes("sentence,label\ncaf\xe9,x\n".encode("latin-1"))
-    (here / "empty.csv").write_text("")
-    (here / "more.txt").write_text("one\ntwo\n")
-    (here / "broken.yaml").write_text("a: 1\nb: [1,\n")
-    (here / "list.json").write_text("[1]")
-    (here / "two.json").write_text('{"rdrop_alpha": [1, 2]}')
-    (here / "multi.json").write_text('{"sentence": "a", "label": "x"}\n{"sentence": "b", "label": [1, 0]}\n')
-    write_csv(here / "float.csv", labels=("0.5", "1.5"))
-    (here / "odd.json").write_text('{"rdrop_apha": 1}')
-    flags = flags.replace("MODEL", f"--model_name_or_path {model}")
-    assert re.search(message, fails(capsys, *flags.split()))
-
-
-def test_a_model_without_its_tokenizer(model, here, capsys):
-    """transformers would make one that knows no word."""
-    write_csv(here / "train.csv")
-    shutil.copytree(model, here / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
-    message = fails(capsys, "--model_name_or_path", "bare", "--train_file", "train.csv")
-    assert "bare: its tokenizer knows no words, because its files (tokenizer.json, vocab.txt) are missing" in message
-
-
-def test_a_failure_later_keeps_the_checkpoints(model, here, monkeypatch, caplog):
-    write_csv(here / "train.csv")
-    flags = [
-        "--model_name_or_path",
-        str(model),
-        "--train_file",
-        "train.csv",
-        "--use_cpu",
-        "True",
-        "--disable_tqdm",
-        "True",
-        "--per_device_train_batch_size",
-        "4",
-        "--num_train_epochs",
-        "1",
-        "--save_steps",
-        "2",
-        "--output_dir",
-        "out",
-    ]
-    step = RDropTrainer.training_step
-
-    def failing(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise RuntimeError("out of memory")
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(RDropTrainer, "training_step", failing)
-    with pytest.raises(RuntimeError):
-        script.main(flags)
-    assert (here / "out" / "checkpoint-2" / "model.safetensors").exists()
-    assert "The run stopped. out/checkpoint-2 is saved; the same command goes on from there" in caplog.text
+# ---- Help and demo ----
 
 
 def test_help_groups_the_flags_and_explains_alpha(capsys):
@@ -668,7 +302,7 @@ def test_help_groups_the_flags_and_explains_alpha(capsys):
 def test_the_demo_writes_over_nothing(here, capsys):
     (here / "mine").mkdir()
     (here / "mine" / "train.csv").write_text("mine")
-    assert "mine: holds files already" in fails(capsys, "--demo", "--output_dir", "mine")
+    assert "mine: holds files already" in fails(capsys, "--demo --output_dir mine")
     assert (here / "mine" / "train.csv").read_text() == "mine"
 
 

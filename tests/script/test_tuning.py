@@ -15,9 +15,8 @@ import yaml
 from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
 from support import SCRIPT
-from support.runs import InProcess, fails, results, script
+from support.runs import InProcess, Pretended, fails, make_model, results, script
 
 FLAGS = ["--max_seq_length=16", "--use_cpu=True", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
 FLAGS += ["--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
@@ -31,7 +30,7 @@ def place(tmp_path_factory):
     for name, rows in (("train", make_sentences(16, seed=1)), ("dev", make_sentences(16, seed=2))):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("sentence", "label"), *rows])
-    make_bert(folder / "model", [text for text, _ in make_sentences(200, seed=3)], hidden_size=16, heads=2)
+    make_model(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
@@ -49,32 +48,9 @@ def here(place, tmp_path, monkeypatch):
     return tmp_path
 
 
-class Pretended(InProcess):
-    """Runs that are over at once: a copy of the first trial's results, with the job's settings and a score of ours."""
-
-    def __init__(self, scores=(), **codes):
-        super().__init__(**codes)
-        self.scores = dict(scores)
-
-    def __call__(self, job):
-        if job.folder.name.replace("-", "_") in self.codes:
-            return super().__call__(job)
-        self.started.append(job.folder.name)
-        found = results("search/trial-0") if Path("search/trial-0").exists() else results("before/trial-0")
-        command = parse_arguments(job.flags)
-        for name in ("rdrop_alpha", "rdrop_dropout", "learning_rate", "output_dir"):
-            found["settings"][name] = getattr(command.training, name)
-        found["given"] = sorted(command.given)
-        found["headline"] = {"eval_accuracy": self.scores.get(job.folder.name, 0.25)}
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "all_results.json").write_text(json.dumps(found))
-        (job.folder / "model.safetensors").write_text("weights")
-        return 0
-
-
 @pytest.fixture
-def launch(monkeypatch):
-    launched = Pretended()
+def launch(place, monkeypatch):
+    launched = Pretended(place / "search" / "trial-0")
     monkeypatch.setattr(several, "launcher", lambda *_: launched)
     return launched
 
@@ -162,7 +138,7 @@ def test_a_trial_that_ended_unseen_is_not_repeated(here, launch, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(several, "launcher", lambda *_: Unseen({"trial-3": 0.75}))
+        patch.setattr(several, "launcher", lambda *_: Unseen(launch.finished, {"trial-3": 0.75}))
         assert script.main([*FLAGS, "--tune=4"]) == 130
     assert study().trials[3].state.name == "RUNNING"
     assert script.main([*FLAGS, "--tune=4"]) == 0

@@ -1,9 +1,10 @@
-"""Runs every case of test_distributed.py in each of its processes; started by torch.distributed.run."""
+"""Runs every case of test_distributed.py in forks: on one process, and at the same time on two.
 
-import functools
+distributed_run.py OUT
+"""
+
 import gc
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,41 +12,27 @@ import torch
 from transformers import TrainerCallback
 
 from rdrop_trainer.objective import plan
-from support import tiny, zoo
-from test_distributed import (
-    BARE,
-    FUSED,
-    HEADS,
-    MODES,
-    ROWS,
-    STEPS,
-    rows_of_rank,
-)
+from support import semi_supervised, tiny, zoo
+from support.distributed import BARE, FUSED, HEADS, MODES, OTHER_HEADS, ROWS, STEPS, rows_of_rank, split
 
-out, world = Path(sys.argv[1]), int(os.environ["WORLD_SIZE"])
-rank = int(os.environ["RANK"])
+gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
+world, rank = split(1, 2)
+out = Path(sys.argv[1]) / f"{world}_processes"
 BATCH = 4 // world
 updates, logs, seen = {}, {}, {}
-gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
 
 
 def rows(head, number=ROWS, unlabeled=(4,)):
     """Rows of unequal token counts. accelerate fills the last batches with rows from the start; one process gets them
     as its last ones.
     """
-    if head in zoo.CASES:
-        data = zoo.dataset(head, rows=number)
-        for row in (data[i] for i in unlabeled if isinstance(data[i].get("labels"), list)):
-            row["labels"] = [-100] * len(row["labels"])
-    else:
-        data = tiny.dataset(head, rows=number, unlabeled=unlabeled)
+    data = zoo.dataset(head, rows=number, unlabeled=unlabeled)
     return data + data[: -number % 4] if world == 1 else data
 
 
 def noisy(head, mode="concat", alpha=4.0):
     num_passes = 2 if alpha else 1
-    make = zoo.noisy if head in zoo.CASES else tiny.noisy_bert
-    model = make(head, num_passes=num_passes, concat=mode == "concat")
+    model = zoo.noisy(head, num_passes=num_passes, concat=mode == "concat")
     if mode == "recompute":
         noise_of(model).calls_per_batch = 2 * num_passes - 1
     return model
@@ -58,19 +45,12 @@ def noise_of(model):
 def run(case, model, head, data=None, mode="concat", steps=1, alpha=4.0, **arguments):
     """Train, and note what the weights and the logs became."""
     before = tiny.weights(model)
-    make = functools.partial(zoo.trainer, head) if head in zoo.CASES else tiny.trainer
     arguments = {
-        "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": steps,
-        "rdrop_forward_mode": mode,
-        "rdrop_alpha": alpha,
-        "rdrop_allow_deterministic": True,
-        "logging_steps": 1,
-        "train_sampling_strategy": "sequential",
-        **tiny.PURE_SGD,
-        **arguments,
-    }
-    trainer = make(model, rows(head) if data is None else data, out / "run", **arguments)
+        "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": steps, "rdrop_forward_mode": mode,
+        "rdrop_alpha": alpha, "rdrop_allow_deterministic": True, "logging_steps": 1,
+        "train_sampling_strategy": "sequential", **tiny.PURE_SGD, **arguments,
+    }  # fmt: skip
+    trainer = zoo.trainer(head, model, rows(head) if data is None else data, out / "run", **arguments)
     trainer.train()
     updates[case] = tiny.update(before, tiny.weights(trainer.model))
     terms = ("loss", "task_loss", "divergence")
@@ -80,14 +60,14 @@ def run(case, model, head, data=None, mode="concat", steps=1, alpha=4.0, **argum
 
 # ---- Heads, forward modes and accumulation ----
 
-for head in dict.fromkeys((*HEADS, *zoo.ONE_OF_A_KIND)):
+for head in (*HEADS, *OTHER_HEADS):
     for mode in MODES:
-        for steps in STEPS if head in HEADS else (2,):
+        for steps in STEPS if head in HEADS else STEPS[1:]:
             for alpha in (0.0, 4.0) if mode == "concat" else (4.0,):
                 run(f"{head}-{mode}-{steps}-{alpha:g}", noisy(head, mode, alpha), head, None, mode, steps, alpha)
 for mode in MODES[1:]:
     for head in tiny.HEADS:
-        run(f"dropout-{mode}-{head}", tiny.bert(head, dropout=0.2), head, None, mode, 2)
+        run(f"dropout-{mode}-{head}", zoo.build(head, dropout=0.2), head, None, mode, 2)
 for head in ("multi_label", "regression"):
     run(head, noisy(head), head, steps=2)
 
@@ -96,10 +76,11 @@ for head in ("multi_label", "regression"):
 for head in FUSED:
     for mode in MODES:
         for steps in (1, 2) if mode == "concat" else (2,):
-            # The pass noise counts calls, and a row that is looked at counts too: no noise where passes are recomputed
+            # The pass noise counts calls, and a row that is checked counts too: no noise where passes are recomputed
             model = zoo.build(head, dropout=0.0).double() if mode == "recompute" else noisy(head, mode)
-            trainer = run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
-            assert trainer._objective.plan.lm_head is not None
+            shapes = zoo.logits_seen(model)
+            run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
+            seen.setdefault("logits", []).append(any(shape[:2] != (1, 1) for shape in shapes))
 # Micro-batches of which some have enough logits for "auto", which may be those of one process
 plan.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
 chosen, fused = [], plan.Plan.fused
@@ -193,14 +174,25 @@ class Spy(TrainerCallback):
 seen["rows"] = []
 run("rows", noisy("single_label"), "single_label", tiny.dataset(rows=ROWS), callbacks=[Spy()])
 
+# ---- Which unlabeled rows the processes see, and see again when they resume in the second epoch ----
+
+settings = {
+    "unlabeled_dataset": semi_supervised.rows(40, labeled=False), "per_device_train_batch_size": 2,
+    "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1, "save_only_model": True,
+}  # fmt: skip
+for name, checkpoint in (("whole", None), ("resumed", str(out / "semi" / "checkpoint-7"))) if world == 2 else ():
+    trainer = semi_supervised.spy(semi_supervised.rows(22), out / "semi", **settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seen[name] = trainer.seen
+
 # ---- What stops all processes ----
 
 
 def stopped(error, trainer, **train):
     try:
         trainer.train(**train)
-    except error as told:
-        return str(told)
+    except error as refusal:
+        return str(refusal)
 
 
 data = tiny.dataset(rows=ROWS)

@@ -1,7 +1,7 @@
 """Trains under FSDP on the CPU, and under DistributedDataParallel; started by torch.distributed.run for test_fsdp.py.
 
 accelerate turns FSDP on for accelerators alone, and trains with DistributedDataParallel on a CPU, without a word; here
-it is told to shard all the same, which torch does over gloo.
+it shards all the same, which torch does over gloo.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from support import tiny, zoo
-from test_fsdp import LAYERS, MODES
+from support.distributed import LAYERS, MODES
 
 out, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 # By version of FSDP
@@ -45,10 +45,8 @@ def build(name, version, **arguments):
         sharding = {"reshard_after_forward": "full_shard", "sync_module_states": False} if version == 1 else {}
         config = {"version": version, "transformer_layer_cls_to_wrap": [LAYERS[name]], **sharding}
         arguments |= {"fsdp": True, "fsdp_config": config}
-    if name == "token":
-        model, data = tiny.bert(name, dropout=0.2), tiny.dataset(name, rows=13, unlabeled=(4,))
-        return tiny.trainer(model, data, out / "run", **arguments)
-    return zoo.trainer(name, zoo.build(name, dropout=0.2), zoo.dataset(name, rows=13), out / "run", **arguments)
+    data = zoo.dataset(name, rows=13, unlabeled=(4,))
+    return zoo.trainer(name, zoo.build(name, dropout=0.2), data, out / "run", **arguments)
 
 
 def whole_weights(model):

@@ -1,10 +1,10 @@
 """Kills trainings with SIGKILL again and again, and resumes them. test_sudden_death.py runs it.
 
-    python interrupted_run.py FOLDER CASE TRIALS SEED
+    python interrupted_run.py FOLDER SEED CASE:TRIALS ...
 
 Every training is a fork of this process, so the imports run once, or two forks that train together. One training runs
 without interruption. Each trial is killed at random places and resumed until it ends; the second half of the trials are
-killed while they write a checkpoint. Prints what happened as JSON.
+killed while they write a checkpoint. Prints what happened in each case as JSON.
 """
 
 import json
@@ -20,6 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from support import tiny, zoo
+from support.distributed import join, meeting
 
 SETTINGS = {
     "per_device_train_batch_size": 2,
@@ -77,18 +78,13 @@ class Training:
 
     def __init__(self, case, folder, callbacks=(), at_save=None, victim=0, **settings):
         world = PROCESSES.get(case, 1)
-        environment = {}
-        if world > 1:
-            # The forks meet at this store. This process holds it, so the port is bound before a fork learns it
-            self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
-            environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(world)}
+        self.store, environment = meeting(world)
         self.readable, writable = os.pipe()
         self.pids = []
         for rank in range(world):
             pid = os.fork()
             if not pid:
-                os.environ |= environment and {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                join(environment, rank)
                 _train(case, folder, *((callbacks, at_save) if rank == victim else ((), None)), writable, settings)
             self.pids.append(pid)
         self.victim = self.pids[victim]
@@ -150,9 +146,9 @@ def last_step(folder):
     return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
 
 
-def main(folder, case, trials, seed):
-    folder, draw, start = Path(folder), random.Random(f"{case} {seed}"), time.time()
-    folder.mkdir()
+def killed_and_resumed(folder, case, trials, seed):
+    draw, start = random.Random(f"{case} {seed}"), time.time()
+    folder.mkdir(parents=True)
     assert Training(case, folder / "whole").wait() == "finished"
     whole = torch.load(folder / "whole" / "final.pt")
     found = {"kills": 0, "kills while writing": 0, "half-written": 0, "different": []}
@@ -180,8 +176,13 @@ def main(folder, case, trials, seed):
             assert Training(case, at, **settings).wait() == "finished"
         if not tiny.identical(torch.load(at / "final.pt"), whole):
             found["different"].append(trial)
-    print(json.dumps({**found, "seconds": round(time.time() - start, 1)}))
+    return {**found, "seconds": round(time.time() - start, 1)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    folder, seed, *cases = sys.argv[1:]
+    found = {}
+    for each in cases:
+        case, _, trials = each.partition(":")
+        found[each] = killed_and_resumed(Path(folder) / case, case, int(trials), seed)
+    print(json.dumps(found))

@@ -10,15 +10,14 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     DataCollatorForTokenClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
-    Trainer,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
     TrainingArguments,
     set_seed,
 )
 
-from rdrop_trainer import RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import RDropMixin, RDropSeq2SeqTrainingArguments, RDropTrainer, RDropTrainingArguments
 
 SIZES = {
     "vocab_size": 40,
@@ -40,15 +39,6 @@ def bert(head="single_label", dropout=0.1, **changes):
     config.num_labels = 1 if head == "regression" else 4
     config.problem_type = "multi_label_classification" if head == "multi_label" else None
     return BertForSequenceClassification(config)
-
-
-def distilbert(dropout=0.1):
-    set_seed(0)
-    config = DistilBertConfig(
-        vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32, num_labels=4
-    )
-    config.dropout = config.attention_dropout = config.seq_classif_dropout = dropout
-    return DistilBertForSequenceClassification(config)
 
 
 def dataset(head="single_label", rows=12, unlabeled=(), seed=0):
@@ -82,31 +72,30 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="w2")
 
 
-def trainer(model, data, output_dir, cls=RDropTrainer, callbacks=None, **arguments):
-    """A trainer on the CPU that logs and saves nothing unless asked to."""
-    arguments = {
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "num_train_epochs": 1,
-        **arguments,
-    }
-    args_cls = TrainingArguments if cls is Trainer else RDropTrainingArguments
-    names = ("compute_loss_func", "eval_dataset", "compute_metrics", "unlabeled_dataset")
-    extra = {k: arguments.pop(k) for k in names if k in arguments}
-    tok = tokenizer()
-    return cls(
-        model,
-        args_cls(str(output_dir), **arguments),
-        train_dataset=data,
-        processing_class=tok,
-        data_collator=DataCollatorForTokenClassification(tok)
-        if isinstance(data[0]["labels"], list) and isinstance(data[0]["labels"][0], int)
-        else None,
-        callbacks=callbacks,
-        **extra,
-    )
+QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
+OF_TRAINER = "data_collator processing_class eval_dataset unlabeled_dataset callbacks compute_loss_func compute_metrics"
+
+
+def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
+    """A trainer on the CPU that logs and saves nothing unless asked to.
+
+    Args:
+        model: what it trains.
+        data: the rows of a `dataset` above, unless there is a `data_collator`.
+        output_dir: its folder.
+        cls: its class.
+        **arguments: of the trainer, or of its training arguments.
+    """
+    arguments = {**QUIET, "processing_class": tokenizer(), **arguments}
+    of_trainer = {name: arguments.pop(name) for name in OF_TRAINER.split() if name in arguments}
+    labels = data[0]["labels"] if "data_collator" not in of_trainer else None
+    if isinstance(labels, list) and isinstance(labels[0], int):
+        of_trainer["data_collator"] = DataCollatorForTokenClassification(of_trainer["processing_class"])
+    if issubclass(cls, Seq2SeqTrainer):
+        args = RDropSeq2SeqTrainingArguments if issubclass(cls, RDropMixin) else Seq2SeqTrainingArguments
+    else:
+        args = RDropTrainingArguments if issubclass(cls, RDropMixin) else TrainingArguments
+    return cls(model, args(str(output_dir), **arguments), train_dataset=data, **of_trainer)
 
 
 def weights(model):
@@ -146,7 +135,7 @@ class PassNoise(nn.Module):
     def __init__(self, num_passes=2, concat=True):
         super().__init__()
         self.num_passes, self.concat, self.calls = num_passes, concat, 0
-        # Without concat; recomputed passes are called once more, behind the others
+        # Without concat; recomputed passes are called once more, after the others
         self.calls_per_batch = num_passes
         # Saved for the backward, so a second forward must not let data parallelism write to it
         self.register_buffer("one", torch.ones(()))
@@ -161,22 +150,6 @@ class PassNoise(nn.Module):
         self.calls += 1
         k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
         return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
-
-
-def noisy_bert(head, num_passes=2, concat=True, **changes):
-    """A float64 BERT without dropout whose passes differ by `PassNoise`."""
-    model = bert(head, dropout=0.0, **changes).double()
-    model.dropout = PassNoise(num_passes, concat)
-
-    def match_labels(module, args, kwargs):
-        """The model's own loss does not mix float32 labels with float64 logits in every version of torch."""
-        labels = kwargs.get("labels")
-        if labels is not None and labels.is_floating_point():
-            kwargs["labels"] = labels.double()
-        return args, kwargs
-
-    model.register_forward_pre_hook(match_labels, with_kwargs=True)
-    return model
 
 
 class Sizes(TorchDispatchMode):

@@ -6,6 +6,7 @@ which labels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -42,32 +43,17 @@ from transformers import (
     set_seed,
 )
 
-from rdrop_trainer import (
-    RDropSeq2SeqTrainer,
-    RDropSeq2SeqTrainingArguments,
-    RDropTrainer,
-    RDropTrainingArguments,
-)
-from support import tiny
+from rdrop_trainer import Objective, RDropSeq2SeqTrainer, RDropTrainer, StepSettings
+from support import formulas, tiny
 
 VOCABULARY = 40
 DECODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 SEQ2SEQ = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 3,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-    "forced_eos_token_id": 2,
-}
+    "vocab_size": VOCABULARY, "d_model": 16, "max_position_embeddings": 32,
+    "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
+    "pad_token_id": 0, "bos_token_id": 3, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2,
+}  # fmt: skip
 
 
 @dataclass
@@ -78,11 +64,13 @@ class Case:
         kind: what its data and items are.
         build: makes the model, given a dropout probability.
         head: name of the module that turns hidden states into logits.
+        problem: which divergence and task loss `formulas` takes.
     """
 
     kind: str
     build: Callable[[float], nn.Module]
     head: str
+    problem: str = "single_label"
 
 
 def bert(cls):
@@ -121,36 +109,23 @@ def t5(p):
 
 
 def vit(p):
-    return ViTForImageClassification(
-        ViTConfig(
-            **DECODER, image_size=8, patch_size=4, num_labels=4, hidden_dropout_prob=p, attention_probs_dropout_prob=p
-        )
-    )
+    dropout = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
+    return ViTForImageClassification(ViTConfig(**DECODER, **dropout, image_size=8, patch_size=4, num_labels=4))
 
 
 def wav2vec2(p):
-    return Wav2Vec2ForSequenceClassification(
-        Wav2Vec2Config(
-            **DECODER,
-            num_labels=4,
-            conv_dim=(8, 8),
-            conv_stride=(4, 4),
-            conv_kernel=(8, 4),
-            num_feat_extract_layers=2,
-            num_conv_pos_embeddings=4,
-            num_conv_pos_embedding_groups=2,
-            classifier_proj_size=16,
-            hidden_dropout=p,
-            attention_dropout=p,
-            activation_dropout=p,
-            feat_proj_dropout=p,
-            layerdrop=0.0,
-            apply_spec_augment=False,
-        )
-    )
+    encoder = {"conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (8, 4), "num_feat_extract_layers": 2}
+    encoder |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16}
+    dropout = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), p)
+    config = Wav2Vec2Config(**DECODER, **encoder, **dropout, num_labels=4, layerdrop=0.0, apply_spec_augment=False)
+    return Wav2Vec2ForSequenceClassification(config)
 
 
 CASES = {
+    "single_label": Case("rows", partial(tiny.bert, "single_label"), "classifier"),
+    "multi_label": Case("rows", partial(tiny.bert, "multi_label"), "classifier", "multi_label"),
+    "regression": Case("rows", partial(tiny.bert, "regression"), "classifier", "regression"),
+    "token": Case("token", partial(tiny.bert, "token"), "classifier"),
     "choice": Case("choice", bert(BertForMultipleChoice), "classifier"),
     "question": Case("question", bert(BertForQuestionAnswering), "qa_outputs"),
     "masked_lm": Case("masked_lm", bert(BertForMaskedLM), "cls"),
@@ -187,8 +162,13 @@ def noisy(name, num_passes=2, concat=True):
     return model
 
 
-def dataset(name, rows=11, seed=0):
-    """Rows of unequal length, with unequal numbers of labels where the items are tokens."""
+def dataset(name, rows=11, seed=0, unlabeled=()):
+    """Rows of unequal length, with unequal numbers of labels where the items are tokens.
+
+    `unlabeled` numbers the rows without a label, for heads that have a mark for it.
+    """
+    if name in tiny.HEADS:
+        return tiny.dataset(name, rows, unlabeled, seed)
     g = torch.Generator().manual_seed(seed)
 
     def tokens(low, high):
@@ -218,7 +198,11 @@ def dataset(name, rows=11, seed=0):
             return entry | {"labels": ids[:1] + some(ids[1:], 0.7)}
         return entry | {"labels": tokens(2, 9)}
 
-    return [row(CASES[name].kind) for _ in range(rows)]
+    data = [row(CASES[name].kind) for _ in range(rows)]
+    for i in unlabeled:
+        if isinstance(data[i].get("labels"), list):
+            data[i]["labels"] = [-100] * len(data[i]["labels"])
+    return data
 
 
 def collator(name, model=None):
@@ -228,27 +212,32 @@ def collator(name, model=None):
         return DataCollatorForMultipleChoice(tok)
     if kind == "seq2seq":
         return DataCollatorForSeq2Seq(tok, model=model)
-    if kind in ("masked_lm", "causal_lm"):
+    if kind in ("token", "masked_lm", "causal_lm"):
         return DataCollatorForTokenClassification(tok)
-    return DataCollatorWithPadding(tok) if kind == "question" else default_data_collator
+    return DataCollatorWithPadding(tok) if kind in ("rows", "question") else default_data_collator
 
 
-def batch(name, model=None, rows=5, seed=0):
-    return dict(collator(name, model)(dataset(name, rows, seed)))
+def batch(name, model=None, rows=5, seed=0, unlabeled=()):
+    return dict(collator(name, model)(dataset(name, rows, seed, unlabeled)))
+
+
+def batches(name, rows=11, size=4):
+    """Micro-batches, of which the last may be short."""
+    data, collate = dataset(name, rows), collator(name)
+    return [dict(collate(data[i : i + size])) for i in range(0, rows, size)]
 
 
 def trainer(name, model, data, output_dir, plain=False, **arguments):
-    """A trainer on the CPU that logs and saves nothing unless asked to; `plain` for transformers' own."""
-    arguments = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"} | arguments
-    arguments.setdefault("num_train_epochs", 1)
-    seq2seq = CASES[name].kind == "seq2seq"
-    cls = RDropSeq2SeqTrainer if seq2seq else RDropTrainer
-    args = RDropSeq2SeqTrainingArguments if seq2seq else RDropTrainingArguments
+    """As `tiny.trainer`; `plain` for transformers' own, which takes no settings of R-Drop."""
     if plain:
-        cls = Seq2SeqTrainer if seq2seq else Trainer
-    extra = {k: arguments.pop(k) for k in ("compute_loss_func", "eval_dataset", "callbacks") if k in arguments}
-    collate = arguments.pop("data_collator", collator(name, model))
-    return cls(model, args(str(output_dir), **arguments), train_dataset=data, data_collator=collate, **extra)
+        arguments = {key: value for key, value in arguments.items() if not key.startswith("rdrop_")}
+    if CASES[name].kind == "seq2seq":
+        cls = Seq2SeqTrainer if plain else RDropSeq2SeqTrainer
+    else:
+        cls = Trainer if plain else RDropTrainer
+    # With a tokenizer the trainer would change special tokens in the model's configuration
+    arguments = {"cls": cls, "processing_class": None, "data_collator": collator(name, model), **arguments}
+    return tiny.trainer(model, data, output_dir, **arguments)
 
 
 def items(name, outputs, batch):
@@ -262,24 +251,49 @@ def items(name, outputs, batch):
             parts.append((logits, torch.where(outside, -100, position)))
         return parts
     logits, labels = outputs["logits"], batch["labels"]
-    if kind in ("choice", "image", "audio"):
+    if kind in ("rows", "choice", "image", "audio"):
         return [(logits, labels)]
+    if kind == "token":  # of a row without any label, the tokens that are attended to
+        counted = (labels != -100) | (labels == -100).all(1, keepdim=True) & batch["attention_mask"].bool()
+        return [(logits[counted], labels[counted])]
     if kind == "causal_lm":
         logits, labels = logits[:, :-1], labels[:, 1:]
     return [(logits[labels != -100], labels[labels != -100])]
 
 
-def sgd_update(name, model, tmp_path, rows=11, **arguments):
+def by_definition(name, passes, batch, alpha, smoothing=0.0):
+    """(loss, task loss, divergence) of the model's outputs in each pass."""
+    parts = zip(*(items(name, outputs, batch) for outputs in passes), strict=True)
+    problem = CASES[name].problem
+    terms = [formulas.rdrop([z for z, _ in part], part[0][1], alpha, problem, smoothing=smoothing) for part in parts]
+    return tuple(sum(values) / len(terms) for values in zip(*terms, strict=True))
+
+
+def sgd_update(name, model, tmp_path, rows=11, unlabeled=(), **arguments):
     """Minus the summed gradients of one epoch of SGD, as one vector."""
     before = tiny.weights(model)
     arguments = {"rdrop_allow_deterministic": True, **tiny.PURE_SGD, **arguments}
-    run = trainer(name, model, dataset(name, rows), tmp_path, **arguments)
+    run = trainer(name, model, dataset(name, rows, unlabeled=unlabeled), tmp_path, **arguments)
     run.train()
     return tiny.update(before, tiny.weights(run.model))
 
 
+def gradient(model, batches, label_smoothing=0.0, **settings):
+    """The gradient of one optimizer step over micro-batches, as one vector, by the objective without a `Trainer`."""
+    objective = Objective.of(model.train(), batches, label_smoothing=label_smoothing)
+    window, settings = objective.window(batches), StepSettings(allow_deterministic=True, **settings)
+    for batch in batches:
+        objective(model, batch, window, settings)[0].loss.backward()
+    return gradient_of(model)
+
+
+def gradient_of(model):
+    """As one vector; what has no gradient counts as 0."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+
+
 def logits_seen(model):
-    """The shapes of the logits a model returns while it trains, but for the row that is looked at."""
+    """The shapes of the logits a model returns while it trains, but for the row that is checked."""
     shapes = []
 
     def see(module, inputs, outputs):

@@ -1,0 +1,150 @@
+"""The output folder: what is not overwritten, how a killed run goes on, and two runs in one folder."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from filelock import FileLock
+from transformers import BertForSequenceClassification
+
+from rdrop_trainer import RDropTrainer
+from rdrop_trainer.script import prepare
+from support import SCRIPT
+from support.runs import FAST, fails, results, run, script, words, write_csv
+
+
+def test_a_finished_run_is_not_overwritten(model, here, capsys):
+    write_csv(here / "train.csv")
+    flags = "--train_file train.csv --output_dir out"
+    assert run(model, flags) == 0
+    before = (here / "out" / "all_results.json").read_text()
+
+    def refused(*more, model=model):
+        message = fails(capsys, "--model_name_or_path", model, *FAST, flags, *more)
+        assert (here / "out" / "all_results.json").read_text() == before
+        return message
+
+    message = refused()
+    assert "out: holds a finished run" in message and "--overwrite_output_dir" in message
+    assert "out: is no whole checkpoint" in refused("--resume_from_checkpoint out")
+    # A run that cannot start deletes nothing, nor does one that reads what it would delete
+    again = "--overwrite_output_dir"
+    refused(again, model="nowhere")
+    assert "lies in out" in refused(again, model="out")
+    assert "nowhere: is no whole checkpoint" in refused(again, "--resume_from_checkpoint nowhere")
+    refused(again, "--lr_scheduler_kwargs", '{"bogus": 1}')
+    refused(again, "--dataloader_drop_last --per_device_train_batch_size 99")
+    (here / "out" / "checkpoint-3").mkdir()
+    assert run(model, flags, again) == 0
+    assert not (here / "out" / "checkpoint-3").exists()
+
+
+def weights(folder):
+    return BertForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+KILLER = f"""
+import os, runpy, signal, sys
+from transformers import Trainer
+save = Trainer._save_checkpoint
+
+def save_and_die(self, *args, **kwargs):
+    save(self, *args, **kwargs)
+    if self.state.global_step == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer._save_checkpoint = save_and_die
+sys.argv[0] = "run_glue_rdrop.py"
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+def test_killed_and_resumed(flags, here, capsys):
+    """SIGKILL after a checkpoint; the same command goes on and ends with the weights of an uninterrupted run."""
+    write_csv(here / "train.csv", rows=48)
+    flags = words(*flags[:-2], "--save_steps=5 --rdrop_warmup_steps=0.5")
+    done = subprocess.run([sys.executable, "-c", KILLER, *flags, "--output_dir", "cut"], capture_output=True)
+    assert done.returncode == -signal.SIGKILL and (here / "cut" / ".lock").exists()
+    assert script.main([*flags, "--output_dir", "whole"]) == 0
+
+    def refused(*more):
+        return fails(capsys, *flags, *more)
+
+    other = refused("--output_dir cut --learning_rate 1e-3")
+    assert "unfinished run with other settings (learning_rate was 5e-05, now 0.001)" in other
+    evaluate = "--output_dir cut --validation_file train.csv --do_eval --model_name_or_path whole"
+    there = "--resume_from_checkpoint cut/checkpoint-5"
+    assert "this run does not train" in refused(evaluate)
+    assert "this run does not train" in refused(evaluate, there)
+    (here / "other").mkdir()
+    shutil.copytree(here / "cut" / "checkpoint-5", here / "other" / "checkpoint-5")
+    assert "--resume_from_checkpoint is cut/checkpoint-5" in refused("--output_dir other", there)
+    assert "--resume_from_checkpoint is none" in refused("--output_dir cut --resume_from_checkpoint none")
+    assert "nowhere: is no whole checkpoint" in refused("--output_dir x --resume_from_checkpoint nowhere")
+    settings = here / "cut" / "run_settings.json"
+    settings.rename(here / "kept.json")
+    assert "no readable run_settings.json" in refused("--output_dir cut")
+    (here / "kept.json").rename(settings)
+    (here / "cut" / "checkpoint-15").mkdir()  # cut short while it was written: no trainer_state.json
+    assert script.main([*flags, "--output_dir", "cut"]) == 0
+    whole, cut = weights("whole"), weights("cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_failure_later_keeps_the_checkpoints(flags, here, monkeypatch, caplog):
+    step = RDropTrainer.training_step
+
+    def failing(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise RuntimeError("out of memory")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(RDropTrainer, "training_step", failing)
+    with pytest.raises(RuntimeError):
+        script.main(flags)
+    assert (here / "out" / "checkpoint-2" / "model.safetensors").exists()
+    assert "The run stopped. out/checkpoint-2 is saved; the same command goes on from there" in caplog.text
+
+
+# ---- Two runs in one folder ----
+
+
+def test_the_second_run_in_a_folder_is_refused(flags, here, capsys):
+    (here / "out").mkdir()
+    with FileLock(here / "out" / ".lock"):
+        message = fails(capsys, *flags)
+        assert "out: another process is at work there; wait for its end" in message
+        assert [path.name for path in (here / "out").iterdir()] == [".lock"]
+    assert script.main(flags) == 0
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_overwritten(flags, here, monkeypatch, capsys):
+    """Between the first check of the folder and its lock lies the loading of data and model."""
+    load = prepare.load_checkpoint
+
+    def slow(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "load_checkpoint", load)
+            assert script.main(flags) == 0
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(prepare, "load_checkpoint", slow)
+    assert "out: holds a finished run" in fails(capsys, *flags)
+    assert results("out")["metrics"]["steps"] == 12
+
+
+@pytest.mark.slow
+def test_two_runs_share_a_cache_and_an_unset_home(flags, tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    env |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    runs = [
+        subprocess.Popen([sys.executable, str(SCRIPT), *flags[:-1], f"out{i}"], env=env, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    errors = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert results("out0")["metrics"]["train_loss"] == results("out1")["metrics"]["train_loss"]
