@@ -134,9 +134,9 @@ class PassNoise(nn.Module):
 
     def __init__(self, num_passes=2, concat=True):
         super().__init__()
-        self.num_passes, self.concat, self.calls = num_passes, concat, 0
-        # Without concat; recomputed passes are called once more, after the others
-        self.calls_per_batch = num_passes
+        self.num_passes, self.concat = num_passes, concat
+        # A buffer, so that a pass that is run again is the pass it was
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
         # Saved for the backward, so a second forward must not let data parallelism write to it
         self.register_buffer("one", torch.ones(()))
 
@@ -146,7 +146,7 @@ class PassNoise(nn.Module):
         if self.concat:
             k = torch.arange(len(hidden)) // max(1, len(hidden) // self.num_passes)
         else:
-            k = torch.full((len(hidden),), self.calls % self.calls_per_batch % self.num_passes)
+            k = torch.full((len(hidden),), int(self.calls) % self.num_passes)
         self.calls += 1
         k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
         return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
