@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -28,25 +30,34 @@ def check_order(cls: type, ours: type, trainer: type) -> None:
         )
 
 
-def calls_super(owner: type, method: str) -> bool:
-    """Whether a method of a class seems to call that of another: by `super()`, or by its name."""
-    names = _names(vars(owner)[method])
-    return "super" in names or method in names
+def calls_super(cls: type, method: str, ours: type) -> bool:
+    """Whether the methods in front of that of `ours` all seem to call the one after them, and so ours."""
+    in_front = cls.__mro__[: cls.__mro__.index(ours)]
+    return all(_calls_next(owner, method) for owner in in_front if method in vars(owner))
 
 
-def divides_again(cls: type, ours: type) -> bool:
-    """Whether a `training_step` of its own seems to divide the loss by the accumulation steps."""
-    owner = overriding(cls, "training_step", ours)
-    if owner is None:
-        return False
-    names = _names(vars(owner)["training_step"])
-    return "super" not in names and any("gradient_accumulation_steps" in name for name in names)
+def _calls_next(owner: type, method: str) -> bool:
+    """By `super()`, or by the name of a base class."""
+    code = getattr(inspect.unwrap(vars(owner)[method]), "__code__", None)
+    names = () if code is None else code.co_names
+    return method in names and not {"super", *(base.__name__ for base in owner.__mro__[1:])}.isdisjoint(names)
 
 
-def _names(function: Any) -> tuple[str, ...]:
-    """The names that the code of a function uses."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return () if code is None else code.co_names
+def divides_again(cls: type, ours: type, trainer: type) -> type | None:
+    """The class whose `training_step`, unlike `Trainer`'s, divides the loss by the accumulation steps in any case."""
+    for owner in cls.__mro__:
+        if owner in (ours, trainer) or "training_step" not in vars(owner):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(vars(owner)["training_step"]))))
+        except (OSError, TypeError, SyntaxError):  # no source to read
+            continue
+        divisors = [node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and type(node.op) is ast.Div]
+        divisors += [n.value for n in ast.walk(tree) if isinstance(n, ast.AugAssign) and type(n.op) is ast.Div]
+        asks = any(getattr(node, "attr", "") == "loss_is_scaled_for_ga" for node in ast.walk(tree))
+        if not asks and any("gradient_accumulation_steps" in ast.unparse(divisor) for divisor in divisors):
+            return owner
+    return None
 
 
 def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

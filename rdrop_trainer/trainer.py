@@ -113,10 +113,10 @@ class RDropMixin(
                 "R-Drop does not support context or sequence parallelism, which split rows between processes: set "
                 "cp_size and sp_size of parallelism_config to 1."
             )
-        if self.args.gradient_accumulation_steps > 1 and divides_again(type(self), RDropMixin):
-            owner = overriding(type(self), "training_step", RDropMixin)
+        divider = divides_again(type(self), RDropMixin, Trainer) if self.args.gradient_accumulation_steps > 1 else None
+        if divider is not None:
             raise ValueError(
-                f"The training_step of {owner.__name__} divides by the accumulation steps, but R-Drop's loss is this "
+                f"The training_step of {divider.__name__} divides by the accumulation steps, but R-Drop's loss is this "
                 "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
             )
         self._start_rdrop()
@@ -127,6 +127,7 @@ class RDropMixin(
             return output
         finally:
             self._window = self._objective = None
+            self._finite_loss_guard.forget()
 
     def get_batch_samples(self, *args, **kwargs):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
@@ -141,6 +142,7 @@ class RDropMixin(
             )
             batch_samples = []
         self._check_losses_came_through()
+        self._window = None
         self._logged_terms.start_window(self.state.global_step)
         shared = self.args.average_tokens_across_devices
         self._window = self._count_window(batch_samples, shared) if batch_samples else None
@@ -148,8 +150,12 @@ class RDropMixin(
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
-        with self._in_phase("train"):
-            loss = super().training_step(*args, **kwargs)
+        try:
+            with self._in_phase("train"):
+                loss = super().training_step(*args, **kwargs)
+        except BaseException:
+            self._window = None  # `auto_find_batch_size` may begin again
+            raise
         self._finite_loss_guard.watch(loss)
         return loss
 
@@ -198,10 +204,11 @@ class RDropMixin(
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
         if "loss" in logs:
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
-            if logs.get("divergence") == 0 and self._objective is not None and self._objective.plan.noise is None:
+            had_noise = self._objective is not None and self._objective.plan.noise is None
+            if logs.get("divergence") == 0 and had_noise and not self.args.rdrop_allow_deterministic:
                 logger.warning_once(
-                    f"The divergence was exactly 0 up to step {self.state.global_step}: the passes are alike now, and "
-                    "R-Drop has no effect. Does a callback set dropout to 0, or put layers into evaluation mode?"
+                    "The logged divergence is exactly 0: the passes are alike now, and R-Drop has no effect. Does a "
+                    "callback set dropout to 0, or put layers into evaluation mode?"
                 )
         super().log(logs, *args, **kwargs)
 
@@ -295,7 +302,8 @@ class RDropMixin(
     def _behind_ours(self):
         """Within it, `Trainer` calls our `compute_loss`, and ours one in front of it that would not call ours."""
         owner = overriding(type(self), "compute_loss", RDropMixin)
-        if self._keeps_override or owner is None or calls_super(owner, "compute_loss"):
+        is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user
+        if owner is None or is_set or calls_super(type(self), "compute_loss", RDropMixin):
             yield
             return
         self._keeps_override, vars(self)["compute_loss"] = True, partial(RDropMixin.compute_loss, self)

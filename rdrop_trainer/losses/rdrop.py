@@ -69,7 +69,8 @@ def rdrop_loss(
         logits: (m·N, C), any floating type: all N items of the first pass, then all of the second, and so on; or a
             sequence of m tensors (N, C), one per pass, which saves a copy. The arithmetic is done in float32 at least.
             A class whose logit is -inf in all passes contributes 0; if it is -inf in some passes only, the divergence
-            is not finite. For "multi_label" and "regression" an entry below -1e8 in all passes does not count at all.
+            is not finite. For "multi_label" and "regression" an entry below -1e8 in all passes does not count, unless
+            all entries of its item are.
         labels: for "single_label" (N,) integers, where -100 marks an unlabeled item: no task loss, but its divergence
             counts; or, as `cross_entropy` takes them, (N, C) probabilities. For "multi_label" (N, C) in [0, 1], where
             -100 marks a class that counts neither in the task loss nor in the divergence of its item. For "regression"

@@ -57,7 +57,8 @@ def multi_label(
     """Binary cross-entropy, mean over classes, and Bernoulli symmetric KL, summed over classes, per item.
 
     Args:
-        logits: (m, N, C). A class whose logit is -inf or below -1e8 in all passes is masked: it does not count.
+        logits: (m, N, C). A class whose logit is -inf or below -1e8 in all passes is masked: it does not count, unless
+            all classes of the item are so: that is no mask, but a model that has diverged.
         labels: (N, C) in [0, 1]; -100 marks a class that does not count.
         mask: (N, C) booleans, the classes that count; None: all.
     """
@@ -78,7 +79,7 @@ def regression(
     """Squared error and squared difference between passes, both means over the D output dimensions, per item.
 
     Args:
-        logits: (m, N, D) predictions. One that is -inf or below -1e8 in all passes is masked: it does not count.
+        logits: (m, N, D) predictions. Masked as for `multi_label`.
         labels: (N, D) targets.
         mask: (N, D) booleans, the dimensions that count; None: all.
 
@@ -92,7 +93,8 @@ def regression(
 
 def _counted(logits: torch.Tensor, *masks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The logits (m, N, C) with 0 for entries that do not count; which count, (N, C); and C / their number, (N,)."""
-    counted = ~(logits < MASKED_BELOW).all(0)
+    masked = (logits < MASKED_BELOW).all(0)
+    counted = ~masked | masked.all(-1, keepdim=True)
     for mask in masks:
         counted = counted if mask is None else counted & mask
     # A mean over C times this is the mean over those that count, and the same bits where all do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import torch
 from torch import nn
 
 
@@ -24,7 +25,7 @@ class Snapshot:
             (module._buffers, name, buffer, buffer.detach().clone())
             for module in model.modules()
             for name, buffer in module._buffers.items()
-            if buffer is not None
+            if buffer is not None and _may_move(buffer)
         ]
 
     def restore(self) -> None:
@@ -34,3 +35,9 @@ class Snapshot:
         for owner, name, buffer, before in self._buffers:
             owner[name] = buffer  # a forward may put another tensor in its place
             buffer.data.copy_(before)
+
+
+def _may_move(buffer: torch.Tensor) -> bool:
+    """Whether a forward may write to a buffer. Quantised weights (integers) and expanded tensors are not for that."""
+    is_expanded = any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
+    return (buffer.is_floating_point() or buffer.numel() <= 1024) and not is_expanded

@@ -175,9 +175,8 @@ class FunctionLoss(TaskLoss):
         labels = batch.get("labels")
         losses = [self.function(passes.output(k), labels, num_items_in_batch=count) for k in range(passes.num_passes)]
         mean = torch.stack(losses).mean()
-        if count is None:
-            return mean
-        return window.weighted(mean, batch) if self.uses_count is False else mean * window.processes
+        is_mean = count is None or self.uses_count is False
+        return window.weighted(mean, batch) if is_mean else mean * window.processes
 
 
 @dataclass(frozen=True)

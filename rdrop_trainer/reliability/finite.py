@@ -148,6 +148,10 @@ class FiniteLossGuard(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.check()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the training: it has ended, or stopped."""
         self._training = None
 
     def _read_losses(self) -> None:

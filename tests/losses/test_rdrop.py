@@ -339,3 +339,11 @@ def test_refuses(change, message):
     logits, labels = arguments.pop("logits"), arguments.pop("labels")
     with pytest.raises(ValueError, match=message):
         rdrop_loss(logits, labels, **arguments)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label"])
+@pytest.mark.parametrize("value", [-float("inf"), -2e8])
+def test_a_model_that_has_diverged_is_not_masked(problem, value):
+    """Its loss is as large as it is, so that the training stops at it."""
+    logits, labels = torch.full((2, 1), value), torch.ones(1, 1)
+    assert not rdrop_loss(logits, labels, alpha=1.0, problem=problem).task_loss < 1e7

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.objective.passes import repeat_rows, run_passes
+from rdrop_trainer.objective.snapshot import Snapshot
 from support import tiny
 
 
@@ -168,3 +169,17 @@ def test_state_that_cannot_be_put_back_is_refused():
     with pytest.raises(ValueError, match='OtherNoise makes other predictions.*Use "concat" or "sequential"'):
         objective(model, batch, objective.window([batch]), StepSettings(forward_mode="recompute"))
     objective(model, batch, objective.window([batch]), StepSettings(forward_mode="sequential"))
+
+
+def test_only_buffers_that_may_move_are_copied():
+    module = nn.Module()
+    module.register_buffer("expanded", torch.ones(1).expand(4))
+    module.register_buffer("quantised", torch.ones(5000, dtype=torch.int32))
+    module.register_buffer("counter", torch.zeros(1, dtype=torch.long))
+    module.register_buffer("mean", torch.zeros(3))
+    before = Snapshot(module)
+    module.counter += 1
+    module.mean = module.mean + 1
+    before.restore()
+    assert module.counter == 0 and not module.mean.any()
+    assert len(before._buffers) == 2
