@@ -17,7 +17,9 @@ FUSED_HEAD = ("auto", "true", "false")
 
 @dataclass
 class RDropArguments:
-    """The R-Drop settings. They are read at every step, so a change on `trainer.args` takes effect at the next one.
+    """The R-Drop settings, read at every step: a change on `trainer.args` takes effect at the next one.
+
+    `rdrop_problem`, `rdrop_dropout` and `rdrop_unlabeled_ratio` are read once, when a training begins.
 
     Raises:
         ValueError: a value out of range, naming the field and the value.
