@@ -52,8 +52,14 @@ def divides_again(cls: type, ours: type, trainer: type) -> type | None:
             tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(vars(owner)["training_step"]))))
         except (OSError, TypeError, SyntaxError):  # no source to read
             continue
-        divisors = [node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and type(node.op) is ast.Div]
-        divisors += [n.value for n in ast.walk(tree) if isinstance(n, ast.AugAssign) and type(n.op) is ast.Div]
+        # What is detached is only logged
+        divisors = [
+            node.right if isinstance(node, ast.BinOp) else node.value
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.BinOp, ast.AugAssign))
+            and type(node.op) is ast.Div
+            and "detach" not in ast.unparse(node)
+        ]
         asks = any(getattr(node, "attr", "") == "loss_is_scaled_for_ga" for node in ast.walk(tree))
         if not asks and any("gradient_accumulation_steps" in ast.unparse(divisor) for divisor in divisors):
             return owner

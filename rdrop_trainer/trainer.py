@@ -262,11 +262,13 @@ class RDropMixin(
         self._losses_made = 0
 
     def _training(self) -> Training:
-        order = type(self).__mro__
-        after = order if self._keeps_override else order[order.index(RDropMixin) + 1 :]
-        owner = next(cls for cls in after if "compute_loss" in vars(cls))
+        own: Any = super().compute_loss
+        owner = overriding(type(self), "compute_loss", RDropMixin) if self._keeps_override else None
+        if owner is None and own.__func__ is not Trainer.compute_loss:
+            order = type(self).__mro__
+            owner = next(cls for cls in order[order.index(RDropMixin) + 1 :] if issubclass(cls, Trainer))
         trainer_loss = None
-        if owner is not Trainer:
+        if owner is not None:
             trainer_loss = TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
         liger = getattr(self.args, "liger_kernel_config", None) or {}
         hidden_by = None
