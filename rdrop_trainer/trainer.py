@@ -154,7 +154,7 @@ class RDropMixin(
             with self._in_phase("train"):
                 loss = super().training_step(*args, **kwargs)
         except BaseException:
-            self._window = None  # `auto_find_batch_size` may begin again
+            self._losses_made += 1  # it may have been on its way: `auto_find_batch_size` begins again, others go on
             raise
         self._finite_loss_guard.watch(loss)
         return loss
