@@ -30,6 +30,11 @@ class ModelArguments:
     model_revision: str = _flag("main", "Branch, tag or commit of the model on the Hub.")
     cache_dir: str | None = _flag(None, "Where downloads from the Hub are kept.")
     token: str | None = _flag(None, "Token for the Hub; by default the one stored by `hf auth login`.")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = _flag(
+        "float32",
+        "Type of the weights. Checkpoints in half precision are trained in float32 too (with --bf16 or --fp16 in mixed "
+        "precision): small updates of bfloat16 weights round away. auto: as the checkpoint is stored.",
+    )
     trust_remote_code: bool = _flag(False, "Run model code that the Hub repository brings along. Read it first.")
 
 

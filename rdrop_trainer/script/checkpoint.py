@@ -52,9 +52,16 @@ def load_checkpoint(
         tokenizer.padding_side = "right"  # positions of answers count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    options |= {"config": config, "ignore_mismatched_sizes": new_head}
+    options |= {"config": config, "ignore_mismatched_sizes": new_head, "dtype": arguments.dtype}
     model = _load(auto_class(_class_name(task.head)), source, options)
-    return model, tokenizer, labels
+    return _with_new_head(model) if new_head else model, tokenizer, labels
+
+
+def _with_new_head(model: Any) -> Any:
+    """The same body under a head with random weights; one of the same shape would have kept the old head's."""
+    fresh = type(model)._from_config(model.config, dtype=model.dtype)
+    fresh.base_model.load_state_dict(model.base_model.state_dict())
+    return fresh
 
 
 def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:

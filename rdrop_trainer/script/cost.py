@@ -37,12 +37,15 @@ class Clock:
         self.seconds[part], self.seconds[to] = round(self.seconds[part] - seconds, 3), round(seconds, 3)
 
 
-def peak_memory() -> dict[str, Any] | None:
+def peak_memory(device: torch.device) -> dict[str, Any] | None:
     """The most memory this process has held so far: `bytes`, `of` the CUDA allocator ("cuda") or the "process".
 
     None where the system does not say.
+
+    Args:
+        device: where the model is; a machine may have a GPU that a run does not use.
     """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(), "of": "cuda"}
     try:  # not `getrusage`, whose figure may be that of the process that started this one
         status = Path("/proc/self/status").read_text(encoding="ascii")

@@ -64,7 +64,7 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         raise KeyboardInterrupt
     if probe:
         clock.move("train", "probe", probe.seconds)
-    memory = peak_memory()
+    memory = peak_memory(trainer.args.device)
     metrics: dict[str, float] = {"steps": trained.global_step}
     if trained.training_loss != 0:  # as it is where all steps were made before an interruption
         metrics["train_loss"] = trained.training_loss
