@@ -119,11 +119,6 @@ class RDropMixin(
                 f"The training_step of {divider.__name__} divides by the accumulation steps, but R-Drop's loss is this "
                 "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
             )
-        if half := {p.dtype for p in self.model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
-            logger.warning_once(
-                f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
-                "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."
-            )
         self._start_rdrop()
         try:
             with self._behind_ours():
@@ -267,6 +262,11 @@ class RDropMixin(
         self._losses_made = 0
 
     def _training(self) -> Training:
+        if half := {p.dtype for p in self.model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
+            logger.warning_once(
+                f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
+                "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."
+            )
         own: Any = super().compute_loss
         owner = overriding(type(self), "compute_loss", RDropMixin) if self._keeps_override else None
         if owner is None and own.__func__ is not Trainer.compute_loss:
