@@ -66,9 +66,14 @@ def divides_again(cls: type, ours: type, trainer: type) -> type | None:
     return None
 
 
-def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments without `num_items_in_batch`, where a function of an old signature does not take it."""
+def takes_count(function: Callable[..., Any]) -> bool:
+    """Whether a function takes `num_items_in_batch`; those of an old signature do not."""
     parameters = inspect.signature(function).parameters.values()
-    if any(p.kind == p.VAR_KEYWORD or p.name == "num_items_in_batch" for p in parameters):
+    return any(p.kind == p.VAR_KEYWORD or p.name == "num_items_in_batch" for p in parameters)
+
+
+def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments, without a count that a function does not take."""
+    if takes_count(function):
         return arguments
     return {name: value for name, value in arguments.items() if name != "num_items_in_batch"}

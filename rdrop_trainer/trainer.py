@@ -23,7 +23,7 @@ from .objective.objective import Objective
 from .objective.task_loss import TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.window import LoggedTerms, StepSettings, Window
-from .overrides import calls_super, check_order, divides_again, overriding, with_taken
+from .overrides import calls_super, check_order, divides_again, overriding, takes_count, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.resuming import ResumingMixin
@@ -310,7 +310,8 @@ class RDropMixin(
         """Within it, `Trainer` calls our `compute_loss`, and ours one in front of it that would not call ours."""
         owner = overriding(type(self), "compute_loss", RDropMixin)
         is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user
-        if owner is None or is_set or calls_super(type(self), "compute_loss", RDropMixin):
+        calls_ours = calls_super(type(self), "compute_loss", RDropMixin) and takes_count(type(self).compute_loss)
+        if owner is None or is_set or calls_ours:
             yield
             return
         self._keeps_override, vars(self)["compute_loss"] = True, partial(RDropMixin.compute_loss, self)

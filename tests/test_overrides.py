@@ -116,6 +116,11 @@ def test_old_signatures_and_losses_over_the_count(behind, tmp_path):
     def old(self, model, inputs, return_outputs=False):
         return weighted(self, model, inputs, return_outputs)
 
+    class OldSuper(RDropTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False):
+            loss, outputs = super().compute_loss(model, inputs, True)
+            return (3 * loss, outputs) if return_outputs else 3 * loss
+
     def over_count(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
@@ -130,7 +135,8 @@ def test_old_signatures_and_losses_over_the_count(behind, tmp_path):
     expected = run(Behind, tmp_path)[0]
     update, trainer = run(made(old), tmp_path, eval_dataset=tiny.dataset())
     assert torch.equal(update, expected) and trainer.evaluate()["eval_loss"] > 0
-    assert tiny.relative(run(made(over_count), tmp_path)[0], expected) < 1e-6
+    for cls in (OldSuper, made(over_count)):
+        assert tiny.relative(run(cls, tmp_path)[0], expected) < 1e-6
 
 
 def test_overrides_over_overrides(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,8 @@ from filelock import FileLock
 from rdrop_trainer import RDropTrainer
 from rdrop_trainer.script import several
 from rdrop_trainer.script.command_line import parse_arguments
-from rdrop_trainer.script.demo import make_sentences
 from support import tiny
-from support.runs import FAST, InProcess, Pretended, fails, make_model, results, script
+from support.runs import FAST, InProcess, Pretended, fails, make_place, results, script
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]
@@ -24,10 +24,7 @@ FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]
 def place(tmp_path_factory):
     """A model, data, and a finished comparison of two seeds."""
     folder = tmp_path_factory.mktemp("comparison")
-    for name, rows in (("train", make_sentences(24, seed=1)), ("dev", make_sentences(16, seed=2))):
-        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("sentence", "label"), *rows])
-    make_model(folder / "model")
+    make_place(folder, rows=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
@@ -38,11 +35,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def here(place, tmp_path, monkeypatch):
+def here(place, here):
     """A copy of it, as the current folder."""
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return Path(shutil.copytree(place, here, dirs_exist_ok=True))
 
 
 @pytest.fixture

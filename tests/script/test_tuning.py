@@ -1,6 +1,5 @@
 """--tune: which trials it starts, what it repeats, what it survives, what it leaves and says, what it refuses."""
 
-import csv
 import json
 import shlex
 import shutil
@@ -14,9 +13,8 @@ import yaml
 
 from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.command_line import parse_arguments
-from rdrop_trainer.script.demo import make_sentences
 from support import SCRIPT
-from support.runs import InProcess, Pretended, fails, make_model, results, script
+from support.runs import InProcess, Pretended, fails, make_place, results, script
 
 FLAGS = ["--max_seq_length=16", "--use_cpu=True", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
 FLAGS += ["--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
@@ -27,10 +25,7 @@ FLAGS += ["--learning_rate=1e-3", "--output_dir=search"]
 def place(tmp_path_factory):
     """A model, data, and a finished search of three trials."""
     folder = tmp_path_factory.mktemp("search")
-    for name, rows in (("train", make_sentences(16, seed=1)), ("dev", make_sentences(16, seed=2))):
-        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("sentence", "label"), *rows])
-    make_model(folder / "model")
+    make_place(folder, rows=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         launch = InProcess()
@@ -41,11 +36,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def here(place, tmp_path, monkeypatch):
+def here(place, here):
     """A copy of it, as the current folder."""
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return Path(shutil.copytree(place, here, dirs_exist_ok=True))
 
 
 @pytest.fixture

@@ -22,6 +22,14 @@ def make_model(folder):
     return folder
 
 
+def make_place(folder, rows):
+    """Put a tiny model and files of sentences, `rows` of them to train on, where comparisons and searches run."""
+    for name, sentences in (("train", make_sentences(rows, seed=1)), ("dev", make_sentences(16, seed=2))):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("sentence", "label"), *sentences])
+    make_model(folder / "model")
+
+
 def words(*flags):
     """A command line; an argument that begins with -- may hold several words."""
     return [word for flag in map(str, flags) for word in (flag.split() if flag.startswith("--") else [flag])]
