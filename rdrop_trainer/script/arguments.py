@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from transformers import TrainingArguments
 
 from ..glue.tasks import TASKS
 
@@ -159,7 +158,7 @@ def _check_at_least(arguments: Any, **lowest: int) -> None:
             raise ValueError(f"{name} must be at least {low}, got {value}.")
 
 
-def check_ranges(args: TrainingArguments) -> None:
+def check_ranges(values: Mapping[str, Any]) -> None:
     """Refuse values that `TrainingArguments` takes and that fail, or are ignored, only later."""
     at_least = {
         "per_device_train_batch_size": 1,
@@ -172,12 +171,11 @@ def check_ranges(args: TrainingArguments) -> None:
         "label_smoothing_factor": 0,
     }
     for name, low in at_least.items():
-        value = getattr(args, name)
-        if not (math.isfinite(value) and value >= low):
-            raise ValueError(f"{name} must be a number of at least {low}, got {value}.")
-    if args.seed >= 2**32:
-        raise ValueError(f"seed must be below 2**32, got {args.seed}.")
-    if args.label_smoothing_factor >= 1:
-        raise ValueError(f"label_smoothing_factor must be below 1, got {args.label_smoothing_factor}.")
-    if args.output_dir == "":
+        if not (math.isfinite(values[name]) and values[name] >= low):
+            raise ValueError(f"{name} must be a number of at least {low}, got {values[name]}.")
+    if values["seed"] >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {values['seed']}.")
+    if values["label_smoothing_factor"] >= 1:
+        raise ValueError(f"label_smoothing_factor must be below 1, got {values['label_smoothing_factor']}.")
+    if values["output_dir"] == "":
         raise ValueError("output_dir is empty, expected the name of a folder.")
