@@ -126,6 +126,15 @@ class SeveralRunsArguments:
         "folder of its own, on the same rows in the same order, measure their stability too, and write report.md, "
         "report.json and pictures into output_dir. Runs that are finished are not repeated.",
     )
+    arms: list[str] = field(
+        default_factory=lambda: ["plain", "rdrop"],
+        metadata={
+            "help": "With compare_baseline: what to train on every seed. plain: alpha 0, and dropout as the model has "
+            "it. rdrop: as given. plain_longer: plain for as many steps as R-Drop's time buys, as measured in the runs "
+            "of the two, the schedule stretched. dropout: alpha 0 at R-Drop's dropout. NAME:FLAG=VALUE[,FLAG=VALUE]: "
+            "rdrop with other values, such as strong:rdrop_alpha=16."
+        },
+    )
     seeds: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "With compare_baseline: the seeds."}
     )

@@ -169,11 +169,10 @@ def read_flags(argv: Sequence[str]) -> Flags:
     names = [actions[flag].dest for flag in (word.split("=")[0] for word in words) if flag in actions]
     given = {name: _plain(values[name]) for name in names}
     with _wrong_values_as_input_errors():
-        groups = (_build(cls, values) for cls in (ModelArguments, DataArguments, SeveralRunsArguments))
-        flags = Flags(*groups, values, given)
+        model, data, several = (_build(cls, values) for cls in (ModelArguments, DataArguments, SeveralRunsArguments))
         _build(RDropArguments, values)
         check_ranges(values)
-    return flags
+    return Flags(model, data, several, values, given)
 
 
 def parse_arguments(argv: Sequence[str]) -> CommandLine:

@@ -11,6 +11,7 @@ from .command_line import Flags
 
 # Flags that only some runs read: which, and what else to give
 _ONLY_FOR = {
+    "arms": "--compare_baseline",
     "seeds": "--compare_baseline",
     "parallel": "--compare_baseline or --tune",
     "engine": "--compare_baseline or --tune",
@@ -44,7 +45,7 @@ def check_flags(flags: Flags) -> None:
     several_runs = several.compare_baseline or several.tune is not None
     if several.compare_baseline and several.tune is not None:
         raise InputError("--tune and --compare_baseline are two commands: search first, then compare with its recipe")
-    idle = set() if several.compare_baseline else {"seeds"}
+    idle = set() if several.compare_baseline else {"arms", "seeds"}
     idle |= set() if several_runs else {"parallel", "engine"}
     idle |= {"max_unlabeled_samples", "rdrop_unlabeled_ratio"} if data.unlabeled_file is None else set()
     if idle := idle & given.keys():
