@@ -19,6 +19,7 @@ SETTINGS = "run_settings.json"
 STATE = "trainer_state.json"  # written by transformers
 EDITS_FILE = "edits.csv"
 LOGITS_FILE = "eval_logits.npz"
+ARMS_FILE = "arms.json"  # in a comparison's folder: its arms, and how much longer "plain_longer" trains
 LOG = "run.log"  # what a run prints that another process started
 
 _ROWS_SCORED = frozenset({"max_eval_samples", "max_predict_samples"})
@@ -73,6 +74,19 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise not_finished(path, error) from error
     return results
+
+
+def read_arms(path: Path) -> dict[str, Any]:
+    """The names of the `arms` of a comparison, the one to compare with first, and the ratio of `longer`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"arms": [str(name) for name in found["arms"]], "longer": found["longer"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); delete it, and the comparison writes it anew") from error
 
 
 def not_finished(path: Path, error: Exception) -> InputError:

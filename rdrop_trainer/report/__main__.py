@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .writing import report_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, or 2 for wrong input."""
     options = _parser().parse_args(argv)
+    from .writing import report_folder  # with torch and transformers, which --help can do without
+
     try:
         report = report_folder(options.folder, options.output_dir, options.alpha)
     except InputError as error:

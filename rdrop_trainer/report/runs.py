@@ -152,13 +152,32 @@ def pair_runs(
         )
         raise InputError(f"no seed has both a baseline run and one with R-Drop (seeds: {have})")
     baseline, rdrop = ([arm[seed] for seed in seeds] for arm in arms)
-    _check_alike(baseline + rdrop, comparable_settings)
-    _check_alike(rdrop, lambda settings: {k: v for k, v in settings.items() if k.startswith("rdrop_")})
+    check_alike(baseline + rdrop, comparable_settings)
+    check_alike(rdrop, lambda settings: {k: v for k, v in settings.items() if k.startswith("rdrop_")})
     return baseline, rdrop, sorted(arms[0].keys() ^ arms[1].keys())
 
 
-def _check_alike(runs: Sequence[FinishedRun], settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
-    """Refuse runs of which a setting that both have differs."""
+def same_seeds(
+    first: Sequence[FinishedRun], second: Sequence[FinishedRun]
+) -> tuple[list[FinishedRun], list[FinishedRun]]:
+    """The runs of two arms whose seed both have, in the order of the seeds."""
+    a, b = ({run.seed: run for run in runs} for runs in (first, second))
+    seeds = sorted(a.keys() & b.keys())
+    return [a[seed] for seed in seeds], [b[seed] for seed in seeds]
+
+
+def check_alike(runs: Sequence[FinishedRun], settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Refuse runs of which a setting that both have differs.
+
+    Args:
+        runs: at least one.
+        settings_of: the settings to compare, of all that a run has.
+
+    Raises:
+        InputError: the first setting that differs, and where.
+    """
+    if not runs:
+        return
     first = settings_of(runs[0].settings) | {"processes": runs[0].processes}
     for run in runs[1:]:
         settings = settings_of(run.settings) | {"processes": run.processes}

@@ -10,14 +10,20 @@ from .tables import NOTHING
 
 # A regression has no flips; the divergence takes their place
 _STABILITY = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
+_PROBABILITIES = ("loss", "expected_calibration_error")
 _HALF_A_POINT = 0.5
 _SHARES = ("accuracy", "mm_accuracy", "exact_match")  # means of right and wrong over the rows
 
 
 def verdict(
-    quantities: Sequence[Quantity], alpha: float, evaluation_rows: int | None, undefined: Sequence[str] = ()
+    quantities: Sequence[Quantity],
+    alpha: float,
+    evaluation_rows: int | None,
+    undefined: Sequence[str] = (),
+    longer: Sequence[Quantity] = (),
 ) -> list[str]:
-    """Sentences on the first score, and then on the spread of scores, the stability and the cost.
+    """Sentences on the first score, and then on its spread, the evaluation loss, the calibration, the stability and the
+    cost.
 
     An effect is supported if the paired t-test has p < 0.05 and the bootstrap interval excludes 0.
 
@@ -26,6 +32,8 @@ def verdict(
         alpha: of R-Drop.
         evaluation_rows: number of rows that were evaluated; None where unknown.
         undefined: names of headline scores that no seed has in both arms.
+        longer: of R-Drop against plain fine-tuning that trained for as long as R-Drop; empty where there was none.
+            Without it no gain is called one: R-Drop had more time.
     """
     by_key = {quantity.key: quantity for quantity in quantities}
     sentences = [f"The {name} is not defined in both runs of any seed." for name in undefined]
@@ -36,10 +44,14 @@ def verdict(
         sentences += [
             _of_the_score(score, alpha),
             _of_undefined(score),
+            _of_equal_time(score, _first({q.key: q for q in longer}, [score.key]), by_key.get("train_seconds")),
             _power(score),
             _of_its_spread(score),
             _of_other_rows(score, evaluation_rows),
         ]
+    sentences += [
+        _of_probabilities(by_key[key]) for key in _PROBABILITIES if key in by_key and by_key[key] is not score
+    ]
     measured = [_first(by_key, keys) for keys in _STABILITY]
     sentences += [_of_stability(quantity) for quantity in measured if quantity is not None]
     sentences.append(_of_cost(by_key))
@@ -69,10 +81,9 @@ def _of_the_score(score: Quantity, alpha: float) -> str:
         )
     interval = f"95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, paired t-test p {_p(d.p_value)}"
     if d.is_supported:
-        helped = (d.mean > 0) == bool(score.higher_is_better)
-        verb = "helped" if helped else "did harm"
+        subject = f"With equal epochs {who} was better" if _is_gain(score) else f"{who} did harm"
         return (
-            f"{who} {verb}: over {d.n} seeds the {score.name} was {compared} than without ({before} to {after}; "
+            f"{subject}: over {d.n} seeds the {score.name} was {compared} than without ({before} to {after}; "
             f"{interval}), which is more than chance between seeds explains."
         )
     return (
@@ -80,6 +91,43 @@ def _of_the_score(score: Quantity, alpha: float) -> str:
         f"{'on average' if is_same else 'than without'} ({before} to {after}; {interval}), which chance between seeds "
         "can explain."
     )
+
+
+def _is_gain(quantity: Quantity) -> bool:
+    """Whether R-Drop's values are better, by more than chance between seeds."""
+    d = quantity.difference
+    return d.is_supported and (d.mean > 0) == bool(quantity.higher_is_better)
+
+
+def _of_equal_time(score: Quantity, longer: Quantity | None, seconds: Quantity | None) -> str:
+    """What is left of a gain where the baseline has as many seconds."""
+    if longer is not None and longer.difference.n > 1:
+        d = longer.difference
+        said = f"{_digits(abs(d.mean))} {'points' if score.unit == '%' else score.unit}".strip()
+        said = f"the {score.name} was {said} {'higher' if d.mean > 0 else 'lower'} than that of plain fine-tuning"
+        if d.low is not None and d.std:
+            said += f" (95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, p {_p(d.p_value)})"
+        if _is_gain(longer):
+            return f"R-Drop helped: with equal seconds too {said}."
+        return f"With equal seconds it is not shown that R-Drop helps: {said}."
+    if not _is_gain(score) or seconds is None or not seconds.describe("baseline")["mean"]:
+        return ""
+    ratio = seconds.describe("rdrop")["mean"] / seconds.describe("baseline")["mean"]
+    return (
+        f"It took {ratio:.2f} times the time; whether training longer does the same was not asked (--arms plain rdrop "
+        "plain_longer asks it)."
+    )
+
+
+def _of_probabilities(quantity: Quantity) -> str:
+    """Whether the probabilities are better, which matters where they are used, whatever the labels do."""
+    d = quantity.difference
+    before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
+    if d.n < 2:
+        return ""
+    if not d.is_supported:
+        return f"The {quantity.name} went from {before} to {after}: no difference is shown."
+    return f"The {quantity.name} is {'lower' if d.mean < 0 else 'higher'}: {before} to {after} (p {_p(d.p_value)})."
 
 
 def _of_undefined(score: Quantity) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -11,8 +11,9 @@ from statistics import mean
 from typing import Any
 
 from ..errors import InputError
-from ..run_folder import RESULTS, versions, write_json, write_text
+from ..run_folder import ARMS_FILE, RESULTS, read_arms, versions, write_json, write_text
 from ..stability import seed_stability
+from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
@@ -43,6 +44,7 @@ class Report:
         churn: arm -> share of the evaluation rows for which models of two seeds predict different labels, the mean over
             pairs of seeds. Empty unless the logits of at least two seeds are known.
         incomplete: seeds that only one of the two arms has.
+        versus: with more than two arms, each pair that was compared, R-Drop against plain first.
         pictures: file -> caption.
         folder: the folder that the report was written to.
     """
@@ -53,6 +55,7 @@ class Report:
     sentences: Sequence[str]
     churn: dict[str, float]
     incomplete: Sequence[int] = ()
+    versus: Sequence[Versus] = ()
     pictures: dict[Path, str] = field(default_factory=dict)
     folder: Path | None = None
 
@@ -76,7 +79,7 @@ class Report:
         lines += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        lines += ["", *textwrap.wrap(" ".join(self.sentences), 100)]
+        lines += ["", *textwrap.wrap(" ".join([*self.sentences, self._left_out()]), 100)]
         if self.folder is not None:
             lines += ["", f"report    {self.folder / MARKDOWN}"]
         return "\n".join(lines)
@@ -84,10 +87,9 @@ class Report:
     def markdown(self) -> str:
         """The whole report as Markdown."""
         first, *rest = self.sentences
-        parts = [f"# {self._title()}", f"**{first}**", " ".join(rest)]
-        if self.incomplete:
-            seeds = ", ".join(map(str, self.incomplete))
-            parts.append(f"Left out, because one of the two runs is missing: seed {seeds}.")
+        parts = [f"# {self._title()}", f"**{first}**", " ".join(rest), self._left_out()]
+        if self.versus:
+            parts.append(f"## Arms\n\n{arms_section(self.versus)}")
         parts += [f"![{caption}]({path.name})" for path, caption in self.pictures.items()] or [_NO_PICTURES]
         for group, title in _GROUPS.items():
             inside = [q for q in self.quantities if q.group == group]
@@ -99,6 +101,10 @@ class Report:
         parts += [f"## Runs\n\n{self._runs()}", f"## How to read this\n\n{_NOTES.strip()}", self._origin()]
         return "\n\n".join(part for part in parts if part) + "\n"
 
+    def _left_out(self) -> str:
+        seeds = ", ".join(map(str, self.incomplete))
+        return f"Left out, because one of the two runs is missing: seed {seeds}." if seeds else ""
+
     def as_json(self) -> dict[str, Any]:
         """All results as plain values, for JSON."""
         return {
@@ -108,6 +114,10 @@ class Report:
             "incomplete_seeds": list(self.incomplete),
             "quantities": {quantity.key: quantity.as_json() for quantity in self.quantities},
             "seed_churn": self.churn,
+            "arms": [
+                {"arm": v.arm, "against": v.against, "quantities": {q.key: q.as_json() for q in v.quantities}}
+                for v in self.versus
+            ],
             "rows": dict(self.rdrop[0].rows),
             "settings": {"baseline": dict(self.baseline[0].settings), "rdrop": dict(self.rdrop[0].settings)},
             "pictures": [path.name for path in self.pictures],
@@ -143,7 +153,12 @@ class Report:
 
 
 def write_report(
-    baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun], output_dir: str | Path, alpha: float | None = None
+    baseline: Sequence[FinishedRun],
+    rdrop: Sequence[FinishedRun],
+    output_dir: str | Path,
+    alpha: float | None = None,
+    *,
+    others: Mapping[str, Sequence[FinishedRun]] | None = None,
 ) -> Report:
     """Compare runs, and write `report.md`, `report.json` and pictures.
 
@@ -152,6 +167,7 @@ def write_report(
         rdrop: runs with R-Drop, of the same seeds in any order.
         output_dir: the folder to write to; it is made if it does not exist.
         alpha: of the R-Drop runs to compare; required where there are several alphas.
+        others: runs of further arms by name, such as "plain_longer": plain fine-tuning for as long as R-Drop took.
 
     Returns:
         The report that was written.
@@ -166,12 +182,14 @@ def write_report(
     evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
     known = {quantity.key for quantity in quantities}
     undefined = [in_words(key) for key in rdrop[0].headline if key not in known]
-    sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined)
+    versus = compare_arms({PLAIN: baseline, RDROP: rdrop, **others}) if others else []
+    longer = next((v.quantities for v in versus if (v.arm, v.against) == (RDROP, LONGER)), ())
+    sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined, longer)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
         report = Report(
-            baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, pictures, output_dir
+            baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, versus, pictures, output_dir
         )
         write_json(output_dir / JSON, report.as_json())
         write_text(output_dir / MARKDOWN, report.markdown())
@@ -198,10 +216,17 @@ def report_folder(folder: str | Path, output_dir: str | Path | None = None, alph
         InputError: no finished run, a damaged one, or runs that cannot be compared.
     """
     folder = Path(folder)
-    runs = [FinishedRun.read(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))]
+    runs = {path.parent.name: FinishedRun.read(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))}
     if not runs:
         raise InputError(f"{folder}: holds no finished run (no folder in it has {RESULTS})")
-    return write_report(runs, [], output_dir or folder, alpha)
+    output_dir = output_dir or folder
+    if alpha is not None or not (folder / ARMS_FILE).exists():
+        return write_report(list(runs.values()), [], output_dir, alpha)
+    arms = {
+        arm: [run for name, run in runs.items() if name.rpartition("-seed")[0] == arm]
+        for arm in read_arms(folder / ARMS_FILE)["arms"]
+    }
+    return write_report(arms.pop(PLAIN, []), arms.pop(RDROP, []), output_dir, others=arms)
 
 
 def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dict[str, float]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from transformers import TrainingArguments
 
 from ..glue.tasks import TASKS
 
@@ -127,6 +126,15 @@ class SeveralRunsArguments:
         "folder of its own, on the same rows in the same order, measure their stability too, and write report.md, "
         "report.json and pictures into output_dir. Runs that are finished are not repeated.",
     )
+    arms: list[str] = field(
+        default_factory=lambda: ["plain", "rdrop"],
+        metadata={
+            "help": "With compare_baseline: what to train on every seed. plain: alpha 0, and dropout as the model has "
+            "it. rdrop: as given. plain_longer: plain for as many steps as R-Drop's time buys, as measured in the runs "
+            "of the two, the schedule stretched. dropout: alpha 0 at R-Drop's dropout. NAME:FLAG=VALUE[,FLAG=VALUE]: "
+            "rdrop with other values, such as strong:rdrop_alpha=16."
+        },
+    )
     seeds: list[int] = field(
         default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "With compare_baseline: the seeds."}
     )
@@ -159,7 +167,7 @@ def _check_at_least(arguments: Any, **lowest: int) -> None:
             raise ValueError(f"{name} must be at least {low}, got {value}.")
 
 
-def check_ranges(args: TrainingArguments) -> None:
+def check_ranges(values: Mapping[str, Any]) -> None:
     """Refuse values that `TrainingArguments` takes and that fail, or are ignored, only later."""
     at_least = {
         "per_device_train_batch_size": 1,
@@ -172,12 +180,11 @@ def check_ranges(args: TrainingArguments) -> None:
         "label_smoothing_factor": 0,
     }
     for name, low in at_least.items():
-        value = getattr(args, name)
-        if not (math.isfinite(value) and value >= low):
-            raise ValueError(f"{name} must be a number of at least {low}, got {value}.")
-    if args.seed >= 2**32:
-        raise ValueError(f"seed must be below 2**32, got {args.seed}.")
-    if args.label_smoothing_factor >= 1:
-        raise ValueError(f"label_smoothing_factor must be below 1, got {args.label_smoothing_factor}.")
-    if args.output_dir == "":
+        if not (math.isfinite(values[name]) and values[name] >= low):
+            raise ValueError(f"{name} must be a number of at least {low}, got {values[name]}.")
+    if values["seed"] >= 2**32:
+        raise ValueError(f"seed must be below 2**32, got {values['seed']}.")
+    if values["label_smoothing_factor"] >= 1:
+        raise ValueError(f"label_smoothing_factor must be below 1, got {values['label_smoothing_factor']}.")
+    if values["output_dir"] == "":
         raise ValueError("output_dir is empty, expected the name of a folder.")

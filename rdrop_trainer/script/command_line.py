@@ -6,7 +6,8 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -51,6 +52,33 @@ class CommandLine(NamedTuple):
     training: RDropTrainingArguments
     several: SeveralRunsArguments
     given: Mapping[str, Any]
+
+
+class Flags(NamedTuple):
+    """The flags of a command line, before the training arguments are made of them.
+
+    Attributes:
+        model, data, several: their groups.
+        values: the values of all flags, by name.
+        given: the values of those that were given, in the recipe or as flags, as a recipe states them.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    several: SeveralRunsArguments
+    values: Mapping[str, Any]
+    given: Mapping[str, Any]
+
+    def command(self) -> CommandLine:
+        """The whole command line.
+
+        Raises:
+            InputError: training arguments that do not go together.
+        """
+        generates = self.data.task_name is not None and get_task(self.data.task_name).head == "seq2seq"
+        with _wrong_values_as_input_errors():
+            training = _build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments, self.values)
+        return CommandLine(self.model, self.data, training, self.several, self.given)
 
 
 @dataclass
@@ -119,8 +147,8 @@ def _make_parser() -> HfArgumentParser:
     return parser
 
 
-def parse_arguments(argv: Sequence[str]) -> CommandLine:
-    """Read a command line.
+def read_flags(argv: Sequence[str]) -> Flags:
+    """Read a command line, without the imports of a training: seconds pass before those are done.
 
     Args:
         argv: the words after the program's name; the first may be a recipe file.
@@ -140,18 +168,35 @@ def parse_arguments(argv: Sequence[str]) -> CommandLine:
     actions = parser._option_string_actions
     names = [actions[flag].dest for flag in (word.split("=")[0] for word in words) if flag in actions]
     given = {name: _plain(values[name]) for name in names}
+    with _wrong_values_as_input_errors():
+        model, data, several = (_build(cls, values) for cls in (ModelArguments, DataArguments, SeveralRunsArguments))
+        _build(RDropArguments, values)
+        check_ranges(values)
+    return Flags(model, data, several, values, given)
 
-    def build(cls):
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.init and f.name in values})
 
+def parse_arguments(argv: Sequence[str]) -> CommandLine:
+    """Read a command line, and make the training arguments.
+
+    Args:
+        argv: the words after the program's name; the first may be a recipe file.
+
+    Raises:
+        InputError: an unknown flag, a value out of range, or a recipe that cannot be read.
+    """
+    return read_flags(argv).command()
+
+
+def _build(cls: type, values: Mapping[str, Any]) -> Any:
+    return cls(**{f.name: values[f.name] for f in fields(cls) if f.init and f.name in values})
+
+
+@contextmanager
+def _wrong_values_as_input_errors() -> Iterator[None]:
     try:
-        model, data, several = build(ModelArguments), build(DataArguments), build(SeveralRunsArguments)
-        generates = data.task_name is not None and get_task(data.task_name).head == "seq2seq"
-        training = build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments)
-        check_ranges(training)
+        yield
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return CommandLine(model, data, training, several, given)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -26,7 +27,8 @@ from .program import MODULE
 RECIPE = "recipe.yaml"
 # After the interpreter; with -P, a user's datasets.py is not taken for the library of that name
 PROGRAM = (*(("-P",) if sys.version_info >= (3, 11) else ()), "-m", MODULE)
-_PARENT = "RDROP_TRAINER_PARENT"
+WORKER = (*PROGRAM[:-1], f"{MODULE}.worker")
+PARENT = "RDROP_TRAINERPARENT"
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,19 @@ def _is_token(name: str) -> bool:
     return name.endswith("token")
 
 
+@dataclass
+class _Place:
+    """A place for one run at a time: its part of the machine, and the process that forks its runs."""
+
+    env: Mapping[str, str]
+    worker: subprocess.Popen | None = None
+
+
 class Local:
     """Runs jobs on this machine. Those that run at the same time share its cores, and each gets one of its GPUs.
+
+    Where processes can be forked, the runs of a place do not import all that they need each anew. CUDA can be lost in a
+    fork, so on a machine with GPUs they do.
 
     Args:
         at_once: how many run at the same time.
@@ -82,12 +95,13 @@ class Local:
     def __init__(self, at_once: int, cwd: str | None = None):
         self.cwd = cwd
         devices = _visible_devices()
-        self._places: queue.Queue[dict[str, str]] = queue.Queue()
+        self._forks = sys.platform == "linux" and not devices
+        self._places: queue.Queue[_Place] = queue.Queue()
         for i in range(at_once):
-            place = {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {}
+            env = {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {}
             if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
-                place["OMP_NUM_THREADS"] = str(max(1, _cores() // at_once))
-            self._places.put(place)
+                env["OMP_NUM_THREADS"] = str(max(1, _cores() // at_once))
+            self._places.put(_Place({**env, **_where_it_is(), PARENT: str(os.getpid())}))
         self._processes: set[subprocess.Popen] = set()
         self._stopped = False
         self._lock = threading.Lock()  # so that no process starts unseen by `stop`
@@ -100,25 +114,12 @@ class Local:
         """
         place = self._places.get()
         try:
-            command = [sys.executable, *job.program, *job.write()]
-            with open(job.folder / LOG, "ab") as log:
-                with self._lock:
-                    if self._stopped:
-                        return -signal.SIGTERM
-                    process = subprocess.Popen(
-                        command,
-                        cwd=self.cwd,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        env={**os.environ, **place, **_where_it_is(), _PARENT: str(os.getpid())},
-                    )
-                    self._processes.add(process)
-                try:
-                    return process.wait()
-                finally:
-                    with self._lock:
-                        self._processes.discard(process)
+            argv, log = job.write(), job.folder / LOG
+            with open(log, "ab") as file:
+                if self._forks and job.program == PROGRAM:
+                    return self._fork(place, argv, file)
+                process = self._start([*job.program, *argv], place, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+                return -signal.SIGTERM if process is None else self._ended(process)
         except OSError as error:
             raise InputError(
                 f"{job.folder}: the run cannot begin there ({error.strerror or error}). What is finished is kept, "
@@ -126,6 +127,40 @@ class Local:
             ) from error
         finally:
             self._places.put(place)
+
+    def _fork(self, place: _Place, argv: Sequence[str], log: IO[bytes]) -> int:
+        """Run the script in a fork of the place's worker, which is started where there is none."""
+        if place.worker is None:
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            place.worker = self._start(WORKER, place, **pipes)
+            if place.worker is None:
+                return -signal.SIGTERM
+        try:
+            print(json.dumps({"argv": argv, "log": os.path.abspath(log.name)}), file=place.worker.stdin, flush=True)
+            answer = place.worker.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return int(answer)
+        worker, place.worker = place.worker, None  # it was killed, and its run with it
+        return self._ended(worker) or 1
+
+    def _start(self, program: Sequence[str], place: _Place, **streams: Any) -> subprocess.Popen | None:
+        """Start a process; None when all have been stopped."""
+        with self._lock:
+            if self._stopped:
+                return None
+            env = {**os.environ, **place.env}
+            process = subprocess.Popen([sys.executable, *program], cwd=self.cwd, env=env, **streams)
+            self._processes.add(process)
+            return process
+
+    def _ended(self, process: subprocess.Popen) -> int:
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._processes.discard(process)
 
     def stop(self) -> None:
         """End all that run; none starts any more."""
@@ -137,7 +172,7 @@ class Local:
 
 def end_with_parent() -> None:
     """In a process that `Local` started: end when its parent does, so that a run has no two processes."""
-    parent = os.environ.pop(_PARENT, None)
+    parent = os.environ.pop(PARENT, None)
     if parent is None or os.name != "posix":
         return
 

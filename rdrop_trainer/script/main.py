@@ -8,14 +8,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import program
-from .command_line import parse_arguments
-from .comparison import compare_baseline
-from .demo import run_demo
+from .command_line import read_flags
 from .jobs import end_with_parent
-from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT
-from .run import StoppedError, run, run_dry
+from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT, StoppedError
+from .refusals import check_flags
 from .summary import command_without_dry_run, summary
-from .tuning import tune
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,19 +42,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str], main_process: bool) -> int:
-    """Do what the command line asks for; the exit code."""
-    command = parse_arguments(argv)
+    """Do what the command line asks for; the exit code. What a training needs is imported when it is clear that one
+    can begin.
+    """
+    flags = read_flags(argv)
+    check_flags(flags)
+    command = flags.command()
     if command.data.demo:
+        from .demo import run_demo
+
         return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
     if command.data.dry_run:
+        from .run import run_dry
+
         found = run_dry(command)
         if main_process:
             print(f"\n{found}\nnext      {command_without_dry_run(argv, command.training.world_size)}")
         return 0
     if command.several.tune is not None:
+        from .tuning import tune
+
         return tune(command)
     if command.several.compare_baseline:
+        from .comparison import compare_baseline
+
         return compare_baseline(command)
+    from .run import run
+
     results = run(command)
     if main_process:
         print("\n" + summary(argv, results))

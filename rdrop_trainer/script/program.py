@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from ..errors import InputError
+
 COMMAND = "rdrop-glue"
 FILE = "run_glue_rdrop.py"
 MODULE = "rdrop_trainer.script"
@@ -44,3 +46,7 @@ def _is_command() -> bool:
 
 def _is_module() -> bool:
     return Path(sys.argv[0]).parts[-3:] == (*MODULE.split("."), "__main__.py")
+
+
+class StoppedError(InputError):
+    """A run that had begun stopped for a reason that may concern one of its processes alone."""

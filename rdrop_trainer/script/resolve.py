@@ -101,10 +101,6 @@ def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
     if data.task_name is not None:
         task = get_task(data.task_name)
         return task, load_task(task, data_dir=data.data_dir, cache_dir=model.cache_dir, token=model.token, **options)
-    if data.data_dir is not None:
-        raise InputError(f"{data.data_dir}: a data_dir needs --task_name, to know which files to read")
-    if not data.files:
-        raise InputError("which data? Give --task_name, or --train_file and --validation_file.")
     # Without training data, the labels are those of the model that is to be evaluated
     labels = None if data.train_file else labels_of_checkpoint(model)
     splits, task = load_files(**options, labels=labels)

@@ -22,14 +22,10 @@ from .interrupts import how_to_go_on, is_full
 from .output_dir import check_unlocked, find_checkpoint, locked
 from .predict import predict
 from .prepare import Prepared, prepare
-from .program import logger
+from .program import StoppedError, logger
 from .publish import publish
 from .resolve import RunConfig, resolve
 from .train import train
-
-
-class StoppedError(InputError):
-    """A run that had begun stopped for a reason that may concern one of its processes alone."""
 
 
 def run(command: CommandLine) -> dict[str, Any]:
@@ -64,8 +60,6 @@ def _prepared(command: CommandLine) -> Iterator[tuple[RunConfig, Prepared, str |
     """A run, what it works with, and the checkpoint it goes on from; an error in the block says how to go on."""
     args, clock = command.training, Clock()
     with _explained(Path(args.output_dir), args.should_save):
-        if command.model.model_name_or_path is None:
-            raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")
         _quiet_logging(args)
         with clock("load"):
             config, whole = resolve(command)

@@ -36,8 +36,6 @@ def tune(command: CommandLine) -> int:
         InputError: settings that a search cannot have, trials of other settings in its folder, trials that refuse
             their input, or no Optuna.
     """
-    if command.several.compare_baseline:
-        raise InputError("--tune and --compare_baseline are two commands: search first, then compare with its recipe")
     if command.training.rdrop_alpha == 0:
         raise InputError("--tune searches an alpha above 0, beside alpha 0: leave out --rdrop_alpha 0")
     check_command(command, "--tune", "a search resumes each of its trials")

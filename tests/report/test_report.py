@@ -184,7 +184,10 @@ def test_scores_that_should_be_low(tmp_path, name, values, unit):
     high, low = values
     first, second = [high, 1.01 * high, 0.99 * high], [low, 1.01 * low, 0.98 * low]
     report = write_report(*arms(first, second, name=name), tmp_path)
-    assert report.sentences[0].startswith("R-Drop (alpha 4) helped") and "lower than without" in report.sentences[0]
+    assert (
+        report.sentences[0].startswith("With equal epochs R-Drop (alpha 4) was better")
+        and "lower than without" in report.sentences[0]
+    )
     assert (report.quantities[0].unit, report.quantities[0].describe("rdrop")["best"]) == (
         unit,
         pytest.approx(0.98 * low * (100 if unit else 1)),
@@ -210,12 +213,74 @@ def sentences(tmp_path, baseline, rdrop, **changes):
 
 def test_a_gain_that_is_shown(tmp_path):
     first, *rest = sentences(tmp_path, BASELINE, HIGHER)
-    assert first.startswith("R-Drop (alpha 4) helped: over 5 seeds the accuracy was 1.30 points higher than without")
+    assert first.startswith(
+        "With equal epochs R-Drop (alpha 4) was better: over 5 seeds the accuracy was 1.30 points higher"
+    )
     assert "(80.08 % to 81.38 %; 95 % bootstrap interval +1.18 to +1.42, paired t-test p < 0.001)" in first
     assert not any("reveal" in sentence for sentence in rest)
+    assert rest[0].startswith("It took 1.70 times the time; whether training longer does the same was not asked")
     assert any("same 400 evaluation rows; with other rows each score would itself move by some 1.9" in s for s in rest)
     assert any(s.startswith("Dropout flips 2.00 % of its predictions, 5.00 % of the baseline's") for s in rest)
     assert rest[-1] == "Training took 1.70 times the time and 1.50 times the peak memory of the baseline."
+
+
+def longer(scores):
+    """Runs of plain fine-tuning for as long as R-Drop."""
+    return {"plain_longer": [run(seed, 0.0, score, train_seconds=170.0) for seed, score in enumerate(scores, 1)]}
+
+
+def test_r_drop_is_said_to_help_where_it_does_at_equal_seconds(tmp_path):
+    report = write_report(*arms(BASELINE, HIGHER), tmp_path, others=longer([score + 0.002 for score in BASELINE]))
+    assert report.sentences[0].startswith("With equal epochs R-Drop (alpha 4) was better")
+    assert report.sentences[1].startswith(
+        "R-Drop helped: with equal seconds too the accuracy was 1.10 points higher than that of plain fine-tuning"
+    )
+    gains = [b - a - 0.002 for a, b in zip(BASELINE, HIGHER, strict=True)]
+    found = json.loads((tmp_path / "report.json").read_text())["arms"]
+    assert [(pair["arm"], pair["against"]) for pair in found] == [
+        ("rdrop", "plain"), ("plain_longer", "plain"), ("rdrop", "plain_longer"),
+    ]  # fmt: skip
+    assert found[2]["quantities"]["accuracy"]["difference"]["mean"] == pytest.approx(100 * statistics.mean(gains))
+    text = report.markdown()
+    assert "| rdrop - plain_longer | +1.10 (" in text and "| plain_longer | 80.28 ± 0.81 |" in text
+
+
+def test_r_drop_is_not_said_to_help_where_training_longer_does_the_same(tmp_path):
+    report = write_report(*arms(BASELINE, HIGHER), tmp_path, others=longer(HIGHER[::-1]))
+    assert not any("helped" in sentence for sentence in report.sentences)
+    assert report.sentences[1].startswith("With equal seconds it is not shown that R-Drop helps: the accuracy was 0.00")
+
+
+def test_probabilities_have_sentences_of_their_own(tmp_path):
+    changes = {"scores": {"accuracy": 0.8, "loss": 0.5}}
+    first = [run(seed, 0.0, **{**changes, "scores": {"accuracy": 0.8, "loss": 0.8 + seed / 100}}) for seed in (1, 2, 3)]
+    second = [run(seed, 4.0, **{**changes, "scores": {"accuracy": 0.8, "loss": 0.6 + seed / 99}}) for seed in (1, 2, 3)]
+    said = write_report(first, second, tmp_path).sentences
+    assert "The evaluation loss is lower: 0.82 nats to 0.62 nats (p < 0.001)." in said
+    assert "The expected calibration error went from 10.00 % to 10.00 %: no difference is shown." in said
+
+
+def test_seeds_that_only_one_arm_has_are_named(tmp_path):
+    first, second = arms(BASELINE, HIGHER)
+    summary = write_report(first, second[1:], tmp_path).summary()
+    assert "Left out, because one of the two runs is missing: seed 5." in summary
+
+
+def test_a_folder_of_several_arms_is_reported_by_their_names(runs, tmp_path):
+    folder = tmp_path / "both"
+    for seed, (a, b) in enumerate(zip(BASELINE, HIGHER, strict=True), 1):
+        write_folder(folder / f"plain-seed{seed}", seed, 0.0, a)
+        write_folder(folder / f"rdrop-seed{seed}", seed, 4.0, b)
+        write_folder(folder / f"strong-seed{seed}", seed, 16.0, b - 0.02)
+        write_folder(folder / f"plain_longer-seed{seed}", seed, 0.0, a, num_train_epochs=5.1)
+    names = ["plain", "rdrop", "plain_longer", "strong"]
+    (folder / "arms.json").write_text(json.dumps({"arms": names, "longer": 1.7}))
+    report = report_folder(folder)
+    pairs = [(versus.arm, versus.against) for versus in report.versus]
+    assert ("strong", "plain") in pairs and ("strong", "plain_longer") in pairs and report.alpha == 4
+    (folder / "arms.json").write_text("{}")
+    with pytest.raises(InputError, match="arms.json: is damaged"):
+        report_folder(folder)
 
 
 def test_a_loss_that_is_shown(tmp_path):

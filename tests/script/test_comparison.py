@@ -30,7 +30,7 @@ def place(tmp_path_factory):
         launch = InProcess()
         patch.setattr(several, "launcher", lambda *_: launch)
         assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0
-        assert launch.started == ["baseline-seed1", "rdrop-seed1", "baseline-seed2", "rdrop-seed2"]
+        assert launch.started == ["plain-seed1", "rdrop-seed1", "plain-seed2", "rdrop-seed2"]
     return folder
 
 
@@ -49,7 +49,7 @@ def launch(place, monkeypatch):
 
 def test_both_arms_are_the_same_run_but_for_alpha(here):
     for seed in (1, 2):
-        plain, rdrop = (results(here / "both" / f"{arm}-seed{seed}") for arm in ("baseline", "rdrop"))
+        plain, rdrop = (results(here / "both" / f"{arm}-seed{seed}") for arm in ("plain", "rdrop"))
         differ = {name for name, value in rdrop["settings"].items() if plain["settings"][name] != value}
         assert differ <= {"rdrop_alpha", "output_dir"}
         assert (plain["settings"]["rdrop_alpha"], rdrop["settings"]["rdrop_alpha"]) == (0, 4)
@@ -64,7 +64,7 @@ def test_each_run_has_its_recipe(here):
 
 
 def test_each_run_measures_its_stability_and_its_divergence(here):
-    for arm in ("baseline", "rdrop"):
+    for arm in ("plain", "rdrop"):
         folder = here / "both" / f"{arm}-seed1"
         found = results(folder)
         measured = found["stability"]
@@ -103,35 +103,35 @@ def test_the_report_is_of_the_runs(here, launch, capsys):
     assert "4 of them finished before" in said and not launch.started
     assert (here / "both" / "report.md").exists()
     report = json.loads((here / "both" / "report.json").read_text())
-    scores = [results(here / "both" / f"baseline-seed{seed}")["metrics"]["eval_accuracy"] for seed in (1, 2)]
+    scores = [results(here / "both" / f"plain-seed{seed}")["metrics"]["eval_accuracy"] for seed in (1, 2)]
     assert str(sum(scores) / 2)[:6] in json.dumps(report)
 
 
 def test_only_what_is_missing_is_run(here, launch):
     (here / "both" / "rdrop-seed2" / "all_results.json").unlink()
     assert script.main([*FLAGS, "--seeds", "1", "2", "3"]) == 0
-    assert launch.started == ["rdrop-seed2", "baseline-seed3", "rdrop-seed3"]
+    assert launch.started == ["rdrop-seed2", "plain-seed3", "rdrop-seed3"]
     before = (here / "both" / "report.json").read_text()
     assert script.main([*FLAGS, "--seeds", "2", "3"]) == 0
     assert len(launch.started) == 3 and (here / "both" / "report.json").read_text() != before
 
 
 def test_a_failed_run_takes_nothing_else_with_it(here, launch, capsys):
-    launch.codes["baseline_seed3"] = 1
+    launch.codes["plain_seed3"] = 1
     assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 1
-    assert launch.started == ["baseline-seed3", "rdrop-seed3"]
+    assert launch.started == ["plain-seed3", "rdrop-seed3"]
     said = capsys.readouterr().out
-    assert "baseline, seed 3: failed with exit code 1" in said and "this is why" in said
+    assert "plain, seed 3: failed with exit code 1" in said and "this is why" in said
     assert "1 of 6 runs failed" in said and "tries them again" in said
     assert "one of the two runs is missing: seed 3" in (here / "both" / "report.md").read_text()
     launch.codes.clear()
-    assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 0 and launch.started[2:] == ["baseline-seed3"]
+    assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 0 and launch.started[2:] == ["plain-seed3"]
 
 
 def test_wrong_input_is_said_once(here, launch, capsys):
-    launch.codes["baseline_seed3"] = 2
-    assert "baseline, seed 3: this is why" in fails(capsys, *FLAGS, "--seeds", "3", "4")
-    assert launch.started == ["baseline-seed3"]
+    launch.codes["plain_seed3"] = 2
+    assert "plain, seed 3: this is why" in fails(capsys, *FLAGS, "--seeds", "3", "4")
+    assert launch.started == ["plain-seed3"]
 
 
 def test_an_interruption_keeps_what_is_finished(here, launch, capsys):
@@ -140,7 +140,7 @@ def test_an_interruption_keeps_what_is_finished(here, launch, capsys):
     assert launch.stopped and "the same command goes on" in capsys.readouterr().out
     launch.codes.clear()
     assert script.main([*FLAGS, "--seeds", "3"]) == 0
-    assert launch.started == ["baseline-seed3", "rdrop-seed3", "rdrop-seed3"]
+    assert launch.started == ["plain-seed3", "rdrop-seed3", "rdrop-seed3"]
 
 
 def test_runs_of_other_settings_are_not_mixed(here, launch, capsys):
@@ -149,7 +149,7 @@ def test_runs_of_other_settings_are_not_mixed(here, launch, capsys):
     assert "max_seq_length was 16, now 12" in fails(capsys, *FLAGS, "--seeds", "1", "--max_seq_length", "12")
     assert "max_eval_samples was None, now 5" in fails(capsys, *FLAGS, "--seeds", "1", "--max_eval_samples", "5")
     assert script.main([*FLAGS, "--seeds", "1", "--rdrop_alpha", "2", "--overwrite_output_dir"]) == 0
-    assert launch.started == ["baseline-seed1", "rdrop-seed1"]
+    assert launch.started == ["plain-seed1", "rdrop-seed1"]
     assert results(here / "both" / "rdrop-seed1")["settings"]["rdrop_alpha"] == 2
     assert json.loads((here / "both" / "report.json").read_text())["alpha"] == 2
 
@@ -161,7 +161,61 @@ def test_a_recipe_may_ask_for_a_comparison(here, launch):
     lines = [f"{name}: {value}" for name, value in recipe.items()] + ["compare_baseline: true", "seeds: [1, 3]"]
     (here / "recipe.yaml").write_text("\n".join(lines))
     assert script.main(["recipe.yaml", "--parallel", "2"]) == 0
-    assert sorted(launch.started) == ["baseline-seed3", "rdrop-seed3"]
+    assert sorted(launch.started) == ["plain-seed3", "rdrop-seed3"]
+
+
+def set_seconds(folder, seconds):
+    found = results(folder)
+    found["seconds"]["train"] = seconds
+    (folder / "all_results.json").write_text(json.dumps(found))
+
+
+def test_plain_longer_trains_for_as_long_as_r_drop(here, launch, capsys):
+    set_seconds(here / "both" / "plain-seed1", 10.0)
+    set_seconds(here / "both" / "rdrop-seed1", 17.0)
+    flags = [*FLAGS, "--arms", "rdrop", "plain_longer", "plain", "--seeds", "1"]
+    assert script.main(flags) == 0 and launch.started == ["plain_longer-seed1"]
+    assert results(here / "both" / "plain_longer-seed1")["settings"] | {"output_dir": ""} == results(
+        here / "both" / "plain-seed1"
+    )["settings"] | {"output_dir": "", "num_train_epochs": 1.7}
+    said = capsys.readouterr().out
+    assert "plain_longer trains 1.70 times as long as plain" in said
+    assert "## Arms" in (here / "both" / "report.md").read_text()
+    # The time was measured once: what comes later is as long as what there is
+    assert script.main([*flags, "3"]) == 0
+    assert launch.started[1:] == ["plain-seed3", "rdrop-seed3", "plain_longer-seed3"]
+    assert results(here / "both" / "plain_longer-seed3")["settings"]["num_train_epochs"] == 1.7
+
+
+def test_arms_of_ones_own(here, launch):
+    own = ["--arms", "plain", "rdrop", "dropout", "strong:rdrop_alpha=16,learning_rate=1e-4"]
+    assert script.main([*FLAGS, "--dropout", "0.3", "--output_dir=arms", "--seeds", "1", *own]) == 0
+    settings = {
+        arm: results(here / "arms" / f"{arm}-seed1")["settings"] for arm in ("plain", "rdrop", "dropout", "strong")
+    }
+    found = {arm: (s["rdrop_alpha"], s["rdrop_dropout"], s["learning_rate"]) for arm, s in settings.items()}
+    assert found == {
+        "plain": (0, None, 1e-3), "rdrop": (4, 0.3, 1e-3), "dropout": (0, 0.3, 1e-3), "strong": (16, 0.3, 1e-4),
+    }  # fmt: skip
+    report = json.loads((here / "arms" / "report.json").read_text())
+    assert [pair["arm"] for pair in report["arms"]] == ["rdrop", "dropout", "strong"]
+
+
+@pytest.mark.parametrize(
+    "arms, message",
+    [
+        ("plain", "expected plain and rdrop"),
+        ("plain rdrop rdrop", "twice"),
+        ("plain rdrop stronger", "expected plain, plain_longer, dropout, rdrop, or an arm of your own"),
+        ("plain rdrop dropout", "give that with --dropout"),
+        ("plain rdrop a:rdrop_alhpa=3", "unknown flag --rdrop_alhpa; did you mean --rdrop_alpha"),
+        ("plain rdrop a:seed=3", "seed is the same for all arms"),
+        ("plain rdrop a/b:rdrop_alpha=3", "'a/b' cannot be the name"),
+    ],
+)
+def test_arms_that_cannot_be(arms, message, here, launch, capsys):
+    assert message in fails(capsys, *FLAGS, "--arms", *arms.split())
+    assert not launch.started
 
 
 def test_what_the_report_needs_is_missed_before_training(here, launch, capsys, monkeypatch):
@@ -183,6 +237,6 @@ def test_what_a_comparison_refuses(here, launch, capsys, monkeypatch):
         assert expected in fails(capsys, *FLAGS, *words)
     with FileLock(here / "both" / ".lock"):
         assert "another process is at work there" in fails(capsys, *FLAGS)
-    (here / "both" / "baseline-seed1" / "all_results.json").write_text("{")
+    (here / "both" / "plain-seed1" / "all_results.json").write_text("{")
     assert "is damaged" in fails(capsys, *FLAGS)
     assert not launch.started

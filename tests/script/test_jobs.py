@@ -1,5 +1,6 @@
 """Runs in processes of their own: how many at a time, on what, what is kept of them, and how they end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -186,3 +187,53 @@ def test_a_run_whose_folder_cannot_be_made(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError, match="the run cannot begin there .*the same command goes on"):
         list(run_jobs([job(tmp_path, "run")], Local(1), 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where processes can be forked")
+def test_runs_of_a_place_are_forked_from_one_process_and_fail_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launch = Local(1)
+    todo = [Job(f"run{i}", {"seed": seed}, tmp_path / f"run{i}") for i, seed in enumerate((-1, -2, -3))]
+    workers = []
+    for each in todo:
+        ended = run_jobs([each], launch, 1)
+        assert [(e.code, e.last_line[:23]) for e in ended] == [(2, "seed must be a number o")]
+        workers += [process.pid for process in launch._processes]
+    assert len(set(workers)) == 1
+    # One that is killed, as by the system that lacks memory, is replaced
+    os.kill(workers[0], signal.SIGKILL)
+    (ended,) = run_jobs([Job("next", {}, tmp_path / "next")], launch, 1)
+    assert ended.code == -signal.SIGKILL
+    (ended,) = run_jobs([Job("next", {"seed": -4}, tmp_path / "next")], launch, 1)
+    assert ended.code == 2 and ended.last_line.endswith("got -4.")
+    launch.stop()
+
+
+WORKING = """
+import json, sys
+from rdrop_trainer.script import worker
+worker.main = lambda argv: exec(argv[0], {})
+run = worker.Worker(sys.stdout)(sys.stdin)
+run and run()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where processes can be forked")
+@pytest.mark.parametrize("how, code", [(signal.SIGTERM, "7"), (signal.SIGKILL, None)])
+def test_a_forked_run_ends_with_its_worker(tmp_path, how, code):
+    """It gets the signal that asks it to stop, and ends with a worker that is killed."""
+    log = tmp_path / "run.log"
+    run = (
+        "import os, signal, sys, time\nfrom rdrop_trainer.script.jobs import end_with_parent\nend_with_parent()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+    )
+    program = [sys.executable, "-c", WORKING]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        print(json.dumps({"argv": [run], "log": str(log)}), file=process.stdin, flush=True)
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+        child = int(log.read_text())
+        process.send_signal(how)
+        if code is not None:
+            assert process.stdout.readline().strip() == code
+        wait_until(lambda: not alive(child))
+        process.kill()

@@ -319,4 +319,4 @@ def test_demo(here):
     accuracy = report["quantities"]["accuracy"]
     assert len(accuracy["baseline"]["values"]) == len(accuracy["rdrop"]["values"]) == 3
     assert min(accuracy["rdrop"]["values"]) > 55
-    assert "baseline, seed 3" in done.stdout and "R-Drop (alpha 4) against its baseline, 3 seeds" in done.stdout
+    assert "plain, seed 3" in done.stdout and "R-Drop (alpha 4) against its baseline, 3 seeds" in done.stdout

@@ -124,7 +124,7 @@ class Pretended(InProcess):
         self.started.append(job.folder.name)
         shutil.copytree(self.finished, job.folder, dirs_exist_ok=True)
         found, command = results(job.folder), parse_arguments(job.flags)
-        for name in ("rdrop_alpha", "rdrop_dropout", "learning_rate", "seed", "output_dir"):
+        for name in ("rdrop_alpha", "rdrop_dropout", "learning_rate", "num_train_epochs", "seed", "output_dir"):
             found["settings"][name] = getattr(command.training, name)
         found["given"] = sorted(command.given)
         found["headline"] = {"eval_accuracy": self.scores.get(job.folder.name, 0.25)}

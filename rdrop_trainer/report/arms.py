@@ -1,0 +1,76 @@
+"""The arms of a comparison: plain fine-tuning, R-Drop, and those that were asked for beside the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..run_folder import comparable_settings
+from .quantities import Quantity, quantities_of
+from .runs import FinishedRun, check_alike, same_seeds
+from .tables import difference, markdown_table, mean_std, named, short
+
+PLAIN, RDROP, LONGER, DROPOUT = "plain", "rdrop", "plain_longer", "dropout"
+_SHOWN = ("dropout_flip_rate", "edits_flip_rate", "expected_calibration_error", "train_seconds")
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One arm against another, on the seeds that both have.
+
+    Attributes:
+        arm: its name; in the quantities it stands as `rdrop`.
+        against: the other's; there it stands as `baseline`.
+        quantities: what was compared.
+    """
+
+    arm: str
+    against: str
+    quantities: Sequence[Quantity]
+
+    def get(self, key: str) -> Quantity | None:
+        """The quantity of a key; None where it is not known of both arms."""
+        return next((quantity for quantity in self.quantities if quantity.key == key), None)
+
+
+def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
+    """R-Drop and every further arm against plain, and against `plain_longer` all that have R-Drop.
+
+    Args:
+        arms: runs by the name of their arm; "plain" and "rdrop" are there.
+
+    Raises:
+        InputError: runs of one arm that differ in more than the seed.
+    """
+    for runs in arms.values():
+        check_alike(runs, lambda settings: comparable_settings(settings) | _of_rdrop(settings))
+    pairs = [(name, PLAIN) for name in arms if name != PLAIN]
+    pairs += [(name, LONGER) for name, runs in arms.items() if LONGER in arms and any(run.alpha for run in runs)]
+    found = ((arm, against, same_seeds(arms[against], arms[arm])) for arm, against in pairs)
+    return [Versus(arm, against, quantities_of(*runs)) for arm, against, runs in found if runs[0]]
+
+
+def _of_rdrop(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name.startswith("rdrop_")}
+
+
+def arms_section(found: Sequence[Versus]) -> str:
+    """The tables of a comparison of more than two arms: what each came to, and the differences."""
+    first = found[0]
+    shown = [q for q in first.quantities if q.group == "score" or q.key in _SHOWN]
+    of_plain = [versus for versus in found if versus.against == PLAIN]
+    means = [[PLAIN, *(mean_std(quantity, "baseline") for quantity in shown)]]
+    means += [[versus.arm, *_cells(versus, shown, lambda q: mean_std(q, "rdrop"))] for versus in of_plain]
+    differences = [[f"{versus.arm} - {versus.against}", *_cells(versus, shown, _with_interval)] for versus in found]
+    header = ["", *map(named, shown)]
+    return f"{markdown_table(header, means)}\n\n{markdown_table(header, differences)}"
+
+
+def _cells(versus: Versus, shown, write) -> list[str]:
+    return ["" if (quantity := versus.get(q.key)) is None else write(quantity) for q in shown]
+
+
+def _with_interval(quantity: Quantity) -> str:
+    d = quantity.difference
+    return difference(quantity) + ("" if d.low is None else f" ({short(d.low)} to {short(d.high)})")

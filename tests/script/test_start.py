@@ -1,0 +1,65 @@
+"""What is refused at once, and what starting imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+from support import SCRIPT
+from support.runs import fails, write_csv
+
+# What a training needs, and reading a command line does not: together they take longer than all the rest
+HEAVY = "datasets evaluate sklearn scipy peft pandas pyarrow optuna matplotlib transformers.modeling_utils".split()
+LISTED = "; import sys; print([name for name in {} if name in sys.modules])"
+
+
+@pytest.mark.parametrize(
+    "flags", ["--help", "--rdrop_alhpa 1", "--model_name_or_path m --train_file none.csv --dry_run"]
+)
+def test_reading_the_command_line_imports_nothing_of_a_training(flags):
+    code = (
+        "import sys\nfrom rdrop_trainer.script.main import main\n"
+        f"try:\n    main({flags.split()})\nexcept SystemExit:\n    pass" + LISTED.format(HEAVY).replace("; ", "\n")
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("module", ["hub", "report"])
+def test_the_other_commands_need_no_torch_for_their_help(module):
+    code = (
+        "import runpy, sys\nsys.argv[1:] = ['--help']\n"
+        f"try:\n    runpy.run_module('rdrop_trainer.{module}', run_name='__main__')\nexcept SystemExit:\n    pass\n"
+        + LISTED.format(["torch", "transformers", *HEAVY])[2:]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--train_file none.csv", "--train_file none.csv: no such file"),
+        ("--train_file train.csv --unlabeled_file none.txt", "--unlabeled_file none.txt: no such file"),
+        ("--train_file train.csv --seeds 1 2", "--seeds has no effect without --compare_baseline"),
+        ("--train_file train.csv --tune 3 --seeds 1 2", "--seeds has no effect without --compare_baseline"),
+        ("--train_file train.csv --parallel 2", "--parallel has no effect without --compare_baseline or --tune"),
+        ("--train_file train.csv --rdrop_unlabeled_ratio 2", "has no effect without --unlabeled_file"),
+        ("--train_file train.csv --doc_stride 64", "--doc_stride: a classification does not use it"),
+        ("--task_name mrpc --num_beams 2", "--num_beams: mrpc does not use it"),
+        ("--train_file train.csv --load_best_model_at_end", "add --eval_strategy epoch and --save_strategy epoch"),
+        ("--train_file train.csv --tune 2 --compare_baseline", "two commands"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(flags, message, here, capsys):
+    write_csv(here / "train.csv")
+    assert message in fails(capsys, "--model_name_or_path nowhere", *flags.split())
+
+
+def test_the_demo_takes_no_other_flag(capsys):
+    assert "--demo takes no other flag than --output_dir, got --seed" in fails(capsys, "--demo", "--seed 3")
+
+
+def test_the_program_starts_by_its_file():
+    done = subprocess.run([sys.executable, SCRIPT, "--seedd", "1"], capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean --seed" in done.stderr
