@@ -26,7 +26,7 @@ from .heads import Items, PredictionHead
 from .labels import judged_by_labels
 from .lm_head import LMHead
 from .noise import ITEMS, NoiseWatch, is_rounding
-from .passes import Passes, without_ddp
+from .passes import Passes, can_repeat, find_batch_size, without_ddp
 from .plan import Plan
 from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
 from .training import Training
@@ -113,6 +113,7 @@ def before_passes(
     if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
         plan = find_lm_head(training, plan, batch, settings)
     repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
+    repeats = repeats and can_repeat(model, find_batch_size(model, batch))
     if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
         plan = check_rows(training, plan, model, batch, settings.num_passes)
     if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:
