@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -156,10 +156,11 @@ def can_repeat(model: nn.Module, batch_size: int) -> bool:
 
     Where it is made of a decoder, it looks for the last token of every row, and refuses more rows than one.
     """
+    modules: Iterator[Any] = model.modules()
     return batch_size > 1 or not any(
         any(base.__name__.endswith("ForSequenceClassification") for base in type(module).__mro__)
         and module.config.get_text_config().pad_token_id is None
-        for module in model.modules()
+        for module in modules
     )
 
 

@@ -24,8 +24,13 @@ from .command_line import flags_of
 from .program import MODULE
 
 RECIPE = "recipe.yaml"
-# After the interpreter; with -P, a user's datasets.py is not taken for the library of that name
-PROGRAM = (*(("-P",) if sys.version_info >= (3, 11) else ()), "-m", MODULE)
+# After the interpreter; without the current folder, a user's datasets.py is not taken for the library of that name
+# (python -P does the same, from 3.11 on)
+_START = f"""import sys
+sys.path = [folder for folder in sys.path if folder]
+import runpy
+runpy.run_module({MODULE!r}, run_name="__main__", alter_sys=True)"""
+PROGRAM = ("-c", _START)
 _PARENT = "RDROP_TRAINER_PARENT"
 
 
