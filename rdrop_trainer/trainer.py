@@ -106,7 +106,8 @@ class RDropMixin(
                 setattr(self.args, field.name, field.default)
         self._finite_loss_guard = FiniteLossGuard()
         self.add_callback(self._finite_loss_guard)
-        self.add_callback(_MicroBatchEnd(self))
+        self._micro_batch_end = _MicroBatchEnd()
+        self.add_callback(self._micro_batch_end)
         self.add_callback(EqualBatches)
         self._set_dropout()
         self._start_rdrop()
@@ -244,7 +245,7 @@ class RDropMixin(
     def _start_rdrop(self) -> None:
         self._window = self._objective = None
         self._losses_made = 0  # in this window
-        self._logged_terms = LoggedTerms(self.args.device)
+        self._logged_terms = self._micro_batch_end.logged_terms = LoggedTerms(self.args.device)
 
     def _step_settings(self) -> StepSettings:
         settings, step = RDropArguments.of(self.args), self.state.global_step
@@ -391,13 +392,12 @@ class RDropMixin(
 
 
 class _MicroBatchEnd(TrainerCallback):
-    """Tells the logged terms of a trainer where a micro-batch ends."""
+    """Tells logged terms where a micro-batch ends. It has no trainer, which it would keep in memory."""
 
-    def __init__(self, trainer: RDropMixin):
-        self.trainer = trainer
+    logged_terms: LoggedTerms
 
     def on_substep_end(self, args, state, control, **kwargs):
-        self.trainer._logged_terms.end_micro_batch()
+        self.logged_terms.end_micro_batch()
 
 
 class RDropTrainer(RDropMixin, Trainer):
