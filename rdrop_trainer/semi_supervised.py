@@ -7,7 +7,7 @@ the seed alone decides that order (`group_by_length` draws it from the random st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -22,8 +22,9 @@ from transformers.utils import logging
 
 from ._mixin_base import MixinBase
 from .losses.reference import IGNORE_INDEX
-from .objective.head_of import base_model, head_of
+from .objective.head_of import head_of
 from .objective.heads import ROWS
+from .objective.training import Training
 from .training_args import RDropArguments
 
 logger = logging.get_logger(__name__)
@@ -35,6 +36,8 @@ _NUM_CHECKED_ROWS = 16  # labeled rows that show what the labels belong to
 
 class UnlabeledRowsMixin(MixinBase):
     """The part of `RDropMixin` that makes semi-supervised training batches."""
+
+    _training: Callable[[], Training]
 
     def _set_unlabeled_dataset(self, unlabeled_dataset: Any) -> None:
         self.unlabeled_dataset = unlabeled_dataset
@@ -50,6 +53,9 @@ class UnlabeledRowsMixin(MixinBase):
             logger.warning_once("rdrop_alpha is 0: the rows of unlabeled_dataset have no effect and are left out.")
             return super().get_train_dataloader()
         labeled, collator = self.train_dataset, self.data_collator
+        _check_rows("train_dataset", labeled)
+        self._set_signature_columns_if_needed()
+        _check_inputs(labeled, self.unlabeled_dataset, self._signature_columns)
         # `Trainer` does not see the columns of the rows inside
         used = [
             self._remove_unused_columns(rows) if isinstance(rows, datasets.Dataset) else rows
@@ -65,13 +71,15 @@ class UnlabeledRowsMixin(MixinBase):
             self.train_dataset, self.data_collator = labeled, collator
 
     def _check_head(self, label_level: str) -> None:
-        model = base_model(self.accelerator.unwrap_model(self.model))
+        training = self._training()
         labels = torch.full((1,) if label_level == "row" else (1, 1), IGNORE_INDEX)
-        head = head_of(model, {"labels": labels}, RDropArguments.of(self.args).rdrop_problem)
-        if head.task_problem == "regression" or (head.task_problem == "multi_label" and not head.own_loss):
+        head = head_of(training.base, {"labels": labels}, training.problem, training.own_loss)
+        # A loss of the user's may leave rows without a label out
+        problem = head.problem if head.own_loss else head.task_problem
+        if problem == "regression" or (problem == "multi_label" and not head.own_loss):
             raise ValueError(
-                f"unlabeled_dataset does not fit {ROWS[head.task_problem].name}, which takes {IGNORE_INDEX}, the mark "
-                "of an unlabeled row, for a value: leave it out, or train a classifier with integer labels."
+                f"unlabeled_dataset does not fit {ROWS[problem].name}, which takes {IGNORE_INDEX}, the mark of an "
+                "unlabeled row, for a value: leave it out, or train a classifier with integer labels."
             )
         if label_level == "token" and head.tokens and head.unlabeled_mask is None:
             raise ValueError(
@@ -256,6 +264,26 @@ def _check_rows(name: str, dataset: Any) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty.")
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__} of columns; expected rows, as datasets.Dataset.from_dict makes them."
+        )
+    first = dataset[0]  # type: ignore[index]
+    if not isinstance(first, Mapping):
+        raise ValueError(
+            f"A row of {name} is a {type(first).__name__}; expected a mapping of the model's inputs (input_ids, "
+            f"...), so tokenize texts first: [tokenizer(text, truncation=True) for text in texts]."
+        )
+
+
+def _check_inputs(labeled: Any, unlabeled: Any, known: Collection[str]) -> None:
+    """Refuse unlabeled rows without the inputs that the training rows have, such as texts that are not tokenized."""
+    inputs = [key for key in labeled[0] if key not in LABEL_KEYS and key in known]
+    if missing := [key for key in inputs if key not in unlabeled[0]]:
+        raise ValueError(
+            f"The rows of unlabeled_dataset lack {', '.join(missing)}, which those of train_dataset have; they hold "
+            f"only: {', '.join(unlabeled[0])}. Make them in the same way: texts must be tokenized."
+        )
 
 
 def _label_key(row: Mapping[str, Any]) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
@@ -26,6 +27,12 @@ from .objective.window import LoggedTerms, StepSettings, Window
 from .overrides import calls_super, check_order, divides_again, overriding, takes_count, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
+from .reliability.processes import (
+    EqualBatches,
+    check_all_have_batches,
+    is_of_reentrant_checkpoints,
+    reentrant_checkpoints,
+)
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
 from .semi_supervised import UnlabeledRowsMixin
@@ -85,6 +92,12 @@ class RDropMixin(
         check_order(cls, RDropMixin, Trainer)
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
+        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if isinstance(self, Seq2SeqTrainer) and not hasattr(given, "predict_with_generate"):
+            raise ValueError(
+                f"{type(self).__name__} needs RDropSeq2SeqTrainingArguments (or Seq2SeqTrainingArguments) as args, got "
+                f"{'none' if given is None else type(given).__name__}."
+            )
         super().__init__(*args, **kwargs)
         self._set_unlabeled_dataset(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
@@ -93,6 +106,9 @@ class RDropMixin(
                 setattr(self.args, field.name, field.default)
         self._finite_loss_guard = FiniteLossGuard()
         self.add_callback(self._finite_loss_guard)
+        self._micro_batch_end = _MicroBatchEnd()
+        self.add_callback(self._micro_batch_end)
+        self.add_callback(EqualBatches)
         self._set_dropout()
         self._start_rdrop()
 
@@ -129,11 +145,16 @@ class RDropMixin(
             self._window = self._objective = None
             self._finite_loss_guard.forget()
 
-    def get_batch_samples(self, *args, **kwargs):
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
-        batch_samples, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         loader = self.callback_handler.train_dataloader
         has_no_end = loader is not None and not has_length(loader)
+        if has_no_end and self.accelerator.num_processes > 1:
+            # Before `Trainer` counts their items together, which only those processes would do that have some
+            batches = list(islice(epoch_iterator, num_batches))
+            check_all_have_batches(len(batches) == num_batches, self.accelerator)
+            epoch_iterator = iter(batches)
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
             # `Trainer` takes no optimizer step after them: their gradient would be added to the next step's
             logger.warning_once(
@@ -153,8 +174,10 @@ class RDropMixin(
         try:
             with self._in_phase("train"):
                 loss = super().training_step(*args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             self._losses_made += 1  # it may have been on its way: `auto_find_batch_size` begins again, others go on
+            if is_of_reentrant_checkpoints(error) and self.args.rdrop_forward_mode != "concat":
+                raise ValueError(reentrant_checkpoints(self.args.rdrop_forward_mode)) from error
             raise
         self._finite_loss_guard.watch(loss)
         return loss
@@ -186,8 +209,9 @@ class RDropMixin(
         Returns:
             This micro-batch's share of the loss of the optimizer step; outside `train()`, the loss of this batch.
         """
-        # A model's own flag may be wrong where the model is a wrapper
-        trains = self._phase == "train" or (self._phase is None and model.training)
+        trains = model.training and self._phase is None
+        if self._phase == "train":  # the flag of a wrapper may be wrong, but not those of all that is in it
+            trains = any(module.training for module in model.modules())
         if not trains:
             return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         window, settings = self._window_of(inputs), self._step_settings()
@@ -221,7 +245,7 @@ class RDropMixin(
     def _start_rdrop(self) -> None:
         self._window = self._objective = None
         self._losses_made = 0  # in this window
-        self._logged_terms = LoggedTerms(self.args.device)
+        self._logged_terms = self._micro_batch_end.logged_terms = LoggedTerms(self.args.device)
 
     def _step_settings(self) -> StepSettings:
         settings, step = RDropArguments.of(self.args), self.state.global_step
@@ -365,6 +389,15 @@ class RDropMixin(
     def _set_dropout(self) -> None:
         if self.args.rdrop_dropout is not None:
             set_dropout(self.model, self.args.rdrop_dropout)
+
+
+class _MicroBatchEnd(TrainerCallback):
+    """Tells logged terms where a micro-batch ends. It has no trainer, which it would keep in memory."""
+
+    logged_terms: LoggedTerms
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.logged_terms.end_micro_batch()
 
 
 class RDropTrainer(RDropMixin, Trainer):

@@ -42,6 +42,7 @@ def fused_cases():
 
 OTHERS = [f"{name}-{head}-{mode}" for name in (*BARE, "uneven") for head in HEADS for mode in MODES]
 OTHERS += [f"{name}-{mode}" for name in ("unlabeled_dataset", "all-used") for mode in MODES]
+OTHERS += ["FGM", "AWP"]  # docs/adversarial-training.md
 OTHERS += ["multi_label", "regression", "loss_func", "own_loss", "schedule", "shuffled", "stream"]
 
 
@@ -114,6 +115,27 @@ def test_a_process_names_its_own_rows_where_the_loss_is_nan(results):
 def test_processes_that_find_different_checkpoints_do_not_wait_for_each_other(results):
     for found in results[2][1]:
         assert "different checkpoints to resume from (that of step 1, none)" in found["seen"]["apart"]
+
+
+def test_unequal_numbers_of_batches_are_refused_where_a_training_gets_there(results):
+    for found in results[2][1]:
+        seen = found["seen"]
+        assert "The processes have 2, 1 batches an epoch" in seen["unequal"] and "even_batches" in seen["unequal"]
+        assert seen["unequal-after"] == seen["unequal"] and seen["unequal-before"] is None
+        assert "The data of 1 of 2 processes has ended before that of the others" in seen["ending"]
+    (one,) = results[1][1]
+    assert not any(one["seen"][name] for name in ("unequal", "unequal-before", "unequal-after", "ending"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reentrant_checkpoints(mode, results):
+    (one,), two = results[1][1], results[2][1]
+    found = [process["seen"][f"reentrant-{mode}"] for process in two]
+    assert one["seen"][f"reentrant-{mode}"] is None
+    if mode == "concat":
+        assert found == [None, None]
+    else:
+        assert all("use_reentrant': False" in message and f"'{mode}'" in message for message in found)
 
 
 def test_processes_never_see_the_same_unlabeled_row_at_one_step(results):

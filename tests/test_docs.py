@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import sys
+import types
 
 import pytest
 from datasets import Dataset
@@ -16,24 +17,20 @@ from rdrop_trainer.report import __main__ as report_command
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
-from support import tiny
+from support import tiny, zoo
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     tomllib = pytest.importorskip("tomli")
 
-from support import ROOT
+from support import ROOT, blocks_of
 
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OPTIONAL = ("peft", "trl")
 READ_ONLY = ("diff", "bibtex", "text")
-
-
-def blocks(page, *languages):
-    found = re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```$", page.read_text(encoding="utf-8"))
-    return [text for language, text in found if language in languages]
 
 
 def name(page):
@@ -52,7 +49,7 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.fixture
-def names(tmp_path, hub):
+def names(tmp_path, hub, monkeypatch):
     """What the pages take for granted: a model, its data, a trainer, finished runs, a checkpoint on the Hub."""
     words = [text for text, _ in make_sentences(60, seed=3)]
     make_bert(tmp_path / "model", words, hidden_size=16, heads=2, max_length=32)
@@ -66,30 +63,55 @@ def names(tmp_path, hub):
     model.save_pretrained(trained)
     tokenizer.save_pretrained(trained)
     push_checkpoint(trained, "me/mrpc-rdrop")
-    return {
-        "model": model,
-        "tokenizer": tokenizer,
-        "train_dataset": data,
-        "features": data.select(range(8)),
-        "rows": [{"sentence": text, "label": 0} for text in words[:8]],
-        "collator": DataCollatorWithPadding(tokenizer),
-        "trainer": tiny.trainer(model, data, tmp_path / "run"),
-        "baseline_runs": [FinishedRun(seed, 0.0, {"accuracy": 0.8 + seed / 100}) for seed in (1, 2)],
-        "rdrop_runs": [FinishedRun(seed, 4.0, {"accuracy": 0.82 + seed / 100}) for seed in (1, 2)],
-    }
+    page = types.ModuleType("page")  # whose classes can be pickled, as those of a script
+    monkeypatch.setitem(sys.modules, "page", page)
+    vars(page).update(
+        {
+            "model": model,
+            "tokenizer": tokenizer,
+            "train_dataset": data,
+            "features": data.select(range(8)),
+            "rows": [{"sentence": text, "label": 0} for text in words[:8]],
+            "collator": DataCollatorWithPadding(tokenizer),
+            "language_model": zoo.build("llama"),
+            "texts": Dataset.from_dict({"text": words[:16]}),
+            "trainer": tiny.trainer(model, data, tmp_path / "run"),
+            "baseline_runs": [FinishedRun(seed, 0.0, {"accuracy": 0.8 + seed / 100}) for seed in (1, 2)],
+            "rdrop_runs": [FinishedRun(seed, 4.0, {"accuracy": 0.82 + seed / 100}) for seed in (1, 2)],
+        }
+    )
+    return vars(page)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "python")], ids=name)
 def test_python_blocks_run(page, names, here):
-    for text in blocks(page, "python"):
-        exec(compile(text, name(page), "exec"), names)
+    for text in blocks_of(page, "python"):
+        if not needed(text):
+            exec(compile(text, name(page), "exec"), names)
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_examples_over_another_package_run(package, names, here):
+    pytest.importorskip(package)
+    names["tokenizer"].eos_token = "[SEP]"
+    names["language_model"].resize_token_embeddings(len(names["tokenizer"]))
+    for text in blocks_of(ROOT / "docs" / "other-trainers.md", "python"):
+        if needed(text) in ([], [package]):
+            exec(compile(text, package, "exec"), names)
+
+
+def needed(text):
+    """The packages that a block needs and the tests can do without."""
+    return [package for package in OPTIONAL if f"from {package} import" in text]
 
 
 # ---- Commands ----
 
 
 def commands(page):
-    for text in blocks(page, "bash"):
+    for text in blocks_of(page, "bash"):
         for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words:
@@ -121,7 +143,7 @@ def takes(words):
     return None
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=name)
 def test_commands_are_taken(page, here):
     (here / "recipes").symlink_to(ROOT / "recipes")
     (here / "runs" / "mrpc-search").mkdir(parents=True)

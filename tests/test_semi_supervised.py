@@ -172,6 +172,16 @@ def with_labels(labels):
         (with_labels(0.5), rows(4), "no mark for an unlabeled row"),
         (with_labels([0.0, 1.0, 0.0, 1.0]), rows(4), "no mark for an unlabeled row"),
         (with_labels([1, 2]), rows(4), "must bring labels of its own, all -100"),
+        (
+            rows(4),
+            ["a text", "another"],
+            r"row of unlabeled_dataset is a str; .* tokenize texts first: \[tok",
+        ),
+        (rows(4), [{"text": "a"}], "lack input_ids, attention_mask, .* hold only: text. .* must be tokenized"),
+        (rows(4), datasets.Dataset.from_dict({"text": ["a", "b"]}), "lack input_ids, attention_mask"),
+        (datasets.Dataset.from_list(rows(4)), datasets.Dataset.from_dict({"text": ["a"]}), "lack input_ids"),
+        (rows(4), {"input_ids": [[5]]}, "unlabeled_dataset is a dict of columns"),
+        (rows(4), tiny.word_tokenizer()(["w5 w6", "w7"]), "unlabeled_dataset is a BatchEncoding of columns"),
         ([{"input_ids": [5], "start_positions": 0, "end_positions": 1}], rows(4), "got only: input_ids, start_pos"),
     ],
 )
@@ -202,6 +212,31 @@ def test_regressions_are_refused_whatever_the_type_of_their_labels(how, tmp_path
     trainer = tiny.trainer(model, rows(4), tmp_path, unlabeled_dataset=rows(4, labeled=False), **settings)
     with pytest.raises(ValueError, match="unlabeled_dataset does not fit regression, which takes -100"):
         trainer.train()
+
+
+@pytest.mark.parametrize("how", ["compute_loss_func", "compute_loss"])
+def test_a_loss_of_the_user_may_leave_unlabeled_rows_out(how, tmp_path):
+    """One logit, yes or no, in a stock class whose own loss would take -100 for a value."""
+
+    def binary(outputs, labels, num_items_in_batch=None):
+        known, logits = labels != -100, outputs.logits[:, 0]
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known].to(logits))
+
+    class Own(RDropTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            return (binary(outputs, labels), outputs) if return_outputs else binary(outputs, labels)
+
+    model = tiny.bert(dropout=0.3)
+    model.config.problem_type, model.num_labels = "multi_label_classification", 1
+    model.classifier = torch.nn.Linear(16, 1)
+    data = [{**row, "labels": row["labels"] % 2} for row in rows(8)]
+    own = {"cls": Own} if how == "compute_loss" else {"compute_loss_func": binary}
+    trainer = tiny.trainer(model, data, tmp_path, unlabeled_dataset=rows(8, labeled=False), logging_steps=1, **own)
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "divergence" in log]
+    assert logs and all(log["divergence"] > 0 and 0.4 < log["task_loss"] < 1 for log in logs)
 
 
 def test_a_stream_of_labeled_rows_is_refused(tmp_path):

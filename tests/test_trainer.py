@@ -18,6 +18,7 @@ from transformers import (
     ModernBertConfig,
     ModernBertForSequenceClassification,
     RobertaConfig,
+    Seq2SeqTrainer,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -27,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import HPSearchBackend
 
-from rdrop_trainer import RDropArguments, RDropMixin, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import RDropArguments, RDropMixin, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from support import formulas, tiny, zoo
 
 
@@ -553,3 +554,16 @@ def test_training_arguments_survive_a_round_trip(tmp_path):
     trainer.save_model(str(tmp_path / "saved"))
     loaded = torch.load(tmp_path / "saved" / "training_args.bin", weights_only=False)
     assert (loaded.rdrop_alpha, loaded.rdrop_forward_mode) == (2.5, "recompute")
+
+
+@pytest.mark.parametrize("args", [RDropTrainingArguments, TrainingArguments, None])
+def test_a_seq2seq_trainer_names_the_arguments_it_needs(args, tmp_path):
+    class Own(RDropMixin, Seq2SeqTrainer):
+        pass
+
+    given = args and args(str(tmp_path))
+    for cls in (RDropSeq2SeqTrainer, Own):
+        with pytest.raises(ValueError, match=f"{cls.__name__} needs RDropSeq2SeqTrainingArguments .* got .*"):
+            cls(zoo.build("t5"), given)
+        with pytest.raises(ValueError, match="RDropSeq2SeqTrainingArguments"):
+            cls(model=zoo.build("t5"), args=given)

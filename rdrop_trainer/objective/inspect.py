@@ -23,10 +23,10 @@ from .comparisons import (
 )
 from .head_of import head_of
 from .heads import Items, PredictionHead
-from .labels import judged_by_labels
+from .labels import check_range, judged_by_labels
 from .lm_head import LMHead
 from .noise import ITEMS, NoiseWatch, is_rounding
-from .passes import Passes, without_ddp
+from .passes import Passes, can_repeat, find_batch_size, without_ddp
 from .plan import Plan
 from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
 from .training import Training
@@ -41,9 +41,10 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     A forward pass, `aside`, is made only where labels fit rows and tokens alike.
 
     Raises:
-        ValueError: a head that R-Drop does not fit, or batches without labels.
+        ValueError: a head that R-Drop does not fit, batches without labels, or labels that it has no class for.
     """
     kind = _head(training, batches)
+    check_range(training, kind, batches)
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
     task_loss = _task_loss(training, kind)
@@ -54,6 +55,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
     kind = _head(training, batches)
+    check_range(training, kind, [batch for batch in batches if batch[kind.labels[0]].device.type == "cpu"])
     return plan if kind == plan.kind else replace(plan, head=kind, kind=kind)
 
 
@@ -113,6 +115,7 @@ def before_passes(
     if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
         plan = find_lm_head(training, plan, batch, settings)
     repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
+    repeats = repeats and can_repeat(model, find_batch_size(model, batch))
     if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
         plan = check_rows(training, plan, model, batch, settings.num_passes)
     if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:

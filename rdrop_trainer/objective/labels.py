@@ -11,6 +11,7 @@ import torch
 from ..losses.reference import IGNORE_INDEX
 from .head_of import has_listed_head
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead, is_along_text
+from .lm_head import vocabulary_size
 from .task_loss import TaskLoss
 from .training import Training
 
@@ -33,6 +34,34 @@ def judged_by_labels(
     if head.problem == "multi_label" and _is_guess(training):
         head = _judged_by_values(training, head, [batch["labels"] for batch in batches])
     return head
+
+
+def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse labels that are none of the classes of a stock head; waits for the device of the labels.
+
+    A loss of the user's may know other labels.
+    """
+    if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
+        return
+    for batch in batches:
+        labels = batch["labels"]
+        classes = _classes(training, head, batch)
+        outside = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORE_INDEX)]
+        if classes > 1 and outside.numel() > 0:
+            mend = "mend the labels" if head.choices or head.language_model else "load the model with more num_labels"
+            raise ValueError(
+                f"A label is {outside[0].item()}, but {type(training.base).__name__} knows {classes} classes, labeled "
+                f"0 to {classes - 1} (and {IGNORE_INDEX}: no label): {mend}."
+            )
+
+
+def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:
+    """How many classes a stock head has; 0: unknown."""
+    if head.choices:
+        return batch["input_ids"].shape[1] if "input_ids" in batch else 0
+    if head.language_model:
+        return vocabulary_size(training.base)
+    return getattr(getattr(training.base, "config", None), "num_labels", 0)
 
 
 def _may_be_of_tokens(training: Training, head: PredictionHead) -> bool:

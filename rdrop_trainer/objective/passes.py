@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import logging
 
 from .snapshot import Snapshot
+
+logger = logging.get_logger(__name__)
 
 # Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
 PACKING_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
@@ -96,13 +99,20 @@ def run_passes(
         num_passes: m, at least 1.
         mode: "concat" (one forward of m·B rows), "sequential" (m forwards) or "recompute" (m forwards, all but the
             last checkpointed without reentrance, so that they keep no activations). Sequential and recompute draw
-            the same noise from the same random state: torch's, NumPy's and Python's.
+            the same noise from the same random state: torch's, NumPy's and Python's. Where `can_repeat` says no,
+            concat is sequential.
         call: how the model is run on inputs.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
     """
     batch_size = find_batch_size(model, inputs)
+    if mode == "concat" and num_passes > 1 and not can_repeat(model, batch_size):
+        logger.warning_once(
+            "The model has no padding token, so that it takes one row at a time: the passes run one after another, as "
+            "with rdrop_forward_mode='sequential'."
+        )
+        mode = "sequential"
     if num_passes == 1:
         outputs = [call(model, dict(inputs))]
     elif mode == "concat":
@@ -139,6 +149,19 @@ class _Repeatable:
             return self.call(self.model, dict(self.inputs))
         finally:
             now.restore()
+
+
+def can_repeat(model: nn.Module, batch_size: int) -> bool:
+    """Whether a batch may be made larger. One row may not for a sequence classifier without a padding token.
+
+    Where it is made of a decoder, it looks for the last token of every row, and refuses more rows than one.
+    """
+    modules: Iterator[Any] = model.modules()
+    return batch_size > 1 or not any(
+        any(base.__name__.endswith("ForSequenceClassification") for base in type(module).__mro__)
+        and module.config.get_text_config().pad_token_id is None
+        for module in modules
+    )
 
 
 def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:

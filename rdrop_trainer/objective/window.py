@@ -130,7 +130,10 @@ class Window:
 
 
 class LoggedTerms:
-    """Sums of task loss and divergence over R-Drop steps. They stay on the device: to read one would wait for it."""
+    """Sums of task loss and divergence over R-Drop steps. They stay on the device: to read one would wait for it.
+
+    Of each micro-batch the first loss counts: an adversarial training step computes another of disturbed weights.
+    """
 
     def __init__(self, device: torch.device):
         self._sums = torch.zeros(2, device=device)
@@ -138,6 +141,7 @@ class LoggedTerms:
         self._window = torch.zeros(2, device=device)
         self._window_step: int | None = None
         self._last_step = 0
+        self._has_micro_batch = False
 
     def start_window(self, step: int) -> None:
         """Begin the window of an optimizer step.
@@ -151,11 +155,19 @@ class LoggedTerms:
         self._last_step = step
         self._window = torch.zeros_like(self._sums)
         self._window_step = None
+        self._has_micro_batch = False
 
     def add(self, terms: RDropLoss, step: int) -> None:
-        """Add a micro-batch's share of an optimizer step."""
+        """Add a micro-batch's share of an optimizer step; another one before `end_micro_batch` is left out."""
+        if self._has_micro_batch:
+            return
+        self._has_micro_batch = True
         self._window += torch.stack([terms.task_loss, terms.divergence]).detach()
         self._window_step = step
+
+    def end_micro_batch(self) -> None:
+        """What is added next is of another micro-batch, or of another window."""
+        self._has_micro_batch = False
 
     def take(self, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """The averages since the last call, empty if there was no R-Drop step, and start again."""

@@ -90,7 +90,7 @@ class FiniteLossGuard(TrainerCallback):
 
     def __init__(self) -> None:
         self._training: _Training | None = None
-        self._micro_batches = 0  # of the current optimizer step, so far
+        self._micro_batches = 0  # of the current optimizer step, that are done
         self._unread: list[tuple[_MicroBatch, torch.Tensor]] = []
 
     def watch(self, loss: torch.Tensor) -> None:
@@ -108,7 +108,6 @@ class FiniteLossGuard(TrainerCallback):
             self._unread.append((training.micro_batch(self._micro_batches), loss.detach()))
             if training.args.logging_nan_inf_filter or len(self._unread) == self.MAX_UNREAD:
                 self._read_losses()
-        self._micro_batches += 1
 
     def check(self) -> None:
         """Check the losses that were not read yet, then the weights. All processes must call it together.
@@ -135,6 +134,9 @@ class FiniteLossGuard(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._micro_batches = 0
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._micro_batches += 1
 
     def on_step_end(self, args, state, control, **kwargs):
         if control.should_log:

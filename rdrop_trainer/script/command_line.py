@@ -217,6 +217,11 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """The entries of a recipe file as command-line flags, so that one parser checks both."""
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise InputError(f"{path}: expected a .yaml or .json recipe first, or flags that begin with --")
+    if not path.exists():
+        recipes = {found.stem: found for found in path.parent.glob("*") if found.suffix in (".yaml", ".yml", ".json")}
+        close = [str(recipes[name]) for name in difflib.get_close_matches(path.stem, recipes, n=2, cutoff=0.6)]
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"{path}: there is no such recipe{hint}")
     try:
         text = path.read_text(encoding="utf-8-sig")
         recipe = parse_json(text) if path.suffix == ".json" else parse_yaml(text)

@@ -25,10 +25,18 @@ from .command_line import flags_of
 from .program import MODULE
 
 RECIPE = "recipe.yaml"
-# After the interpreter; with -P, a user's datasets.py is not taken for the library of that name
-PROGRAM = (*(("-P",) if sys.version_info >= (3, 11) else ()), "-m", MODULE)
-WORKER = (*PROGRAM[:-1], f"{MODULE}.worker")
-PARENT = "RDROP_TRAINERPARENT"
+
+
+def _program(module: str) -> tuple[str, str]:
+    """What starts a module, after the interpreter. Without the current folder, a user's datasets.py is not taken for
+    the library of that name; `python -P` does the same, from 3.11 on.
+    """
+    code = "import sys; sys.path = [folder for folder in sys.path if folder]; import runpy; "
+    return "-c", code + f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+
+
+PROGRAM, WORKER = _program(MODULE), _program(f"{MODULE}.worker")
+PARENT = "RDROP_TRAINER_PARENT"  # the process with which a run ends
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     alpha = settings["rdrop_alpha"]
     what = f"R-Drop with alpha {alpha:g}" if alpha else "plain fine-tuning (alpha 0)"
     lines = [f"{results['task']}: {what}, seed {settings['seed']}, {settings['model_name_or_path']}"]
+    lines.append(f"processes {results['processes']}")
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in results["rows"].items()))
     if results["unlabeled_ratio"]:
         lines.append(f"batches   {results['unlabeled_ratio']:g} unlabeled rows for each labeled one")

@@ -104,6 +104,8 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
         logged.start_window(step)  # step 1 ran out of memory after one micro-batch, and began again
         for value in values:
             logged.add(terms(*value), step)
+            logged.add(terms(50.0, 50.0), step)  # of disturbed weights
+            logged.end_micro_batch()
     assert logged.take(lambda sums: sums) == {"task_loss": 4.0, "divergence": 6.0}
     logged.start_window(2)
     logged.add(terms(100.0, 100.0), 2)

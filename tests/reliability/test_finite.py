@@ -204,6 +204,20 @@ def test_a_trainer_whose_guard_was_taken_out_goes_on(tmp_path):
     assert trainer.state.global_step == trainer.state.max_steps
 
 
+def test_rows_are_named_where_a_micro_batch_has_several_losses(tmp_path):
+    class Twice(RDropTrainer):
+        def training_step(self, *args, **kwargs):
+            super().training_step(*args, **kwargs)
+            return super().training_step(*args, **kwargs)
+
+    arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    plain, twice = (
+        rows_named(stopped(tiny.trainer(poisoned(NAN), rows(7), tmp_path, cls, **arguments)))
+        for cls in (RDropTrainer, Twice)
+    )
+    assert 7 in plain and twice == plain
+
+
 # ---- The guard alone ----
 
 

@@ -174,7 +174,6 @@ def test_what_is_about_to_start_is_stopped_too(tmp_path):
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P is of 3.11")
 def test_a_module_of_the_user_is_not_taken_for_a_library(tmp_path, monkeypatch):
     (tmp_path / "datasets.py").write_text("raise SystemExit('the wrong datasets')")
     monkeypatch.chdir(tmp_path)

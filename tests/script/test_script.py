@@ -34,7 +34,7 @@ def test_glue_from_a_folder(model, here, capsys):
     config = BertForSequenceClassification.from_pretrained("out").config
     assert config.id2label == {0: "unacceptable", 1: "acceptable"}
     output = capsys.readouterr().out
-    assert "eval_matthews_correlation" in output
+    assert "eval_matthews_correlation" in output and "\nprocesses 1\n" in output
     following = output.split("next      ")[1].strip()
     assert following.endswith("--rdrop_alpha 0 --output_dir out-baseline")
 

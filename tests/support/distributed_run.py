@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from rdrop_trainer import RDropTrainer
 from rdrop_trainer.objective import plan
-from support import semi_supervised, tiny, zoo
+from support import adversarial, semi_supervised, tiny, zoo
 from support.distributed import BARE, FUSED, HEADS, MODES, OTHER_HEADS, ROWS, STEPS, rows_of_rank, split
 
 gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
@@ -143,6 +144,11 @@ for head in HEADS:
         run(f"uneven-{head}-{mode}", noisy(head, mode), head, data, mode, 3, accelerator_config={"even_batches": False})
 
 
+for name, cls in adversarial.RECIPES.items():
+    run(name, adversarial.model(), "single_label", rows("single_label", 16, ()), steps=2, cls=cls,
+        callbacks=[adversarial.OnePassOfThePlainLoss()])  # fmt: skip
+
+
 class Stream(torch.utils.data.IterableDataset):
     """The first process reads it and sends the others theirs; its last batch is filled to a row for each."""
 
@@ -203,6 +209,31 @@ settings |= {"save_strategy": "steps", "save_steps": 1}
 tiny.trainer(tiny.bert(), tiny.dataset(rows=ROWS), out / "0", **settings).train()
 trainer = tiny.trainer(tiny.bert(), tiny.dataset(rows=ROWS), out / str(rank), **settings)
 seen["apart"] = stopped(ValueError, trainer, resume_from_checkpoint=True)
+
+# Of 6 rows by 2 the first process gets two batches, the second one
+settings = {"per_device_train_batch_size": 2, "accelerator_config": {"even_batches": False}, "num_train_epochs": 2}
+for name, end in {"unequal": {}, "unequal-before": {"max_steps": 1}, "unequal-after": {"max_steps": 2}}.items():
+    seen[name] = stopped(ValueError, tiny.trainer(tiny.bert(), tiny.dataset(rows=6), out / name, **settings, **end))
+
+
+class Ending(torch.utils.data.IterableDataset):
+    """A part of the data for each process, that of the first longer."""
+
+    def __iter__(self):
+        return iter(tiny.dataset(rows=6 - 2 * rank))
+
+
+class OwnLoader(RDropTrainer):
+    def get_train_dataloader(self):
+        return torch.utils.data.DataLoader(Ending(), batch_size=2, collate_fn=self.data_collator)
+
+
+trainer = tiny.trainer(tiny.bert(), tiny.dataset(), out / "ending", OwnLoader, max_steps=4)
+seen["ending"] = stopped(ValueError, trainer)
+for mode in MODES:
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), out / mode, rdrop_forward_mode=mode, **settings)
+    seen[f"reentrant-{mode}"] = stopped(ValueError, trainer)
 
 if rank == 0:
     torch.save(updates, out / "updates.pt")

@@ -74,6 +74,7 @@ def tokenizer():
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
 OF_TRAINER = "data_collator processing_class eval_dataset unlabeled_dataset callbacks compute_loss_func compute_metrics"
+OF_TRAINER += " optimizers"
 
 
 def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):

@@ -1,0 +1,55 @@
+"""Several processes that would wait for each other for ever, or stop without a reason, get one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate.utils import gather
+from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_REMEDY = (
+    "a process without a batch would leave the others waiting. Leave even_batches of accelerator_config at True, which "
+    "fills the last batches with rows from the start, or pass dataloader_drop_last=True."
+)
+
+
+class EqualBatches(TrainerCallback):
+    """Refuses a training in which the processes have epochs of unequal numbers of batches, if it gets that far."""
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if args.world_size == 1 or not has_length(train_dataloader):
+            return
+        batches = gather(torch.tensor([len(train_dataloader)], device=args.device)).tolist()
+        is_reached = not 0 < args.max_steps <= min(batches) // args.gradient_accumulation_steps
+        if min(batches) < max(batches) and is_reached:
+            raise ValueError(f"The processes have {', '.join(map(str, batches))} batches an epoch, and {_REMEDY}")
+
+
+def check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
+    """Refuse to go on where data without a length does not fill a window on some processes only; a collective."""
+    having = accelerator.reduce(torch.tensor(float(has_them), device=accelerator.device))
+    if 0 < having < accelerator.num_processes:
+        raise ValueError(
+            f"The data of {accelerator.num_processes - int(having)} of {accelerator.num_processes} processes has ended "
+            "before that of the others, which would wait. Let the data set give every process as many batches, or pass "
+            "accelerator_config={'dispatch_batches': True}, with which the first process reads it for all."
+        )
+
+
+def is_of_reentrant_checkpoints(error: BaseException) -> bool:
+    """Whether DistributedDataParallel found a gradient that came twice, as of a checkpoint in two of its passes."""
+    return isinstance(error, RuntimeError) and "mark a variable ready only once" in str(error)
+
+
+def reentrant_checkpoints(forward_mode: str) -> str:
+    """What to do about them."""
+    return (
+        f"rdrop_forward_mode={forward_mode!r} and reentrant gradient checkpointing do not go together under "
+        "DistributedDataParallel, which sees the same weights again in every pass. Pass "
+        "gradient_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
+    )
