@@ -19,7 +19,7 @@ from ..glue.strict import parse_json, parse_yaml
 from ..glue.tasks import get_task
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
 from . import program
-from .arguments import DataArguments, ModelArguments, SeveralRunsArguments, check_ranges
+from .arguments import DataArguments, ModelArguments, SeveralRunsArguments, check_ranges, defaults_of_early_stopping
 
 # Help for flags of TrainingArguments that mean something of their own here
 _HELP = {
@@ -145,6 +145,7 @@ def parse_arguments(argv: Sequence[str]) -> CommandLine:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.init and f.name in values})
 
     try:
+        values |= defaults_of_early_stopping(values, given)
         model, data, several = build(ModelArguments), build(DataArguments), build(SeveralRunsArguments)
         generates = data.task_name is not None and get_task(data.task_name).head == "seq2seq"
         training = build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments)
