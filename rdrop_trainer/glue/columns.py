@@ -50,7 +50,7 @@ class Column:
     Attributes:
         name: in the header.
         kind: "text", "single words", "few values that repeat", "numbers", "dates", "links", "ids", "an index", "lists
-            or objects" or "empty".
+            or objects" or "mostly empty".
         example: the first value, cut.
         repeats: whether its values, few and short, occur several times each, as labels do.
     """
@@ -69,7 +69,7 @@ class Column:
         distinct = len(set(texts))
         few = len(texts) >= 4 and distinct <= max(2, len(texts) // 4)
         repeats = few and (distinct <= 50 or mean(map(len, texts)) <= 12)  # premises of three pairs each are no labels
-        kind = _kind(name, known, texts, is_first)
+        kind = _kind(name, len(values), known, texts, is_first)
         if repeats and kind in ("text", "single words"):
             kind = "few values that repeat"
         return cls(name, kind, example if len(example) <= 40 else example[:37] + "...", repeats)
@@ -129,7 +129,7 @@ def choose_text_columns(
 
 def advice_on_label(columns: Sequence[Column], texts: Collection[str] = ()) -> str:
     """Which columns may be meant where the label's is not there, as the end of an error's sentence."""
-    no_label = {"text", "dates", "links", "ids", "an index", "lists or objects", "empty"}
+    no_label = {"text", "dates", "links", "ids", "an index", "lists or objects", "mostly empty"}
     texts = {*texts, *(name for names in _USUAL for name in names)}
     left = [c.name for c in columns if c.kind not in no_label and c.name not in texts and not _names_an_id(c.name)]
     repeated = [column.name for column in columns if column.repeats and column.name in left]
@@ -139,7 +139,7 @@ def advice_on_label(columns: Sequence[Column], texts: Collection[str] = ()) -> s
     return "; did you mean " + " or ".join(f"--label_column {_quoted(name)}" for name in likely) + "?"
 
 
-def _kind(name: str, known: Sequence[Any], texts: Sequence[str], is_first: bool) -> str:
+def _kind(name: str, rows: int, known: Sequence[Any], texts: Sequence[str], is_first: bool) -> str:
     """What the values of a column are."""
     if is_first and (name == "" or name.startswith(("Unnamed:", "__index_level_"))):
         return "an index"  # as pandas writes it
@@ -147,8 +147,8 @@ def _kind(name: str, known: Sequence[Any], texts: Sequence[str], is_first: bool)
         return "an index"
     if name.lower() == "id":
         return "ids"
-    if not known:
-        return "empty"
+    if 2 * len(known) < rows:
+        return "mostly empty"  # a text is in every row
     kinds: dict[str, Callable[[str], object]] = {
         "numbers": _NUMBER.fullmatch,
         "dates": _is_date,

@@ -40,6 +40,7 @@ COLUMNS = {
     "us days": [f"Jan {i % 28 + 1}, 2024 10:{i:02} PM" for i in range(ROWS)],
     "zh days": [f"2024年1月{i % 28 + 1}日" for i in range(ROWS)],
     "words with numbers": ["10", "90s", *ENGLISH[2:]],
+    "left over": [ENGLISH[i] if i % 9 == 0 else "" for i in range(ROWS)],
     # OCNLI's premises stand for three pairs each
     "premises": [CHINESE[i // 3] for i in range(ROWS)],
 }
@@ -102,6 +103,7 @@ CASES = {
         {},
         ("body",),
     ),
+    "SMS spam": ({"v1": "mood", "v2": "english", "Unnamed: 2": "left over"}, {"label_column": "v1"}, ("v2",)),
     "a usual name beside other texts": ({"text": "text", "location": "english", "label": "mood"}, {}, ("text",)),
     "a usual name above numbers": ({"text": "count", "body": "english", "label": "mood"}, {}, ("body",)),
     "names, and nothing else": ({"name": "users", "label": "mood"}, {}, ("name",)),
