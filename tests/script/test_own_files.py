@@ -2,13 +2,16 @@
 
 import csv
 import json
+import os
 import random
+import signal
 from types import SimpleNamespace
 
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef, precision_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerControl
 
+from rdrop_trainer import RDropTrainer
 from rdrop_trainer.run_folder import read_results
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.train import StopWithoutProgress
@@ -139,6 +142,23 @@ def test_early_stopping(reviews, model):
     assert found["settings"]["eval_strategy"] == found["settings"]["save_strategy"] == "epoch"
     state = json.loads((reviews / "out" / "trainer_state.json").read_text())
     assert state["best_global_step"] == 6
+
+
+def test_a_resumed_run_stops_where_the_whole_one_does(reviews, model, monkeypatch):
+    stop = "--early_stopping_patience 3 --num_train_epochs 9 --learning_rate 0 --output_dir out"
+    flags = "--max_seq_length 16 --use_cpu True --disable_tqdm True --per_device_train_batch_size 8".split()
+    training_step = RDropTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 14:  # after two evaluations
+            os.kill(os.getpid(), signal.SIGINT)
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RDropTrainer, "training_step", interrupted)
+        assert run(model, REVIEWS, stop, fast=flags) == 130
+    assert run(model, REVIEWS, stop, fast=flags) == 0
+    assert read_results("out")["metrics"]["steps"] == 4 * 6
 
 
 @pytest.mark.parametrize(
