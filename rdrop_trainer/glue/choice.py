@@ -12,6 +12,7 @@ import torch
 
 from .._extras import import_optional
 from .examples import IGNORED
+from .features import logits_of
 from .passages import BLANK
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
         InputError: SciPy is not installed.
     """
     assign = import_optional("scipy.optimize").linear_sum_assignment
-    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    logits = logits_of(predictions)
     scores = [row[: len(choices)] for row, choices in zip(logits, rows["choices"], strict=True)]
     chosen = [int(np.argmax(row)) for row in scores]
     groups = defaultdict(list)

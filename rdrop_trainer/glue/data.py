@@ -8,31 +8,19 @@ task's labels: labels are matched by name, never by position. `to_passages` desc
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..errors import InputError
-from .examples import IGNORED, READ_TEXTS, find_column, spelling
-from .readers import read_rows
+from .columns import advice_on_label, choose_text_columns, read_columns
+from .examples import READ_TEXTS, find_column
+from .labels import find_labels
+from .metrics import CORRELATIONS, with_metrics
 from .sources import load_file, load_folder, load_hub
 from .tasks import Task
-
-logger = logging.getLogger(__name__)
-
-_KNOWN_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("sentence",),
-    ("text",),
-)
-_ID_COLUMNS = ("id", "idx", "index")
 
 
 def load_task(
@@ -63,8 +51,8 @@ def load_task(
 
     Returns:
         The splits under the names of `task.files`. `label` is an id in the order of `task.labels`, or a float for a
-        regression; -1 in test rows without a label, -100 in the split "unlabeled". `idx` is the row's own id, or its
-        position where it has none.
+        regression; -1 (of a regression NaN) in test rows without a label, -100 in the split "unlabeled". `idx` is the
+        row's own id, or its position where it has none.
 
     Raises:
         InputError: anything is wrong with the data; the message names file and line.
@@ -105,18 +93,21 @@ def load_files(
     unlabeled_file: str | Path | None = None,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
+    id_column: str | None = None,
     labels: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> tuple[datasets.DatasetDict, Task]:
     """Load a user's own classification or regression data, for which there is no named task.
 
     Args:
         train_file, validation_file, test_file, unlabeled_file: the files; at least one of the first three.
-        text_columns: one or two columns. Default: a usual name or pair of names ("sentence", "text", "sentence1" and
-            "sentence2", ...), else the first one or two columns of text.
+        text_columns: one or two columns. Default: as `choose_text_columns` finds them.
         label_column: name of the label column; default: "label".
+        id_column: name of the column of ids, which predictions keep as they are written; a test file must have it.
         labels: label names in the order of their ids, if they are known, as from a trained model; an empty sequence
             means a regression. Default: the sorted labels of the training file (else of the validation or test file),
-            or a regression if these are decimal numbers.
+            or a regression if these are decimal numbers or the metrics are correlations.
+        metrics: scores to report first, as of `with_metrics`. Default: accuracy, or the correlations of a regression.
 
     Returns:
         The splits, as `load_task` returns them, and a task "custom" for them.
@@ -128,84 +119,36 @@ def load_files(
     files = {kind: path for kind, path in files.items() if path is not None}
     if not files:
         raise InputError("no data: give train_file, validation_file or test_file")
-    first = next(iter(files.values()))
+    kind, first = next(iter(files.items()))
     label_column = label_column or "label"
-    text_columns = tuple(text_columns or _guess_text_columns(first, label_column))
+    line, columns = read_columns(first)
+    if label_column not in (column.name for column in columns) and (labels is None or kind != "test"):
+        names = dict.fromkeys(column.name for column in columns)
+        find_column(names, (label_column,), f"{first}:{line}", advice=advice_on_label(columns, text_columns or ()))
+    if text_columns is None:
+        others = {label_column} if id_column is None else {label_column, id_column}
+        text_columns = choose_text_columns(first, line, columns, others)
     reserved = {"idx", "label", "labels", label_column}.intersection(text_columns)
     if reserved or len(text_columns) > 2 or len(set(text_columns)) < len(text_columns):
         raise InputError(
             f"text columns {', '.join(text_columns)}: expected one or two different ones, none called idx or label"
         )
     if labels is None:
-        labels = _find_labels(first, label_column)
-    metrics = ("accuracy",) if labels else ("pearson", "spearmanr")
+        labels = () if metrics and set(metrics) <= CORRELATIONS else find_labels(first, label_column)
     task = Task(
         "custom",
         "custom",
-        text_columns,
+        tuple(text_columns),
         tuple(labels) or None,
-        metrics=metrics,
-        headline=metrics,
+        metrics=("accuracy",) if labels else ("pearson", "spearmanr"),
+        headline=("accuracy",) if labels else ("pearson", "spearmanr"),
         files=dict.fromkeys(files, ()),
         label_sources=(label_column,),
+        id_column=id_column,
     )
+    task = with_metrics(task, metrics or ())
     named: dict[str, Any] = {f"{kind}_file": path for kind, path in files.items()}
     return load_task(task, **named, unlabeled_file=unlabeled_file), task
-
-
-def _guess_text_columns(path: str | Path, label_column: str) -> tuple[str, ...]:
-    number, row = next(read_rows(path), (0, None))
-    if row is None:
-        raise InputError(f"{path}: is empty, expected rows of data")
-    for columns in _KNOWN_COLUMNS:
-        if set(columns) <= row.keys():
-            return columns
-    texts = [name for name, value in row.items() if isinstance(value, str) and name not in (label_column, *_ID_COLUMNS)]
-    if not texts:
-        raise InputError(f"{path}:{number}: no column of text, expected one beside {', '.join(row)}")
-    logger.warning("%s: taking %s for the text; name text_columns if that is wrong", path, " and ".join(texts[:2]))
-    return tuple(texts[:2])
-
-
-def _find_labels(path: str | Path, label_column: str) -> list[str]:
-    """The sorted label names of a file; empty if they are decimal numbers."""
-    found: dict[str, tuple[str, Any]] = {}  # name -> the first (where, value) with this spelling
-    for number, row in read_rows(path):
-        where = f"{path}:{number}"
-        value = row[find_column(row, (label_column,), where, advice="; label_column says which of them has the labels")]
-        if value is not None and value != "":
-            found.setdefault(spelling(value, where), (where, value))
-    found.pop(str(IGNORED), None)
-    if not found:
-        raise InputError(f"{path}: the column {label_column!r} is empty, expected labels to learn")
-    whole = all(name.removeprefix("-").isdecimal() for name in found)
-    numbers = all(_is_number(name) for name in found)
-    if numbers and not whole:
-        logger.warning("%s: the labels are decimal numbers, so this is a regression", path)
-        return []
-    if not numbers:
-        _check_one_type(found.values())
-    if len(found) == 1:
-        raise InputError(f"{path}: every row has the label {next(iter(found))!r}, expected at least two different ones")
-    return sorted(found, key=Decimal if whole else None)
-
-
-def _check_one_type(labels: Iterable[tuple[str, object]]) -> None:
-    """Refuse a mixture of names and other JSON values (numbers, true, false) as labels."""
-    (first, example), *others = labels
-    for where, value in others:
-        if type(value) is not type(example):
-            raise InputError(
-                f"{where}: the label is {value!r}, expected labels of one type, such as {example!r} ({first})"
-            )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text  # only Python takes 1_0 for a number
 
 
 def _with_columns(task: Task, text_columns: Sequence[str] | None, label_column: str | None) -> Task:

@@ -28,7 +28,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     Args:
         task: the task; its `text_sources` and `label_sources` say which fields to read.
         split: name of the split. Rows of "train" and "validation" must have a label, or -100 for none; rows of
-            "unlabeled" get -100.
+            "unlabeled" get -100. Rows of "test" must have an id where the task names a column for it.
         rows: (line number, raw row) pairs.
         source: name of the source, for messages.
 
@@ -62,7 +62,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
             left_out += 1
             continue
         texts.append(text)
-        ids.append(row_id(task, row, position))
+        ids.append(_named_id(task, row, where, kind) or row_id(task, row, position))
         labels.append(label)
     if left_out:
         logger.warning("%s: %d rows without an agreed label were left out of %s", source, left_out, split)
@@ -80,7 +80,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     elif task.head == "seq2seq":
         columns["target"], features["target"] = labels, datasets.Value("string")
     else:
-        missing = IGNORED if kind == "unlabeled" else UNLABELED
+        missing = IGNORED if kind == "unlabeled" else math.nan if task.is_regression else UNLABELED
         columns["label"] = [missing if label is None else label for label in labels]
         features["label"] = datasets.Value("float32" if task.is_regression else "int64")
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -94,6 +94,17 @@ def spelling(value: object, where: str) -> str:
     if re.search(r"[\t\n\r]", text):  # predictions are written as a .tsv
         raise InputError(f"{where}: the label {text!r} holds a tab or a line break, expected one line")
     return text.lower() if text in ("True", "False") else text
+
+
+def is_missing(value: object) -> bool:
+    """Whether a raw label stands for none: None, an empty cell, or the NaN of a table with gaps."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def as_whole_number(text: str) -> str | None:
+    """The spelling of a whole number without decimals, as "1" for "1.0"; None if the text is no such number."""
+    found = re.fullmatch(r"(-?\d+)(\.0*)?", text)
+    return found[1] if found else None
 
 
 def find_column(row: dict, names: Sequence[str], where: str, required: bool = True, advice: str = "") -> str | None:
@@ -165,7 +176,7 @@ def _expected(task: Task) -> str:
 
 def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int | float | None:
     """The id of the label, or the number of a regression; None for a row without a label."""
-    if value is None or value == "":
+    if is_missing(value):
         return None
     if task.is_regression:
         try:
@@ -174,8 +185,10 @@ def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int
             number = math.nan
         if not abs(number) <= _LARGEST:
             raise InputError(f"{where}: the label is {value!r}, expected a number")
-        return number
+        # The Hub has -1 for the missing scores of test rows
+        return None if number == UNLABELED and task.score_range and task.score_range[0] > UNLABELED else number
     text = spelling(value, where)
+    text = text if text in label_ids else as_whole_number(text) or text
     if text in label_ids:
         return label_ids[text]
     if text == str(IGNORED):
@@ -217,6 +230,20 @@ def _tags(text: str, entities: Any, label_ids: dict[str, int], where: str) -> li
             inside = label_ids[f"I-{kind}"]
             tags[start : end + 1] = [label_ids[f"B-{kind}"]] + [inside] * (end - start)
     return tags
+
+
+def _named_id(task: Task, row: dict, where: str, kind: str) -> str | None:
+    """The id in the column that the user named, as it is written; it is needed where predictions are to keep it."""
+    if task.id_column is None:
+        return None
+    column = find_column(row, (task.id_column,), where, required=kind == "test")
+    value = row.get(column)
+    text = "" if is_missing(value) else str(value).strip()
+    if kind == "test" and not text:
+        raise InputError(f"{where}: the row has no id in {task.id_column!r}")
+    if re.search(r"[\t\n\r]", text):  # predictions are written as a .tsv
+        raise InputError(f"{where}: the id {text!r} holds a tab or a line break, expected one line")
+    return text or None
 
 
 def row_id(task: Task, row: dict, position: int) -> int | str:

@@ -125,9 +125,14 @@ def _first_tokens(words: Sequence[int | None]) -> list[int]:
     return [-1 if w is None or (i > 0 and words[i - 1] == w) else w for i, w in enumerate(words)]
 
 
+def logits_of(predictions: Any) -> Any:
+    """The logits, which come first where a model returns more, such as the states of its encoder."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
 def decode_labels(task: Task, predictions: Any, labels: LabelMap | None) -> np.ndarray:
     """Label ids of the task (numbers for a regression) from a sequence model's logits, (N, C)."""
-    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    logits = logits_of(predictions)
     if task.is_regression:
         return np.asarray(logits, dtype=np.float64).reshape(-1)
     return np.asarray(labels.to_task)[logits.argmax(-1)]
@@ -140,7 +145,7 @@ def decode_tags(
 
     Characters without a token (blanks, or cut off) get "O", unless an entity continues after them.
     """
-    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    logits = logits_of(predictions)
     names = [task.labels[i] for i in labels.to_task]
     decoded = []
     for scores, chars, text in zip(logits, features["char_of_token"], rows["text"], strict=True):
@@ -178,10 +183,16 @@ def make_compute_metrics(
             decoded = decode_tags(task, prediction.predictions, labels, features, rows)
             return metric.compute(predictions=decoded, references=references)
         predictions, references = decode_labels(task, prediction.predictions, labels), np.asarray(rows["label"])
-        scored = slice(None) if task.is_regression else references >= 0  # rows without a label have no score
+        scored = labeled(task, rows)
         return metric.compute(predictions=predictions[scored], references=references[scored])
 
     return compute
+
+
+def labeled(task: Task, rows: datasets.Dataset) -> np.ndarray:
+    """Which rows have a label: a mask of (N,). The others have no score."""
+    references = np.asarray(rows["label"])
+    return ~np.isnan(references) if task.is_regression else references >= 0
 
 
 def without_seen_texts(unlabeled: datasets.Dataset, others: Sequence[datasets.Dataset]) -> datasets.Dataset:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 
 import datasets
@@ -15,6 +17,10 @@ from .._extras import import_optional
 from ..errors import InputError
 from .overlap import bleu, rouge
 from .tasks import Task
+
+logger = logging.getLogger(__name__)
+
+CORRELATIONS = frozenset({"pearson", "spearmanr"})
 
 
 def load_metric(task: Task) -> evaluate.Metric:
@@ -37,6 +43,38 @@ def load_metric(task: Task) -> evaluate.Metric:
     return _METRICS.get(task.head, TaskMetric)(task)
 
 
+def with_metrics(task: Task, names: Sequence[str]) -> Task:
+    """The task with other scores to report first; its own are computed too.
+
+    Args:
+        task: the task.
+        names: for classification of rows accuracy, f1 (of two labels: that of the second), macro_f1 or
+            matthews_correlation; for a regression pearson or spearmanr; for other heads those that the task has. None:
+            the task stays as it is.
+
+    Raises:
+        InputError: the task cannot be scored so.
+    """
+    if not names:
+        return task
+    known = set(task.metrics)
+    if task.head == "sequence" and task.metrics:
+        known = CORRELATIONS if task.is_regression else _SCORES.keys() - CORRELATIONS
+    for name in names:
+        if name not in known:
+            what = " (a regression)" if task.is_regression else ""
+            expected = ", ".join(sorted(known)) or "none, as it has no labels to score against"
+            raise InputError(f"--metric {name}: not a score of {task.name}{what}; expected {expected}")
+    if "f1" in names and task.labels and task.head == "sequence":
+        if len(task.labels) > 2:
+            raise InputError(
+                f"--metric f1: is of two labels, and {task.name} has {len(task.labels)}; choose macro_f1, which is the "
+                "mean over labels"
+            )
+        logger.warning("f1 is that of the label %r; macro_f1 is the mean over both", task.labels[1])
+    return replace(task, metrics=tuple(dict.fromkeys([*names, *task.metrics])), headline=tuple(names))
+
+
 class _InMemoryMetric(evaluate.Metric):
     """An `evaluate` metric that touches no file, so it works on read-only disks and in parallel processes."""
 
@@ -57,7 +95,7 @@ class _InMemoryMetric(evaluate.Metric):
 
 
 class TaskMetric(_InMemoryMetric):
-    """Accuracy, F1 and Matthews correlation of label ids; Pearson and Spearman correlation of numbers.
+    """Accuracy, F1, macro F1 and Matthews correlation of label ids; Pearson and Spearman correlation of numbers.
 
     The correlation with a constant is not defined: Pearson and Spearman are NaN then. The Matthews correlation is 0,
     which is its limit, and what scikit-learn returns.
@@ -194,6 +232,12 @@ def _binary_f1(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(import_optional("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
 
 
+def _macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """The mean over the labels that occur in either, as scikit-learn has it."""
+    score = import_optional("sklearn.metrics").f1_score
+    return float(score(references, predictions, average="macro", zero_division=0.0))
+
+
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
     return float(import_optional("sklearn.metrics").matthews_corrcoef(references, predictions))
 
@@ -217,6 +261,7 @@ def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
 _SCORES = {
     "accuracy": _accuracy,
     "f1": _binary_f1,
+    "macro_f1": _macro_f1,
     "matthews_correlation": _matthews,
     "pearson": _pearson,
     "spearmanr": _spearman,

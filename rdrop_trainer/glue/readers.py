@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def read_rows(
     """Read a data file; the ending of its name says of what kind it is.
 
     Args:
-        path: the file: .tsv (no quoting), .csv (quoted as usual), .json and .jsonl (an object per line), .parquet, or
-            .txt (a text per line).
+        path: the file: .tsv (quotation marks are text, unless the whole file is quoted as pandas does), .csv (quoted as
+            usual), .json and .jsonl (an object per line), .parquet, or .txt (a text per line).
         header: names of the columns of a .tsv without a header line, or of a .txt; default for a .txt: "text".
         rename: makes the names of the columns from the header of a .tsv.
         tolerant: accept .tsv rows with more cells than the header. The last cell goes into the last column, and a
@@ -120,6 +121,10 @@ _SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 def _read_tsv(
     path: Path, header: Sequence[str] | None, rename: Callable | None, tolerant: bool, skip_short: bool
 ) -> Rows:
+    if header is None and rename is None and _is_quoted(path):
+        logger.warning("%s: its cells are quoted as pandas writes them; the quotes are not part of the texts", path)
+        yield from _read_csv(path, "\t")
+        return
     lines = lines_of(path)
     if header is None:
         header = next(lines, (1, ""))[1].split("\t")
@@ -149,13 +154,40 @@ def _read_tsv(
             )
 
 
-def _read_csv(path: Path) -> Rows:
+_QUOTED_CELL = re.compile(r'(?:^|(?<=\t))"([^"]*(?:""[^"]*)*)"(?=\t|\Z)')
+_NEEDS_QUOTES = re.compile(r'""|[\t\n\r]')
+
+
+def _is_quoted(path: Path) -> bool:
+    """Whether the cells of a .tsv are quoted: all, or those with tabs, line breaks or quotation marks, and no other.
+
+    Official files are not quoted: a quotation mark is a character of the text, wherever it stands.
+    """
+    record, is_open, all_quoted, found = "", False, False, False
+    for number, line in lines_of(path):
+        record = f"{record}\n{line}" if is_open else line
+        is_open ^= line.count('"') % 2 == 1
+        if is_open and len(record) > LINE_LIMIT:
+            return False
+        if is_open or '"' not in record:
+            continue
+        cells = _QUOTED_CELL.findall(record)
+        if '"' in _QUOTED_CELL.sub("", record):
+            return False
+        all_quoted |= number == 1
+        if not all_quoted and not all(map(_NEEDS_QUOTES.search, cells)):
+            return False
+        found = True
+    return found and not is_open
+
+
+def _read_csv(path: Path, delimiter: str = ",") -> Rows:
     # strict: otherwise a stray quotation mark would swallow the rows after it silently
-    reader = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in lines_of(path)), strict=True, delimiter=delimiter)
     first = 1  # first line of the current row
     try:
         header = next(reader, [])
-        _check_header(path, header, "commas")
+        _check_header(path, header, _SEPARATORS[delimiter])
         first = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
@@ -200,4 +232,9 @@ def _read_parquet(path: Path) -> Rows:
         raise InputError(f"{path}: names the column {twice[0]!r} twice, expected distinct columns")
 
 
-_READERS = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_json, ".parquet": _read_parquet}
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".parquet": _read_parquet,
+}

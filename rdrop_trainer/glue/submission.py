@@ -49,7 +49,8 @@ def write_submission(
     Args:
         task: the task.
         split: the split of the predictions, such as "test" or "test_matched".
-        ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead.
+        ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead, as do a user's own files without
+            `task.id_column`.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of (type, start,
             inclusive end); indices of choices; texts of answers or titles.
         directory: folder to write to; it is made if it does not exist.
@@ -76,7 +77,9 @@ def write_submission(
         answers = [_answer(task, row, prediction) for row, prediction in enumerate(predictions)]
     ids = [_plain_id(row_id) for row_id in ids]
     leaderboard = _choose_leaderboard(task, split, ids)
-    if task.suite in ("glue", "custom"):
+    if task.id_column is not None:
+        lines = [f"{task.id_column}\tprediction", *map("{}\t{}".format, ids, answers)]
+    elif task.suite in ("glue", "custom"):
         lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
     elif leaderboard.form == "object":
         by_id = dict(zip(ids, answers, strict=True))

@@ -60,6 +60,7 @@ class Task:
         folders: names that the task's folder may have below a data directory, in upper or lower case.
         text_sources: text column -> names that it may have in files, if not just its own.
         label_sources: names that the label column may have in files.
+        id_column: name of the column of ids in a user's own files, which predictions keep; None for their numbers.
         tsv: columns of the classic .tsv, 0-based: texts and label of train and dev, then texts of test.
         headerless: names of the columns of .tsv files without a header line.
         headerless_splits: the splits whose .tsv files have no header line.
@@ -83,6 +84,7 @@ class Task:
     folders: tuple[str, ...] = ()
     text_sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     label_sources: tuple[str, ...] = ("label",)
+    id_column: str | None = None
     tsv: tuple[tuple[int, ...], int, tuple[int, ...]] | None = None
     headerless: tuple[str, ...] | None = None
     headerless_splits: tuple[str, ...] = ("train", "validation")

@@ -40,6 +40,7 @@ class FinishedRun:
         headline: names of the scores to look at first.
         log_history: the trainer's.
         stability: as `all_results.json` holds it under this name.
+        by_class: `scores` and `confusion` of the evaluation rows, as `all_results.json` holds them.
         train_seconds: of training alone.
         peak_memory: bytes.
         logits, labels: of the evaluation rows, (N, C) and (N,).
@@ -55,6 +56,7 @@ class FinishedRun:
     headline: Sequence[str] = ()
     log_history: Sequence[Mapping[str, Any]] = ()
     stability: Mapping[str, Any] | None = None
+    by_class: Mapping[str, Any] = field(default_factory=dict)
     train_seconds: float | None = None
     peak_memory: int | None = None
     logits: np.ndarray | None = None
@@ -90,6 +92,7 @@ class FinishedRun:
                 headline=[k.removeprefix(_PREFIX) for k in found["headline"] if k.startswith(_PREFIX)],
                 log_history=history,
                 stability=found.get("stability"),
+                by_class=next((v for k, v in found.get("by_class", {}).items() if k.startswith("validation")), {}),
                 train_seconds=found["seconds"].get("train"),
                 peak_memory=(found.get("peak_memory") or {}).get("bytes"),
                 logits=logits,

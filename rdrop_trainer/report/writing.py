@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..run_folder import ARMS_FILE, RESULTS, read_arms, versions, write_json, write_text
 from ..stability import seed_stability
 from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms
+from .classes import classes_section
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
@@ -95,6 +96,8 @@ class Report:
             inside = [q for q in self.quantities if q.group == group]
             if inside:
                 parts.append(f"## {title}\n\n{comparison_table(inside)}")
+            if group == "score" and (classes := classes_section(self.baseline, self.rdrop)):
+                parts.append(f"## Classes\n\n{classes}")
             if group == "stability" and self.churn:
                 shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
                 parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")

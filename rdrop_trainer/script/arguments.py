@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,8 +60,25 @@ class DataArguments:
         "each labeled row: they add the divergence and no task loss. Texts that are also in another split are "
         "left out.",
     )
-    text_columns: list[str] | None = _flag(None, "Names of the one or two text columns in your files.")
+    text_columns: list[str] | None = _flag(
+        None, "Names of the one or two text columns in your files. Default: a usual name, or the only column of text."
+    )
     label_column: str | None = _flag(None, "Name of the label column. Default: label.")
+    id_column: str | None = _flag(
+        None,
+        "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",
+    )
+    metric: list[str] | None = _flag(
+        None,
+        "Scores to report first, the first of them to choose the best model by. Labels: accuracy, macro_f1, "
+        "matthews_correlation, and of two labels f1 (that of the second by name). Numbers: pearson, spearmanr; with "
+        "these, labels that are whole numbers are a regression too. Default: the task's, or accuracy and pearson.",
+    )
+    early_stopping_patience: int | None = _flag(
+        None,
+        "Stop the training after so many evaluations without a better score. Where eval_strategy, save_strategy and "
+        "load_best_model_at_end are not given, it evaluates and saves every epoch, and ends with the best model.",
+    )
     max_seq_length: int | None = _flag(
         None,
         "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. Default: "
@@ -105,6 +122,7 @@ class DataArguments:
 
     def __post_init__(self):
         _check_at_least(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1, max_unlabeled_samples=1)
+        _check_at_least(self, early_stopping_patience=1)
         _check_at_least(self, max_seq_length=4, doc_stride=0, max_answer_length=1, max_target_length=2, num_beams=1)
 
     @property
@@ -165,6 +183,30 @@ def _check_at_least(arguments: Any, **lowest: int) -> None:
         value = getattr(arguments, name)
         if value is not None and value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}.")
+
+
+def defaults_of_early_stopping(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """What early stopping needs of the trainer's arguments, as far as it is not given.
+
+    Raises:
+        ValueError: what is given does not go with it.
+    """
+    if values["early_stopping_patience"] is None:
+        return {}
+    when = (
+        str(getattr(values["eval_strategy"], "value", values["eval_strategy"])) if "eval_strategy" in given else "epoch"
+    )
+    saved = str(getattr(values["save_strategy"], "value", values["save_strategy"]))
+    if when == "no":
+        raise ValueError("early_stopping_patience stops by the scores of evaluations, but eval_strategy is no.")
+    if saved not in (when, "best") and "save_strategy" in given and "load_best_model_at_end" not in given:
+        raise ValueError(
+            f"early_stopping_patience ends with the best model, so save_strategy must be {when} or best, as "
+            f"eval_strategy is {when}, got {saved}; with --load_best_model_at_end false the last model is kept."
+        )
+    defaults = {"eval_strategy": when, "save_strategy": when, "load_best_model_at_end": True}
+    defaults["save_steps"] = values["eval_steps"] or values["logging_steps"]
+    return {name: value for name, value in defaults.items() if name not in given}
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:

@@ -17,6 +17,9 @@ from .processors import PROCESSORS
 
 logger = logging.getLogger(__name__)
 
+# Tables of the positions of tokens; those of layouts, pictures and sounds are called otherwise
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "positions_embed", "wpe")
+
 
 def load_checkpoint(
     arguments: ModelArguments, task: Task, will_train: bool
@@ -104,6 +107,21 @@ def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple
     config.label2id = {name: i for i, name in config.id2label.items()}
     config.problem_type = "single_label_classification" if task.head == "sequence" else None
     return labels, new_head
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """The longest input that a model has positions for, in tokens; None if nothing limits it.
+
+    Its tables of positions are asked. Of some the first rows are no position: those up to that of the padding token
+    (RoBERTa, MPNet), or a fixed number of them (BART, OPT).
+    """
+    limits = [getattr(model.config, "max_position_embeddings", None) or 0]
+    for name, module in model.named_modules():
+        table = getattr(module, "weight", None)
+        if name.split(".")[-1] in _POSITION_TABLES and table is not None:
+            rows, padding = getattr(module, "num_embeddings", len(table)), getattr(module, "padding_idx", None)
+            limits.append(rows - (getattr(module, "offset", 0) if padding is None else padding + 1))
+    return min((limit for limit in limits if limit > 0), default=None)
 
 
 def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:

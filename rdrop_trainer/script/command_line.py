@@ -20,7 +20,7 @@ from ..glue.strict import parse_json, parse_yaml
 from ..glue.tasks import get_task
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
 from . import program
-from .arguments import DataArguments, ModelArguments, SeveralRunsArguments, check_ranges
+from .arguments import DataArguments, ModelArguments, SeveralRunsArguments, check_ranges, defaults_of_early_stopping
 
 # Help for flags of TrainingArguments that mean something of their own here
 _HELP = {
@@ -169,6 +169,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
     names = [actions[flag].dest for flag in (word.split("=")[0] for word in words) if flag in actions]
     given = {name: _plain(values[name]) for name in names}
     with _wrong_values_as_input_errors():
+        values |= defaults_of_early_stopping(values, given)
         model, data, several = (_build(cls, values) for cls in (ModelArguments, DataArguments, SeveralRunsArguments))
         _build(RDropArguments, values)
         check_ranges(values)

@@ -9,6 +9,7 @@ import torch
 from ..dropout import dropout_settings
 from .prepare import Prepared, wrong_settings_as_input_errors
 from .resolve import RunConfig
+from .summary import columns_line
 from .train import OnTrainBegin
 
 
@@ -33,6 +34,7 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> st
     how = f"R-Drop, alpha {alpha:g} ({args.rdrop_reduction})" if alpha else "plain fine-tuning (alpha 0)"
     lines = [f"Dry run of {config.task.name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"]
     lines.append("rows      " + ", ".join(f"{split} {len(rows):,}" for split, rows in prepared.data.items()))
+    lines += [f"columns   {columns_line(config.columns)}"] if config.columns else []
     if first:
         batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
         lines.append(

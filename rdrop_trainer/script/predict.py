@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..glue.submission import Submission, write_submission
 from .prepare import Prepared
@@ -12,9 +12,16 @@ from .resolve import RunConfig
 
 
 class Predicted(NamedTuple):
-    """Scores of the splits that have labels, with the split's name before them; and the files of the main process."""
+    """What was predicted.
+
+    Attributes:
+        metrics: scores of the splits that have labels, with the split's name before them.
+        by_class: split -> what `scores_by_class` returns, for classification of rows that have labels.
+        files: of the main process.
+    """
 
     metrics: Mapping[str, float] = {}
+    by_class: Mapping[str, Mapping[str, Any]] = {}
     files: Sequence[Submission] = ()
 
 
@@ -23,13 +30,15 @@ def predict(config: RunConfig, prepared: Prepared) -> Predicted:
     if not config.training.do_predict:
         return Predicted()
     metrics: dict[str, float] = {}
+    by_class: dict[str, Mapping[str, Any]] = {}
     files: list[Submission] = []
     with prepared.clock("predict"):
         for split in prepared.splits("test"):
-            scores, written = _predict(config, prepared, split)
-            metrics |= scores
-            files += written
-    return Predicted(metrics, files)
+            found = _predict(config, prepared, split)
+            metrics |= found.metrics
+            by_class |= found.by_class
+            files += found.files
+    return Predicted(metrics, by_class, files)
 
 
 def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
@@ -51,5 +60,8 @@ def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
             f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "
             "is no valid submission."
         )
-    scores = processor.scores(answers, rows) if processor.has_answers(rows) else {}
-    return Predicted({f"{split}_{key}": value for key, value in scores.items()}, [written])
+    if not processor.has_answers(rows):
+        return Predicted(files=[written])
+    metrics = {f"{split}_{key}": value for key, value in processor.scores(answers, rows).items()}
+    by_class = {split: processor.by_class(answers, rows)} if processor.has_classes else {}
+    return Predicted(metrics, by_class, [written])

@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 from datasets import Dataset, DatasetDict
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..dropout import active_dropout, dropout_settings
 from ..errors import InputError
@@ -20,7 +20,7 @@ from ..hub.client import check_repo_id, repo_name
 from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
 from .card import card_facts
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, max_positions
 from .cost import Clock
 from .processors import PROCESSORS, Processor
 from .program import logger
@@ -83,10 +83,11 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
         model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train)
         if args.do_train:
             _check_dropout(model, args)
-        max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, model.config)
+        reader = model.get_encoder() if task.head == "seq2seq" else model
+        max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, reader)
         data_args, args = config.data, with_values(args)  # the trainer's own
         if task.head == "seq2seq":
-            longest = _limited("max_target_length", data_args.max_target_length, tokenizer, model.config)
+            longest = _limited("max_target_length", data_args.max_target_length, tokenizer, model.get_decoder())
             data_args = replace(data_args, max_target_length=longest)
             args = with_values(
                 args,
@@ -113,6 +114,7 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
             data_collator=processor.collator(),
             compute_metrics=processor.compute_metrics(features[eval_split], data[eval_split]) if eval_split else None,
             unlabeled_dataset=features.get("unlabeled"),
+            preprocess_logits_for_metrics=processor.keep_logits,
         )
         trainer.card_facts = card_facts(task, processor.pipeline, data, whole)
     return Prepared(list(whole), data, features, processor, model, trainer, clock)
@@ -147,13 +149,16 @@ def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
     if wanted["unlabeled"] and args.rdrop_alpha == 0:
         logger.warning("--rdrop_alpha 0: the unlabeled rows have no effect and are left out")
         wanted["unlabeled"] = False
-    used = {}
+    used: dict[str, Dataset] = {}
     for split, rows in whole.items():
         kind = split.split("_")[0]
         if not wanted[kind]:
             continue
         if kind == "unlabeled":
-            new = without_seen_texts(rows, [others for other, others in whole.items() if other != "unlabeled"])
+            # Training rows that this run leaves out may come back without their labels, rows to evaluate may not
+            seen = {**whole, "train": used["train"]}
+            del seen[split]
+            new = without_seen_texts(rows, list(seen.values()))
             if len(new) == 0:
                 raise InputError(f"{data.unlabeled_file}: all texts are also in another split, so none are left")
             logger.info(f"{len(new):,} of {len(rows):,} unlabeled texts are new and used")
@@ -174,12 +179,9 @@ def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments
     return with_values(args, push_to_hub=False, report_to=[], disable_tqdm=True, output_dir=tempfile.gettempdir())
 
 
-def _limited(name: str, wanted: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+def _limited(name: str, wanted: int, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """A length in tokens, or the most that the model takes."""
-    positions = getattr(config, "max_position_embeddings", None) or wanted
-    if "roberta" in config.model_type:  # its positions begin after that of the padding token
-        positions -= config.pad_token_id + 1
-    limit = min(tokenizer.model_max_length, positions)
+    limit = min(tokenizer.model_max_length, max_positions(model) or wanted)
     if wanted > limit:
         logger.warning(f"{name} {wanted} is more than the model takes; using {limit}")
     return min(wanted, limit)

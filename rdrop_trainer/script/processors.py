@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
@@ -14,8 +15,18 @@ from transformers import (
 )
 
 from .._extras import import_optional
+from ..glue.by_class import scores_by_class
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
-from ..glue.features import LabelMap, decode_labels, decode_tags, make_compute_metrics, make_features, predict_spans
+from ..glue.features import (
+    LabelMap,
+    decode_labels,
+    decode_tags,
+    labeled,
+    logits_of,
+    make_compute_metrics,
+    make_features,
+    predict_spans,
+)
 from ..glue.metrics import load_metric
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
 from ..glue.tasks import Task
@@ -61,6 +72,13 @@ class Processor:
             return default_data_collator
         return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
+    def keep_logits(self, predictions: Any, labels: Any) -> Any:
+        """What is kept of a batch that is evaluated: a trainer's `preprocess_logits_for_metrics`.
+
+        Encoder-decoders also return the states of their encoder, which take a thousand times the memory.
+        """
+        return logits_of(predictions)
+
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         """The answers to rows, in the form that `write_submission` takes, from the predictions for their features."""
         return decode_labels(self.task, predictions, self.labels).tolist()
@@ -69,13 +87,24 @@ class Processor:
         """The `compute_metrics` of a trainer that evaluates these features; None where nothing can be scored."""
         return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether answers are classes of rows, which `by_class` tells apart."""
+        return self.task.head == "sequence" and not self.task.is_regression
+
+    def by_class(self, answers: list, rows: datasets.Dataset) -> dict[str, Any]:
+        """How well each class is predicted, as of `scores_by_class`."""
+        return scores_by_class(self.task.labels, answers, rows["label"][:])
+
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        """Whether test rows come with all their answers; they are then scored."""
-        return False
+        """Whether test rows come with their answers; they are then scored."""
+        return bool(self.task.metrics) and bool(labeled(self.task, rows).any())
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of answers to rows that `has_answers` is true of."""
-        raise NotImplementedError
+        """Scores of answers to rows that `has_answers` is true of; rows without a label do not count."""
+        scored = labeled(self.task, rows)
+        predictions, references = np.asarray(answers)[scored], np.asarray(rows["label"])[scored]
+        return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
 class TokenProcessor(Processor):
@@ -88,6 +117,9 @@ class TokenProcessor(Processor):
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return predict_spans(decode_tags(self.task, predictions, self.labels, features, rows))
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return False
 
 
 class ChoiceProcessor(Processor):
@@ -133,6 +165,9 @@ class QuestionProcessor(ChoiceProcessor):
 
     def collator(self) -> Callable:
         return Processor.collator(self)
+
+    def keep_logits(self, predictions: Any, labels: Any) -> Any:
+        return predictions[:2]  # of the start and of the end
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return decode_answers(predictions, features, rows, self.data_args.max_answer_length)

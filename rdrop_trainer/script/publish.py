@@ -35,6 +35,8 @@ def publish(
         "task": config.task.name,
         "headline": _headline(config.task, metrics),
         "metrics": {name: value for name, value in metrics.items() if name != "epoch"},
+        "by_class": {**evaluated.by_class, **predicted.by_class},
+        "columns": config.columns,
         "rows": {split: len(rows) for split, rows in prepared.data.items()},
         "splits_found": prepared.found,
         "unlabeled_ratio": args.rdrop_unlabeled_ratio if "unlabeled" in prepared.data else None,

@@ -13,6 +13,7 @@ from datasets import DatasetDict
 
 from ..errors import InputError
 from ..glue.data import load_files, load_task
+from ..glue.metrics import with_metrics
 from ..glue.tasks import Task, get_task
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
@@ -48,6 +49,14 @@ class RunConfig:
         return settings_of(self.model, self.data, self.training)
 
     @property
+    def columns(self) -> dict[str, list[str]] | None:
+        """Which columns of the user's own files are read as "text", "label" and "id"; None for a named task."""
+        if self.task.suite != "custom":
+            return None
+        ids = [] if self.task.id_column is None else [self.task.id_column]
+        return {"text": list(self.task.text_columns), "label": list(self.task.label_sources), "id": ids}
+
+    @property
     def what_runs(self) -> dict[str, Any]:
         """What must stay the same when an interrupted run goes on: the settings, and how many processes train."""
         return {**self.settings, "processes": self.training.world_size}
@@ -73,7 +82,7 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
     if "output_dir" not in given:
         output_dir = f"runs/{task.name}-alpha{training.rdrop_alpha:g}-seed{training.seed}"
         training = with_values(training, output_dir=output_dir)
-    if training.load_best_model_at_end or training.save_strategy == "best":
+    if training.load_best_model_at_end or training.save_strategy == "best" or data.early_stopping_patience is not None:
         if "metric_for_best_model" not in given and task.headline:
             training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
         _check_metric(task, training)
@@ -99,11 +108,13 @@ def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
     options: dict[str, Any] = {"text_columns": data.text_columns, "label_column": data.label_column}
     options |= {**data.files, "unlabeled_file": data.unlabeled_file}
     if data.task_name is not None:
-        task = get_task(data.task_name)
+        if data.id_column is not None:
+            raise InputError(f"--id_column {data.id_column}: is for your own files; {data.task_name} has its own ids")
+        task = with_metrics(get_task(data.task_name), data.metric or ())
         return task, load_task(task, data_dir=data.data_dir, cache_dir=model.cache_dir, token=model.token, **options)
     # Without training data, the labels are those of the model that is to be evaluated
     labels = None if data.train_file else labels_of_checkpoint(model)
-    splits, task = load_files(**options, labels=labels)
+    splits, task = load_files(**options, id_column=data.id_column, labels=labels, metrics=data.metric)
     return task, splits
 
 
@@ -122,7 +133,8 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
     """Refuse what the data or the task cannot do."""
     data = command.data
     wanted = {"train": ("do_train", args.do_train), "test": ("do_predict", args.do_predict)}
-    wanted["validation"] = ("do_eval" if "do_eval" in command.given else "eval_strategy", args.do_eval)
+    by_stopping = "early_stopping_patience" if data.early_stopping_patience is not None else "eval_strategy"
+    wanted["validation"] = ("do_eval" if "do_eval" in command.given else by_stopping, args.do_eval)
     for kind, (flag, needed) in wanted.items():
         if needed and not splits_of(splits, kind):
             raise InputError(
@@ -131,6 +143,8 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
             )
     if data.measure_stability and not args.do_eval:
         raise InputError("--measure_stability needs rows to predict whose answers are known: add --do_eval")
+    if data.early_stopping_patience is not None and not args.do_train:
+        raise InputError("--early_stopping_patience stops a training, but this run does not train")
     if args.push_to_hub and not args.do_train:
         raise InputError(
             "--push_to_hub: this run trains nothing to push; add --do_train, or push a folder: "

@@ -36,6 +36,7 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     lines = [f"{results['task']}: {what}, seed {settings['seed']}, {settings['model_name_or_path']}"]
     lines.append(f"processes {results['processes']}")
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in results["rows"].items()))
+    lines += [f"columns   {columns_line(results['columns'])}"] if results["columns"] else []
     if results["unlabeled_ratio"]:
         lines.append(f"batches   {results['unlabeled_ratio']:g} unlabeled rows for each labeled one")
     if "steps" in metrics:
@@ -43,6 +44,7 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
         lines.append(f"training  {loss}{metrics['steps']} steps")
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
+    lines += [f"classes   {_classes(found)} ({split})" for split, found in results["by_class"].items()]
     stability = _stability(results["stability"] or {})
     lines += [f"stable    {stability}"] if stability else []
     lines += [f"written   {path}" for path in results["predictions"]]
@@ -52,6 +54,18 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
         lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
     lines.append(f"next      {_next_command(argv, results)}")
     return "\n".join(lines)
+
+
+def columns_line(columns: Mapping[str, Sequence[str]]) -> str:
+    """Which columns of the user's own files are read as what."""
+    return "; ".join(f"{what}: {' and '.join(names)}" for what, names in columns.items() if names)
+
+
+def _classes(found: Mapping[str, Any]) -> str:
+    """The F1 of each class, or of the worst where there are many."""
+    scores = sorted(found["scores"].items(), key=lambda entry: entry[1]["f1"])
+    shown = ", ".join(f"{name} {score['f1']:.4f}" for name, score in scores[:6])
+    return f"F1 {shown}" + (f", and {len(scores) - 6} that are better" if len(scores) > 6 else "")
 
 
 def _stability(stability: Mapping[str, Any]) -> str:

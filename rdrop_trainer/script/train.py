@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         rows = prepared.features["train"]
         probe = DivergenceProbe(trainer, rows.select(range(min(PROBE_ROWS, len(rows)))))
         trainer.add_callback(probe)
+    if config.data.early_stopping_patience is not None:
+        trainer.add_callback(StopWithoutProgress(config.data.early_stopping_patience))
     stop = StopWhenAsked(config.training.world_size)
     trainer.add_callback(stop)
     try:
@@ -83,3 +86,21 @@ class OnTrainBegin(TrainerCallback):
     def on_train_begin(self, *args, **kwargs):
         self.function(*args, **kwargs)
         self.reached = True
+
+
+class StopWithoutProgress(TrainerCallback):
+    """Stops the training after so many evaluations in a row without a better `metric_for_best_model`.
+
+    transformers' own callback counts from 0 again when a run is resumed; this one reads the trainer's history.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        best, since = -math.inf, 0
+        for value in (entry[name] for entry in state.log_history if name in entry):
+            value = value if args.greater_is_better else -value
+            best, since = (value, 0) if value > best else (best, since + 1)
+        control.should_training_stop |= since >= self.patience

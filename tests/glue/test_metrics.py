@@ -8,7 +8,8 @@ import evaluate
 import pytest
 
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.glue.metrics import load_metric
+from rdrop_trainer.glue.by_class import scores_by_class
+from rdrop_trainer.glue.metrics import load_metric, with_metrics
 from rdrop_trainer.glue.tasks import TASKS
 
 
@@ -36,6 +37,40 @@ def test_matthews():
     # tp 2, tn 1, fp 1, fn 1: (2*1 - 1*1) / sqrt(3 * 3 * 2 * 2) = 1/6.
     assert score("cola", [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == {"matthews_correlation": pytest.approx(1 / 6)}
     assert score("cola", [1, 1, 1], [1, 0, 1]) == {"matthews_correlation": 0.0}
+
+
+def test_macro_f1_and_scores_by_class():
+    predictions, references = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 0, -1]
+    task = with_metrics(TASKS["mnli"], ["macro_f1"])
+    # entailment: 1 right of 2 and of 2; neutral: 2 right of 2 and of 3; contradiction: predicted once, and wrong
+    scores = load_metric(task).compute(predictions=predictions[:5], references=references[:5])
+    assert scores == {"macro_f1": pytest.approx((0.5 + 0.8 + 0) / 3), "accuracy": 0.6} and task.headline == (
+        "macro_f1",
+    )
+    found = scores_by_class(task.labels, predictions, references)
+    assert found["scores"] == {
+        "entailment": {"rows": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5},
+        "neutral": {"rows": 3, "precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(0.8)},
+        "contradiction": {"rows": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0},
+    }
+    assert found["confusion"] == {
+        "entailment": {"entailment": 1, "contradiction": 1},
+        "neutral": {"entailment": 1, "neutral": 2},
+    }
+
+
+@pytest.mark.parametrize(
+    "name, metric, message",
+    [
+        ("mnli", "f1", "--metric f1: is of two labels, and mnli has 3"),
+        ("stsb", "accuracy", r"not a score of stsb \(a regression\); expected pearson, spearmanr"),
+        ("cluener", "accuracy", "not a score of cluener; expected f1, macro_f1, precision, recall"),
+        ("ax", "accuracy", "not a score of ax; expected none, as it has no labels"),
+    ],
+)
+def test_metrics_that_a_task_does_not_have(name, metric, message):
+    with pytest.raises(InputError, match=message):
+        with_metrics(TASKS[name], [metric])
 
 
 def test_correlations():

@@ -437,3 +437,27 @@ def test_a_report_that_cannot_be_written(tmp_path, name):
         (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="the report cannot be written there .*The runs are kept"):
         write_report(*arms([0.4, 0.5], [0.5, 0.7]), tmp_path / "out")
+
+
+def test_the_classes_of_both_arms(tmp_path):
+    """Means and deviations over seeds, and the counts of all of them; no section where a run has none."""
+
+    def classes(right):
+        scores = {
+            "no": {"rows": 10, "precision": right / 10, "recall": right / 10, "f1": right / 10},
+            "yes|maybe": {"rows": 5, "precision": 1.0, "recall": 0.0, "f1": 0.5},
+        }
+        return {
+            "scores": scores,
+            "confusion": {"no": {"no": right, "yes|maybe": 10 - right}, "yes|maybe": {"no": 1500}},
+        }
+
+    arms = [
+        [run(seed, alpha, by_class=classes(right + seed)) for seed in (1, 2)] for alpha, right in ((0.0, 5), (4.0, 7))
+    ]
+    page = write_report(*arms, tmp_path).markdown()
+    assert "| no | 10 | 65.0 ± 7.1 / 85.0 ± 7.1 | 65.0 ± 7.1 / 85.0 ± 7.1 | 65.0 ± 7.1 / 85.0 ± 7.1 |" in page
+    assert "| yes\\|maybe | 5 | 100.0 ± 0.0 / 100.0 ± 0.0 |" in page
+    assert "| no | 13 | 7 |" in page and "| no | 17 | 3 |" in page and page.count("| yes\\|maybe | 3,000 | 0 |") == 2
+    arms[0][0] = run(1, 0.0)
+    assert "## Classes" not in write_report(*arms, tmp_path / "other").markdown()

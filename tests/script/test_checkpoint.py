@@ -1,17 +1,23 @@
-"""What is loaded to be trained: the type of the weights, and heads for other labels."""
+"""What is loaded to be trained: the type of the weights, heads for other labels, positions, and what is kept of it."""
 
 import logging
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BartForQuestionAnswering,
+    BartForSequenceClassification,
+    T5Config,
+)
 
 from rdrop_trainer import trainer
 from rdrop_trainer.glue.tasks import get_task
 from rdrop_trainer.script.arguments import ModelArguments
-from rdrop_trainer.script.checkpoint import load_checkpoint
+from rdrop_trainer.script.checkpoint import load_checkpoint, max_positions
 from rdrop_trainer.script.cost import peak_memory
-from support.runs import run, write_csv
+from support.runs import run, write_csv, write_json
 
 
 @pytest.fixture
@@ -61,3 +67,95 @@ def test_memory_is_that_of_the_device_of_the_run():
     """A machine may have a GPU that a run does not use."""
     found = peak_memory(torch.device("cpu"))
     assert found is None or (found["of"] == "process" and found["bytes"] > 2**20)
+
+
+# ---- Positions ----
+
+
+def positions(name, **changes):
+    """A tiny model by the name of its configuration's class, and the most tokens that it takes."""
+    small = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "d_model": 16}
+    small |= {"intermediate_size": 16, "max_position_embeddings": 20, "pad_token_id": 1, "encoder_layers": 1}
+    small |= {"decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    small |= {"decoder_ffn_dim": 16, "ffn_dim": 16, "eos_token_id": 2, "num_labels": 2, "word_embed_proj_dim": 16}
+    config = AutoConfig.for_model(name, **{**small, **changes})
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    "name, longest",
+    [
+        ("roberta", 18), ("xlm-roberta", 18), ("camembert", 18), ("data2vec-text", 18), ("roberta-prelayernorm", 18),
+        ("mpnet", 18), ("ibert", 18), ("bart", 20), ("mbart", 20), ("opt", 20), ("yoso", 20), ("bert", 20),
+        ("albert", 20), ("distilbert", 20), ("electra", 20), ("gpt2", 20), ("deberta-v2", 20),
+    ],
+)  # fmt: skip
+def test_the_longest_input_is_what_the_table_of_positions_holds(name, longest):
+    """One token more is one too many, in every family whose first rows are no positions."""
+    model = positions(name)
+    assert max_positions(model) == longest
+
+    def predict(length):
+        tokens = torch.randint(5, 30, (1, length))
+        tokens[:, -1] = 2
+        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+
+    assert predict(longest).shape == (1, 2)
+    with pytest.raises((IndexError, RuntimeError)):
+        predict(longest + 1)
+
+
+def test_a_roberta_with_another_padding_token():
+    assert max_positions(positions("roberta", pad_token_id=4)) == 15
+
+
+def test_no_positions_no_limit():
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, num_labels=2)
+    assert max_positions(AutoModelForSequenceClassification.from_config(config)) is None
+
+
+# ---- What is kept of an evaluation ----
+
+
+def encoder_decoder(cls, folder, model):
+    config = AutoConfig.for_model(
+        "bart", d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64, vocab_size=600, num_labels=2,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
+    )  # fmt: skip
+    cls(config).save_pretrained(folder)
+    for path in model.glob("*token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("head", ["sequence", "question"])
+def test_logits_alone_are_kept_of_an_encoder_decoder(head, model, here, monkeypatch):
+    """The states of the encoder of all rows take a thousand times the memory."""
+    kept, loop = [], trainer.RDropTrainer.evaluation_loop
+
+    def spied(self, *args, **kwargs):
+        output = loop(self, *args, **kwargs)
+        kept.append(output.predictions)
+        return output
+
+    monkeypatch.setattr(trainer.RDropTrainer, "evaluation_loop", spied)
+    if head == "sequence":
+        folder = encoder_decoder(BartForSequenceClassification, here / "bart", model)
+        write_csv(here / "a.csv")
+        flags = "--train_file a.csv --validation_file a.csv --test_file a.csv --do_train --do_eval --do_predict"
+    else:
+        folder = encoder_decoder(BartForQuestionAnswering, here / "bart", model)
+        asked = [{"id": f"Q{i}", "question": "谁", "answers": [{"text": "猫", "answer_start": i}]} for i in range(8)]
+        texts = [{"context": "天" * i + "猫去了上海", "qas": [asked[i]]} for i in range(8)]
+        for name in ("train", "dev", "test"):
+            write_json(here / "cmrc2018" / f"{name}.json", [{"data": [{"paragraphs": texts}]}])
+        flags = "--task_name cmrc2018 --data_dir . --do_train --do_eval --do_predict --doc_stride 4"
+    assert run(folder, flags, "--output_dir out --measure_stability") == 0
+    assert len(kept) >= 2
+    for predictions in kept:
+        if head == "sequence":
+            assert predictions.shape == (24, 2)
+        else:
+            start, end = predictions
+            assert start.ndim == end.ndim == 2
