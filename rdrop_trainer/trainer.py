@@ -16,6 +16,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from .dropout import set_dropout
+from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .objective.head_of import base_model
 from .objective.inspect import first_plan
@@ -279,6 +280,7 @@ class RDropMixin(
         hidden_by = None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
             hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
+        settings = RDropArguments.of(self.args)
         return Training(
             self.model,
             self.accelerator,
@@ -288,7 +290,9 @@ class RDropMixin(
             hidden_by=hidden_by,
             is_sharded=self.is_fsdp_enabled,
             is_compiled=self.args.torch_compile,
-            problem=RDropArguments.of(self.args).rdrop_problem,
+            problem=settings.rdrop_problem,
+            heads=heads_from_setting(settings.rdrop_heads),
+            label_names=self.args.label_names or (),
             replicas=self.get_tp_size(),
             shares_counts=self.args.average_tokens_across_devices,
         )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
-from .heads import Items
+from .heads import Items, PredictionHead
 from .lm_head import CannotFuse, LMHead
-from .passes import Passes, call_model, find_batch_size, repeat_rows, take_rows
+from .passes import Passes, call_model, doubtful_entries, find_batch_size, repeat_rows, run_passes, take_rows
 from .plan import Plan
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, decoder_inputs, own_loss
 from .training import Training
@@ -37,7 +38,7 @@ def compare_model_loss(
     kept = replace(plan, task_loss=ModelLoss(stock.base))
     if any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
         return kept  # a router adds to it, maybe less than the comparison would see
-    loss = _stock_loss(training, plan, passes, items, batch)
+    loss = stock_loss(training, plan.head, passes, items, batch)
     if plan.head.misread_by_stock_code(batch):
         own = own.new_full((), torch.nan)  # decides nothing
     tolerance = training.tolerance(own, items[0].outputs[0])
@@ -60,22 +61,19 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    try:
-        own = training.probe(model, trainer.inputs(batch, head), trainer.call, with_grad=True)
-    except TypeError:  # such as a division by the count, which is None
-        counting = replace(trainer, counts=head)
-        own = training.probe(model, trainer.inputs(batch, head), counting.call, with_grad=True)
-        plan = replace(plan, task_loss=counting)
-    logits = [own.runs[0].get(name) for name in head.outputs]
-    if all(value is not None and value.requires_grad for value in logits):
+    own, counting = probe_trainer_loss(training, trainer, head, model, batch, with_grad=True)
+    if counting.counts is not None:
+        plan = replace(plan, task_loss=replace(counting, of_heads=plan.task_loss.of_heads))
+    logits = [own.get(name) for name in head.outputs]
+    if all(value is not None and value[0].requires_grad for value in logits):
         return replace(plan, trainer_comparison=None)
     loss = own.loss().detach()
     del own, logits  # and with them the activations
     if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
-    passes = training.probe(model, plan.task_loss.inputs(batch, head))
+    passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
     items = head.items(passes, batch, 1)
-    kept = passes.loss() if plan.task_loss.needs_logits else _stock_loss(training, plan, passes, items, batch)
+    kept = passes.loss() if plan.task_loss.needs_logits else stock_loss(training, plan.head, passes, items, batch)
     if kept is None:
         raise ValueError(
             f"{trainer.trainer_name} returns no logits with its loss, and {type(training.base).__name__} no loss with "
@@ -91,6 +89,23 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
             f"nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
         )
     return replace(plan, trainer_comparison=None if comparison.done else comparison)
+
+
+def probe_trainer_loss(
+    training: Training,
+    source: TrainerLoss,
+    head: PredictionHead,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    with_grad: bool = False,
+) -> tuple[Passes, TrainerLoss]:
+    """A base trainer's loss of a batch, and how it is called: with the number of items where it needs it."""
+    inputs = source.inputs(batch, head)
+    try:
+        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
+    except TypeError:  # such as a division by the count, which is None
+        source = replace(source, counts=head)
+        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
@@ -152,27 +167,71 @@ def find_use_of_count(training: Training, plan: Plan, passes: Passes, batch: Map
 def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
     """Is a loss that is not ours the same for a batch and for the same rows several times over?
 
+    In the mode that the model trains in, but without dropout. The same passes show which entries of the batch have a
+    value for each row, where their form does not: with the wrong ones repeated the loss fails, or differs.
+
     Raises:
-        ValueError: it depends on the number of rows, as a sum does, or negatives within the batch.
+        ValueError: it depends on the number of rows, as a sum does, or negatives within the batch; or an entry fits
+            neither way.
     """
-    source = plan.task_loss
-    repeated = repeat_rows(batch, num_passes, find_batch_size(model, batch))
-    modules = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        once, again = (
-            training.probe(model, source.inputs(rows, plan.head), source.call).loss() for rows in (batch, repeated)
-        )
-    finally:
-        for module in modules:
-            module.training = True
-    if once is not None and not torch.allclose(once.float(), again.float(), rtol=2e-2, atol=1e-6, equal_nan=True):
+    source, head, size = plan.task_loss, plan.head, find_batch_size(model, batch)
+    main = getattr(model, "main_input_name", "input_ids")
+    doubtful = doubtful_entries(batch, size, {main, *head.labels, *plan.follows})
+
+    def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
+        """Of runs one after the other, with noise of their own."""
+        with training.aside():
+            runs = [run_passes(model, source.inputs(rows, head), 1, "sequential", source.call) for _ in range(times)]
+        found = [run.loss() for run in runs]
+        return None if found[0] is None else torch.stack(found).double()
+
+    with training.without_dropout():
+        once = losses(batch, 2)
+        if once is None:
+            return replace(plan, rows_checked=True)
+        # Noise that is no dropout module's: `F.dropout(x, 0.3)`, NumPy's. Then means of some runs are compared
+        times = _RUNS if training.on_any_process(_spread(once) > 1e-6 * once[0].abs()) else 1
+        once = losses(batch, times) if times > 1 else once[:1]
+        faults: list[tuple[dict[str, bool], torch.Tensor]] = []
+        for flipped in product((False, True), repeat=len(doubtful)):
+            follows = {key: taken != flip for (key, taken), flip in zip(doubtful.items(), flipped, strict=True)}
+            try:
+                again = losses(repeat_rows(batch, num_passes, size, follows), times)
+            except Exception:
+                if not doubtful:
+                    raise
+                continue
+            margin = (
+                2e-2 * again.mean().abs()
+                + 1e-6
+                + 4 * ((once.var(correction=0) + again.var(correction=0)) / times) ** 0.5
+            )
+            if bool((once.mean() - again.mean()).abs() <= margin) or not bool(once.mean().isfinite()):
+                known = {} if size == 1 else follows  # where one value does for any number of rows, nothing was seen
+                return replace(plan, rows_checked=size > 1 or not doubtful, follows={**plan.follows, **known})
+            faults.append((follows, again))
+    if not faults:
+        names = ", ".join(map(repr, doubtful))
         raise ValueError(
-            f"The loss of {source.computed_by} depends on the number of rows: {once.item():.6g} for a batch, "
-            f"{again.item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see them. "
-            'Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
+            f"It is not clear whether {names} of the batch of {size} rows has a value for each row: the loss of "
+            f"{source.computed_by} fails for the same rows {num_passes} times over, with {names} repeated or not. Give "
+            "values of rows the shape (B, 1) and others the shape (1, ...), or use "
+            'rdrop_forward_mode="sequential".'
         )
-    return replace(plan, rows_checked=True)
+    again = faults[0][1]
+    raise ValueError(
+        f"The loss of {source.computed_by} depends on the number of rows: {once.mean().item():.6g} for a batch, "
+        f"{again.mean().item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see "
+        'them. Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
+    )
+
+
+# So many runs with noise are compared
+_RUNS = 16
+
+
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    return (values - values[0]).abs().max()
 
 
 def check_repeats(
@@ -262,10 +321,10 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
     return compare_model_loss(training, plan, passes, plan.head.items(passes, row, 1), row)
 
 
-def _stock_loss(
-    training: Training, plan: Plan, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
+def stock_loss(
+    training: Training, head: PredictionHead, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
 ) -> torch.Tensor:
     """The stock task loss of one micro-batch, without a gradient."""
-    window, settings = Window.count(plan.head, [batch]), StepSettings(alpha=0.0, num_passes=passes.num_passes)
+    window, settings = Window.count(head, [batch]), StepSettings(alpha=0.0, num_passes=passes.num_passes)
     with torch.no_grad():
-        return window.terms(items, settings, label_smoothing=training.smoothing(plan.head)).task_loss
+        return window.terms(items, settings, label_smoothing=training.smoothing(head)).task_loss

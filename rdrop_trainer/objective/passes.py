@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -34,14 +34,36 @@ class Passes:
     batch_size: int
 
     def __getitem__(self, key: str) -> tuple[torch.Tensor, ...]:
-        """An output of all passes: one tensor of m·B rows, or m of B rows."""
-        missing = [run for run in self.runs if run.get(key) is None]
-        if missing:
+        """An output of all passes: one tensor of m·B rows, or m of B rows. "logits.1" is the second of "logits"."""
+        found = self.get(key)
+        if found is None:
+            held = ", ".join(name for name, value in self.runs[0].items() if value is not None) or "nothing"
+            parts = _tensors(self.runs[0].get(key), key)
             raise ValueError(
-                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
-                f"{', '.join(k for k, v in missing[0].items() if v is not None) or 'nothing'}."
+                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: {held}. "
+                "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which labels."
+                if not parts
+                else f"The model returns {len(parts)} tensors as {key!r}; which of them are logits, and of which "
+                f'labels, say with rdrop_heads: Head(logits="{next(iter(parts))}", labels="..."), for example.'
             )
-        return tuple(run[key] for run in self.runs)
+        return found
+
+    def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
+        """The same; None if it is no tensor, or not there."""
+        name, *path = key.split(".")
+        found = [run.get(key, _entry(run.get(name), path)) for run in self.runs]
+        return tuple(found) if all(isinstance(value, torch.Tensor) for value in found) else None
+
+    @property
+    def is_unnamed(self) -> bool:
+        """The model returned a plain tuple."""
+        return type(self.raw[0]) in (tuple, list)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All outputs that are tensors, one level deep, of the first run, by name; those of a tuple by position."""
+        run = self.runs[0]
+        keys = [key for key in run if key.isdigit()] if self.is_unnamed else [key for key in run if key != "loss"]
+        return {name: value for key in keys for name, value in _tensors(run[key], key).items()}
 
     def loss(self) -> torch.Tensor | None:
         """The model's own loss, mean over passes; None where the model computed none."""
@@ -67,6 +89,8 @@ def with_loss(output: Any, loss: torch.Tensor, has_loss: bool) -> Any:
         merged = {"loss": loss, **{k: v for k, v in output.items() if k != "loss"}}
         takes_loss = not is_dataclass(output) or "loss" in {field.name for field in fields(output)}
         return type(output)(**merged) if takes_loss else merged
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(loss=loss) if has_loss else (loss, *output)
     rest = output if isinstance(output, tuple) else (output,)
     return (loss, *(rest[1:] if has_loss else rest))
 
@@ -87,6 +111,8 @@ def run_passes(
     num_passes: int,
     mode: str,
     call: Callable[[nn.Module, dict[str, Any]], Any] = call_model,
+    names: Sequence[str] = ("logits",),
+    follows: Mapping[str, bool] | None = None,
 ) -> Passes:
     """Run the model `num_passes` times over `inputs`.
 
@@ -98,6 +124,8 @@ def run_passes(
             last checkpointed without reentrance, so that they keep no activations). Sequential and recompute draw
             the same noise from the same random state: torch's, NumPy's and Python's.
         call: how the model is run on inputs.
+        names: what the first entries of a plain tuple are called, behind its loss.
+        follows: whether entries have a value for each row, where that is known; see `repeat_rows`.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
@@ -106,7 +134,7 @@ def run_passes(
     if num_passes == 1:
         outputs = [call(model, dict(inputs))]
     elif mode == "concat":
-        outputs = [call(model, repeat_rows(inputs, num_passes, batch_size))]
+        outputs = [call(model, repeat_rows(inputs, num_passes, batch_size, follows))]
     else:
         # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
         # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
@@ -117,8 +145,7 @@ def run_passes(
             outputs = [*again, call(model, dict(inputs))]
         else:
             outputs = [call(model, dict(inputs))] + [call(inner, dict(inputs)) for _ in range(num_passes - 1)]
-    has_loss = any(inputs.get(key) is not None for key in ("labels", "start_positions"))
-    return Passes([_as_dict(o, has_loss) for o in outputs], outputs, num_passes, batch_size)
+    return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size)
 
 
 class _Repeatable:
@@ -150,17 +177,25 @@ def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     raise ValueError(f"No tensor with rows among the inputs: {', '.join(inputs)}.")
 
 
-def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> dict[str, Any]:
+def repeat_rows(
+    inputs: Mapping[str, Any], num_passes: int, batch_size: int, follows: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
     """The batch `num_passes` times over, whole batch after whole batch; the inputs themselves stay as they are.
 
-    Tensors and lists of B rows are repeated, whatever is no batch entry (numbers, flags, single-row tensors that
-    broadcast) is passed on.
+    Tensors and lists of B rows are repeated, whatever is no batch entry (numbers, flags, lists of numbers, single-row
+    tensors that broadcast) is passed on.
+
+    Args:
+        inputs: of B rows.
+        num_passes: m.
+        batch_size: B.
+        follows: whether entries have a value for each row, where that is known; the others are judged by their form.
 
     Raises:
         ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
     """
 
-    def repeat(key: str, value: Any) -> Any:
+    def repeat(key: str, value: Any, is_of_rows: bool = False) -> Any:
         if key in PACKING_KEYS and value is not None:
             raise _unrepeatable(f"{key!r} describes sequences packed into rows")
         if isinstance(value, torch.Tensor) and value.dim() > 0:
@@ -181,7 +216,9 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
         if type(value) in (list, tuple) and value:
             if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
                 return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))
-            if all(isinstance(v, (bool, int, float)) for v in value):  # a setting, such as a list of layers
+            if not is_of_rows and all(
+                isinstance(v, (bool, int, float)) for v in value
+            ):  # a setting, such as a list of layers
                 return value
             if len(value) == batch_size:
                 return value * num_passes
@@ -194,7 +231,35 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
             'Use rdrop_forward_mode="sequential", which calls the model once per pass with the inputs as they are.'
         )
 
-    return {key: repeat(key, value) for key, value in inputs.items()}
+    known = follows or {}
+    return {
+        key: value if known.get(key) is False else repeat(key, value, known.get(key, False))
+        for key, value in inputs.items()
+    }
+
+
+def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collection[str]) -> dict[str, bool]:
+    """The entries whose form does not tell whether they have a value for each row, and what they are taken for.
+
+    These are lists of B numbers, and tensors with one dimension: class weights, say, or weights of rows. Of floating
+    ones any number is in doubt, of integers B, as others may point at rows.
+
+    Args:
+        inputs: of B rows.
+        batch_size: B.
+        known: keys of entries that are known to follow rows, such as labels.
+    """
+    doubtful = {}
+    for key, value in inputs.items():
+        if key in known or key in PACKING_KEYS:
+            continue
+        if isinstance(value, torch.Tensor) and value.dim() == 1:
+            if value.shape[0] == batch_size or value.is_floating_point():
+                doubtful[key] = value.shape[0] == batch_size
+        elif type(value) in (list, tuple) and len(value) == batch_size:
+            if all(isinstance(v, (int, float)) for v in value):
+                doubtful[key] = False
+    return doubtful
 
 
 def _is_packed(position_ids: torch.Tensor) -> bool:
@@ -202,13 +267,44 @@ def _is_packed(position_ids: torch.Tensor) -> bool:
     return bool((position_ids.diff(dim=-1) <= 0).any())
 
 
-def _as_dict(outputs: Any, has_loss: bool) -> dict[str, Any]:
+def _as_dict(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Outputs by name. The entries of a plain tuple behind its loss are called "0", "1", ..., and by `names`."""
     if isinstance(outputs, Mapping):
         return dict(outputs)
     if isinstance(outputs, torch.Tensor):
         return {"logits": outputs}
-    names = ("loss", "logits") if has_loss else ("logits",)
-    return dict(zip(names, outputs, strict=False))
+    if hasattr(outputs, "_asdict"):
+        return outputs._asdict()
+    entries = list(outputs)
+    has_loss = bool(entries) and _is_loss(entries)
+    found = {"loss": entries.pop(0)} if has_loss else {}
+    found |= {name: value for name, value in zip(names, entries, strict=False) if not name[0].isdigit()}
+    return found | {str(i): value for i, value in enumerate(entries)}
+
+
+def _is_loss(entries: list[Any]) -> bool:
+    """Whether a tuple begins with a loss, a single number."""
+    first = entries[0]
+    return isinstance(first, torch.Tensor) and (first.dim() == 0 or (first.shape == (1,) and len(entries) > 1))
+
+
+def _entry(value: Any, path: Sequence[str]) -> Any:
+    """What stands at a path of names and positions within an output; None if there is no such."""
+    for step in path:
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        else:
+            value = value[int(step)] if isinstance(value, (tuple, list)) and int(step) < len(value) else None
+    return value
+
+
+def _tensors(value: Any, name: str) -> dict[str, torch.Tensor]:
+    """The tensors in an output, itself or its entries, by name."""
+    entries = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
+    )
+    inner = {f"{name}.{key}": entry for key, entry in entries}
+    return {key: v for key, v in {name: value, **inner}.items() if isinstance(v, torch.Tensor)}
 
 
 def take_rows(value: Any, rows: slice, total: int) -> Any:
@@ -218,5 +314,7 @@ def take_rows(value: Any, rows: slice, total: int) -> Any:
     if isinstance(value, Mapping):
         return type(value)(**{k: take_rows(v, rows, total) for k, v in value.items()})
     if isinstance(value, tuple):
-        return tuple(take_rows(v, rows, total) for v in value)
+        parts = (take_rows(v, rows, total) for v in value)
+        made: Callable[..., Any] | None = getattr(value, "_make", None)
+        return tuple(parts) if made is None else made(parts)
     return value
