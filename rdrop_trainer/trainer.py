@@ -51,8 +51,10 @@ class RDropMixin(
     (`rdrop_loss`; Liang et al., 2021). Both terms are means over the items of the whole optimizer step, counted over
     its micro-batches and processes, so gradient accumulation and data parallelism give the gradient of one large batch.
     With alpha = 0, and on the steps between R-Drop steps, training is plain fine-tuning: `Trainer`'s own arithmetic
-    where the step is one batch on one process, the same exact normalisation elsewhere. Evaluation and prediction are
-    `Trainer`'s. With `average_tokens_across_devices=False` every process counts for itself, as the name says.
+    where the step is one batch on one process, the same exact normalisation elsewhere. (With GPT-2 and some other
+    models `Trainer` also counts the first token of a row, which nothing predicts; here it is not counted.) Evaluation
+    and prediction are `Trainer`'s. With `average_tokens_across_devices=False` every process counts for itself, as the
+    name says.
 
     The settings are those of `RDropArguments`, read from `args` at every step; arguments without them get the defaults.
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.

@@ -175,7 +175,7 @@ def test_one_sentence_where_a_joint_model_has_no_heads_named():
 
 @pytest.mark.parametrize("heads, message", [
     ([Head("intent", "intents")], "names the labels 'intents'.*got only: input_ids"),
-    ([Head("intents", "intent_labels")], "needs the model to return 'intents', but dict only holds: loss, intent, slots"),
+    ([Head("intents", "intent_labels")], "needs the model to return 'intents', but dict only holds: loss, intent"),
 ])  # fmt: skip
 def test_names_that_are_not_there(heads, message):
     model, batch = Joint().train(), rows()
