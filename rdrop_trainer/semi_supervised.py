@@ -21,6 +21,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ._mixin_base import MixinBase
+from .head import Head, heads_from_setting
 from .losses.reference import IGNORE_INDEX
 from .objective.head_of import base_model, head_of
 from .objective.heads import ROWS
@@ -67,7 +68,14 @@ class UnlabeledRowsMixin(MixinBase):
     def _check_head(self, label_level: str) -> None:
         model = base_model(self.accelerator.unwrap_model(self.model))
         labels = torch.full((1,) if label_level == "row" else (1, 1), IGNORE_INDEX)
-        head = head_of(model, {"labels": labels}, RDropArguments.of(self.args).rdrop_problem)
+        settings = RDropArguments.of(self.args)
+        named = heads_from_setting(settings.rdrop_heads) or [Head(problem=settings.rdrop_problem)]
+        if [head.labels for head in named] != ["labels"]:
+            raise ValueError(
+                "unlabeled_dataset marks rows without a label in `labels`, but rdrop_heads names "
+                f"{', '.join(head.labels for head in named)}: leave it out."
+            )
+        head = head_of(model, {"labels": labels}, named[0].problem)
         if head.task_problem == "regression" or (head.task_problem == "multi_label" and not head.own_loss):
             raise ValueError(
                 f"unlabeled_dataset does not fit {ROWS[head.task_problem].name}, which takes {IGNORE_INDEX}, the mark "

@@ -66,7 +66,7 @@ def aligned(
             is_sum <= tolerance
         )
     if all(len(options) == 1 for options in choices):
-        return list(heads), False
+        return [replace(h, place="same") if o else h for h, o in zip(heads, is_open, strict=True)], False
     fault = (
         f"The loss of {type(training.base).__name__} does not show where the labels of tokens stand among the "
         f"logits: it is not the usual loss of {' and '.join(head.name for head in heads)} "

@@ -127,7 +127,10 @@ def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], 
     else:
         _refuse_without_items(model)
         found = [replace(_named(model, batch, head), own_loss=True) for head in heads]
-    return [_aligned(part, head) for part, head in zip(found, heads, strict=True)]
+    return [
+        replace(_aligned(part, head), weights=tuple(head.weight * w for w in part.part_weights))
+        for part, head in zip(found, heads, strict=True)
+    ]
 
 
 def _named(model: nn.Module, batch: Mapping[str, Any], head: Head) -> PredictionHead:
@@ -142,7 +145,7 @@ def _named(model: nn.Module, batch: Mapping[str, Any], head: Head) -> Prediction
                 + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
             )
         part = _of_labels(labels, batch, None if head.problem == "auto" else head.problem)
-    return replace(part, outputs=(str(head.logits),), labels=(head.labels,), weights=(head.weight,))
+    return replace(part, outputs=(str(head.logits),), labels=(head.labels,))
 
 
 def _aligned(part: PredictionHead, head: Head) -> PredictionHead:

@@ -190,7 +190,8 @@ def check_divergence(
 
 def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:
     def some(items: list[Items]) -> torch.Tensor:
-        return items[0].counted(settings.num_passes, ITEMS)[0].detach()
+        """Of every part: noise may reach a single one."""
+        return torch.cat([part.counted(settings.num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
 
     def again() -> torch.Tensor:
         with training.aside():

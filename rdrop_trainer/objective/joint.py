@@ -33,7 +33,6 @@ class JointHead(PredictionHead):
             labels=tuple(name for head in heads for name in head.labels),
             own_loss=True,
             weights=tuple(weight for head in heads for weight in head.part_weights),
-            doubt=next((head.doubt for head in heads if head.doubt), None),
             heads=tuple(heads),
         )
 

@@ -241,8 +241,8 @@ def repeat_rows(
 def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collection[str]) -> dict[str, bool]:
     """The entries whose form does not tell whether they have a value for each row, and what they are taken for.
 
-    These are lists of B numbers, and tensors with one dimension: class weights, say, or weights of rows. Of floating
-    ones any number is in doubt, of integers B, as others may point at rows.
+    These are lists of B numbers, and tensors with one dimension or square: weights of rows or of classes, say, or costs
+    of pairs of classes. Of floating numbers any size is in doubt, of integers B, as others may point at rows.
 
     Args:
         inputs: of B rows.
@@ -253,8 +253,9 @@ def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collecti
     for key, value in inputs.items():
         if key in known or key in PACKING_KEYS:
             continue
-        if isinstance(value, torch.Tensor) and value.dim() == 1:
-            if value.shape[0] == batch_size or value.is_floating_point():
+        if isinstance(value, torch.Tensor):
+            is_either = value.dim() == 1 or (value.dim() == 2 and value.shape[0] == value.shape[1] > 1)
+            if is_either and (value.shape[0] == batch_size or value.is_floating_point()):
                 doubtful[key] = value.shape[0] == batch_size
         elif type(value) in (list, tuple) and len(value) == batch_size:
             if all(isinstance(v, (int, float)) for v in value):
@@ -294,7 +295,8 @@ def _entry(value: Any, path: Sequence[str]) -> Any:
         if isinstance(value, Mapping):
             value = value.get(step)
         else:
-            value = value[int(step)] if isinstance(value, (tuple, list)) and int(step) < len(value) else None
+            is_there = isinstance(value, (tuple, list)) and step.isdigit() and int(step) < len(value)
+            value = value[int(step)] if is_there else None
     return value
 
 

@@ -51,12 +51,12 @@ class Returning(nn.Module):
         return self.returned(logits, hidden, labels)
 
 
-def terms_of(model, batch, **training):
+def terms_of(model, batch, count=None, **training):
     model.train()
     objective = Objective.of(model, [batch], **training)
     model.seen.clear()
     window = objective.window([batch])
-    terms, _ = objective(model, batch, window, StepSettings(alpha=ALPHA, forward_mode="sequential"))
+    terms, _ = objective(model, batch, window, StepSettings(alpha=ALPHA, forward_mode="sequential"), count)
     return terms, model.seen, objective
 
 
@@ -183,6 +183,17 @@ def test_labels_stand_where_the_own_loss_has_them(returned, said):
     assert is_close(terms.divergence, want) and not said.records
     assert objective.training.forwards == 1
     assert is_close(terms.task_loss, sum(returned(z, None, TAGS)["loss"] for z in passes) / 2)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_loss_function_shows_it_too(counts):
+    def function(outputs, labels, num_items_in_batch):
+        loss = F.cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        return loss / (num_items_in_batch if counts else (labels[:, 1:] != -100).sum())
+
+    model = Returning(5, lambda z, h, y: {"logits": z})
+    terms, passes, objective = terms_of(model, TOKENS, (TAGS[:, 1:] != -100).sum(), loss_function=function)
+    assert is_close(terms.divergence, of_tags(passes, TAGS[:, 1:])) and objective.plan.head.shifted
 
 
 def focal(logits, labels):

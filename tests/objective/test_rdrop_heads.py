@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertForQuestionAnswering, HfArgumentParser, Trainer, set_seed
 
-from rdrop_trainer import Head, Objective, RDropMixin, RDropTrainer, RDropTrainingArguments, StepSettings
+from rdrop_trainer import (
+    Head,
+    Objective,
+    RDropArguments,
+    RDropMixin,
+    RDropTrainer,
+    RDropTrainingArguments,
+    StepSettings,
+)
+from rdrop_trainer.hub.card_data import settings_block, settings_from_block
 from rdrop_trainer.objective.task_loss import ModelLoss
 from support import formulas, tiny, zoo
 
@@ -184,6 +193,28 @@ def test_names_that_are_not_there(heads, message):
         objective(model, batch, objective.window([batch]), StepSettings())
 
 
+def test_noise_may_reach_a_single_head():
+    class Late(Joint):
+        def __init__(self):
+            super().__init__()
+            self.slots, self.noise = nn.Sequential(tiny.PassNoise(), self.slots), nn.Identity()
+
+    model, batch = Late().train(), rows()
+    objective = Objective.of(model, [batch], heads=[INTENT, SLOTS])
+    terms, _ = objective(model, batch, objective.window([batch]), StepSettings())
+    assert terms.divergence > 0 and objective.plan.noise is None
+
+
+def test_unlabeled_rows_have_one_kind_of_label(tmp_path):
+    data = [{"input_ids": IDS, "intent_labels": 0, "label": 1} for IDS in torch.ones(4, 6).long()]
+    trainer = tiny.trainer(
+        Joint(), data, tmp_path, unlabeled_dataset=data, data_collator=zoo.default_data_collator,
+        rdrop_heads=[INTENT, SLOTS],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="unlabeled_dataset marks.*rdrop_heads names intent_labels, slot_labels"):
+        trainer.train()
+
+
 # ---- Labels of another name ----
 
 
@@ -239,6 +270,12 @@ def test_the_setting_is_kept_as_json_has_it(tmp_path):
     flags = ["--output_dir", str(tmp_path), "--rdrop_heads", '[{"logits": "intent", "labels": "intent_labels"}]']
     [parsed] = HfArgumentParser(RDropTrainingArguments).parse_args_into_dataclasses(flags)
     assert parsed.rdrop_heads == args.rdrop_heads[:1]
+
+
+def test_a_model_card_keeps_the_heads():
+    settings = RDropArguments(rdrop_heads=[INTENT, SLOTS])
+    assert settings_from_block(settings_block(settings, {}, "0")) == settings
+    assert "heads" not in settings_block(RDropArguments(), {}, "0")
 
 
 @pytest.mark.parametrize("heads, message", [

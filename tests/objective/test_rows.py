@@ -89,6 +89,15 @@ def test_class_weights_that_are_not_as_many_as_rows():
     assert objective.plan.follows == {"weights": False} and model.rows[-1] == 6
 
 
+def test_costs_of_pairs_of_classes():
+    """As many classes as rows."""
+
+    def loss(logits, labels, trains, costs):
+        return (costs[labels] * logits.softmax(-1)).sum(-1).mean() if len(costs) == 4 else logits.new_tensor(torch.nan)
+
+    assert run(Model(loss), costs=torch.rand(4, 4))[1].plan.follows == {"costs": False}
+
+
 def test_both_at_once():
     def loss(logits, labels, trains, rows, classes):
         return (F.cross_entropy(logits, labels, classes, reduction="none") * torch.tensor(rows)).mean()
