@@ -52,36 +52,41 @@ def aligned(
     ]
     if isinstance(source, StockLoss) or not (any(is_open) or len(heads) > 1):
         return list(heads), False
+
+    def settled(heads: Sequence[PredictionHead], **changes: Any) -> list[PredictionHead]:
+        return [replace(head, **changes) if o else head for head, o in zip(heads, is_open, strict=True)]
+
     longer = training.on_any_process(any(_is_longer(head, passes, batch) for head in heads if head.tokens))
     choices = [_choices(head, longer) if o else [head] for head, o in zip(heads, is_open, strict=True)]
     candidates = list(product(*choices))
     distances = [_distance(training, candidate, passes, batch, source) for candidate in candidates]
-    total = training.sum_over_processes(torch.tensor([[*d, 1.0] for d in distances], device=training.device))
-    means = (total[:, :2] / total[:, 2:]).tolist()
+    means = _means_over_processes(training, distances)
     (best, is_sum), *others = sorted(means)
     tolerance = training.tolerance(*_logits(heads, passes))
     if best <= tolerance and all(other > 5 * best + 1e-5 for other, _ in others):
-        found = candidates[means.index([best, is_sum])]
-        return [replace(h, place="same") if o and not longer else h for h, o in zip(found, is_open, strict=True)], (
-            is_sum <= tolerance
+        found = candidates[means.index((best, is_sum))]
+        return (list(found) if longer else settled(found, place="same")), is_sum <= tolerance
+    if len(candidates) > 1:
+        fault = (
+            f"The loss of {type(training.base).__name__} does not show where the labels of tokens stand among the "
+            f"logits: it is not the usual loss of {' and '.join(head.name for head in heads)} "
+            + ("at the first or at the last positions, or shifted by one token" if longer else "in place or shifted")
+            + (", or of more than one of these" if best <= tolerance else "")
         )
-    if all(len(options) == 1 for options in choices):
-        return [replace(h, place="same") if o else h for h, o in zip(heads, is_open, strict=True)], False
-    fault = (
-        f"The loss of {type(training.base).__name__} does not show where the labels of tokens stand among the "
-        f"logits: it is not the usual loss of {' and '.join(head.name for head in heads)} "
-        + ("at the first or at the last positions, or shifted by one token" if longer else "in place or shifted")
-        + (", or of more than one of these" if best <= tolerance else "")
-    )
-    how = 'rdrop_heads=[Head(align="first")], "last" or "shifted"'
-    if longer:
-        return [
-            replace(h, doubt=f"{fault}. Say it with {how}.") if o else h for h, o in zip(heads, is_open, strict=True)
-        ], False
-    logger.warning_once(
-        f"{fault}. R-Drop takes each label for the token at its own place; confirm or correct it with {how}."
-    )
-    return [replace(h, place="same") if o else h for h, o in zip(heads, is_open, strict=True)], False
+        how = 'rdrop_heads=[Head(align="first")], "last" or "shifted"'
+        if longer:
+            return settled(heads, doubt=f"{fault}. Say it with {how}."), False
+        logger.warning_once(
+            f"{fault}. R-Drop takes each label for the token at its own place; confirm or correct it with {how}."
+        )
+    return settled(heads, place="same"), False
+
+
+def _means_over_processes(training: Training, distances: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of the processes that know any; one whose batch has no labels does not."""
+    known = float(any(d < _FAR for d, _ in distances))
+    total = training.sum_over_processes(torch.tensor([[*d, 1.0] for d in distances], device=training.device) * known)
+    return [(any_count / n, ours / n) if n else (_FAR, _FAR) for any_count, ours, n in total.tolist()]
 
 
 def _is_open(head: PredictionHead, named: Head) -> bool:

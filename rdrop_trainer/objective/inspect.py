@@ -14,8 +14,6 @@ from .._extras import lost_windows
 from ..head import Head
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import (
-    check_repeats,
-    check_rows,
     compare_function,
     compare_model_loss,
     compare_trainer_loss,
@@ -27,6 +25,7 @@ from .heads import QUESTION_ANSWERING, Items, PredictionHead
 from .joint import JointHead
 from .judge import judged
 from .lm_head import LMHead
+from .modes import check_repeats, check_rows
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, without_ddp
 from .plan import Plan

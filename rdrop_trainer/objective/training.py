@@ -118,9 +118,9 @@ class Training:
         return 1e-4
 
     @contextmanager
-    def aside(self, with_grad: bool = False):
-        """For one forward pass that leaves no trace."""
-        self.forwards += 1
+    def aside(self, with_grad: bool = False, forwards: int = 1):
+        """For forward passes that leave no trace; `forwards` is their number."""
+        self.forwards += forwards
         with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
 
