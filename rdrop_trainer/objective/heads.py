@@ -73,7 +73,7 @@ class PredictionHead:
         own_loss: the task loss is not the stock one, so it may know tokens without a label that cross-entropy does not:
             with another negative label, and outside the attention mask in a batch without any -100.
         weights: of the divergence of each part; None: they are averaged.
-        doubt: why the predictions cannot be compared, a sentence.
+        doubt: why the predictions of several passes cannot be compared, a sentence.
     """
 
     name: str
@@ -154,7 +154,7 @@ class PredictionHead:
         Raises:
             ValueError: an output of another shape, or a head in doubt.
         """
-        if self.doubt:
+        if self.doubt and num_passes > 1:
             raise ValueError(self.doubt)
         parts = zip(self.outputs, self.targets(batch), strict=True)
         return [self._items(name, tuple(outputs[name]), targets, batch, num_passes) for name, targets in parts]
@@ -177,7 +177,7 @@ class PredictionHead:
         fits = first.dim() == len(expected) and first.shape[0] == size
         if self.tokens:
             fits = fits and first.shape[1] >= targets.shape[1]
-            if fits and self.place == "same" and first.shape[1] > targets.shape[1]:
+            if fits and self.place == "same" and num_passes > 1 and first.shape[1] > targets.shape[1]:
                 raise ValueError(
                     f"{name!r} have {first.shape[1]} positions for {targets.shape[1]} labels, and it is not known "
                     'which of them the labels are of: say rdrop_heads=[Head(align="first")], or "last".'

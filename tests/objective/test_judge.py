@@ -114,11 +114,19 @@ def test_features_in_front_of_logits_are_asked_about():
     assert is_close(terms.divergence, divergence(passes))
 
 
-def test_plain_training_needs_no_logits(tmp_path):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_plain_training_needs_no_logits(steps, tmp_path):
     data = [{"input_ids": row, "labels": y} for row, y in zip(IDS, ROWS["labels"], strict=True)]
     model = Returning(3, features_first, pooled=True)
     trainer = tiny.trainer(model, data, tmp_path, data_collator=tiny_collator, rdrop_alpha=0.0)
+    trainer.args.gradient_accumulation_steps, trainer.args.per_device_train_batch_size = steps, 4 // steps
     trainer.train()
+
+
+def test_a_first_batch_without_labels_shows_nothing(said):
+    batch = {"input_ids": IDS, "labels": torch.full_like(TAGS, -100)}
+    objective = Objective.of(Returning(5, shifted).train(), [batch])
+    assert not objective.plan.head.shifted and "does not show" in said.text
 
 
 def tiny_collator(rows):
