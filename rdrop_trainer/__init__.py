@@ -14,6 +14,7 @@ _EXPORTS = {
     "RDropArguments": "training_args",
     "RDropTrainingArguments": "training_args",
     "RDropSeq2SeqTrainingArguments": "training_args",
+    "Head": "head",
     "Objective": "objective",
     "StepSettings": "objective",
     "RDropLoss": "losses",

@@ -21,6 +21,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ._mixin_base import MixinBase
+from .head import Head
 from .losses.reference import IGNORE_INDEX
 from .objective.head_of import head_of
 from .objective.heads import ROWS
@@ -73,7 +74,13 @@ class UnlabeledRowsMixin(MixinBase):
     def _check_head(self, label_level: str) -> None:
         training = self._training()
         labels = torch.full((1,) if label_level == "row" else (1, 1), IGNORE_INDEX)
-        head = head_of(training.base, {"labels": labels}, training.problem, training.own_loss)
+        named = training.heads or [Head(problem=training.problem)]
+        if [head.labels for head in named] != ["labels"]:
+            raise ValueError(
+                "unlabeled_dataset marks rows without a label in `labels`, but rdrop_heads names "
+                f"{', '.join(head.labels for head in named)}: leave it out."
+            )
+        head = head_of(training.base, {"labels": labels}, named[0].problem, training.own_loss)
         # A loss of the user's may leave rows without a label out
         problem = head.problem if head.own_loss else head.task_problem
         if problem == "regression" or (problem == "multi_label" and not head.own_loss):

@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from .dropout import set_dropout
+from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .objective.head_of import base_model
 from .objective.inspect import first_plan
@@ -57,8 +58,10 @@ class RDropMixin(
     (`rdrop_loss`; Liang et al., 2021). Both terms are means over the items of the whole optimizer step, counted over
     its micro-batches and processes, so gradient accumulation and data parallelism give the gradient of one large batch.
     With alpha = 0, and on the steps between R-Drop steps, training is plain fine-tuning: `Trainer`'s own arithmetic
-    where the step is one batch on one process, the same exact normalisation elsewhere. Evaluation and prediction are
-    `Trainer`'s. With `average_tokens_across_devices=False` every process counts for itself, as the name says.
+    where the step is one batch on one process, the same exact normalisation elsewhere. (With GPT-2 and some other
+    models `Trainer` also counts the first token of a row, which nothing predicts; here it is not counted.) Evaluation
+    and prediction are `Trainer`'s. With `average_tokens_across_devices=False` every process counts for itself, as the
+    name says.
 
     The settings are those of `RDropArguments`, read from `args` at every step; arguments without them get the defaults.
     Training logs `task_loss` and `divergence` beside `loss`: averages over the R-Drop steps since the last log.
@@ -303,6 +306,7 @@ class RDropMixin(
         hidden_by = None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
             hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
+        settings = RDropArguments.of(self.args)
         return Training(
             self.model,
             self.accelerator,
@@ -312,7 +316,9 @@ class RDropMixin(
             hidden_by=hidden_by,
             is_sharded=self.is_fsdp_enabled,
             is_compiled=self.args.torch_compile,
-            problem=RDropArguments.of(self.args).rdrop_problem,
+            problem=settings.rdrop_problem,
+            heads=heads_from_setting(settings.rdrop_heads),
+            label_names=self.args.label_names or (),
             replicas=self.get_tp_size(),
             shares_counts=self.args.average_tokens_across_devices,
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from .head import Head, heads_from_setting
 from .losses.validation import PROBLEMS, REDUCTIONS
 
 FORWARD_MODES = ("concat", "sequential", "recompute")
@@ -19,7 +21,7 @@ FUSED_HEAD = ("auto", "true", "false")
 class RDropArguments:
     """The R-Drop settings, read at every step: a change on `trainer.args` takes effect at the next one.
 
-    `rdrop_problem`, `rdrop_dropout` and `rdrop_unlabeled_ratio` are read once, when a training begins.
+    `rdrop_problem`, `rdrop_heads`, `rdrop_dropout` and `rdrop_unlabeled_ratio` are read once, when a training begins.
 
     Raises:
         ValueError: a value out of range, naming the field and the value.
@@ -82,6 +84,15 @@ class RDropArguments:
             "numbers (squared difference). auto: config.problem_type, else the model's class and the labels. The task "
             "loss stays the model's. Read when training starts.",
             "choices": ["auto", *PROBLEMS],
+        },
+    )
+    rdrop_heads: Sequence[Head | dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What the outputs of a model of your own predict, where R-Drop cannot know it: several heads, "
+            "labels of other names, logits somewhere in a tuple, or labels that stand elsewhere than the logits. A "
+            "list of rdrop_trainer.Head, of dicts, or its JSON; kept as dicts. It says the problem of each head, so "
+            "rdrop_problem stays auto. Default: as found. Read when training starts."
         },
     )
     rdrop_unlabeled_ratio: float = field(
@@ -153,6 +164,12 @@ class RDropArguments:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        self.rdrop_heads = [asdict(head) for head in heads_from_setting(self.rdrop_heads)] or None  # as JSON has it
+        if self.rdrop_heads and self.rdrop_problem != "auto":
+            raise ValueError(
+                f"rdrop_problem={self.rdrop_problem!r} is for a head that R-Drop finds; with rdrop_heads, set "
+                "`problem` in each of these."
+            )
         # In RDropTrainingArguments the next class is TrainingArguments; RDropArguments alone has none
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:

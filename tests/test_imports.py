@@ -20,6 +20,7 @@ FOLDERS = [
     ["semi_supervised", "search"],
     ["objective"],
     ["dropout", "training_args", "run_folder"],
+    ["head"],
     ["losses", "_extras", "_dropout_places", "_twins"],
     ["errors", "_lazy", "_mixin_base", "overrides"],
 ]

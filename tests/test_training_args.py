@@ -21,6 +21,7 @@ def test_defaults_and_help():
         "rdrop_forward_mode": "concat",
         "rdrop_reduction": "mean",
         "rdrop_problem": "auto",
+        "rdrop_heads": None,
         "rdrop_unlabeled_ratio": 1.0,
         "rdrop_fused_head": "auto",
         "rdrop_allow_deterministic": False,

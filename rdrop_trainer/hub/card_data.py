@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -80,12 +81,15 @@ def settings_block(
 
     Returns:
         alpha, num_passes, every_n_steps, warmup_steps, forward_mode, reduction and, with unlabeled rows,
-        unlabeled_ratio, and problem where it is set, as in `RDropArguments`; dropout and version.
+        unlabeled_ratio, and problem and heads (their JSON) where they are set, as in `RDropArguments`; dropout and
+        version.
     """
-    left_out = (*_NOT_OF_THE_MODEL, _DROPOUT) + (() if with_unlabeled else ("rdrop_unlabeled_ratio",))
+    left_out = (*_NOT_OF_THE_MODEL, _DROPOUT, "rdrop_heads") + (() if with_unlabeled else ("rdrop_unlabeled_ratio",))
     left_out += ("rdrop_problem",) if settings.rdrop_problem == "auto" else ()
     kept = [f.name for f in fields(RDropArguments) if f.name.startswith(_PREFIX) and f.name not in left_out]
     values = {name.removeprefix(_PREFIX): getattr(settings, name) for name in kept}
+    if settings.rdrop_heads is not None:
+        values["heads"] = json.dumps(settings.rdrop_heads)
     return {**values, "dropout": dict(dropout), "version": version}
 
 

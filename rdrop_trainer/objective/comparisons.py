@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .heads import Items
+from .heads import Items, PredictionHead
 from .lm_head import CannotFuse, LMHead
-from .passes import Passes, call_model, find_batch_size, repeat_rows, take_rows
+from .passes import Passes, call_model
 from .plan import Plan
+from .rows import find_batch_size, take_rows
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, decoder_inputs, own_loss
 from .training import Training
 from .window import StepSettings, Window
@@ -37,7 +38,7 @@ def compare_model_loss(
     kept = replace(plan, task_loss=ModelLoss(stock.base))
     if any(key.endswith(("aux_loss", "z_loss")) and run[key] is not None for run in passes.runs for key in run):
         return kept  # a router adds to it, maybe less than the comparison would see
-    loss = _stock_loss(training, plan, passes, items, batch)
+    loss = stock_loss(training, plan.head, passes, items, batch)
     if plan.head.misread_by_stock_code(batch):
         own = own.new_full((), torch.nan)  # decides nothing
     tolerance = training.tolerance(own, items[0].outputs[0])
@@ -60,22 +61,19 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    try:
-        own = training.probe(model, trainer.inputs(batch, head), trainer.call, with_grad=True)
-    except TypeError:  # such as a division by the count, which is None
-        counting = replace(trainer, counts=head)
-        own = training.probe(model, trainer.inputs(batch, head), counting.call, with_grad=True)
-        plan = replace(plan, task_loss=counting)
-    logits = [own.runs[0].get(name) for name in head.outputs]
-    if all(value is not None and value.requires_grad for value in logits):
+    own, counting = probe_trainer_loss(training, trainer, head, model, batch, with_grad=True)
+    if counting.counts is not None:
+        plan = replace(plan, task_loss=replace(counting, of_heads=plan.task_loss.of_heads))
+    logits = [own.get(name) for name in head.outputs]
+    if all(value is not None and value[0].requires_grad for value in logits):
         return replace(plan, trainer_comparison=None)
     loss = own.loss().detach()
     del own, logits  # and with them the activations
     if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
-    passes = training.probe(model, plan.task_loss.inputs(batch, head))
+    passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
     items = head.items(passes, batch, 1)
-    kept = passes.loss() if plan.task_loss.needs_logits else _stock_loss(training, plan, passes, items, batch)
+    kept = passes.loss() if plan.task_loss.needs_logits else stock_loss(training, plan.head, passes, items, batch)
     if kept is None:
         raise ValueError(
             f"{trainer.trainer_name} returns no logits with its loss, and {type(training.base).__name__} no loss with "
@@ -91,6 +89,23 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
             f"nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
         )
     return replace(plan, trainer_comparison=None if comparison.done else comparison)
+
+
+def probe_trainer_loss(
+    training: Training,
+    source: TrainerLoss,
+    head: PredictionHead,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    with_grad: bool = False,
+) -> tuple[Passes, TrainerLoss]:
+    """A base trainer's loss of a batch, and how it is called: with the number of items where it needs it."""
+    inputs = source.inputs(batch, head)
+    try:
+        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
+    except TypeError:  # such as a division by the count, which is None
+        source = replace(source, counts=head)
+        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
@@ -147,58 +162,6 @@ def find_use_of_count(training: Training, plan: Plan, passes: Passes, batch: Map
             "num_items_in_batch, or return the mean over the labeled items of the batch."
         )
     return replace(plan, task_loss=replace(source, uses_count=batches == counts))
-
-
-def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
-    """Is a loss that is not ours the same for a batch and for the same rows several times over?
-
-    Raises:
-        ValueError: it depends on the number of rows, as a sum does, or negatives within the batch.
-    """
-    source = plan.task_loss
-    repeated = repeat_rows(batch, num_passes, find_batch_size(model, batch))
-    modules = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        once, again = (
-            training.probe(model, source.inputs(rows, plan.head), source.call).loss() for rows in (batch, repeated)
-        )
-    finally:
-        for module in modules:
-            module.training = True
-    if once is not None and not torch.allclose(once.float(), again.float(), rtol=2e-2, atol=1e-6, equal_nan=True):
-        raise ValueError(
-            f"The loss of {source.computed_by} depends on the number of rows: {once.item():.6g} for a batch, "
-            f"{again.item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see them. "
-            'Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
-        )
-    return replace(plan, rows_checked=True)
-
-
-def check_repeats(
-    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings
-) -> Plan:
-    """Is a pass the same when it runs again from the same random states and buffers, as recomputing needs it?
-
-    Raises:
-        ValueError: it is not.
-    """
-    lm_head, once = plan.fused(batch, settings), replace(settings, num_passes=1)
-
-    def outputs() -> torch.Tensor:
-        with training.aside():
-            return plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)[0].outputs[0].float()
-
-    first, again = outputs(), outputs()
-    tolerance = training.tolerance(first, by_products=True)
-    margin = tolerance * first.abs().nan_to_num(posinf=0).max() + 1e-6 if first.numel() else 0.0
-    if training.on_any_process(not torch.allclose(first, again, rtol=tolerance, atol=float(margin), equal_nan=True)):
-        raise ValueError(
-            f"{type(training.base).__name__} makes other predictions of the same rows when it runs again, although "
-            'random states and buffers are the same: it has state of its own that rdrop_forward_mode="recompute" '
-            'cannot put back. Use "concat" or "sequential".'
-        )
-    return replace(plan, repeats=True)
 
 
 def find_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any], settings: StepSettings) -> Plan:
@@ -262,10 +225,10 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
     return compare_model_loss(training, plan, passes, plan.head.items(passes, row, 1), row)
 
 
-def _stock_loss(
-    training: Training, plan: Plan, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
+def stock_loss(
+    training: Training, head: PredictionHead, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
 ) -> torch.Tensor:
     """The stock task loss of one micro-batch, without a gradient."""
-    window, settings = Window.count(plan.head, [batch]), StepSettings(alpha=0.0, num_passes=passes.num_passes)
+    window, settings = Window.count(head, [batch]), StepSettings(alpha=0.0, num_passes=passes.num_passes)
     with torch.no_grad():
-        return window.terms(items, settings, label_smoothing=training.smoothing(plan.head)).task_loss
+        return window.terms(items, settings, label_smoothing=training.smoothing(head)).task_loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from ..head import Head
 from ..losses.validation import PROBLEMS, Problem
 from .heads import (
     CAUSAL_LM,
@@ -109,6 +110,58 @@ def head_of(
     return replace(head, own_loss=own_loss)
 
 
+def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], own_loss: bool) -> list[PredictionHead]:
+    """The heads that the user named, one part each, as far as the labels of a batch tell.
+
+    Args:
+        model: the unwrapped model.
+        batch: one batch.
+        heads: as the user named them.
+        own_loss: the task loss is not the stock one of the model's class.
+
+    Raises:
+        ValueError: a head that R-Drop does not fit, or labels that are missing.
+    """
+    if len(heads) == 1 and (heads[0].logits, heads[0].labels) == ("logits", "labels"):
+        found = [head_of(model, batch, heads[0].problem, own_loss)]
+    else:
+        _refuse_without_items(model)
+        found = [replace(_named(model, batch, head), own_loss=True) for head in heads]
+    return [
+        replace(_aligned(part, head), weights=tuple(head.weight * w for w in part.part_weights))
+        for part, head in zip(found, heads, strict=True)
+    ]
+
+
+def _named(model: nn.Module, batch: Mapping[str, Any], head: Head) -> PredictionHead:
+    """The head of some labels, by their type."""
+    if head.labels in QUESTION_ANSWERING.labels:
+        part = replace(SINGLE_LABEL, name="positions in the text", positions=True)
+    else:
+        labels = batch.get(head.labels)
+        if not isinstance(labels, torch.Tensor):
+            raise ValueError(
+                f"rdrop_heads names the labels {head.labels!r}, which must be a tensor in every training batch; "
+                + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
+            )
+        part = _of_labels(labels, batch, None if head.problem == "auto" else head.problem)
+    return replace(part, outputs=(str(head.logits),), labels=(head.labels,))
+
+
+def _aligned(part: PredictionHead, head: Head) -> PredictionHead:
+    """A head with its labels where the user says that they are."""
+    if head.align == "auto":
+        return part
+    if head.align == "rows":
+        return replace(part, name=ROWS[part.problem].name, tokens=False, shifted=False, language_model=False)
+    if head.align == "shifted":
+        return replace(part, tokens=True, shifted=True, unlabeled_mask=None)
+    name = TOKENS[part.problem].name if not part.tokens else part.name
+    mask = TOKEN.unlabeled_mask if not part.tokens or part.shifted else part.unlabeled_mask
+    place: Any = "start" if head.align == "first" else "end"
+    return replace(part, name=name, tokens=True, shifted=False, place=place, unlabeled_mask=mask)
+
+
 def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
     """The head of a class that transformers lists."""
     cls, names = type(model), _names(model)
@@ -138,6 +191,13 @@ def has_listed_head(model: nn.Module) -> bool:
     return not listed.isdisjoint(_names(model))
 
 
+def runs_own_code(model: nn.Module) -> bool:
+    """Whether a model's outputs are those of a forward that is not transformers'."""
+    return not (
+        has_listed_head(model) and type(model).forward.__module__.startswith(("transformers.", "liger_kernel."))
+    )
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile` and PEFT's adapters; the wrappers of distributed training must be off."""
     model = getattr(model, "_orig_mod", model)
@@ -156,7 +216,8 @@ def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
         raise ValueError(
             f"R-Drop needs `labels` as a tensor in every training batch to tell what {cls.__name__} predicts; "
             + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
-            + " Rows without a label carry -100."
+            + " Rows without a label carry -100. Labels of other names, or of several heads, are named by "
+            'rdrop_heads=[Head(logits="...", labels="...")].'
         )
     return labels
 
@@ -192,6 +253,11 @@ def _judged(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> 
     labels = _labels_of(batch, type(model))
     if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
         return _generator(model)
+    return _of_labels(labels, batch, problem)
+
+
+def _of_labels(labels: torch.Tensor, batch: Mapping[str, Any], problem: str | None) -> PredictionHead:
+    """The head that the type and the shape of labels speak for."""
     several = labels.dim() > 1 and labels.shape[1:].numel() > 1
     if problem is None:
         if labels.is_floating_point():

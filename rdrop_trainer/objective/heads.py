@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -56,10 +56,12 @@ class PredictionHead:
     Attributes:
         name: for messages.
         problem: the divergence, and the stock loss where `stock` does not name another, as `rdrop_loss` names them.
-        outputs: names of the logits of each part among the model's outputs.
+        outputs: names of the logits of each part among the model's outputs, as `Passes` knows them.
         labels: names of the labels of each part in the batch.
         tokens: the items are tokens (logits (B, T, C), labels (B, T) or (B, T, C)), not rows (logits (B, C)).
         shifted: the logits of a token predict the label of the next one.
+        place: where the positions of labels are among those of logits of tokens, of which there may be more: at their
+            "end", at their "start", or not known, "same", so that there must be as many.
         soft_prompt: learned positions stand before the text, so that even its first token is predicted.
         unlabeled_mask: name of the mask whose tokens count in the divergence where a row of tokens has no label at
             all: such a row is unlabeled text. None: such a row counts nowhere.
@@ -70,6 +72,8 @@ class PredictionHead:
         stock: the problem of the stock loss of the model's class, where it is another one.
         own_loss: the task loss is not the stock one, so it may know tokens without a label that cross-entropy does not:
             with another negative label, and outside the attention mask in a batch without any -100.
+        weights: of the divergence of each part; None: they are averaged.
+        doubt: why the predictions of several passes cannot be compared, a sentence.
     """
 
     name: str
@@ -78,6 +82,7 @@ class PredictionHead:
     labels: tuple[str, ...] = ("labels",)
     tokens: bool = False
     shifted: bool = False
+    place: Literal["start", "end", "same"] = "end"
     soft_prompt: bool = False
     unlabeled_mask: str | None = None
     positions: bool = False
@@ -86,6 +91,18 @@ class PredictionHead:
     soft: bool = False
     stock: Problem | None = None
     own_loss: bool = False
+    weights: tuple[float, ...] | None = None
+    doubt: str | None = None
+
+    @property
+    def parts(self) -> tuple[PredictionHead, ...]:
+        """The heads that this one is made of, where they are of different kinds."""
+        return (self,)
+
+    @property
+    def part_weights(self) -> tuple[float, ...]:
+        """The weight of each part's divergence."""
+        return self.weights or (1 / len(self.outputs),) * len(self.outputs)
 
     @property
     def task_problem(self) -> Problem:
@@ -97,7 +114,7 @@ class PredictionHead:
 
         Counts need labels and masks only, so a whole accumulation window can be counted before its first forward pass.
         """
-        return torch.stack([self._count(targets, batch) for targets in self._targets(batch)])
+        return torch.stack([self._count(targets, batch) for targets in self.targets(batch)])
 
     def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         if self.tokens:
@@ -135,14 +152,16 @@ class PredictionHead:
             num_passes: m.
 
         Raises:
-            ValueError: an output of another shape.
+            ValueError: an output of another shape, or a head in doubt.
         """
-        parts = zip(self.outputs, self._targets(batch), strict=True)
+        if self.doubt and num_passes > 1:
+            raise ValueError(self.doubt)
+        parts = zip(self.outputs, self.targets(batch), strict=True)
         return [self._items(name, tuple(outputs[name]), targets, batch, num_passes) for name, targets in parts]
 
     def rows_of_items(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
         """The row that each item of one pass that counts is of, (n,), and how many rows the batch has."""
-        targets = self._targets(batch)[0]
+        targets = self.targets(batch)[0]
         if not self.tokens:
             return torch.arange(len(targets), device=targets.device), len(targets)
         return self._divergence_mask(targets, batch).nonzero()[:, 0], len(targets)
@@ -158,6 +177,11 @@ class PredictionHead:
         fits = first.dim() == len(expected) and first.shape[0] == size
         if self.tokens:
             fits = fits and first.shape[1] >= targets.shape[1]
+            if fits and self.place == "same" and num_passes > 1 and first.shape[1] > targets.shape[1]:
+                raise ValueError(
+                    f"{name!r} have {first.shape[1]} positions for {targets.shape[1]} labels, and it is not known "
+                    'which of them the labels are of: say rdrop_heads=[Head(align="first")], or "last".'
+                )
         elif self.problem != "single_label":
             # Labels of more dimensions are those of logits of the same shape (scores of spans, say)
             fits = first.shape[:1] == (size,) and (targets.dim() < 3 or first.shape[1:] == targets.shape[1:])
@@ -167,7 +191,7 @@ class PredictionHead:
                 f"{size} rows ({num_passes // len(outputs)} passes) for labels {tuple(targets.shape)}; the model "
                 f"returned {tuple(first.shape)}. For a class that transformers does not know the labels decide: "
                 "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression. "
-                "rdrop_problem or config.problem_type says which."
+                "rdrop_problem, config.problem_type or rdrop_heads says which."
             )
         if not self.tokens:
             if self.positions and self.soft_prompt:
@@ -175,7 +199,9 @@ class PredictionHead:
             flat = tuple(z.reshape(size, -1) for z in outputs)
             return self._of_problem(flat, targets, None)
         mask = self._divergence_mask(targets, batch)  # (B, T)
-        flat = tuple(z[:, -targets.shape[1] :].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
+        length = targets.shape[1]
+        of_labels = slice(length) if self.place == "start" else slice(outputs[0].shape[1] - length, None)
+        flat = tuple(z[:, of_labels].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
         return self._of_problem(flat, targets.flatten(0, 1), mask.flatten())
 
     def _of_problem(self, outputs: tuple[torch.Tensor, ...], targets: torch.Tensor, mask: torch.Tensor | None) -> Items:
@@ -193,7 +219,7 @@ class PredictionHead:
         is_one_each = targets.numel() == shape[0] * shape[1]
         return Items(outputs, targets.reshape(shape) if is_one_each else targets, mask, problem)
 
-    def _targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
+    def targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         """What each part's logits predict: (B,), (B, C) for several values a row, or (B, T) aligned with the logits."""
         labels = [batch[key] for key in self.labels]
         if self.positions:

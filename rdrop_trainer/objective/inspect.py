@@ -11,20 +11,22 @@ from torch import nn
 from transformers.utils import logging
 
 from .._extras import lost_windows
+from ..head import Head
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import (
-    check_repeats,
-    check_rows,
     compare_function,
     compare_model_loss,
     compare_trainer_loss,
     find_lm_head,
     find_use_of_count,
 )
-from .head_of import head_of
-from .heads import Items, PredictionHead
-from .labels import check_range, judged_by_labels
+from .head_of import head_of, heads_of
+from .heads import QUESTION_ANSWERING, Items, PredictionHead
+from .joint import JointHead
+from .judge import judged
+from .labels import check_range
 from .lm_head import LMHead
+from .modes import check_repeats, check_rows
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, can_repeat, find_batch_size, without_ddp
 from .plan import Plan
@@ -38,7 +40,7 @@ logger = logging.get_logger(__name__)
 def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan by classes, settings and the labels of a window; a collective.
 
-    A forward pass, `aside`, is made only where labels fit rows and tokens alike.
+    A forward pass, `aside`, is made only of a model whose forward is not transformers', or whose user names its heads.
 
     Raises:
         ValueError: a head that R-Drop does not fit, batches without labels, or labels that it has no class for.
@@ -48,15 +50,22 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
     task_loss = _task_loss(training, kind)
-    head = judged_by_labels(training, kind, task_loss, batches)
-    return Plan(head, kind, task_loss, trainer_comparison=None if training.trainer_loss is None else LossComparison())
+    head, task_loss = judged(training, kind, task_loss, batches)
+    comparison = None if training.trainer_loss is None else LossComparison()
+    return Plan(head, kind, task_loss, trainer_comparison=comparison, known={kind: head})
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
     kind = _head(training, batches)
     check_range(training, kind, [batch for batch in batches if batch[kind.labels[0]].device.type == "cpu"])
-    return plan if kind == plan.kind else replace(plan, head=kind, kind=kind)
+    if kind == plan.kind:
+        return plan
+    # What other processes see now is not known, so several of them take a new kind for what it looks like
+    head = plan.known.get(kind) or (
+        judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
+    )
+    return replace(plan, head=head, kind=kind, known={**plan.known, kind: head})
 
 
 def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
@@ -67,14 +76,22 @@ def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:
     first, trainer = batches[0], training.trainer_loss
-    labeled = isinstance(first, Mapping) and any(key in first for key in ("labels", "start_positions"))
+    heads = _named_heads(training, first)
+    labeled = bool(heads) or (isinstance(first, Mapping) and any(k in first for k in ("labels", "start_positions")))
     if trainer is not None and training.loss_function is None and not labeled:
         raise ValueError(
             f"R-Drop does not fit {trainer.defined_in}: its batches hold no `labels`, which tell the items (rows, "
             "tokens) whose predictions two passes share"
             + (f"; got only: {', '.join(first)}." if isinstance(first, Mapping) else ".")
         )
-    head = head_of(training.base, first, training.problem, training.own_loss)
+    if heads:
+        parts = heads_of(training.base, first, heads, training.own_loss)
+    else:
+        parts = [head_of(training.base, first, training.problem, training.own_loss)]
+    peft = getattr(training.unwrapped, "active_peft_config", None)
+    if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
+        parts = [replace(part, soft_prompt=True) for part in parts]
+    head = JointHead.of(parts)
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
@@ -83,10 +100,16 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> Predictio
             )
     if head.task_problem == "regression" and not head.own_loss:
         _refuse_marked_rows(batches)
-    peft = getattr(training.unwrapped, "active_peft_config", None)
-    if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
-        head = replace(head, soft_prompt=True)
     return head
+
+
+def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]:
+    """The heads that the user named, by `rdrop_heads`, or one whose labels he named, by `Trainer`'s `label_names`."""
+    if training.heads or not isinstance(batch, Mapping) or len(training.label_names) != 1:
+        return training.heads
+    [name] = training.label_names
+    is_other = "labels" not in batch and name in batch and name not in QUESTION_ANSWERING.labels
+    return [Head(labels=name, problem=training.problem)] if is_other else ()
 
 
 def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]]) -> None:
@@ -170,7 +193,8 @@ def check_divergence(
 
 def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:
     def some(items: list[Items]) -> torch.Tensor:
-        return items[0].counted(settings.num_passes, ITEMS)[0].detach()
+        """Of every part: noise may reach a single one."""
+        return torch.cat([part.counted(settings.num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
 
     def again() -> torch.Tensor:
         with training.aside():

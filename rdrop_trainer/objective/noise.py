@@ -46,7 +46,7 @@ class NoiseWatch:
 
         Args:
             model: names its dropout in the message.
-            passes: the outputs of some of its items, (m, n, C); a micro-batch without items decides nothing.
+            passes: the outputs of some of its items, (m, ...); a micro-batch without items decides nothing.
             window: that of the micro-batch.
             allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
@@ -84,7 +84,7 @@ class NoiseWatch:
 
 
 def is_rounding(passes: torch.Tensor) -> bool:
-    """Whether the differences between passes, (m, n, C), are so small that rounding may explain them."""
+    """Whether the differences between passes, (m, ...), are so small that rounding may explain them."""
     finite = passes.isfinite().all(0)
     if not finite.any():
         return False

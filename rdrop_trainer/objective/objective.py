@@ -52,7 +52,7 @@ class Objective:
             model: a model of transformers, or one that returns logits; prepared by the accelerator, if there is one.
             batches: the micro-batches of the first optimizer step, with labels, as the model takes them.
             accelerator: what prepared the model; None: one process, without mixed precision.
-            **settings: `problem`, `label_smoothing`, `loss_function` and other attributes of `Training`.
+            **settings: `problem`, `heads`, `label_smoothing`, `loss_function` and other attributes of `Training`.
 
         Raises:
             ValueError: a head that R-Drop does not fit, or batches without labels.
@@ -111,9 +111,9 @@ class Objective:
         items = self.plan.items(passes, batch, lm_head)
         self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
 
-        def items_loss(with_labels: bool) -> RDropLoss:
+        def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             loss = None if lm_head is None else lm_head.loss
-            return window.terms(items, settings, loss, with_labels, self.training.smoothing(window.head))
+            return of.terms(items, settings, loss, with_labels, self.training.smoothing(window.head))
 
         terms = self.plan.task_loss.terms(items_loss, passes, batch, window, count)
         self.plan = check_divergence(self.training, self.plan, items, terms.divergence, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -12,12 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
+from .rows import find_batch_size, repeat_rows, take_rows
 from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
-
-# Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
-PACKING_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,36 @@ class Passes:
     batch_size: int
 
     def __getitem__(self, key: str) -> tuple[torch.Tensor, ...]:
-        """An output of all passes: one tensor of m·B rows, or m of B rows."""
-        missing = [run for run in self.runs if run.get(key) is None]
-        if missing:
+        """An output of all passes: one tensor of m·B rows, or m of B rows. "logits.1" is the second of "logits"."""
+        found = self.get(key)
+        if found is None:
+            held = ", ".join(name for name, value in self.runs[0].items() if value is not None) or "nothing"
+            parts = _tensors(self.runs[0].get(key), key)
             raise ValueError(
-                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
-                f"{', '.join(k for k, v in missing[0].items() if v is not None) or 'nothing'}."
+                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: {held}. "
+                "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which labels."
+                if not parts
+                else f"The model returns {len(parts)} tensors as {key!r}; which of them are logits, and of which "
+                f'labels, say with rdrop_heads: Head(logits="{next(iter(parts))}", labels="..."), for example.'
             )
-        return tuple(run[key] for run in self.runs)
+        return found
+
+    def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
+        """The same; None if it is no tensor, or not there."""
+        name, *path = key.split(".")
+        found = [run.get(key, _entry(run.get(name), path)) for run in self.runs]
+        return tuple(found) if all(isinstance(value, torch.Tensor) for value in found) else None
+
+    @property
+    def is_unnamed(self) -> bool:
+        """The model returned a plain tuple."""
+        return type(self.raw[0]) in (tuple, list)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All outputs that are tensors, one level deep, of the first run, by name; those of a tuple by position."""
+        run = self.runs[0]
+        keys = [key for key in run if key.isdigit()] if self.is_unnamed else [key for key in run if key != "loss"]
+        return {name: value for key in keys for name, value in _tensors(run[key], key).items()}
 
     def loss(self) -> torch.Tensor | None:
         """The model's own loss, mean over passes; None where the model computed none."""
@@ -70,6 +90,8 @@ def with_loss(output: Any, loss: torch.Tensor, has_loss: bool) -> Any:
         merged = {"loss": loss, **{k: v for k, v in output.items() if k != "loss"}}
         takes_loss = not is_dataclass(output) or "loss" in {field.name for field in fields(output)}
         return type(output)(**merged) if takes_loss else merged
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(loss=loss) if has_loss else (loss, *output)
     rest = output if isinstance(output, tuple) else (output,)
     return (loss, *(rest[1:] if has_loss else rest))
 
@@ -90,6 +112,8 @@ def run_passes(
     num_passes: int,
     mode: str,
     call: Callable[[nn.Module, dict[str, Any]], Any] = call_model,
+    names: Sequence[str] = ("logits",),
+    follows: Mapping[str, bool] | None = None,
 ) -> Passes:
     """Run the model `num_passes` times over `inputs`.
 
@@ -102,6 +126,8 @@ def run_passes(
             the same noise from the same random state: torch's, NumPy's and Python's. Where `can_repeat` says no,
             concat is sequential.
         call: how the model is run on inputs.
+        names: what the first entries of a plain tuple are called, behind its loss.
+        follows: whether entries have a value for each row, where that is known; see `repeat_rows`.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
@@ -116,7 +142,7 @@ def run_passes(
     if num_passes == 1:
         outputs = [call(model, dict(inputs))]
     elif mode == "concat":
-        outputs = [call(model, repeat_rows(inputs, num_passes, batch_size))]
+        outputs = [call(model, repeat_rows(inputs, num_passes, batch_size, follows))]
     else:
         # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
         # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
@@ -127,8 +153,7 @@ def run_passes(
             outputs = [*again, call(model, dict(inputs))]
         else:
             outputs = [call(model, dict(inputs))] + [call(inner, dict(inputs)) for _ in range(num_passes - 1)]
-    has_loss = any(inputs.get(key) is not None for key in ("labels", "start_positions"))
-    return Passes([_as_dict(o, has_loss) for o in outputs], outputs, num_passes, batch_size)
+    return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size)
 
 
 class _Repeatable:
@@ -164,82 +189,42 @@ def can_repeat(model: nn.Module, batch_size: int) -> bool:
     )
 
 
-def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:
-    """B, the rows of the model's main input, or of the first tensor where the model does not say which that is."""
-    main = inputs.get(getattr(model, "main_input_name", "input_ids"))
-    for value in [main, *inputs.values()]:
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            return value.shape[0]
-    raise ValueError(f"No tensor with rows among the inputs: {', '.join(inputs)}.")
-
-
-def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> dict[str, Any]:
-    """The batch `num_passes` times over, whole batch after whole batch; the inputs themselves stay as they are.
-
-    Tensors and lists of B rows are repeated, whatever is no batch entry (numbers, flags, single-row tensors that
-    broadcast) is passed on.
-
-    Raises:
-        ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
-    """
-
-    def repeat(key: str, value: Any) -> Any:
-        if key in PACKING_KEYS and value is not None:
-            raise _unrepeatable(f"{key!r} describes sequences packed into rows")
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            if key == "position_ids" and value.dim() == 3:  # (axes, B, T) of multi-axis rotary embeddings
-                if value.shape[1] != batch_size:
-                    raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
-                return value.repeat(1, num_passes, 1)
-            if key == "position_ids" and batch_size == 1 and inputs.get("attention_mask") is None and _is_packed(value):
-                raise _unrepeatable("'position_ids' start again within the row: several sequences packed into it")
-            if value.shape[0] == batch_size:
-                return value.repeat(num_passes, *[1] * (value.dim() - 1))
-            if value.shape[0] == 1 and value.dim() > 1:
-                return value
-            raise _unrepeatable(f"{key!r} has {value.shape[0]} rows, shape {tuple(value.shape)}")
-        if isinstance(value, Mapping):
-            made: Callable[[dict[str, Any]], Any] = type(value)
-            return made({k: repeat(f"{key}.{k}", v) for k, v in value.items()})
-        if type(value) in (list, tuple) and value:
-            if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
-                return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))
-            if all(isinstance(v, (bool, int, float)) for v in value):  # a setting, such as a list of layers
-                return value
-            if len(value) == batch_size:
-                return value * num_passes
-            raise _unrepeatable(f"{key!r} is a {type(value).__name__} of {len(value)} entries")
-        return value
-
-    def _unrepeatable(what: str) -> ValueError:
-        return ValueError(
-            f"The batch of {batch_size} rows cannot be repeated for R-Drop's single forward: {what}. "
-            'Use rdrop_forward_mode="sequential", which calls the model once per pass with the inputs as they are.'
-        )
-
-    return {key: repeat(key, value) for key, value in inputs.items()}
-
-
-def _is_packed(position_ids: torch.Tensor) -> bool:
-    """Several sequences in one row, (1, T): flash attention tells them apart only where the batch is that one row."""
-    return bool((position_ids.diff(dim=-1) <= 0).any())
-
-
-def _as_dict(outputs: Any, has_loss: bool) -> dict[str, Any]:
+def _as_dict(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Outputs by name. The entries of a plain tuple behind its loss are called "0", "1", ..., and by `names`."""
     if isinstance(outputs, Mapping):
         return dict(outputs)
     if isinstance(outputs, torch.Tensor):
         return {"logits": outputs}
-    names = ("loss", "logits") if has_loss else ("logits",)
-    return dict(zip(names, outputs, strict=False))
+    if hasattr(outputs, "_asdict"):
+        return outputs._asdict()
+    entries = list(outputs)
+    has_loss = bool(entries) and _is_loss(entries)
+    found = {"loss": entries.pop(0)} if has_loss else {}
+    found |= {name: value for name, value in zip(names, entries, strict=False) if not name[0].isdigit()}
+    return found | {str(i): value for i, value in enumerate(entries)}
 
 
-def take_rows(value: Any, rows: slice, total: int) -> Any:
-    """Some rows of an input or output, wherever tensors of `total` rows stand in it; all else as it is."""
-    if isinstance(value, torch.Tensor):
-        return value[rows] if value.dim() > 0 and value.shape[0] == total else value
-    if isinstance(value, Mapping):
-        return type(value)(**{k: take_rows(v, rows, total) for k, v in value.items()})
-    if isinstance(value, tuple):
-        return tuple(take_rows(v, rows, total) for v in value)
+def _is_loss(entries: list[Any]) -> bool:
+    """Whether a tuple begins with a loss, a single number."""
+    first = entries[0]
+    return isinstance(first, torch.Tensor) and (first.dim() == 0 or (first.shape == (1,) and len(entries) > 1))
+
+
+def _entry(value: Any, path: Sequence[str]) -> Any:
+    """What stands at a path of names and positions within an output; None if there is no such."""
+    for step in path:
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        else:
+            is_there = isinstance(value, (tuple, list)) and step.isdigit() and int(step) < len(value)
+            value = value[int(step)] if is_there else None
     return value
+
+
+def _tensors(value: Any, name: str) -> dict[str, torch.Tensor]:
+    """The tensors in an output, itself or its entries, by name."""
+    entries = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
+    )
+    inner = {f"{name}.{key}": entry for key, entry in entries}
+    return {key: v for key, v in {name: value, **inner}.items() if isinstance(v, torch.Tensor)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,8 @@ class Plan:
         noise: watches whether the passes differ; None: they were seen to.
         trainer_comparison: compares the loss of a base trainer with what is taken for it; None: decided.
         rows_checked: the task loss was seen not to depend on the number of rows.
+        follows: whether entries of the batches have a value for each row, where it was in doubt.
+        known: heads of the kinds that were seen before.
         repeats: a pass was seen to be the same when it runs again.
         divergence_checked: the divergence was seen not to be 0 on passes that differ.
     """
@@ -45,6 +47,8 @@ class Plan:
     noise: NoiseWatch | None = NoiseWatch()
     trainer_comparison: LossComparison | None = None
     rows_checked: bool = False
+    follows: Mapping[str, bool] = field(default_factory=dict)
+    known: Mapping[PredictionHead, PredictionHead] = field(default_factory=dict)
     repeats: bool = False
     divergence_checked: bool = False
 
@@ -86,7 +90,8 @@ class Plan:
             inputs, call = self.task_loss.inputs(batch, self.head), partial(self.task_loss.call, keep=keep)
         else:
             inputs, call = without_labels(self.task_loss.base, batch, self.head.labels), lm_head.call
-        return run_passes(model, inputs, settings.num_passes, settings.forward_mode, call)
+        names, mode = self.head.outputs, settings.forward_mode
+        return run_passes(model, inputs, settings.num_passes, mode, call, names, self.follows)
 
     def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[Items]:
         """The items of a micro-batch, by their logits, or by the hidden states in front of an output head."""

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from ..losses import RDropLoss
-from .head_of import has_listed_head
+from .head_of import runs_own_code
 from .heads import PredictionHead
 from .passes import Passes, call_model, with_loss
 from .window import Window
 
-# items_loss(with_labels): task loss and divergence of the items of a micro-batch; without labels, the divergence alone
-ItemsLoss = Callable[[bool], RDropLoss]
+# items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
+# `of`, by default that of the step; without labels, the divergence alone
+ItemsLoss = Callable[..., RDropLoss]
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ class TaskLoss:
         base: the model without wrappers.
         comparison: with the loss that the model returns, while it is not decided whether the two are the same.
         needs_logits: why the model has to make its logits; None where the loss can do without them.
+        of_heads: it is known to hold the usual losses of several heads, each by its weight.
     """
 
     base: nn.Module
     comparison: LossComparison | None = None
     needs_logits: str | None = None
+    of_heads: bool = False
 
     @property
     def computed_by(self) -> str | None:
@@ -103,9 +106,27 @@ class TaskLoss:
         Raises:
             ValueError: a model that should have a loss returned none.
         """
+        if self.of_heads:
+            return self._terms_of_heads(items_loss, passes, batch, window)
         task_loss = self.loss(passes, batch, window, count)
         terms = items_loss(False)
         return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
+
+    def _terms_of_heads(
+        self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window
+    ) -> RDropLoss:
+        """The same where each head is a mean over items of its own, of which a micro-batch has other shares.
+
+        The usual losses are counted exactly. What the loss holds besides them counts as a mean over the micro-batch.
+        """
+        own, terms = passes.loss(), items_loss(True)
+        alone = Window.count(window.head, [batch])
+        besides = own - items_loss(True, alone).task_loss
+        # A head without a label in this micro-batch makes the loss NaN
+        is_lacking = (alone.task_items == 0).any().to(own.device) & ~own.isfinite()
+        besides = torch.where(is_lacking, torch.zeros_like(besides), besides)
+        besides = window.weighted(besides, batch)
+        return RDropLoss(terms.loss + besides, terms.task_loss + besides, terms.divergence)
 
     def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
         """The task loss alone: what was returned, mean over passes, scaled to the window."""
@@ -144,6 +165,7 @@ class ModelLoss(TaskLoss):
     """The loss that the model returns."""
 
     base: nn.Module
+    of_heads: bool = False
     needs_logits = "the model's own loss is kept, which it makes of its logits"
 
     @property
@@ -196,6 +218,7 @@ class TrainerLoss(TaskLoss):
     trainer_name: str
     base: nn.Module
     counts: PredictionHead | None = None
+    of_heads: bool = False
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
 
     @property
@@ -248,11 +271,10 @@ def promises_stock_loss(model: nn.Module) -> bool:
     a loss.
     """
     cls = type(model)
-    stock_forward = has_listed_head(model) and cls.forward.__module__.startswith(("transformers.", "liger_kernel."))
     adds_loss = getattr(getattr(model, "config", None), "output_router_logits", False)
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_function = loss_function.__module__.startswith(("transformers.", "torch."))
-    return stock_forward and stock_function and not adds_loss and not hasattr(model, "_loss_function")
+    return not runs_own_code(model) and stock_function and not adds_loss and not hasattr(model, "_loss_function")
 
 
 def without_labels(base: nn.Module, batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
@@ -279,6 +301,7 @@ def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch
 
 def _kept(outputs: Any, keep: tuple[str, ...] | None) -> Any:
     """Outputs without those that the loss does not need."""
+    keep = None if keep is None else tuple(name.split(".")[0] for name in keep)
     if keep is None or not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in keep):
         return outputs
     return {key: value for key, value in outputs.items() if key in keep or key.endswith("loss")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .._dropout_places import places_of
+from ..head import Head
 from .head_of import base_model
 from .heads import PredictionHead
 from .lm_head import is_compiled
@@ -36,6 +38,8 @@ class Training:
         is_compiled: the model is compiled as a whole.
         problem: what the model predicts, and so the divergence: "single_label", "multi_label" or "regression"; "auto":
             what its configuration, its class and the labels say.
+        heads: of the model, as its user names them; empty: one head, as found.
+        label_names: `Trainer`'s; a single one other than "labels" names the labels of the head that is found.
         replicas: processes that see the same rows, as those of one tensor-parallel group do.
         shares_counts: the processes normalise over their items together.
         forwards: how many forward passes were run so far to find something out.
@@ -50,11 +54,15 @@ class Training:
     is_sharded: bool = False
     is_compiled: bool = False
     problem: str = "auto"
+    heads: Sequence[Head] = ()
+    label_names: Sequence[str] = ()
     replicas: int = 1
     shares_counts: bool = True
     forwards: int = field(default=0, init=False)
 
     def __post_init__(self):
+        if self.heads and self.problem != "auto":
+            raise ValueError(f"problem={self.problem!r} is for a head that is found; set it in each of the heads.")
         alone = self.accelerator is None
         # Without all wrappers of distributed training, and without PEFT's adapters
         self.unwrapped = self.model if alone else self.accelerator.unwrap_model(self.model)
@@ -110,9 +118,9 @@ class Training:
         return 1e-4
 
     @contextmanager
-    def aside(self, with_grad: bool = False):
-        """For one forward pass that leaves no trace."""
-        self.forwards += 1
+    def aside(self, with_grad: bool = False, forwards: int = 1):
+        """For forward passes that leave no trace; `forwards` is their number."""
+        self.forwards += forwards
         with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
 
@@ -126,7 +134,28 @@ class Training:
         finally:
             before.restore()
 
-    def probe(self, model: nn.Module, inputs: Mapping[str, Any], call=call_model, with_grad: bool = False) -> Passes:
-        """One pass over some inputs, `aside`."""
+    @contextmanager
+    def without_dropout(self):
+        """Sets every dropout to 0, and its probability back when it is left; training modes stay as they are."""
+        before = [(place, place.p) for place in places_of(self.model)]
+        try:
+            for place, p in before:
+                if p:
+                    place.set(0.0)
+            yield
+        finally:
+            for place, p in before:
+                if p:
+                    place.set(p)
+
+    def probe(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        call=call_model,
+        with_grad: bool = False,
+        names: Sequence[str] = ("logits",),
+    ) -> Passes:
+        """One pass over some inputs, `aside`; see `run_passes`."""
         with self.aside(with_grad):
-            return run_passes(model, inputs, 1, "sequential", call)
+            return run_passes(model, inputs, 1, "sequential", call, names)

@@ -103,7 +103,7 @@ class Window:
         """Loss, task loss and divergence of a micro-batch, each its share of those of the optimizer step.
 
         Args:
-            items: of the micro-batch, for each part of the head, whose terms are averaged.
+            items: of the micro-batch, for each part of the head, whose terms are averaged or have weights.
             settings: of the step.
             loss: what takes the arguments of `rdrop_loss`, in its place.
             with_labels: without, there is no task loss.
@@ -126,7 +126,9 @@ class Window:
             )
             for part, task_items, divisor in zip(items, self.task_items, divisors, strict=True)
         ]
-        return RDropLoss(*(torch.stack(values).mean(0) for values in zip(*parts, strict=True)))
+        weights = self.head.part_weights
+        sums = (sum(w * value for w, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True))
+        return RDropLoss(*sums)
 
 
 class LoggedTerms:

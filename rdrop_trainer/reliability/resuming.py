@@ -135,21 +135,21 @@ class ResumingMixin(MixinBase):
         return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
 
     def _find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> tuple[Path | None, str | None]:
-        """The checkpoint to resume from, and what stands against it."""
+        """The checkpoint to resume from, and what stands against it, which begins as `Trainer`'s messages do."""
         if not resume_from_checkpoint:
             return None, None
         if resume_from_checkpoint is True:
             found = last_whole_checkpoint(self.args.output_dir, warn=True)
             return found, None if found else (
-                f"No whole checkpoint in {self.args.output_dir} to resume from; start with "
-                "resume_from_checkpoint=None, or name another folder's checkpoint."
+                f"No valid checkpoint found in output directory ({self.args.output_dir}), where none is whole; start "
+                "with resume_from_checkpoint=None, or name another folder's checkpoint."
             )
         fault = checkpoint_fault(resume_from_checkpoint)
         if fault == _NO_OPTIMIZER and self.args.save_only_model:  # left out on purpose
             logger.warning(f"{resume_from_checkpoint}: {fault}, so the optimizer starts afresh.")
             fault = None
         return Path(resume_from_checkpoint), fault and (
-            f"{resume_from_checkpoint} is no whole checkpoint: {fault}. Name an earlier one, or pass "
+            f"Can't find a valid checkpoint at {resume_from_checkpoint}: {fault}. Name an earlier one, or pass "
             "resume_from_checkpoint=True to go on from the last whole one in output_dir."
         )
 

@@ -10,7 +10,8 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rdrop_trainer import Objective, StepSettings
-from rdrop_trainer.objective.passes import repeat_rows, run_passes
+from rdrop_trainer.objective.passes import run_passes
+from rdrop_trainer.objective.rows import repeat_rows
 from rdrop_trainer.objective.snapshot import Snapshot
 from support import tiny
 

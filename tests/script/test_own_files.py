@@ -89,7 +89,7 @@ def test_what_is_refused(reviews, model, capsys):
     files = ("--model_name_or_path", model, "--train_file train.csv --validation_file dev.csv")
     assert "did you mean --label_column sentiment?" in fails(capsys, *files)
     assert "has 3; choose macro_f1" in fails(capsys, *files, "--label_column sentiment --metric f1")
-    message = fails(capsys, "--model_name_or_path", model, "--task_name sst2 --train_file a.csv --id_column id")
+    message = fails(capsys, "--model_name_or_path", model, "--task_name sst2 --train_file train.csv --id_column id")
     assert "--id_column id: is for your own files" in message
 
 

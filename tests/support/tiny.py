@@ -136,6 +136,7 @@ class PassNoise(nn.Module):
     def __init__(self, num_passes=2, concat=True):
         super().__init__()
         self.num_passes, self.concat = num_passes, concat
+        self.dropout = 0.3  # by this name it is off where dropout is, as when a loss is checked
         # A buffer, so that a pass that is run again is the pass it was
         self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
         # Saved for the backward, so a second forward must not let data parallelism write to it
@@ -150,7 +151,7 @@ class PassNoise(nn.Module):
             k = torch.full((len(hidden),), int(self.calls) % self.num_passes)
         self.calls += 1
         k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
-        return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
+        return hidden * (1 + self.dropout * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
 
 
 class Sizes(TorchDispatchMode):

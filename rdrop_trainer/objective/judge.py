@@ -1,0 +1,243 @@
+"""What a model predicts, where its class does not say it: the labels of the first window, and one pass over them, tell.
+
+Which outputs are logits, whether labels are of rows or of tokens, what their values are, and where they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..head import Head
+from ..losses.reference import IGNORE_INDEX
+from .alignment import aligned
+from .comparisons import probe_trainer_loss
+from .head_of import has_listed_head, runs_own_code
+from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead, is_along_text
+from .joint import JointHead
+from .passes import Passes
+from .task_loss import TaskLoss, TrainerLoss
+from .training import Training
+
+NAME_THEM = "Say it with rdrop_heads=[Head(logits=..., labels=...)]."
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """One pass over a batch without dropout, in the mode that the model is in, which leaves no trace.
+
+    Attributes:
+        passes: that pass.
+        batch: on the device of the model.
+        source: how the task loss is got.
+    """
+
+    passes: Passes
+    batch: dict[str, Any]
+    source: TaskLoss
+
+    @classmethod
+    def at(cls, training: Training, head: PredictionHead, source: TaskLoss, batch: Mapping[str, Any]) -> FirstLook:
+        batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        model = training.model
+        with training.without_dropout():
+            if isinstance(source, TrainerLoss):
+                passes, source = probe_trainer_loss(training, source, head, model, batch)
+            else:
+                passes = training.probe(model, source.inputs(batch, head), source.call, names=head.outputs)
+        return cls(passes, batch, source)
+
+    def logits(self, head: PredictionHead) -> torch.Tensor | None:
+        """Those of the first part of a head."""
+        found = self.passes.get(head.outputs[0])
+        return None if found is None else found[0]
+
+
+def judged(
+    training: Training, kind: PredictionHead, task_loss: TaskLoss, batches: Sequence[Mapping[str, Any]]
+) -> tuple[PredictionHead, TaskLoss]:
+    """A better guess at the head than classes, settings and the type of the labels give; a collective.
+
+    Args:
+        training: of the model; a pass is run, `aside`, where the model's forward is not transformers', or its user
+            names heads.
+        kind: the head by class, settings and the type of the labels.
+        task_loss: where the task loss comes from.
+        batches: the first window.
+
+    Returns:
+        The head, and the task loss, which may turn out to be that of several heads.
+    """
+    look = None
+    if runs_own_code(training.base) or training.heads:
+        look = FirstLook.at(training, kind, task_loss, batches[0])
+    heads, named = list(kind.parts), training.heads or (Head(),)
+    if look is not None:
+        heads = [_found(training, *pair, look) for pair in zip(heads, named, strict=True)]
+        heads = _of_tokens(training, heads, named, look)
+    if training.own_loss:
+        heads = _of_values(training, heads, named, look, batches)
+    if look is None:
+        return JointHead.of(heads), task_loss
+    heads, is_sum = aligned(training, heads, named, look.passes, look.batch, look.source)
+    head = JointHead.of(heads)
+    source: Any = look.source
+    return head, replace(source, of_heads=True) if is_sum and len(heads) > 1 else task_loss
+
+
+# ---- Which outputs are logits ----
+
+
+def _found(training: Training, head: PredictionHead, named: Head, look: FirstLook) -> PredictionHead:
+    """A head whose logits are known by position, where the model returns a plain tuple."""
+    if not look.passes.is_unnamed or named.logits != "logits":
+        return head
+    tensors, wanted = look.passes.tensors(), len(head.outputs)
+    flat = {name: z for name, z in tensors.items() if "." not in name}
+    if list(flat) == [str(i) for i in range(wanted)]:
+        return head  # nothing to choose from
+    targets = head.targets(look.batch)[0]
+    fitting = [name for name, z in flat.items() if _may_be_logits(head, z, targets)]
+    fitting = fitting or [name for name, z in tensors.items() if "." in name and _may_be_logits(head, z, targets)]
+    if len(fitting) > wanted == 1:
+        classes = getattr(getattr(training.base, "config", None), "num_labels", None)
+        of_classes = [name for name in fitting if tensors[name].shape[-1] == classes]
+        fitting = of_classes if len(of_classes) == 1 else fitting
+    if len(fitting) == wanted:
+        return replace(head, outputs=tuple(fitting))
+    shapes = ", ".join(f"{name}: {tuple(z.shape)}" for name, z in tensors.items()) or "no tensor"
+    return replace(
+        head,
+        doubt=f"{type(training.base).__name__} returns a tuple, and {len(fitting)} of its entries ({shapes}; the loss "
+        f"is not counted) may be the logits for {' and '.join(head.labels)} {tuple(targets.shape)}. {NAME_THEM}",
+    )
+
+
+def _may_be_logits(head: PredictionHead, z: torch.Tensor, targets: torch.Tensor) -> bool:
+    """Whether a tensor has the shape of logits for some labels."""
+    if not z.is_floating_point() or z.dim() == 0 or z.shape[0] != targets.shape[0]:
+        return False
+    if head.positions:
+        return z.dim() == 2
+    if head.tokens:
+        is_squeezed = z.shape == targets.shape and not head.language_model
+        return is_squeezed or (z.dim() == 3 and z.shape[1] >= targets.shape[1] and _has_classes(head, z, targets))
+    if head.problem == "single_label" and not head.soft:
+        return z.dim() == 1 or (z.dim() == 2 and _has_classes(head, z, targets))
+    return z.numel() == targets.numel()
+
+
+def _has_classes(head: PredictionHead, z: torch.Tensor, targets: torch.Tensor) -> bool:
+    if head.problem != "single_label" or z.shape[-1] == 1 or targets.numel() == 0:
+        return True
+    return bool(targets.max() < z.shape[-1])
+
+
+# ---- Rows or tokens ----
+
+
+def _of_tokens(
+    training: Training, heads: list[PredictionHead], named: Sequence[Head], look: FirstLook
+) -> list[PredictionHead]:
+    """Labels (B, T) for logits (B, T, 1), or (B, T) that follow the length of the text, look like rows of columns."""
+    pairs = list(zip(heads, named, strict=True))
+    if has_listed_head(training.base) and not training.heads:
+        return heads
+    forms = [_form(*pair, look) if pair[1].align == "auto" else "rows" for pair in pairs]
+    if training.on_any_process("either" in forms):
+        follow = _follow_the_text(training, heads, look)
+        forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
+    are_tokens = torch.tensor([form == "tokens" for form in forms], device=training.device).float()
+    votes = training.sum_over_processes(are_tokens).bool().tolist()
+    # What a user or a kind said of a head stays
+    return [
+        replace(head, name=TOKENS[head.problem].name, tokens=True, unlabeled_mask=TOKENS[head.problem].unlabeled_mask)
+        if vote
+        else head
+        for head, vote in zip(heads, votes, strict=True)
+    ]
+
+
+def _form(head: PredictionHead, named: Head, look: FirstLook) -> str:
+    labels, logits = look.batch[head.labels[0]], look.logits(head)
+    is_text = any(key in look.batch for key in ("input_ids", "inputs_embeds"))
+    if head.tokens or head.problem == "single_label" or logits is None or labels.dim() != 2 or labels.shape[1] == 1:
+        return "rows"
+    if is_text and not is_along_text(labels, look.batch):
+        return "rows"
+    if logits.dim() == 3 and logits.shape[0] == labels.shape[0] and logits.shape[1] >= labels.shape[1]:
+        return "tokens"
+    return "either" if is_text and logits.shape == labels.shape else "rows"
+
+
+def _follow_the_text(training: Training, heads: list[PredictionHead], look: FirstLook) -> list[bool]:
+    """Whether logits have a column less where the text has a token less."""
+    shape = look.batch[next(key for key in ("input_ids", "inputs_embeds") if key in look.batch)].shape[:2]
+    shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == shape else v for k, v in look.batch.items()}
+    try:
+        again = FirstLook.at(training, JointHead.of(heads), look.source, shorter)
+    except Exception:  # labels of columns, one of which is missing
+        return [False] * len(heads)
+    found = [again.logits(head) for head in heads]
+    return [z is not None and z.shape == (shape[0], shape[1] - 1) for z in found]
+
+
+# ---- Values ----
+
+
+def _of_values(
+    training: Training,
+    heads: list[PredictionHead],
+    named: Sequence[Head],
+    look: FirstLook | None,
+    batches: Sequence[Mapping[str, Any]],
+) -> list[PredictionHead]:
+    """Heads whose labels are probabilities of classes, or no yes and no at all, where nothing but their type spoke.
+
+    All processes read the labels of their own first window, and come to one verdict.
+    """
+    facts = []
+    for head in heads:
+        labels = [batch[head.labels[0]] for batch in batches]
+        logits = None if look is None else look.logits(head)
+        facts.append([*_facts(labels), logits is not None and _is_one_logit(head, logits, look.batch)])
+    votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
+    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
+    is_open = training.problem == "auto" and not (stated and not training.heads)
+    return [
+        _of_facts(head, *vote) if is_open and spec.problem == "auto" else head
+        for head, spec, vote in zip(heads, named, votes, strict=True)
+    ]
+
+
+def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
+    """Whether some label is neither yes nor no, some row does not add up to 1, some row is divided between classes."""
+    marked = [(y == IGNORE_INDEX) | (y == -1) for y in labels]
+    is_outside = any(bool((((y < 0) | (y > 1)) & ~mark).any()) for y, mark in zip(labels, marked, strict=True))
+    if any(y.dim() != 2 for y in labels):
+        return [is_outside, True, False]
+    add_up = all(bool((((y.float().sum(-1) - 1).abs() < 1e-3) & (y >= 0).all(-1)).all()) for y in labels)
+    return [is_outside, not add_up, any(bool(((y != 0) & (y != 1)).any()) for y in labels)]
+
+
+def _is_one_logit(head: PredictionHead, logits: torch.Tensor, batch: Mapping[str, Any]) -> bool:
+    """Whether an item has a single logit, whose dimension may be missing."""
+    if head.choices or head.positions or head.language_model:
+        return False
+    return logits.shape[-1] == 1 or logits.shape == (batch[head.labels[0]].shape if head.tokens else logits.shape[:1])
+
+
+def _of_facts(
+    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
+) -> PredictionHead:
+    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
+        if is_outside:
+            name = (TOKENS if head.tokens else ROWS)["regression"].name
+            return replace(head, name=name, problem="regression")
+        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
+        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
+            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
+    return head

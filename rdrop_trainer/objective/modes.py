@@ -1,0 +1,118 @@
+"""Does a training stand its forward mode: rows that are repeated, passes that run again?
+
+`model` is what `compute_loss` gets, without `DistributedDataParallel`; `batch` a micro-batch. All processes make the
+same checks in the same micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from .passes import run_passes
+from .plan import Plan
+from .rows import doubtful_entries, find_batch_size, repeat_rows
+from .training import Training
+from .window import StepSettings
+
+# So many runs with noise are compared
+_RUNS = 16
+
+
+def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
+    """Is a loss that is not ours the same for a batch and for the same rows several times over?
+
+    In the mode that the model trains in, but without dropout. The same passes show which entries of the batch have a
+    value for each row, where their form does not: with the wrong ones repeated the loss fails, or differs.
+
+    Raises:
+        ValueError: it depends on the number of rows, as a sum does, or negatives within the batch; or an entry fits
+            neither way.
+    """
+    source, head, size = plan.task_loss, plan.head, find_batch_size(model, batch)
+    main = getattr(model, "main_input_name", "input_ids")
+    doubtful = doubtful_entries(batch, size, {main, *head.labels, *plan.follows})
+
+    def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
+        """Of runs one after the other, with noise of their own."""
+        with training.aside(forwards=times):
+            runs = [run_passes(model, source.inputs(rows, head), 1, "sequential", source.call) for _ in range(times)]
+        found = [run.loss() for run in runs]
+        return None if found[0] is None else torch.stack(found).double()
+
+    with training.without_dropout():
+        once = losses(batch, 2)
+        if once is None:
+            return replace(plan, rows_checked=True)
+        # Noise that is no dropout module's: `F.dropout(x, 0.3)`, NumPy's. Then means of some runs are compared
+        times = _RUNS if training.on_any_process(_spread(once) > 1e-6 * once[0].abs()) else 1
+        once = losses(batch, times) if times > 1 else once[:1]
+        faults: list[tuple[dict[str, bool], torch.Tensor]] = []
+        for flipped in product((False, True), repeat=len(doubtful)):
+            follows = {key: taken != flip for (key, taken), flip in zip(doubtful.items(), flipped, strict=True)}
+            try:
+                again = losses(repeat_rows(batch, num_passes, size, follows), times)
+            except Exception:
+                if not doubtful:
+                    raise
+                continue
+            margin = (
+                2e-2 * again.mean().abs()
+                + 1e-6
+                + 4 * ((once.var(correction=0) + again.var(correction=0)) / times) ** 0.5
+            )
+            if bool((once.mean() - again.mean()).abs() <= margin) or not bool(once.mean().isfinite()):
+                # One value does for any number of rows, so a single row shows nothing
+                is_open = training.on_any_process(size == 1 and bool(doubtful))
+                known = {} if is_open else follows
+                return replace(plan, rows_checked=not is_open, follows={**plan.follows, **known})
+            faults.append((follows, again))
+    if not faults:
+        names = ", ".join(map(repr, doubtful))
+        raise ValueError(
+            f"It is not clear whether {names} of the batch of {size} rows has a value for each row: the loss of "
+            f"{source.computed_by} fails for the same rows {num_passes} times over, with {names} repeated or not. Give "
+            "values of rows the shape (B, 1) and others the shape (1, ...), or use "
+            'rdrop_forward_mode="sequential".'
+        )
+    again = faults[0][1]
+    raise ValueError(
+        f"The loss of {source.computed_by} depends on the number of rows: {once.mean().item():.6g} for a batch, "
+        f"{again.mean().item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see "
+        'them. Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
+    )
+
+
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    return (values - values[0]).abs().max()
+
+
+def check_repeats(
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings
+) -> Plan:
+    """Is a pass the same when it runs again from the same random states and buffers, as recomputing needs it?
+
+    Raises:
+        ValueError: it is not.
+    """
+    lm_head, once = plan.fused(batch, settings), replace(settings, num_passes=1)
+
+    def outputs() -> torch.Tensor:
+        with training.aside():
+            return plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)[0].outputs[0].float()
+
+    first, again = outputs(), outputs()
+    tolerance = training.tolerance(first, by_products=True)
+    margin = tolerance * first.abs().nan_to_num(posinf=0).max() + 1e-6 if first.numel() else 0.0
+    if training.on_any_process(not torch.allclose(first, again, rtol=tolerance, atol=float(margin), equal_nan=True)):
+        raise ValueError(
+            f"{type(training.base).__name__} makes other predictions of the same rows when it runs again, although "
+            'random states and buffers are the same: it has state of its own that rdrop_forward_mode="recompute" '
+            'cannot put back. Use "concat" or "sequential".'
+        )
+    return replace(plan, repeats=True)

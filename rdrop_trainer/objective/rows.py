@@ -1,0 +1,125 @@
+"""The rows of a batch: how many there are, all of them several times over, some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+# Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
+PACKING_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
+
+
+def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:
+    """B, the rows of the model's main input, or of the first tensor where the model does not say which that is."""
+    main = inputs.get(getattr(model, "main_input_name", "input_ids"))
+    for value in [main, *inputs.values()]:
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            return value.shape[0]
+    raise ValueError(f"No tensor with rows among the inputs: {', '.join(inputs)}.")
+
+
+def repeat_rows(
+    inputs: Mapping[str, Any], num_passes: int, batch_size: int, follows: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
+    """The batch `num_passes` times over, whole batch after whole batch; the inputs themselves stay as they are.
+
+    Tensors and lists of B rows are repeated, whatever is no batch entry (numbers, flags, lists of numbers, single-row
+    tensors that broadcast) is passed on.
+
+    Args:
+        inputs: of B rows.
+        num_passes: m.
+        batch_size: B.
+        follows: whether entries have a value for each row, where that is known; the others are judged by their form.
+
+    Raises:
+        ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
+    """
+
+    def repeat(key: str, value: Any, is_of_rows: bool = False) -> Any:
+        if key in PACKING_KEYS and value is not None:
+            raise _unrepeatable(f"{key!r} describes sequences packed into rows")
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            if key == "position_ids" and value.dim() == 3:  # (axes, B, T) of multi-axis rotary embeddings
+                if value.shape[1] != batch_size:
+                    raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
+                return value.repeat(1, num_passes, 1)
+            if key == "position_ids" and batch_size == 1 and inputs.get("attention_mask") is None and _is_packed(value):
+                raise _unrepeatable("'position_ids' start again within the row: several sequences packed into it")
+            if value.shape[0] == batch_size:
+                return value.repeat(num_passes, *[1] * (value.dim() - 1))
+            if value.shape[0] == 1 and value.dim() > 1:
+                return value
+            raise _unrepeatable(f"{key!r} has {value.shape[0]} rows, shape {tuple(value.shape)}")
+        if isinstance(value, Mapping):
+            made: Callable[[dict[str, Any]], Any] = type(value)
+            return made({k: repeat(f"{key}.{k}", v) for k, v in value.items()})
+        if type(value) in (list, tuple) and value:
+            if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
+                return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))
+            if not is_of_rows and all(
+                isinstance(v, (bool, int, float)) for v in value
+            ):  # a setting, such as a list of layers
+                return value
+            if len(value) == batch_size:
+                return value * num_passes
+            raise _unrepeatable(f"{key!r} is a {type(value).__name__} of {len(value)} entries")
+        return value
+
+    def _unrepeatable(what: str) -> ValueError:
+        return ValueError(
+            f"The batch of {batch_size} rows cannot be repeated for R-Drop's single forward: {what}. "
+            'Use rdrop_forward_mode="sequential", which calls the model once per pass with the inputs as they are.'
+        )
+
+    known = follows or {}
+    return {
+        key: value if known.get(key) is False else repeat(key, value, known.get(key, False))
+        for key, value in inputs.items()
+    }
+
+
+def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collection[str]) -> dict[str, bool]:
+    """The entries whose form does not tell whether they have a value for each row, and what they are taken for.
+
+    These are lists of B numbers, and tensors with one dimension or square: weights of rows or of classes, say, or costs
+    of pairs of classes. Of floating numbers any size is in doubt, of integers B, as others may point at rows.
+
+    Args:
+        inputs: of B rows.
+        batch_size: B.
+        known: keys of entries that are known to follow rows, such as labels.
+    """
+    doubtful = {}
+    for key, value in inputs.items():
+        if key in known or key in PACKING_KEYS:
+            continue
+        if isinstance(value, torch.Tensor):
+            is_either = value.dim() == 1 or (value.dim() == 2 and value.shape[0] == value.shape[1] > 1)
+            if is_either and (value.shape[0] == batch_size or value.is_floating_point()):
+                doubtful[key] = value.shape[0] == batch_size
+        elif type(value) in (list, tuple) and len(value) == batch_size:
+            if all(isinstance(v, (int, float)) for v in value):
+                doubtful[key] = False
+    return doubtful
+
+
+def _is_packed(position_ids: torch.Tensor) -> bool:
+    """Several sequences in one row, (1, T): flash attention tells them apart only where the batch is that one row."""
+    return bool((position_ids.diff(dim=-1) <= 0).any())
+
+
+def take_rows(value: Any, rows: slice, total: int) -> Any:
+    """Some rows of an input or output, wherever tensors of `total` rows stand in it; all else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.dim() > 0 and value.shape[0] == total else value
+    if isinstance(value, Mapping):
+        return type(value)(**{k: take_rows(v, rows, total) for k, v in value.items()})
+    if isinstance(value, tuple):
+        parts = (take_rows(v, rows, total) for v in value)
+        made: Callable[..., Any] | None = getattr(value, "_make", None)
+        return tuple(parts) if made is None else made(parts)
+    return value

@@ -1,0 +1,279 @@
+"""Which outputs are logits, and where their labels stand: shapes and the model's own loss tell, or a sentence asks."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertForSequenceClassification, set_seed
+from transformers.utils import logging
+
+from rdrop_trainer import Head, Objective, StepSettings
+from support import formulas, tiny
+
+ALPHA = 3.0
+IDS = torch.randint(5, 40, (4, 6), generator=torch.Generator().manual_seed(0))
+TAGS = torch.randint(0, 5, (4, 6), generator=torch.Generator().manual_seed(1))
+TAGS[1, 4:] = TAGS[2, 2:] = -100
+KEPT = TAGS != -100
+
+
+@pytest.fixture
+def said(caplog):
+    """What is logged."""
+    logging.enable_propagation()
+    logging.get_logger("rdrop_trainer.objective.alignment").warning_once.__func__.cache_clear()
+    yield caplog
+    logging.disable_propagation()
+
+
+class Returning(nn.Module):
+    """Keeps the logits of its passes.
+
+    Args:
+        out: how many logits.
+        returned: what it returns of logits, hidden states and labels.
+        pooled: predictions for rows.
+    """
+
+    def __init__(self, out, returned, pooled=False):
+        super().__init__()
+        set_seed(0)
+        self.embed, self.dropout, self.out = nn.Embedding(40, 16), nn.Dropout(0.3), nn.Linear(16, out)
+        self.returned, self.pooled, self.seen = returned, pooled, []
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        hidden = self.dropout(self.embed(input_ids))
+        hidden = hidden.mean(1) if self.pooled else hidden
+        logits = self.out(hidden)
+        self.seen.append(logits.detach().double())
+        return self.returned(logits, hidden, labels)
+
+
+def terms_of(model, batch, count=None, **training):
+    model.train()
+    objective = Objective.of(model, [batch], **training)
+    model.seen.clear()
+    window = objective.window([batch])
+    terms, _ = objective(model, batch, window, StepSettings(alpha=ALPHA, forward_mode="sequential"), count)
+    return terms, model.seen, objective
+
+
+def divergence(passes, problem="single_label"):
+    """Mean over the rows of logits (N, C)."""
+    return sum(formulas.pair_divergence(a, b, problem) for a, b in zip(*passes, strict=True)) / len(passes[0])
+
+
+def is_close(got, want):
+    return got.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+# ---- Which outputs are logits ----
+
+ROWS = {"input_ids": IDS, "labels": torch.tensor([0, 1, 2, 0])}
+
+
+def row_loss(logits, labels):
+    return F.cross_entropy(logits, labels)
+
+
+Named = namedtuple("Named", "loss features logits")
+FORMS = {
+    "hidden states of tokens": lambda z, h, y: (row_loss(z, y), h[:, None].expand(-1, 6, -1), z),
+    "a named tuple": lambda z, h, y: Named(row_loss(z, y), h, z),
+    "a loss of one entry": lambda z, h, y: (row_loss(z, y)[None], z),
+    "a tuple of states behind": lambda z, h, y: (row_loss(z, y), z, (h, h)),
+    "a list": lambda z, h, y: [row_loss(z, y), z],
+    "counts and None": lambda z, h, y: (row_loss(z, y), None, y, z),
+    "logits within a tuple": lambda z, h, y: (row_loss(z, y), (z, h[:, None])),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_only_output_that_can_be_logits_is_found(form):
+    terms, passes, _ = terms_of(Returning(3, FORMS[form], pooled=True), ROWS)
+    assert is_close(terms.divergence, divergence(passes))
+
+
+def features_first(z, h, y):
+    return row_loss(z, y), h, z
+
+
+def test_features_in_front_of_logits_are_asked_about():
+    """Features (B, 16) may be logits of 16 classes."""
+    model = Returning(3, features_first, pooled=True)
+    sentence = r"2 of its entries \(0: \(4, 16\), 1: \(4, 3\); the loss is not counted\).*rdrop_heads=\[Head"
+    with pytest.raises(ValueError, match=sentence):
+        terms_of(model, ROWS)
+    terms, passes, _ = terms_of(model, ROWS, heads=[Head(logits=1)])
+    assert is_close(terms.divergence, divergence(passes))
+    model.config = tiny.bert().config
+    model.config.num_labels = 3
+    terms, passes, _ = terms_of(model, ROWS)
+    assert is_close(terms.divergence, divergence(passes))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_plain_training_needs_no_logits(steps, tmp_path):
+    data = [{"input_ids": row, "labels": y} for row, y in zip(IDS, ROWS["labels"], strict=True)]
+    model = Returning(3, features_first, pooled=True)
+    trainer = tiny.trainer(model, data, tmp_path, data_collator=tiny_collator, rdrop_alpha=0.0)
+    trainer.args.gradient_accumulation_steps, trainer.args.per_device_train_batch_size = steps, 4 // steps
+    trainer.train()
+
+
+def test_a_first_batch_without_labels_shows_nothing(said):
+    batch = {"input_ids": IDS, "labels": torch.full_like(TAGS, -100)}
+    objective = Objective.of(Returning(5, shifted).train(), [batch])
+    assert not objective.plan.head.shifted and "does not show" in said.text
+
+
+def tiny_collator(rows):
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class Tuples(BertForSequenceClassification):
+    def forward(self, input_ids, labels=None, **kwargs):
+        hidden = self.dropout(self.bert(input_ids, **kwargs).pooler_output)
+        logits = self.classifier(hidden)
+        return F.cross_entropy(logits, labels), hidden, logits
+
+
+def test_a_class_of_ones_own_derived_from_one_of_transformers():
+    model = tiny.bert(dropout=0.0)
+    model.__class__ = Tuples
+    model.classifier = nn.Sequential(tiny.PassNoise(2), model.classifier)
+    model.train()
+    objective = Objective.of(model, [ROWS])
+    terms, _ = objective(model, ROWS, objective.window([ROWS]), StepSettings(alpha=ALPHA))
+    with torch.no_grad():
+        logits = model(torch.cat([IDS, IDS]), torch.cat([ROWS["labels"]] * 2))[2].double()
+    assert is_close(terms.divergence, divergence(logits.chunk(2)))
+
+
+# ---- Where the labels of tokens stand ----
+
+TOKENS = {"input_ids": IDS, "labels": TAGS}
+
+
+def token_loss(logits, labels):
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def in_place(z, h, y):
+    return {"loss": token_loss(z, y), "logits": z}
+
+
+def shifted(z, h, y):
+    return {"loss": token_loss(z[:, :-1], y[:, 1:]), "logits": z}
+
+
+def padded_right(z, h, y):
+    z = F.pad(z, (0, 0, 0, 2), value=0.5)
+    return {"loss": token_loss(z[:, :6], y), "logits": z}
+
+
+def padded_left(z, h, y):
+    z = F.pad(z, (0, 0, 2, 0), value=0.5)
+    return {"loss": token_loss(z[:, 2:], y), "logits": z}
+
+
+def of_tags(passes, labels, start=0):
+    """Both passes at the tokens that count."""
+    return divergence([z[:, start : start + labels.shape[1]][labels != -100] for z in passes])
+
+
+@pytest.mark.parametrize("returned", [in_place, shifted, padded_right, padded_left])
+def test_labels_stand_where_the_own_loss_has_them(returned, said):
+    terms, passes, objective = terms_of(Returning(5, returned), TOKENS)
+    want = of_tags(passes, TAGS[:, 1:]) if returned is shifted else of_tags(passes, TAGS)
+    assert is_close(terms.divergence, want) and not said.records
+    assert objective.training.forwards == 1
+    assert is_close(terms.task_loss, sum(returned(z, None, TAGS)["loss"] for z in passes) / 2)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_loss_function_shows_it_too(counts):
+    def function(outputs, labels, num_items_in_batch):
+        loss = F.cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        return loss / (num_items_in_batch if counts else (labels[:, 1:] != -100).sum())
+
+    model = Returning(5, lambda z, h, y: {"logits": z})
+    terms, passes, objective = terms_of(model, TOKENS, (TAGS[:, 1:] != -100).sum(), loss_function=function)
+    assert is_close(terms.divergence, of_tags(passes, TAGS[:, 1:])) and objective.plan.head.shifted
+
+
+def focal(logits, labels):
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").square().mean()
+
+
+@pytest.mark.parametrize("align", ["auto", "first", "shifted"])
+def test_a_loss_of_another_kind_leaves_labels_in_place_and_says_so(align, said):
+    model = Returning(5, lambda z, h, y: {"loss": focal(z, y), "logits": z})
+    terms, passes, _ = terms_of(model, TOKENS, heads=[Head(align=align)])
+    labels = TAGS[:, 1:] if align == "shifted" else TAGS
+    assert is_close(terms.divergence, of_tags(passes, labels))
+    asked = [r.message for r in said.records if 'rdrop_heads=[Head(align="first")]' in r.message]
+    assert len(asked) == (align == "auto")
+
+
+@pytest.mark.parametrize("align, start", [("auto", None), ("first", 0), ("last", 2), ("shifted", 2)])
+def test_a_loss_of_another_kind_with_longer_logits_is_asked_about(align, start):
+    model = Returning(5, lambda z, h, y: {"loss": focal(z[:, :6], y), "logits": torch.cat([z, z[:, :2]], 1)})
+    if start is None:
+        with pytest.raises(ValueError, match='first or at the last positions, or shifted.*rdrop_heads=.*align="first"'):
+            terms_of(model, TOKENS)
+        return
+    terms, passes, _ = terms_of(model, TOKENS, heads=[Head(align=align)])
+    passes = [torch.cat([z, z[:, :2]], 1) for z in passes]
+    want = of_tags([z[:, 2:] for z in passes], TAGS[:, 1:]) if align == "shifted" else of_tags(passes, TAGS, start)
+    assert is_close(terms.divergence, want)
+
+
+def test_logits_that_become_longer_later_are_asked_about():
+    """A model that pads to a multiple of 8 inside may be seen first with a text of 8 tokens."""
+
+    def returned(z, h, y):
+        z = F.pad(z, (0, 0, 0, -z.shape[1] % 6), value=0.5)
+        return {"loss": token_loss(z[:, : y.shape[1]], y), "logits": z}
+
+    model = Returning(5, returned).train()
+    objective = Objective.of(model, [TOKENS])
+    short = {"input_ids": IDS[:, :5], "labels": TAGS[:, :5]}
+    with pytest.raises(ValueError, match='6 positions for 5 labels.*align="first"'):
+        objective(model, short, objective.window([short]), StepSettings())
+    terms, passes, _ = terms_of(model, short)
+    assert is_close(terms.divergence, of_tags(passes, TAGS[:, :5]))
+
+
+def test_rows_by_name():
+    """Integers (B, T) of yes or no for each of T columns."""
+    labels = TAGS.clamp(0, 1)
+    model = Returning(
+        6,
+        lambda z, h, y: {"loss": F.binary_cross_entropy_with_logits(z, y.float()), "logits": z},
+        pooled=True,
+    )
+    batch = {"input_ids": IDS, "labels": labels}
+    terms, passes, _ = terms_of(model, batch, heads=[Head(problem="multi_label", align="rows")])
+    assert is_close(terms.divergence, divergence(passes, "multi_label"))
+
+
+# ---- Values ----
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_integers_that_are_no_yes_and_no_make_one_logit_a_regression(shape):
+    """Stars from 1 to 5."""
+    stars = torch.tensor([1, 5, 3, 4])
+
+    def returned(z, h, y):
+        return {"loss": F.mse_loss(z.flatten(), y.flatten().float()), "logits": z.reshape(shape)}
+
+    terms, passes, objective = terms_of(Returning(1, returned, pooled=True), {"input_ids": IDS, "labels": stars})
+    assert is_close(terms.divergence, (passes[0] - passes[1]).square().mean())
+    # Known for kinds of labels that were seen before
+    objective.window([{"input_ids": IDS, "labels": stars.float()}])
+    objective.window([{"input_ids": IDS, "labels": stars.clamp(0, 1)}])
+    assert objective.plan.head.problem == "regression"

@@ -1,0 +1,302 @@
+"""`rdrop_heads`: several heads of one model, labels of other names, logits anywhere among the outputs."""
+
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertForQuestionAnswering, HfArgumentParser, Trainer, set_seed
+
+from rdrop_trainer import (
+    Head,
+    Objective,
+    RDropArguments,
+    RDropMixin,
+    RDropTrainer,
+    RDropTrainingArguments,
+    StepSettings,
+)
+from rdrop_trainer.hub.card_data import settings_block, settings_from_block
+from rdrop_trainer.objective.task_loss import ModelLoss
+from support import formulas, tiny, zoo
+
+ALPHA = 3.0
+INTENT, SLOTS = Head("intent", "intent_labels"), Head("slots", "slot_labels", weight=0.5)
+NESTED = (Head("0.0", "intent_labels"), Head("0.1", "slot_labels", weight=0.5))
+BY_PLACE = (Head(0, "intent_labels"), Head(1, "slot_labels", weight=0.5))
+HEADS = {"names": (INTENT, SLOTS), "tuple": BY_PLACE, "nested": NESTED}
+
+
+class Joint(nn.Module):
+    """Intent of a text and slots of its tokens; the noise is that of the row, whatever batch it is in.
+
+    Args:
+        form: "names": a dictionary; "tuple"; "nested": a tuple with the logits in a tuple of their own.
+        concat: the passes come in one forward.
+    """
+
+    def __init__(self, form="names", concat=True, slot_loss=0.5, passes=2):
+        super().__init__()
+        set_seed(0)
+        self.embed, self.noise = nn.Embedding(40, 16), tiny.PassNoise(passes, concat)
+        self.intent, self.slots = nn.Linear(16, 3), nn.Linear(16, 5)
+        self.form, self.slot_loss = form, slot_loss
+
+    def forward(self, input_ids, attention_mask=None, intent_labels=None, slot_labels=None):
+        hidden = self.noise(self.embed(input_ids))
+        intent, slots = self.intent(hidden[:, 0]), self.slots(hidden)
+        loss = None
+        if intent_labels is not None:
+            loss = F.cross_entropy(intent, intent_labels) + self.slot_loss * F.cross_entropy(slots.mT, slot_labels)
+        if self.form == "names":
+            return {"loss": loss, "intent": intent, "slots": slots}
+        logits = (intent, slots) if self.form == "tuple" else ((intent, slots),)
+        return logits if loss is None else (loss, *logits)
+
+
+def rows(n=12, seed=0):
+    """Rows of 6 tokens, with unequal numbers of labels."""
+    g = torch.Generator().manual_seed(seed)
+    slots = torch.randint(0, 5, (n, 6), generator=g)
+    slots[torch.rand(n, 6, generator=g) < torch.linspace(0, 0.8, n)[:, None]] = -100
+    slots[:, 0] = 1
+    return {
+        "input_ids": torch.randint(5, 40, (n, 6), generator=g),
+        "intent_labels": torch.randint(0, 3, (n,), generator=g),
+        "slot_labels": slots,
+    }
+
+
+def expected(model, batch):
+    """Task loss and divergence in float64, of the noise that the rows have in a forward of two passes."""
+    with torch.no_grad():
+        hidden = model.noise(torch.cat([model.embed(batch["input_ids"])] * 2)).double()
+        intent = hidden[:, 0] @ model.intent.weight.double().T + model.intent.bias
+        slots = hidden @ model.slots.weight.double().T + model.slots.bias
+    _, task, divergence = formulas.rdrop(intent.chunk(2), batch["intent_labels"].tolist(), 0.0)
+    kept = batch["slot_labels"] != -100
+    _, slot_task, slot_divergence = formulas.rdrop(
+        [z[kept] for z in slots.chunk(2)], batch["slot_labels"][kept].tolist(), 0.0
+    )
+    return task + 0.5 * slot_task, divergence + 0.5 * slot_divergence
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+@pytest.mark.parametrize("form", HEADS)
+def test_intent_and_slots_equal_the_definition(form, mode):
+    model, batch = Joint(form, mode == "concat").train(), rows()
+    task, divergence = expected(Joint(form).train(), batch)
+    objective = Objective.of(model, [batch], heads=HEADS[form])
+    terms, _ = objective(model, batch, objective.window([batch]), StepSettings(alpha=ALPHA, forward_mode=mode))
+    assert divergence > 1e-3
+    assert terms.task_loss.item() == pytest.approx(task.item(), rel=1e-5)
+    assert terms.divergence.item() == pytest.approx(divergence.item(), rel=1e-5)
+    assert terms.loss.item() == pytest.approx((task + ALPHA / 2 * divergence).item(), rel=1e-5)
+
+
+class JointTrainer(Trainer):
+    """Makes the loss itself, of a model without one."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = {key: inputs[key] for key in ("intent_labels", "slot_labels")}
+        outputs = model(**{key: value for key, value in inputs.items() if key not in labels})
+        loss = F.cross_entropy(outputs["intent"], labels["intent_labels"])
+        loss = loss + 0.5 * F.cross_entropy(outputs["slots"].mT, labels["slot_labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("alpha", [0.0, ALPHA])
+@pytest.mark.parametrize("how", ["model", "trainer"])
+def test_accumulation_equals_one_large_batch(how, alpha, tmp_path):
+    """Although each micro-batch has another share of the slots than of the rows."""
+    batch, updates = rows(), []
+    data = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    cls = RDropTrainer if how == "model" else type("Over", (RDropMixin, JointTrainer), {})
+    for size, steps in ((12, 1), (3, 4), (5, 3)):
+        model = Joint(passes=2 if alpha else 1)
+        before = tiny.weights(model)
+        trainer = tiny.trainer(
+            model, data, tmp_path, cls, data_collator=zoo.default_data_collator, rdrop_alpha=alpha,
+            rdrop_heads=[INTENT, SLOTS], label_names=["intent_labels", "slot_labels"], remove_unused_columns=False,
+            per_device_train_batch_size=size, gradient_accumulation_steps=steps, logging_steps=1,
+            train_sampling_strategy="sequential", **tiny.PURE_SGD,
+        )  # fmt: skip
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+        if alpha:
+            task, divergence = (value.item() for value in expected(Joint().train(), batch))
+            log = trainer.state.log_history[0]
+            assert log["task_loss"] == pytest.approx(task, rel=1e-5)
+            assert log["divergence"] == pytest.approx(divergence, rel=1e-5)
+    assert updates[0].norm() > 0
+    assert tiny.relative(updates[1], updates[0]) < 1e-5 and tiny.relative(updates[2], updates[0]) < 1e-5
+
+
+def test_what_a_joint_loss_holds_besides_is_kept():
+    """A loss that is not the sum of the usual ones is kept as it is, a mean over the micro-batch."""
+    model, batch = Joint(slot_loss=0.7).train(), rows()
+    objective = Objective.of(model, [batch], heads=[INTENT, SLOTS])
+    assert objective.plan.task_loss == ModelLoss(model)
+    terms, passes = objective(model, batch, objective.window([batch]), StepSettings(alpha=ALPHA))
+    assert terms.task_loss.item() == pytest.approx(passes.loss().item(), rel=1e-6)
+    # And one that was, and is not any more
+    model = Joint().train()
+    objective = Objective.of(model, [batch], heads=[INTENT, SLOTS])
+    assert objective.plan.task_loss == ModelLoss(model, of_heads=True)
+    model.slot_loss = 0.7
+    terms, passes = objective(model, batch, objective.window([batch]), StepSettings(alpha=ALPHA))
+    assert terms.task_loss.item() == pytest.approx(passes.loss().item(), rel=1e-5)
+
+
+def test_a_micro_batch_without_labels_of_one_head():
+    model, batch = Joint().train(), rows()
+    empty = {**batch, "slot_labels": torch.full_like(batch["slot_labels"], -100)}
+    objective = Objective.of(model, [batch], heads=[INTENT, SLOTS])
+    window = objective.window([batch, empty])
+    total = sum(objective(model, b, window, StepSettings(alpha=ALPHA))[0].task_loss for b in (batch, empty))
+    total.backward()
+    # All slots, and all intents twice, are in the first batch
+    assert total.item() == pytest.approx(expected(Joint().train(), batch)[0].item(), rel=1e-5)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_one_sentence_where_a_joint_model_has_no_heads_named():
+    with pytest.raises(ValueError, match="labels.*got only: input_ids, intent_labels.*rdrop_heads"):
+        Objective.of(Joint().train(), [rows()])
+    batch = rows()
+    batch["labels"] = batch.pop("intent_labels")
+
+    class Logits(Joint):
+        def forward(self, input_ids, labels, slot_labels):
+            loss, *logits = super().forward(input_ids, None, labels, slot_labels)
+            return {"loss": loss, "logits": tuple(logits)}
+
+    model = Logits("tuple").train()
+    objective = Objective.of(model, [batch])
+    with pytest.raises(ValueError, match=r'returns 2 tensors as .logits.*rdrop_heads: Head\(logits="logits.0"'):
+        objective(model, batch, objective.window([batch]), StepSettings())
+    heads = [Head("logits.0"), Head("logits.1", "slot_labels", weight=0.5)]
+    objective = Objective.of(model, [batch], heads=heads)
+    terms, _ = objective(model, batch, objective.window([batch]), StepSettings(alpha=ALPHA))
+    assert terms.divergence.item() == pytest.approx(expected(Joint().train(), rows())[1].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("heads, message", [
+    ([Head("intent", "intents")], "names the labels 'intents'.*got only: input_ids"),
+    ([Head("intents", "intent_labels")], "needs the model to return 'intents', but dict only holds: loss, intent"),
+])  # fmt: skip
+def test_names_that_are_not_there(heads, message):
+    model, batch = Joint().train(), rows()
+    with pytest.raises(ValueError, match=message):
+        objective = Objective.of(model, [batch], heads=heads)
+        objective(model, batch, objective.window([batch]), StepSettings())
+
+
+def test_noise_may_reach_a_single_head():
+    class Late(Joint):
+        def __init__(self):
+            super().__init__()
+            self.slots, self.noise = nn.Sequential(tiny.PassNoise(), self.slots), nn.Identity()
+
+    model, batch = Late().train(), rows()
+    objective = Objective.of(model, [batch], heads=[INTENT, SLOTS])
+    terms, _ = objective(model, batch, objective.window([batch]), StepSettings())
+    assert terms.divergence > 0 and objective.plan.noise is None
+
+
+def test_unlabeled_rows_have_one_kind_of_label(tmp_path):
+    data = [{"input_ids": IDS, "intent_labels": 0, "label": 1} for IDS in torch.ones(4, 6).long()]
+    trainer = tiny.trainer(
+        Joint(), data, tmp_path, unlabeled_dataset=data, data_collator=zoo.default_data_collator,
+        rdrop_heads=[INTENT, SLOTS],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="unlabeled_dataset marks.*rdrop_heads names intent_labels, slot_labels"):
+        trainer.train()
+
+
+# ---- Labels of another name ----
+
+
+class Targets(nn.Module):
+    def __init__(self):
+        super().__init__()
+        set_seed(0)
+        self.embed, self.noise, self.out = nn.Embedding(40, 16), tiny.PassNoise(), nn.Linear(16, 4)
+
+    def forward(self, input_ids, target=None):
+        scores = self.out(self.noise(self.embed(input_ids).mean(1)))
+        return {"loss": F.cross_entropy(scores, target), "logits": scores}
+
+
+def test_label_names_of_the_arguments_name_the_labels(tmp_path):
+    ids = torch.randint(5, 40, (8, 6), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "target": i % 4} for i, row in enumerate(ids)]
+    trainer = tiny.trainer(
+        Targets(), data, tmp_path, data_collator=zoo.default_data_collator, label_names=["target"], logging_steps=1
+    )
+    with torch.no_grad():
+        model = Targets().train()
+        passes = model.out(model.noise(torch.cat([model.embed(ids).mean(1)] * 2))).chunk(2)
+    divergence = sum(formulas.pair_divergence(a, b, "single_label") for a, b in zip(*passes, strict=True)) / 8
+    trainer.args.per_device_train_batch_size = 8
+    trainer.train()
+    assert trainer.state.log_history[0]["divergence"] == pytest.approx(divergence.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential"])
+def test_question_answering_with_tuples(mode):
+    terms = []
+    for return_dict in (True, False):
+        model = zoo.noisy("question", concat=mode == "concat").train()
+        assert isinstance(model, BertForQuestionAnswering)
+        model.config.return_dict = return_dict
+        batch = zoo.batch("question", model)
+        objective = Objective.of(model, [batch])
+        terms.append(objective(model, batch, objective.window([batch]), StepSettings(forward_mode=mode))[0])
+    assert terms[0].divergence > 0 and [t.item() for t in terms[1]] == [t.item() for t in terms[0]]
+
+
+# ---- The setting ----
+
+
+def test_the_setting_is_kept_as_json_has_it(tmp_path):
+    args = RDropTrainingArguments(str(tmp_path), rdrop_heads=[INTENT, {"logits": 1, "labels": "slot_labels"}])
+    assert args.rdrop_heads[1] == {
+        "logits": "1", "labels": "slot_labels", "problem": "auto", "align": "auto", "weight": 1.0
+    }  # fmt: skip
+    assert pickle.loads(pickle.dumps(args)).rdrop_heads == args.rdrop_heads
+    assert '"intent_labels"' in args.to_json_string()
+    flags = ["--output_dir", str(tmp_path), "--rdrop_heads", '[{"logits": "intent", "labels": "intent_labels"}]']
+    [parsed] = HfArgumentParser(RDropTrainingArguments).parse_args_into_dataclasses(flags)
+    assert parsed.rdrop_heads == args.rdrop_heads[:1]
+
+
+def test_a_model_card_keeps_the_heads():
+    settings = RDropArguments(rdrop_heads=[INTENT, SLOTS])
+    assert settings_from_block(settings_block(settings, {}, "0")) == settings
+    assert "heads" not in settings_block(RDropArguments(), {}, "0")
+
+
+@pytest.mark.parametrize("heads, message", [
+    ("intent", "rdrop_heads must be a list of Head"),
+    ({"logits": "a"}, "rdrop_heads must be a list of Head"),
+    ([{"output": "a"}], "some of the keys logits, labels, problem, align, weight"),
+    ([INTENT, INTENT], "the same logits twice: intent, intent"),
+    ([{"logits": -1}], "a position of at least 0, got -1"),
+    ([{"labels": None}], "labels of a head must be a name, got None"),
+    ([{"problem": "ranking"}], "problem of a head must be one of auto, single_label"),
+    ([{"align": "left"}], "align of a head must be one of auto, rows, first, last, shifted"),
+    ([{"weight": 0}], "weight of a head must be a number above 0"),
+])  # fmt: skip
+def test_wrong_settings(heads, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        RDropTrainingArguments(str(tmp_path), rdrop_heads=heads)
+
+
+def test_one_place_says_the_problem(tmp_path):
+    with pytest.raises(ValueError, match="rdrop_problem='regression' is for a head that R-Drop finds.*`problem`"):
+        RDropTrainingArguments(str(tmp_path), rdrop_heads=[Head()], rdrop_problem="regression")
+    model, batch = Targets().train(), {"input_ids": torch.ones(4, 6).long(), "labels": torch.rand(4, 6)}
+    with pytest.raises(ValueError, match="problem='regression'.*each of the heads"):
+        Objective.of(model, [batch], heads=[Head()], problem="regression")
