@@ -32,7 +32,7 @@ def compare_baseline(command: CommandLine) -> int:
     )
     check_command(command, "--compare_baseline", "a comparison resumes each of its runs", distributed)
     folder = folder_of(command, "comparison")
-    shared = settings_of_runs(command) | {"measure_stability": True}
+    shared = settings_of_runs(command, measure="quick")
     jobs = [  # baseline and R-Drop in turn, so that an early end leaves pairs
         Job(f"{arm}, seed {seed}", shared | {"rdrop_alpha": alpha, "seed": seed}, folder / f"{arm}-seed{seed}")
         for seed in command.several.seeds

@@ -1,9 +1,11 @@
-"""The scores of a run on its validation splits, and with `--measure_stability` how stable its predictions are."""
+"""The scores of a run on its validation splits, and with `--measure` how stable its predictions are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from transformers import EvalPrediction
 
 from .card import score_prefix
 from .prepare import Prepared
@@ -22,13 +24,28 @@ def evaluate(config: RunConfig, prepared: Prepared) -> Evaluated:
     """Evaluate the model on all validation splits."""
     if not config.training.do_eval:
         return Evaluated()
-    trainer, splits, stability = prepared.trainer, prepared.splits("validation"), None
+    trainer, splits = prepared.trainer, prepared.splits("validation")
+    measures = config.data.measure != "none"
     metrics: dict[str, float] = {}
+    predicted: list[EvalPrediction] = []  # of the main split
     with prepared.clock("eval"):
         for split in splits:
-            trainer.compute_metrics = prepared.compute_metrics(split)
+            compute = prepared.compute_metrics(split)
+            keeps = measures and split == splits[0] and config.task.head in ("sequence", "choice")
+            trainer.compute_metrics = _keeping(predicted, compute) if keeps else compute
             metrics |= trainer.evaluate(prepared.features[split], metric_key_prefix=score_prefix(split))
-    if config.data.measure_stability:
-        with prepared.clock("stability"):
-            stability = {"split": splits[0], **measure_stability(config, prepared, splits[0])}
-    return Evaluated(metrics, stability)
+    if not measures:
+        return Evaluated(metrics)
+    with prepared.clock("stability"):
+        found = measure_stability(config, prepared, splits[0], *predicted)
+    return Evaluated(metrics, {"split": splits[0], **found})
+
+
+def _keeping(kept: list[EvalPrediction], compute: Callable | None) -> Callable:
+    """A `compute_metrics` that also keeps what was predicted, so that nothing is predicted twice."""
+
+    def keep(prediction: EvalPrediction) -> dict[str, float]:
+        kept.append(prediction)
+        return compute(prediction) if compute else {}
+
+    return keep

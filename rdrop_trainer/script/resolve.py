@@ -129,8 +129,10 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
                 f"{task.name}: --{flag} needs {kind} rows, but the data holds only: {', '.join(splits)}. "
                 + (f"Give --{kind}_file." if data.data_dir is None else f"Is the file in {data.data_dir}?")
             )
-    if data.measure_stability and not args.do_eval:
-        raise InputError("--measure_stability needs rows to predict whose answers are known: add --do_eval")
+    if data.measure != "none" and not args.do_eval:
+        raise InputError(f"--measure {data.measure} needs rows to predict whose answers are known: add --do_eval")
+    if data.measure == "quick" and not args.do_train:
+        raise InputError("--measure quick is a share of the training, and this run does not train: use --measure full")
     if args.push_to_hub and not args.do_train:
         raise InputError(
             "--push_to_hub: this run trains nothing to push; add --do_train, or push a folder: "

@@ -157,7 +157,7 @@ def test_regression(model, here):
     write_tsv(here / "STS-B" / "train.tsv", (*header, "score"), *rows)
     write_tsv(here / "STS-B" / "dev.tsv", (*header, "score"), *rows[:6])
     write_tsv(here / "STS-B" / "test.tsv", header, *(row[:-1] for row in rows[:4]))
-    assert run(model, "--task_name stsb --data_dir . --measure_stability", ALL) == 0
+    assert run(model, "--task_name stsb --data_dir . --measure full", ALL) == 0
     assert {"eval_pearson", "eval_spearmanr"} <= results("out")["metrics"].keys()
     measured = results("out")["stability"]
     assert measured["dropout"]["flip_rate"] is measured["edits"]["flip_rate"] is measured["calibration"] is None
@@ -191,7 +191,7 @@ def test_cluener_learns_entities(model, here):
     write_json(here / "cluener" / "dev.json", [CLUENER, spaced])
     write_json(here / "cluener" / "test.json", [{"id": 0, "text": CLUENER["text"]}, {"id": 1, "text": "上海"}])
     write_json(here / "more.json", [{"text": "浙商银行在上海"}, {"text": CLUENER["text"]}])
-    flags = "--task_name cluener --data_dir . --measure_stability --unlabeled_file more.json"
+    flags = "--task_name cluener --data_dir . --measure full --unlabeled_file more.json"
     assert run(model, flags, "--learning_rate 1e-2 --num_train_epochs 10 --rdrop_alpha 1", ALL) == 0
     found = results("out")
     assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["edits"] is None
