@@ -77,7 +77,7 @@ def test_the_next_command_after_an_evaluation(model, here, capsys):
     cola = "--task_name cola --data_dir CoLA"
     assert run(model, cola, "--do_train --output_dir out") == 0
     capsys.readouterr()
-    assert run("out", cola, "--do_eval --output_dir scores") == 0
+    assert run("out", cola, "--do_eval --measure full --output_dir scores") == 0
     assert execute(next_command(capsys)) == 0
     assert (here / "scores-predict" / "CoLA.tsv").exists()
     assert run("out", cola, "--do_eval --do_predict --output_dir both") == 0
@@ -90,13 +90,17 @@ def test_the_next_command_after_an_evaluation(model, here, capsys):
     assert next_command(capsys).endswith("--help")
 
 
-def test_scores_and_files_equal_an_independent_computation(model, here):
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_scores_and_files_equal_an_independent_computation(strategy, model, here):
     """MCC and predictions of a run against scikit-learn and the saved model called by hand, row by row."""
     from sklearn.metrics import matthews_corrcoef
     from transformers import AutoTokenizer
 
     make_cola(here / "CoLA", train=40)
-    assert run(model, "--task_name cola --data_dir . --learning_rate 5e-3 --num_train_epochs 4", ALL) == 0
+    flags = (
+        f"--task_name cola --data_dir . --learning_rate 5e-3 --num_train_epochs 4 --train_sampling_strategy {strategy}"
+    )
+    assert run(model, flags, ALL) == 0
     trained = AutoModelForSequenceClassification.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
 
