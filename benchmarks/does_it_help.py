@@ -64,7 +64,7 @@ def measure(task, options):
         results = run_once(folder / f"memory-alpha{weight}", short, CHOICE_SEED, MALLOC_MMAP_THRESHOLD_="65536")
         memory[weight] = results["peak_memory"]["bytes"]
     seeds = [str(seed) for seed in SEEDS]
-    several = ["--compare_baseline", "--seeds", *seeds, f"--parallel={options.parallel}"]
+    several = ["--compare_baseline", "--measure=full", "--seeds", *seeds, f"--parallel={options.parallel}"]
     run([*flags, epochs, *several, f"--rdrop_alpha={alpha}", f"--output_dir={folder / 'comparison'}"])
     return {"choice": tried, "alpha": alpha, "memory": memory}
 

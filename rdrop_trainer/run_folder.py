@@ -28,7 +28,7 @@ FREE_TO_CHANGE = _ROWS_SCORED | frozenset(
     "output_dir resume_from_checkpoint overwrite_output_dir dry_run do_train do_eval do_predict disable_tqdm report_to "
     "run_name logging_steps logging_first_step logging_strategy log_level save_steps save_strategy save_total_limit "
     "cache_dir push_to_hub hub_model_id hub_strategy hub_private_repo dataloader_num_workers "
-    "per_device_eval_batch_size eval_accumulation_steps eval_steps measure_stability".split()
+    "per_device_eval_batch_size eval_accumulation_steps eval_steps measure".split()
 )
 # These may differ between a run and its baseline, beside R-Drop's own; scores of other rows cannot be compared
 _FREE_FOR_A_BASELINE = FREE_TO_CHANGE - _ROWS_SCORED | {"unlabeled_file", "max_unlabeled_samples"}

@@ -15,6 +15,7 @@ from ..run_folder import ARMS_FILE, RESULTS, read_arms, versions, write_json, wr
 from ..stability import seed_stability
 from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms
 from .classes import classes_section
+from .measured import measured
 from .pictures import draw_pictures
 from .quantities import Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
@@ -28,7 +29,8 @@ Difference: R-Drop minus baseline, paired by seed; for values in % it is in poin
 seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test; p (signs): permutation of the
 signs, which cannot be below 2 / 2^n for n seeds. Spread: standard deviation of R-Drop's values over seeds, for 1 of the
 baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them below
-0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds them all.
+0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds those
+that count.
 """
 
 _NO_PICTURES = 'No pictures: they need Matplotlib (`pip install "rdrop-trainer[report]"`).'
@@ -98,6 +100,8 @@ class Report:
                 parts.append(f"## {title}\n\n{comparison_table(inside)}")
             if group == "score" and (classes := classes_section(self.baseline, self.rdrop)):
                 parts.append(f"## Classes\n\n{classes}")
+            if group == "stability" and inside:
+                parts.append(measured(self.baseline, self.rdrop))
             if group == "stability" and self.churn:
                 shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
                 parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")

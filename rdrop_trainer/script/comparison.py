@@ -44,7 +44,7 @@ class Comparison:
 
     def __init__(self, command: CommandLine, folder: Path):
         self.command, self.folder, self.arms = command, folder, arms_of(command)
-        self.shared = settings_of_runs(command) | {"measure_stability": True}
+        self.shared = settings_of_runs(command, measure="quick")
         self.seeds = command.several.seeds
 
     def run(self) -> int:

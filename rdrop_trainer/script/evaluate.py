@@ -1,4 +1,4 @@
-"""The scores of a run on its validation splits, and with `--measure_stability` how stable its predictions are."""
+"""The scores of a run on its validation splits, and with `--measure` how stable its predictions are."""
 
 from __future__ import annotations
 
@@ -31,29 +31,32 @@ def evaluate(config: RunConfig, prepared: Prepared) -> Evaluated:
     """Evaluate the model on all validation splits."""
     if not config.training.do_eval:
         return Evaluated()
-    trainer, splits, stability = prepared.trainer, prepared.splits("validation"), None
+    trainer, splits = prepared.trainer, prepared.splits("validation")
+    measures = config.data.measure != "none"
     metrics: dict[str, float] = {}
     by_class: dict[str, Any] = {}
+    predicted: dict[str, EvalPrediction] = {}
     with prepared.clock("eval"):
         for split in splits:
             features, rows = prepared.features[split], prepared.data[split]
-            scored: list[Any] = []
-            trainer.compute_metrics = _keeping(prepared.compute_metrics(split), scored)
+            trainer.compute_metrics = _keeping(predicted, split, prepared.compute_metrics(split))
             metrics |= trainer.evaluate(features, metric_key_prefix=score_prefix(split))
-            if scored and prepared.processor.has_classes:
-                answers = prepared.processor.answers(scored[-1], features, rows)
+            if split in predicted and prepared.processor.has_classes:
+                answers = prepared.processor.answers(predicted[split].predictions, features, rows)
                 by_class[split] = prepared.processor.by_class(answers, rows)
-    if config.data.measure_stability:
-        with prepared.clock("stability"):
-            stability = {"split": splits[0], **measure_stability(config, prepared, splits[0])}
-    return Evaluated(metrics, by_class, stability)
+    if not measures:
+        return Evaluated(metrics, by_class)
+    known = predicted.get(splits[0]) if config.task.head in ("sequence", "choice") else None
+    with prepared.clock("stability"):
+        found = measure_stability(config, prepared, splits[0], known)
+    return Evaluated(metrics, by_class, {"split": splits[0], **found})
 
 
-def _keeping(scorer: Callable | None, kept: list[Any]) -> Callable | None:
-    """A `compute_metrics` that also keeps the predictions it scores."""
+def _keeping(kept: dict[str, EvalPrediction], split: str, compute: Callable | None) -> Callable | None:
+    """A `compute_metrics` that also keeps what was predicted, so that nothing is predicted twice."""
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        kept.append(prediction.predictions)
-        return scorer(prediction)
+    def keep(prediction: EvalPrediction) -> dict[str, float]:
+        kept[split] = prediction
+        return compute(prediction)
 
-    return compute if scorer else None
+    return keep if compute else None

@@ -116,6 +116,8 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
             unlabeled_dataset=features.get("unlabeled"),
             preprocess_logits_for_metrics=processor.keep_logits,
         )
+        # Answers are scored and written by their place, and transformers groups rows by length in evaluation too
+        trainer._get_eval_sampler = lambda eval_dataset: None  # type: ignore[method-assign]
         trainer.card_facts = card_facts(task, processor.pipeline, data, whole)
     return Prepared(list(whole), data, features, processor, model, trainer, clock)
 

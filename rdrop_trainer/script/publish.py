@@ -75,7 +75,7 @@ def _headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
 def _complete_card(config: RunConfig, prepared: Prepared, results: Mapping[str, Any]) -> None:
     """Add what is known after the training to the trainer's card."""
     args, trainer, pictures = config.training, prepared.trainer, {}
-    if config.data.measure_stability and args.do_train and args.should_save:
+    if config.data.measure != "none" and args.do_train and args.should_save:
         history = trainer.state.log_history
         pictures = draw_curves(history, args.rdrop_alpha, config.output_dir, config.task.is_regression)
     trainer.card_facts = replace(

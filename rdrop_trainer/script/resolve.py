@@ -141,8 +141,10 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
                 f"{task.name}: --{flag} needs {kind} rows, but the data holds only: {', '.join(splits)}. "
                 + (f"Give --{kind}_file." if data.data_dir is None else f"Is the file in {data.data_dir}?")
             )
-    if data.measure_stability and not args.do_eval:
-        raise InputError("--measure_stability needs rows to predict whose answers are known: add --do_eval")
+    if data.measure != "none" and not args.do_eval:
+        raise InputError(f"--measure {data.measure} needs rows to predict whose answers are known: add --do_eval")
+    if data.measure == "quick" and not args.do_train:
+        raise InputError("--measure quick is a share of the training, and this run does not train: use --measure full")
     if data.early_stopping_patience is not None and not args.do_train:
         raise InputError("--early_stopping_patience stops a training, but this run does not train")
     if args.push_to_hub and not args.do_train:

@@ -26,7 +26,7 @@ OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArgu
 # Little on the disk and in the logs
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
-_MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure_stability"}
+_MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure"}
 # A run computes these from its data and model where they are not given
 _FILLED_IN = frozenset(
     "max_seq_length max_target_length metric_for_best_model greater_is_better predict_with_generate do_train do_eval "

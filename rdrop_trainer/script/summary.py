@@ -45,8 +45,9 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
     lines += [f"classes   {_classes(found)} ({split})" for split, found in results["by_class"].items()]
-    stability = _stability(results["stability"] or {})
-    lines += [f"stable    {stability}"] if stability else []
+    stability = results["stability"] or {}
+    lines += [f"stable    {said}"] if (said := _stability(stability)) else []
+    lines += [f"measured  {_measured(stability, settings, results['seconds'])}"] if stability else []
     lines += [f"written   {path}" for path in results["predictions"]]
     lines.append("seconds   " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items()))
     lines.append(f"results   {Path(settings['output_dir']) / RESULTS}")
@@ -73,13 +74,25 @@ def _stability(stability: Mapping[str, Any]) -> str:
     parts = []
     for part, what in (("dropout", "dropout"), ("edits", "small edits of the text")):
         found = stability.get(part)
-        if found and found["flip_rate"] is None:
+        if found and found["flip_rate"] is not None:
+            low, high = (100 * end for end in found["flip_interval"])
+            parts.append(f"{100 * found['flip_rate']:.1f} % of predictions ({low:.1f} to {high:.1f}) flipped by {what}")
+        elif found and found["divergence"] is not None:
             parts.append(f"divergence under {what} {found['divergence']:.3g}")
-        elif found:
-            parts.append(f"{100 * found['flip_rate']:.1f} % of predictions flipped by {what}")
     if stability.get("calibration"):
         parts.append(f"calibration error {100 * stability['calibration']['expected_calibration_error']:.1f} %")
     return ", ".join(parts)
+
+
+def _measured(stability: Mapping[str, Any], settings: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
+    """How much was measured, and what that cost."""
+    dropout, edits = stability["dropout"], stability["edits"]
+    parts = [f"{stability['rows']:,} of {stability['of_rows']:,} rows (--measure {settings['measure']})"]
+    parts += [f"{dropout['num_samples']} predictions of each under dropout"] if dropout else []
+    parts += [f"{edits['edited']:,} edits and {edits['unseen']:,} that the model cannot see"] if edits else []
+    cost = seconds.get("probe", 0.0) + seconds["stability"]
+    share = f", {100 * cost / seconds['train']:.0f} % of the training's" if seconds.get("train") else ""
+    return f"{', '.join(parts)}: {cost:.1f} s{share}"
 
 
 def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
@@ -99,7 +112,7 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
         if alpha != "0" and not results["has_dropout"]:
             changes["dropout"] = "0.1"
     else:
-        changes |= dict.fromkeys(("do_train", "do_eval", "do_predict"))
+        changes |= dict.fromkeys(("do_train", "do_eval", "do_predict", "measure"))
         if not settings["do_predict"] and any(split.startswith("test") for split in found):
             changes |= {"do_predict": "True", "output_dir": f"{output_dir}-predict"}
         elif "train" in found:

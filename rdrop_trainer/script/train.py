@@ -10,13 +10,12 @@ from transformers import TrainerCallback
 
 from ..stability import DivergenceProbe
 from .cost import peak_memory
+from .extent import even_share, extent_of
 from .interrupts import StopWhenAsked, is_full
 from .output_dir import take_over
 from .prepare import WRONG_SETTING, Prepared, input_error
 from .program import logger
 from .resolve import RunConfig
-
-PROBE_ROWS = 100  # training rows whose divergence --measure_stability follows
 
 
 class Trained(NamedTuple):
@@ -46,9 +45,10 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     trainer, clock, probe = prepared.trainer, prepared.clock, None
     beginning = OnTrainBegin(lambda *_, **__: take_over(config))
     trainer.add_callback(beginning)
-    if config.data.measure_stability:
-        rows = prepared.features["train"]
-        probe = DivergenceProbe(trainer, rows.select(range(min(PROBE_ROWS, len(rows)))))
+    extent = extent_of(config, prepared)
+    if extent.probe_rows:
+        rows = even_share(prepared.features["train"], extent.probe_rows)
+        probe = DivergenceProbe(trainer, rows, num_points=extent.probe_points)
         trainer.add_callback(probe)
     if config.data.early_stopping_patience is not None:
         trainer.add_callback(StopWithoutProgress(config.data.early_stopping_patience))

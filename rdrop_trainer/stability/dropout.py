@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..dropout import active_dropout
 from ..errors import InputError
 from ..objective.head_of import head_of
 from .measure import Stability, compare
-from .running import as_it_was, batches_of, dropout_on, items_of, seeded
+from .running import as_it_was, batches_of, counted_items, dropout_on, items_of, seeded
 
 
 def dropout_stability(
@@ -21,6 +22,7 @@ def dropout_stability(
     dataset: Any,
     num_samples: int = 8,
     *,
+    logits: Any = None,
     data_collator: Callable[[list[Any]], Mapping[str, torch.Tensor]] | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -35,6 +37,8 @@ def dropout_stability(
         model: any model that R-Drop trains.
         dataset: rows as for a `Trainer`'s evaluation. Labels say which tokens count; rows and tokens may have none.
         num_samples: predictions with dropout, at least 2.
+        logits: (N, C), what the model predicts for the rows in this order without dropout, as `Trainer.predict` returns
+            it; the rows then need not go through the model once more for it. For heads of one prediction a row.
         data_collator: makes batches; default: `transformers.default_data_collator`.
         batch_size: rows per batch.
         seed: of the dropout.
@@ -44,7 +48,7 @@ def dropout_stability(
         `divergence` between the samples.
 
     Raises:
-        InputError: no active dropout, too few samples, or an empty data set.
+        InputError: no active dropout, too few samples, an empty data set, or logits of other rows or for another head.
         ValueError: a head that R-Drop does not fit.
 
     Examples:
@@ -62,15 +66,24 @@ def dropout_stability(
             f"{type(model).__name__} has no active dropout, so its predictions cannot differ; "
             "rdrop_trainer.dropout.set_dropout(model, 0.1) turns it on"
         )
+    if logits is not None and len(logits) != len(dataset):
+        raise InputError(f"logits: expected a row for each of {len(dataset)} rows, got {len(logits)}")
+    known = None if logits is None else torch.as_tensor(logits, device=next(model.parameters()).device)
     batches = []
     with as_it_was(model), seeded(model, seed):
-        for batch in batches_of(model, dataset, data_collator, batch_size):
+        for start, batch in zip(count(0, batch_size), batches_of(model, dataset, data_collator, batch_size)):
             head = head_of(model, batch)
-            model.eval()
-            own = [logits for logits, _ in items_of(model, head, batch)]
+            if known is None:
+                model.eval()
+                own = items_of(model, head, batch)
+            elif head.tokens or len(head.outputs) > 1:
+                raise InputError(f"logits: are for heads of one prediction a row, not for {head.name}; leave them out")
+            else:
+                own = counted_items(head, {head.outputs[0]: known[start : start + batch_size]}, batch)
             dropout_on(model)
-            samples = ([logits for logits, _ in items_of(model, head, batch)] for _ in range(num_samples))
-            batches.append(compare(head, batch, own, [torch.stack(part) for part in zip(*samples, strict=True)]))
+            samples = ([part for part, _ in items_of(model, head, batch)] for _ in range(num_samples))
+            drawn = [torch.stack(part) for part in zip(*samples, strict=True)]
+            batches.append(compare(head, batch, [part for part, _ in own], drawn))
     if not batches:
         raise InputError("the data set is empty, expected rows to predict")
     return Stability(*(np.concatenate(values) for values in zip(*batches, strict=True)))

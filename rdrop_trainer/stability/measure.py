@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 
 from ..losses import reference
 from ..objective.heads import PredictionHead
+
+_Z = 1.959964  # the normal quantile of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class Stability:
     def flip_rate(self) -> float:
         """Mean of `flips` over all items."""
         return self._mean(self.flips)
+
+    @property
+    def flip_interval(self) -> tuple[float, float]:
+        """A 95 % interval of `flip_rate` over other examples of the same kind, Wilson's.
+
+        Every example counts as one trial, however many of its predictions are compared: those of one example are
+        alike. So the interval is rather too wide than too narrow. (NaN, NaN) where there is no rate.
+        """
+        rate, n = self.flip_rate, int((self.items > 0).sum())
+        if math.isnan(rate):
+            return math.nan, math.nan
+        middle, margin = rate + _Z**2 / (2 * n), _Z * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
+        low, high = ((middle + side) / (1 + _Z**2 / n) for side in (-margin, margin))
+        return max(low, 0.0), min(high, 1.0)
 
     @property
     def mean_divergence(self) -> float:

@@ -52,6 +52,13 @@ def items_of(
     # Without labels the model computes no loss. An encoder-decoder keeps them: its decoder's inputs are made of them
     keep = head.labels if head.name == SEQ2SEQ.name and batch.get("decoder_input_ids") is None else ()
     outputs = model(**{key: value for key, value in batch.items() if key not in _ROW_LABELS or key in keep})
+    return counted_items(head, outputs, batch)
+
+
+def counted_items(
+    head: PredictionHead, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The same of a model's outputs."""
     logits = {name: (outputs[name],) for name in head.outputs}
     counted = (part.counted(1) for part in head.items(logits, batch, 1))
     return [(passes[0].double(), labels) for passes, labels in counted]

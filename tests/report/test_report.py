@@ -126,6 +126,26 @@ def test_the_best_of_what_should_be_low_is_the_lowest(tmp_path):
     assert flips.describe("baseline") == pytest.approx({"mean": 5, "std": math.sqrt(8), "best": 3, "worst": 7})
 
 
+def test_how_much_was_measured_is_said(tmp_path):
+    def measured(low, high, rows=100):
+        edits = {"flip_rate": 0.1, "flip_interval": [0.05, 0.2], "divergence": 0.1, "edited": 150, "unseen": 50}
+        dropout = {"num_samples": 2, "flip_rate": 0.05, "flip_interval": [low, high], "divergence": 0.1}
+        return {"rows": rows, "of_rows": 300, "dropout": dropout, "edits": {**edits, "by_kind": {}}}
+
+    first = [run(seed, 0.0, stability=measured(0.02 * seed, 0.2)) for seed in (1, 2)]
+    second = [run(seed, 4.0, stability=measured(0.01, 0.1)) for seed in (1, 2)]
+    said = write_report(first, second, tmp_path).markdown()
+    assert "Measured on 100 of 300 evaluation rows, each predicted 2 times under dropout, the same in every run" in said
+    assert "the share flipped by dropout would lie within: baseline 3.0 to 20.0 %, R-Drop 1.0 to 10.0 %." in said
+    assert "the share flipped by small edits would lie within: baseline 5.0 to 20.0 %, R-Drop 5.0 to 20.0 %." in said
+    assert "50 of 200 edits leave the model's input ids as they were" in said
+    second[0] = run(1, 4.0, stability=measured(0.01, 0.1, rows=200))
+    assert "Measured on 100 to 200 of 300" in write_report(first, second, tmp_path).markdown()
+    every = [[run(seed, alpha, stability=measured(0.01, 0.1, rows=300)) for seed in (1, 2)] for alpha in (0.0, 4.0)]
+    said = write_report(*every, tmp_path).markdown()
+    assert "Measured on all 300 evaluation rows, each predicted 2 times under dropout." in said
+
+
 def test_models_of_two_seeds_that_disagree_are_counted(tmp_path):
     def with_logits(seed, alpha, labels):
         return run(seed, alpha, logits=np.eye(2)[labels] * 3, labels=np.zeros(4))

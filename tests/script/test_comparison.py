@@ -63,23 +63,21 @@ def test_each_run_has_its_recipe(here):
         assert recipe.training.rdrop_alpha == found["settings"]["rdrop_alpha"]
 
 
-def test_each_run_measures_its_stability_and_its_divergence(here):
+def test_each_run_measures_its_stability(here):
+    """As much as a fifth of its training pays for, the same in both arms."""
     for arm in ("plain", "rdrop"):
         folder = here / "both" / f"{arm}-seed1"
         found = results(folder)
         measured = found["stability"]
-        assert measured["split"] == "validation" and measured["rows"] == 16
-        assert measured["dropout"]["num_samples"] == 8 and measured["dropout"]["divergence"] > 0
+        assert (measured["split"], measured["rows"], measured["of_rows"]) == ("validation", 2, 16)
+        assert measured["dropout"]["num_samples"] == 2 and measured["dropout"]["divergence"] > 0
         with open(folder / "edits.csv", encoding="utf-8", newline="") as file:
             edits = list(csv.DictReader(file))
-        assert len(edits) == measured["edits"]["edited"] > 16
+        assert len(edits) == measured["edits"]["edited"] == 2 * 2
         flipped = sum(edit["flipped"] == "True" for edit in edits) / len(edits)
         assert measured["edits"]["flip_rate"] == pytest.approx(flipped)
         assert 0 <= measured["calibration"]["expected_calibration_error"] <= 1
-        assert found["peak_memory"]["bytes"] > 1e8 and found["seconds"]["probe"] > 0
-        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        steps = [entry["step"] for entry in history if "probe_divergence" in entry]
-        assert steps == [0, 1, 2, 3]
+        assert found["peak_memory"]["bytes"] > 1e8
 
 
 def test_the_data_come_in_the_same_order(tmp_path):

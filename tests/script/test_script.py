@@ -77,7 +77,7 @@ def test_the_next_command_after_an_evaluation(model, here, capsys):
     cola = "--task_name cola --data_dir CoLA"
     assert run(model, cola, "--do_train --output_dir out") == 0
     capsys.readouterr()
-    assert run("out", cola, "--do_eval --output_dir scores") == 0
+    assert run("out", cola, "--do_eval --measure full --output_dir scores") == 0
     assert execute(next_command(capsys)) == 0
     assert (here / "scores-predict" / "CoLA.tsv").exists()
     assert run("out", cola, "--do_eval --do_predict --output_dir both") == 0
@@ -90,13 +90,17 @@ def test_the_next_command_after_an_evaluation(model, here, capsys):
     assert next_command(capsys).endswith("--help")
 
 
-def test_scores_and_files_equal_an_independent_computation(model, here):
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_scores_and_files_equal_an_independent_computation(strategy, model, here):
     """MCC and predictions of a run against scikit-learn and the saved model called by hand, row by row."""
     from sklearn.metrics import matthews_corrcoef
     from transformers import AutoTokenizer
 
     make_cola(here / "CoLA", train=40)
-    assert run(model, "--task_name cola --data_dir . --learning_rate 5e-3 --num_train_epochs 4", ALL) == 0
+    flags = (
+        f"--task_name cola --data_dir . --learning_rate 5e-3 --num_train_epochs 4 --train_sampling_strategy {strategy}"
+    )
+    assert run(model, flags, ALL) == 0
     trained = AutoModelForSequenceClassification.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
 
@@ -157,7 +161,7 @@ def test_regression(model, here):
     write_tsv(here / "STS-B" / "train.tsv", (*header, "score"), *rows)
     write_tsv(here / "STS-B" / "dev.tsv", (*header, "score"), *rows[:6])
     write_tsv(here / "STS-B" / "test.tsv", header, *(row[:-1] for row in rows[:4]))
-    assert run(model, "--task_name stsb --data_dir . --measure_stability", ALL) == 0
+    assert run(model, "--task_name stsb --data_dir . --measure full", ALL) == 0
     assert {"eval_pearson", "eval_spearmanr"} <= results("out")["metrics"].keys()
     measured = results("out")["stability"]
     assert measured["dropout"]["flip_rate"] is measured["edits"]["flip_rate"] is measured["calibration"] is None
@@ -191,7 +195,7 @@ def test_cluener_learns_entities(model, here):
     write_json(here / "cluener" / "dev.json", [CLUENER, spaced])
     write_json(here / "cluener" / "test.json", [{"id": 0, "text": CLUENER["text"]}, {"id": 1, "text": "上海"}])
     write_json(here / "more.json", [{"text": "浙商银行在上海"}, {"text": CLUENER["text"]}])
-    flags = "--task_name cluener --data_dir . --measure_stability --unlabeled_file more.json"
+    flags = "--task_name cluener --data_dir . --measure full --unlabeled_file more.json"
     assert run(model, flags, "--learning_rate 1e-2 --num_train_epochs 10 --rdrop_alpha 1", ALL) == 0
     found = results("out")
     assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["edits"] is None

@@ -6,12 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Split
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from rdrop_trainer import dropout_stability, perturbation_stability, set_dropout
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.stability import expected_calibration_error, mean_confidence
+from rdrop_trainer.stability import EDITS, Stability, expected_calibration_error, mean_confidence
 from support import tiny, zoo
 from support.formulas import bernoulli, squared, symmetric_kl
 from support.tiny import Drawn
@@ -125,15 +128,70 @@ def test_what_cannot_be_measured():
         dropout_stability(tiny.bert(), [])
 
 
+@pytest.mark.parametrize("head", ["single_label", "multi_label", "regression"])
+def test_predictions_that_are_known_are_not_made_again(head):
+    model, data = wide(tiny.bert(head, dropout=0.3)), tiny.dataset(head, rows=7)
+    options = {"data_collator": collator(head), "batch_size": 3}
+    expected = dropout_stability(model, data, 4, **options)
+    with torch.no_grad():
+        inputs = {k: v for k, v in collator(head)(data).items() if k != "labels"}
+        logits = model.eval()(**inputs).logits
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(model.training))
+    found = dropout_stability(model, data, 4, logits=logits.numpy(), **options)
+    assert passes == [True] * 4 * 3  # three batches
+    assert np.array_equal(found.flips, expected.flips, equal_nan=True)
+    assert np.array_equal(found.divergence, expected.divergence)
+    with pytest.raises(InputError, match="a row for each of 7 rows, got 6"):
+        dropout_stability(model, data, logits=logits[1:], **options)
+
+
+def test_a_head_of_several_predictions_a_row_predicts_itself():
+    model, data = tiny.bert("token"), tiny.dataset("token", rows=3)
+    with pytest.raises(InputError, match="one prediction a row, not for token classification"):
+        dropout_stability(model, data, logits=np.zeros((3, 4, 5)), data_collator=collator("token"))
+
+
+@pytest.mark.parametrize(("flips", "n"), [(0, 9), (3, 40), (20, 20), (1, 1)])
+def test_the_interval_of_a_rate_by_its_definition(flips, n):
+    """Wilson's are the shares p that the rate is 1.96 standard errors away from, those of p."""
+    found = Stability(
+        np.array([1.0] * flips + [0.0] * (n - flips) + [math.nan]), np.zeros(n + 1), np.array([1] * n + [0])
+    )
+    for p in found.flip_interval:
+        assert 0 <= p <= 1
+        assert abs(found.flip_rate - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / n), abs=1e-6)
+    assert found.flip_interval[0] <= found.flip_rate <= found.flip_interval[1]
+
+
+def test_without_a_rate_there_is_no_interval():
+    assert np.isnan(Stability(np.full(3, math.nan), np.ones(3), np.ones(3, dtype=int)).flip_interval).all()
+    assert np.isnan(Stability(np.full(3, math.nan), np.full(3, math.nan), np.zeros(3, dtype=int)).flip_interval).all()
+
+
 # ---- Edits ----
+
+
+def characters(uncased=False):
+    """A tokenizer that sees every character."""
+    known = " .。" + "".join(map(str, range(10))) + "".join(chr(c) + chr(c - 32) for c in range(97, 123)) + "电影很好"
+    vocab = {"[PAD]": 0, "[UNK]": 1} | {character: i for i, character in enumerate(known, 2)}
+    splits = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
+    splits.pre_tokenizer = Split("", "isolated")
+    if uncased:
+        splits.normalizer = Lowercase()
+    return PreTrainedTokenizerFast(tokenizer_object=splits, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def reader(head="single_label"):
+    return wide(tiny.bert(head, dropout=0.1, vocab_size=80))
 
 
 TEXTS = [{"text": f"w{5 + i} w{6 + i} w7"} for i in range(8)] + [{"text": "电影很好。"}, {"text": "7 8"}]
 
 
 def test_edits_are_compared_with_the_text_they_were_made_of():
-    model, tok = wide(tiny.bert(dropout=0.1)), tiny.tokenizer()
-    tok.backend_tokenizer.pre_tokenizer = Whitespace()
+    model, tok = reader(), characters()
     found = perturbation_stability(model, TEXTS, tok, batch_size=3, seed=2)
     again = perturbation_stability(model, TEXTS, tok, batch_size=5, seed=2)
     assert [edit[:4] for edit in found.edits] == [edit[:4] for edit in again.edits]
@@ -153,6 +211,48 @@ def test_edits_are_compared_with_the_text_they_were_made_of():
     assert found.by_kind["other_character"].items.tolist() == [0] * 8 + [1, 0]
     assert found.by_kind["slip"].items.tolist() == [1] * 8 + [0, 0]
     assert found.overall.items[9] == 2  # a space, and a full stop
+    assert not any(found.unseen.values())
+    known = perturbation_stability(model, TEXTS, tok, seed=2, logits=[logits(row["text"]) for row in TEXTS])
+    assert [edit[:5] for edit in known.edits] == [edit[:5] for edit in found.edits]
+    assert np.allclose(known.overall.divergence, found.overall.divergence, rtol=1e-4)
+    with pytest.raises(InputError, match="a row for each of 10 rows, got 1"):
+        perturbation_stability(model, TEXTS, tok, logits=[[0.0, 1.0]])
+
+
+@pytest.mark.parametrize("most", [None, 2])
+@pytest.mark.parametrize(("uncased", "max_length"), [(True, None), (False, 5), (True, 5)])
+def test_edits_that_the_model_cannot_see_do_not_count(uncased, max_length, most):
+    model, tok = reader(), characters(uncased)
+    options = {"max_length": max_length, "seed": 4}
+    found = perturbation_stability(model, TEXTS, tok, num_edits=most, **options)
+
+    def ids(text):
+        return tok(text, truncation=True, max_length=max_length)["input_ids"]
+
+    assert found.edits and all(ids(edit.edited) != ids(edit.text) for edit in found.edits)
+    # The same edits for a model that sees them all
+    made = perturbation_stability(model, TEXTS, characters(), seed=4).edits
+    visible = [edit[:4] for edit in made if ids(edit.edited) != ids(edit.text)]
+    if most is None:
+        assert [edit[:4] for edit in found.edits] == visible
+        hidden = {kind: sum(edit.kind == kind for edit in made) for kind in EDITS}
+        assert found.unseen == {k: n - sum(edit.kind == k for edit in found.edits) for k, n in hidden.items()}
+        assert found.unseen["case" if uncased else "punctuation"] == 8
+    else:
+        assert {edit[:4] for edit in found.edits} < set(visible)
+        there = [sum(edit[0] == i for edit in visible) for i in range(len(TEXTS))]
+        assert found.overall.items.tolist() == [min(n, most) for n in there]
+        assert 0 < sum(found.unseen.values()) <= len(made) - len(visible)
+    assert sum(found.by_kind[kind].items.sum() for kind in EDITS) == len(found.edits)
+
+
+def test_a_few_edits_of_each_text_are_of_all_kinds():
+    found = perturbation_stability(reader(), TEXTS, characters(), num_edits=1)
+    assert found.overall.items.tolist() == [1] * len(TEXTS) and len({edit.kind for edit in found.edits}) > 3
+    again = perturbation_stability(reader(), TEXTS, characters(), num_edits=1)
+    assert again.edits == found.edits
+    with pytest.raises(InputError, match="num_edits: expected at least 1, got 0"):
+        perturbation_stability(reader(), TEXTS, characters(), num_edits=0)
 
 
 def test_edits_of_ones_own_and_of_the_first_of_two_texts():
@@ -171,7 +271,7 @@ def test_edits_of_ones_own_and_of_the_first_of_two_texts():
 
 
 def test_a_regression_has_no_flips():
-    found = perturbation_stability(tiny.bert("regression"), TEXTS, tiny.tokenizer(), kinds=["spacing"])
+    found = perturbation_stability(reader("regression"), TEXTS, characters(), kinds=["spacing"])
     assert found.edits and not any(edit.flipped for edit in found.edits)
     assert math.isnan(found.overall.flip_rate) and found.overall.mean_divergence >= 0
 
