@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropMixin, RDropSeq2SeqTrainingArguments, RDropTrainer, RDropTrainingArguments
+from support.device import USE_CPU
 
 SIZES = {
     "vocab_size": 40,
@@ -72,12 +73,12 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="w2")
 
 
-QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
+QUIET = {"report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
 OF_TRAINER = "data_collator processing_class eval_dataset unlabeled_dataset callbacks compute_loss_func compute_metrics"
 
 
 def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
-    """A trainer on the CPU that logs and saves nothing unless asked to.
+    """A trainer that logs and saves nothing unless asked to.
 
     Args:
         model: what it trains.
@@ -99,7 +100,8 @@ def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
 
 
 def weights(model):
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+    """A copy on the CPU."""
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 
 def identical(a, b):
@@ -144,9 +146,9 @@ class PassNoise(nn.Module):
         if not self.training:
             return hidden
         if self.concat:
-            k = torch.arange(len(hidden)) // max(1, len(hidden) // self.num_passes)
+            k = torch.arange(len(hidden), device=hidden.device) // max(1, len(hidden) // self.num_passes)
         else:
-            k = torch.full((len(hidden),), int(self.calls) % self.num_passes)
+            k = (self.calls % self.num_passes).expand(len(hidden))
         self.calls += 1
         k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
         return hidden * (1 + 0.3 * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one

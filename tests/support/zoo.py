@@ -218,7 +218,10 @@ def collator(name, model=None):
 
 
 def batch(name, model=None, rows=5, seed=0, unlabeled=()):
-    return dict(collator(name, model)(dataset(name, rows, seed, unlabeled)))
+    """On the device of the model."""
+    device = "cpu" if model is None else next(model.parameters()).device
+    tensors = collator(name, model)(dataset(name, rows, seed, unlabeled))
+    return {key: value.to(device) for key, value in tensors.items()}
 
 
 def batches(name, rows=11, size=4):
