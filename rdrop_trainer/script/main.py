@@ -48,7 +48,8 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     """Do what the command line asks for; the exit code."""
     command = parse_arguments(argv)
     if command.data.demo:
-        return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
+        folder = Path(command.training.output_dir) if "output_dir" in command.given else None
+        return run_demo(folder, command.training.use_cpu or "use_cpu" not in command.given)
     if command.data.dry_run:
         found = run_dry(command)
         if main_process:
