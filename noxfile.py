@@ -31,10 +31,8 @@ def tests(session, resolution):
 def gpu(session):
     """Run the group `gpu` on a GPU, and measure what is to be reached there: prints a table, and writes gpu.json."""
     session.install("-e", ".[dev]", "-c", "constraints.txt")
-    asked = (
-        "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'nox -s gpu needs a GPU: torch sees none')"
-    )
-    session.run("python", "-c", asked)
+    refusal = "nox -s gpu needs a GPU, and torch sees none here"
+    session.run("python", "-c", f"import sys, torch; torch.cuda.is_available() or sys.exit('{refusal}')")
     one = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
     try:
         session.run("pytest", "-m", "gpu", *session.posargs, env=one)
