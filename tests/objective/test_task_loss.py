@@ -167,7 +167,7 @@ def test_the_first_token_of_gpt2_is_not_counted(tmp_path):
         )  # fmt: skip
         trainer.train()
         losses[plain] = trainer.state.log_history[0]["loss"]
-    batch, model = on_device(zoo.batch("gpt2", rows=11)), zoo.build("gpt2", dropout=0.0)
+    batch, model = zoo.batch("gpt2", rows=11), zoo.build("gpt2", dropout=0.0)
     [(logits, labels)] = zoo.items("gpt2", model(**batch), batch)
     _, mean, _ = formulas.rdrop([logits, logits], labels.tolist(), 0.0)
     assert losses[False] == pytest.approx(mean.item(), rel=1e-5)

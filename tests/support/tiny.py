@@ -174,7 +174,7 @@ class Sizes(TorchDispatchMode):
 
 
 class Drawn(torch.nn.Module):
-    """In place of dropout in front of the classifier: keeps what the model's own dropout let through."""
+    """In place of dropout in front of the classifier: keeps, on the CPU, what the model's own dropout let through."""
 
     def __init__(self, p):
         super().__init__()
@@ -182,7 +182,7 @@ class Drawn(torch.nn.Module):
 
     def forward(self, hidden):
         hidden = self.dropout(hidden)
-        self.seen.append(hidden.detach().double())
+        self.seen.append(hidden.detach().cpu().double())
         return hidden
 
 
