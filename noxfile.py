@@ -28,6 +28,19 @@ def tests(session, resolution):
 
 
 @nox.session
+def gpu(session):
+    """Run the group `gpu` on a GPU, and measure what is to be reached there: prints a table, and writes gpu.json."""
+    session.install("-e", ".[dev]", "-c", "constraints.txt")
+    refusal = "nox -s gpu needs a GPU, and torch sees none here"
+    session.run("python", "-c", f"import sys, torch; torch.cuda.is_available() or sys.exit('{refusal}')")
+    one = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    try:
+        session.run("pytest", "-m", "gpu", *session.posargs, env=one)
+    finally:  # figures are worth having where a test fails
+        session.run("python", "benchmarks/gpu.py", "--json", "gpu.json", env=one)
+
+
+@nox.session
 def lint(session):
     """Run ruff, without installing the package."""
     session.install("ruff>=0.15")

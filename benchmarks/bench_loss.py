@@ -12,12 +12,21 @@ what was held before and less the gradient (on a GPU, of the CUDA allocator).
 import argparse
 import gc
 import statistics
-import time
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from results import freed_memory_given_back, high_water, machine, reset_high_water, resident, save, table
+from results import (
+    freed_memory_given_back,
+    high_water,
+    machine,
+    mark,
+    reset_high_water,
+    resident,
+    save,
+    seconds_between,
+    table,
+)
 
 from rdrop_trainer.losses import rdrop_loss
 
@@ -54,37 +63,37 @@ def copy(logits, labels):
     logits.detach().clone()
 
 
-def candidates(options, device):
+def candidates(options):
     losses = {"plain": plain, "official": official, "reference": partial(ours, "reference")}
     losses["auto"] = partial(ours, "auto")
-    if device == "cuda":
+    if torch.cuda.is_available():
         losses["chunked"] = partial(ours, "chunked")
     if options.compile:
         losses["compiled"] = torch.compile(partial(ours, "reference"))
     return {"copy": copy} | {name: partial(step, loss) for name, loss in losses.items()}
 
 
-def measure(items, classes, options, device):
-    """Milliseconds and extra MiB of every candidate for one shape."""
+def measure(items, classes, options, names=None):
+    """Milliseconds and extra MiB for one shape, of every candidate or of those of some names."""
     torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, options.dtype)
     logits = (torch.randn(2 * items, classes, device=device) * 2).to(dtype).requires_grad_()
     labels = torch.randint(0, classes, (items,), device=device)
     size = logits.numel() * logits.element_size() / 2**20
     calls = max(1, min(1000, 2**20 // logits.numel()))  # tiny shapes: many calls, or the clock is all that is measured
-    found = candidates(options, device)
+    found = {name: run for name, run in candidates(options).items() if names is None or name in names}
     times, extra = {name: [] for name in found}, {}
     for warms_up in (True, *[False] * options.rounds):
         for name, run in found.items():
             if warms_up:
                 run(logits, labels)
                 continue
-            synchronise()
-            start = time.perf_counter()
+            start = mark()
             for _ in range(calls):
                 run(logits, labels)
-            synchronise()
-            times[name].append((time.perf_counter() - start) / calls * 1e3)
+            (seconds,) = seconds_between([start, mark()])
+            times[name].append(seconds / calls * 1e3)
     with freed_memory_given_back():
         for name, run in found.items():
             gc.collect()
@@ -97,17 +106,12 @@ def measure(items, classes, options, device):
         name: {
             "ms": ms[name],
             "x plain": ms[name] / ms["plain"],
-            "official / it": ms["official"] / ms[name],
+            **({"official / it": ms["official"] / ms[name]} if "official" in ms else {}),
             "extra MiB": extra[name],
             "extra, % of logits": 100 * extra[name] / size,
         }
         for name in found
     }
-
-
-def synchronise():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def draw(results, path):
@@ -148,12 +152,11 @@ def main():
     parser.add_argument("--json", help="also write the figures to this file")
     parser.add_argument("--picture", help="also draw them to this file")
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     print(machine(), options.dtype, sep=", ")
     results = {}
     for shape in options.shapes:
         items, classes = map(int, shape.split("x"))
-        results[f"{items} x {classes:,}"] = measure(items, classes, options, device)
+        results[f"{items} x {classes:,}"] = measure(items, classes, options)
         print(f"\n{items} items of {classes:,} classes, two passes")
         print(table(results[f"{items} x {classes:,}"]))
     if options.json:

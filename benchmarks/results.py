@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine they ran on, memory, tables and files."""
+"""What the benchmarks share: the machine they ran on, time, memory, tables and files."""
 
 import contextlib
 import ctypes
@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -23,6 +24,24 @@ def machine():
     if "transformers" in sys.modules:
         versions.append(f"transformers {sys.modules['transformers'].__version__}")
     return ", ".join([*versions, device])
+
+
+def mark():
+    """A moment: on a GPU an event, so that nothing waits while it is taken."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(marks):
+    """Seconds from each of several moments to the next."""
+    pairs = list(zip(marks, marks[1:], strict=False))
+    if not torch.cuda.is_available():
+        return [b - a for a, b in pairs]
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in pairs]
 
 
 def resident():

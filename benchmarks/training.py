@@ -10,11 +10,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from results import high_water, machine, resident, save, table
+from results import high_water, machine, mark, resident, save, seconds_between, table
 
 # Name in the table: (arguments of the trainer, or None for transformers' own)
 CASES = {
@@ -66,38 +65,44 @@ def build(name):
     return T5ForConditionalGeneration(config), rows
 
 
-def measure(model_name, case, steps):
-    """Train in this process, and print the seconds of a step, the most MiB held, and the MiB held before."""
+def train(model, rows, case, steps, **arguments):
+    """Train in this process; the seconds of a step, the most MiB held, and the MiB held before.
+
+    Args:
+        model: from scratch.
+        rows: a batch.
+        case: one of `CASES`.
+        steps: how many; the first one warms up.
+        **arguments: of the training.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from rdrop_trainer import RDropTrainer, RDropTrainingArguments
 
     class Stopwatch(TrainerCallback):
-        marks = []
+        def __init__(self):
+            self.marks = []
 
         def on_step_begin(self, *args, **kwargs):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self.marks.append(time.perf_counter())
+            self.marks.append(mark())
 
         on_train_end = on_step_begin
 
-    torch.manual_seed(0)
-    model, rows = build(model_name)
+    watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         common = {
             "output_dir": folder, "per_device_train_batch_size": len(rows), "max_steps": steps, "report_to": "none",
             "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
+            **arguments,
         }  # fmt: skip
         kind, args = Trainer, TrainingArguments(**common)
         if CASES[case] is not None:
             kind, args = RDropTrainer, RDropTrainingArguments(**common, **CASES[case])
-        trainer = kind(model, args, train_dataset=rows * steps, callbacks=[Stopwatch])
+        trainer = kind(model, args, train_dataset=rows * steps, callbacks=[watch])
         before = resident()
         trainer.train()
-    marks = Stopwatch.marks[1:]  # the first step warms up
-    seconds = statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
-    print(json.dumps({"seconds": seconds, "peak MiB": high_water(), "before MiB": before}))
+    seconds = statistics.median(seconds_between(watch.marks[1:]))
+    return {"seconds": seconds, "peak MiB": high_water(), "before MiB": before}
 
 
 def compare(description, columns, draw=None):
@@ -141,4 +146,5 @@ def compare(description, columns, draw=None):
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    torch.manual_seed(0)
+    print(json.dumps(train(*build(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))

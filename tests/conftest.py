@@ -32,6 +32,12 @@ os.environ |= {
 # Tiny models gain nothing from a second thread, and wait long for it where something else runs
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without it cuBLAS may not be deterministic; read when the GPU is first used
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if os.environ.get("RDROP_TEST_DEVICE") == "cuda":
+    # With two in sight `Trainer` would choose DataParallel, which R-Drop refuses
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
 # Scripts that tests start as processes import from tests/ as the tests do
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
 

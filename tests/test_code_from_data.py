@@ -14,6 +14,7 @@ import rdrop_trainer
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.report.runs import FinishedRun
 from support import SCRIPT
+from support.device import USE_CPU
 from support.runs import fails, make_model, script, write_csv
 
 SOURCES = [SCRIPT, *sorted(Path(rdrop_trainer.__file__).parent.rglob("*.py"))]
@@ -119,7 +120,7 @@ def ran(tmp_path_factory):
 
 FLAGS_OF_A_RUN = ["--model_name_or_path", "model", "--train_file", "train.csv", "--output_dir", "out"]
 RESUMED = ["--resume_from_checkpoint", "out/checkpoint-1", "--output_dir", "again"]
-FLAGS_OF_A_RUN += ["--max_seq_length", "16", "--use_cpu", "True", "--disable_tqdm", "True", "--save_steps", "1"]
+FLAGS_OF_A_RUN += ["--max_seq_length", "16", "--use_cpu", str(USE_CPU), "--disable_tqdm", "True", "--save_steps", "1"]
 FLAGS_OF_A_RUN += ["--per_device_train_batch_size", "4", "--num_train_epochs", "1", "--do_train"]
 
 

@@ -30,6 +30,7 @@ from rdrop_trainer import RDropTrainer, RDropTrainingArguments
 from rdrop_trainer import dropout as module
 from rdrop_trainer.dropout import active_dropout, dropout_settings, has_other_noise, set_dropout
 from support import tiny
+from support.device import USE_CPU
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 CONVOLUTIONS = {"num_feat_extract_layers": 2, "conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3],
@@ -246,7 +247,7 @@ def test_a_model_without_configuration_and_dropout_is_told_so(tmp_path):
         ValueError, match="Line are identical on the first R-Drop step: the model has no active dropout"
     ):
         RDropTrainer(
-            Line(), RDropTrainingArguments(str(tmp_path), report_to="none", use_cpu=True), train_dataset=rows
+            Line(), RDropTrainingArguments(str(tmp_path), report_to="none", use_cpu=USE_CPU), train_dataset=rows
         ).train()
 
 

@@ -10,6 +10,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, set_seed
 
 from rdrop_trainer import Objective, RDropArguments, RDropMixin
 from support import formulas, tiny, zoo
+from support.device import USE_CPU
 from support.tiny import word_tokenizer, words
 
 trl = pytest.importorskip("trl")
@@ -38,7 +39,7 @@ def prompts(**kwargs):
 def sft(cls, model, data, output_dir, **arguments):
     tok = word_tokenizer()
     tok.chat_template = arguments.pop("chat_template", None)
-    defaults = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
+    defaults = {"report_to": "none", "use_cpu": USE_CPU, "bf16": False, "disable_tqdm": True, "save_strategy": "no"}
     arguments = defaults | {"num_train_epochs": 1, "per_device_train_batch_size": 4, "logging_steps": 1} | arguments
     extra = {k: arguments.pop(k) for k in ("peft_config", "compute_loss_func", "eval_dataset") if k in arguments}
     config = RDropSFTConfig if any(key.startswith("rdrop_") for key in arguments) else trl.SFTConfig

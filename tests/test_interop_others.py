@@ -9,10 +9,11 @@ from transformers import BertConfig, LlamaConfig, LlamaForSequenceClassification
 
 from rdrop_trainer import RDropArguments, RDropMixin
 from support import formulas, tiny, zoo
+from support.device import USE_CPU
 from support.tiny import word_tokenizer, words
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
-QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
+QUIET = {"report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
 
 
 # ---- gliclass: scores for labels that stand in the text, focal loss, a compute_loss and training_step of its own ----

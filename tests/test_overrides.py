@@ -20,7 +20,7 @@ def weighted(self, model, inputs, return_outputs=False, num_items_in_batch=None)
     """The commonest override: class weights."""
     labels = inputs.pop("labels")
     outputs = model(**inputs)
-    loss = nn.functional.cross_entropy(outputs.logits, labels, WEIGHTS.to(outputs.logits.dtype)) * 3
+    loss = nn.functional.cross_entropy(outputs.logits, labels, WEIGHTS.to(outputs.logits)) * 3
     return (loss, outputs) if return_outputs else loss
 
 
@@ -78,7 +78,7 @@ def test_its_update_is_exact_and_its_loss_the_definition(tmp_path):
     batch = trainer.data_collator(OF_CLASS_2)
     doubled = {key: torch.cat([value, value]) for key, value in batch.items() if key != "labels"}
     passes = model(**doubled).logits.split(8)
-    own = sum(nn.functional.cross_entropy(z, batch["labels"], WEIGHTS.double()) * 3 for z in passes) / 2
+    own = sum(nn.functional.cross_entropy(z, batch["labels"], WEIGHTS.to(z)) * 3 for z in passes) / 2
     divergence = formulas.rdrop(passes, batch["labels"].tolist(), 0.0)[2]
     log = trainer.state.log_history[0]
     assert log["task_loss"] == pytest.approx(own.item(), rel=1e-5)

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rdrop_trainer import RDropMixin, RDropTrainer, RDropTrainingArguments, active_dropout, default_hp_space
 from support import tiny
+from support.device import USE_CPU
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -35,7 +36,7 @@ class Seen(TrainerCallback):
 
 def searcher(folder, cls=RDropTrainer, **arguments):
     metrics = arguments.pop("compute_metrics", None)
-    args = {"max_steps": 2, "logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    args = {"max_steps": 2, "logging_steps": 1, "report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True}
     args |= {"save_strategy": "no", **arguments}
     seen = Seen()
     trainer = cls(
@@ -214,7 +215,7 @@ def test_arguments_of_other_trainers_can_be_searched(tmp_path):
         pass
 
     args = TrainingArguments(
-        str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no"
+        str(tmp_path), max_steps=1, report_to="none", use_cpu=USE_CPU, disable_tqdm=True, save_strategy="no"
     )
     seen = Seen()
     trainer = Mixed(

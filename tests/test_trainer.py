@@ -30,6 +30,7 @@ from transformers.trainer_utils import HPSearchBackend
 
 from rdrop_trainer import RDropArguments, RDropMixin, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from support import formulas, tiny, zoo
+from support.device import USE_CPU
 
 
 def batch_of(trainer):
@@ -230,7 +231,7 @@ class WeightedBert(BertForSequenceClassification):
     def forward(self, *args, labels=None, **kwargs):
         outputs = super().forward(*args, **kwargs)
         if labels is not None:
-            weight = torch.tensor([1.0, 2.0, 5.0, 0.5])
+            weight = outputs.logits.new_tensor([1.0, 2.0, 5.0, 0.5])
             outputs["loss"] = nn.functional.cross_entropy(outputs.logits, labels, weight=weight)
         return outputs
 
@@ -251,7 +252,7 @@ def test_a_models_own_loss_is_kept(mode, tmp_path):
         a, b = model(**{k: v.repeat(2, 1) for k, v in inputs.items()}).logits.split(6)
     else:
         a, b = model(**inputs).logits, model(**inputs).logits
-    weight = torch.tensor([1.0, 2.0, 5.0, 0.5])
+    weight = a.new_tensor([1.0, 2.0, 5.0, 0.5])
     task = sum(nn.functional.cross_entropy(z, batch["labels"], weight=weight) for z in (a, b)) / 2
     divergence = formulas.rdrop([a, b], batch["labels"], 2.0)[1 + 1]
     assert loss.item() == pytest.approx((task + divergence).item(), rel=1e-5)
@@ -488,7 +489,7 @@ def test_an_endless_data_set_leaves_out_an_unfilled_window(tmp_path):
 
     trainer = RDropTrainer(
         tiny.bert(),
-        RDropTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+        RDropTrainingArguments(str(tmp_path), report_to="none", use_cpu=USE_CPU, disable_tqdm=True, save_strategy="no",
                                logging_steps=1, max_steps=4, per_device_train_batch_size=2,
                                gradient_accumulation_steps=3, rdrop_alpha=3.0),
         train_dataset=Stream(),
@@ -518,7 +519,7 @@ def test_no_logits_names_what_the_model_returns(tmp_path):
 def test_hyperparameter_search_sets_the_settings(cls, tmp_path):
     """`hyperparameter_search` casts its values to the type of the attribute that is there: none may be lost."""
     integers = {"rdrop_alpha": 4, "rdrop_warmup_steps": 0} if cls is RDropTrainingArguments else {}
-    args = cls(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no", disable_tqdm=True,
+    args = cls(str(tmp_path), report_to="none", use_cpu=USE_CPU, max_steps=1, save_strategy="no", disable_tqdm=True,
                **integers)  # fmt: skip
     trainer = RDropTrainer(model_init=lambda: tiny.bert(), args=args, train_dataset=tiny.dataset(),
                            processing_class=tiny.tokenizer())  # fmt: skip

@@ -119,7 +119,7 @@ class DataArguments:
     demo: bool = _flag(
         False,
         "Compare baseline and R-Drop on a small bilingual data set and a tiny model that are made on the spot: no "
-        "network, no other flag, a minute or two.",
+        "network, a minute or two. It trains on the CPU; --use_cpu False lets it use the GPU.",
     )
 
     def __post_init__(self):

@@ -51,7 +51,8 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     if command.data.demo:
         from .demo import run_demo
 
-        return run_demo(Path(command.training.output_dir) if "output_dir" in command.given else None)
+        folder = Path(command.training.output_dir) if "output_dir" in command.given else None
+        return run_demo(folder, command.training.use_cpu or "use_cpu" not in command.given)
     if command.data.dry_run:
         from .run import run_dry
 

@@ -28,8 +28,8 @@ def check_flags(flags: Flags) -> None:
     """
     model, data, several, given = flags.model, flags.data, flags.several, flags.given
     if data.demo:
-        if others := given.keys() - {"demo", "output_dir"}:
-            raise InputError(f"--demo takes no other flag than --output_dir, got {_listed(others)}")
+        if others := given.keys() - {"demo", "output_dir", "use_cpu"}:
+            raise InputError(f"--demo takes no other flags than --output_dir and --use_cpu, got {_listed(others)}")
         return
     if model.model_name_or_path is None:
         raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")

@@ -18,9 +18,19 @@ from rdrop_trainer.glue.tasks import get_task
 from rdrop_trainer.script.arguments import DataArguments
 from rdrop_trainer.script.processors import TitleProcessor
 from rdrop_trainer.script.scratch import make_bart, make_bert
+from support.device import USE_CPU
 from support.runs import script
 
-FAST = ["--use_cpu", "True", "--disable_tqdm", "True", "--save_strategy", "no", "--per_device_train_batch_size", "16"]
+FAST = [
+    "--use_cpu",
+    str(USE_CPU),
+    "--disable_tqdm",
+    "True",
+    "--save_strategy",
+    "no",
+    "--per_device_train_batch_size",
+    "16",
+]
 FAST += ["--max_seq_length", "32", "--max_target_length", "16", "--num_beams", "2", "--num_train_epochs", "1"]
 TASK = get_task("csl_title")
 

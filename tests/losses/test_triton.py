@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from packaging.version import Version
 
 from support import ROOT
@@ -27,6 +28,7 @@ def test_kernels_in_the_interpreter():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_on_a_device():
     # The last -m counts
     assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", "-m", "", "triton_kernels.py", interpret=False)

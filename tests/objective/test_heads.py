@@ -5,7 +5,6 @@ import torch
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
-    TrainerCallback,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
     YolosConfig,
@@ -14,6 +13,7 @@ from transformers import (
 
 from rdrop_trainer.objective.head_of import head_of
 from support import tiny, zoo
+from support.resumed import whole_cut_and_resumed
 from support.zoo import sgd_update
 
 NAMES = tuple(zoo.CASES)
@@ -130,25 +130,10 @@ def test_heads_without_items_are_refused(cls, config):
         head_of(model, {"labels": torch.zeros(2, 3, dtype=torch.long)})
 
 
-class StopAt(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == 3
-
-
 @pytest.mark.parametrize("name", zoo.ONE_OF_A_KIND)
 def test_stopped_and_resumed_equals_uninterrupted(name, tmp_path):
-    finals = []
-    for folder, callbacks in (("whole", []), ("cut", [StopAt()]), ("cut", [])):
-        resume = bool(finals) and not callbacks
-        trainer = zoo.trainer(
-            name, zoo.build(name, dropout=0.2), zoo.dataset(name), tmp_path / folder, callbacks=callbacks,
-            per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2, save_strategy="steps",
-            save_steps=2, rdrop_warmup_steps=4, rdrop_every_n_steps=2, learning_rate=1e-2,
-        )  # fmt: skip
-        trainer.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2") if resume else None)
-        finals.append(tiny.weights(trainer.model))
-    assert trainer.state.global_step == 6
-    assert tiny.identical(finals[0], finals[2]) and not tiny.identical(finals[0], finals[1])
+    whole, cut, resumed = whole_cut_and_resumed(name, tmp_path)
+    assert tiny.identical(whole, resumed) and not tiny.identical(whole, cut)
 
 
 def test_the_best_model_is_loaded_under_its_own_names(tmp_path):

@@ -90,7 +90,7 @@ class WithOffset(LlamaForCausalLM):
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
         outputs = super().forward(input_ids, attention_mask, labels=labels, **kwargs)
-        outputs.logits = outputs.logits + torch.arange(outputs.logits.shape[-1])
+        outputs.logits = outputs.logits + torch.arange(outputs.logits.shape[-1], device=outputs.logits.device)
         return outputs
 
 

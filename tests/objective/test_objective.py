@@ -56,7 +56,7 @@ def test_a_loop_of_ones_own_makes_the_update_of_the_trainer(name, mode, tmp_path
     settings |= {"train_sampling_strategy": "sequential", "rdrop_forward_mode": mode}
     zoo.sgd_update(name, of_trainer, tmp_path, **settings)
     after = dict(of_trainer.named_parameters())
-    update = torch.cat([(after[name] - p).detach().flatten() for name, p in model.named_parameters()])
+    update = torch.cat([(after[name].cpu() - p).detach().flatten() for name, p in model.named_parameters()])
     gradient = zoo.gradient(model, zoo.batches(name), forward_mode=mode)
     assert update.norm() > 0 and tiny.relative(-gradient, update) < 1e-6
 

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForTokenClassification, Trainer, set_se
 from rdrop_trainer import Objective, RDropMixin, StepSettings
 from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss
 from support import formulas, tiny, zoo
+from support.device import DEVICE, on_device
 
 ALPHA = 3.0
 IDS = torch.randint(5, 40, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -216,6 +217,7 @@ def test_stock_heads_take_soft_labels_as_cross_entropy_does(name, alpha, tmp_pat
     if name == "row":
         model.config.problem_type = "single_label_classification"
     batch = zoo.batch("choice", rows=4) if name == "choice" else {"input_ids": IDS, "attention_mask": ATTENDED}
+    batch = on_device(batch)
     batch.pop("labels", None)
     data = tiny.dataset() if name == "row" else zoo.dataset("choice")
     build = tiny.trainer if name == "row" else lambda *args, **kwargs: zoo.trainer("choice", *args, **kwargs)
@@ -223,7 +225,7 @@ def test_stock_heads_take_soft_labels_as_cross_entropy_does(name, alpha, tmp_pat
     with torch.no_grad():
         together = model(**{k: torch.cat([v] * m) for k, v in batch.items()}).logits
     passes = together.chunk(m)
-    targets = torch.randn(passes[0].shape, generator=torch.Generator().manual_seed(2)).softmax(-1)
+    targets = torch.randn(passes[0].shape, generator=torch.Generator().manual_seed(2)).softmax(-1).to(together)
     loss = trainer.compute_loss(model, {**batch, "labels": targets.double()})
     task = F.cross_entropy(together, targets.double().repeat(m, 1))
     pairs = zip(passes[0], passes[-1], strict=True)
@@ -297,7 +299,7 @@ def test_classes_labeled_minus_100_do_not_count_in_a_stock_head(alpha, tmp_path)
     trainer = tiny.trainer(
         model, tiny.dataset("multi_label"), tmp_path, rdrop_alpha=alpha, rdrop_allow_deterministic=True
     )
-    inputs = {"input_ids": IDS, "attention_mask": ATTENDED}
+    inputs, labels = on_device({"input_ids": IDS, "attention_mask": ATTENDED}), labels.to(DEVICE)
     got = trainer.compute_loss(model, {**inputs, "labels": labels})
     m = 2 if alpha else 1
     with torch.no_grad():

@@ -24,6 +24,7 @@ from rdrop_trainer.objective import Objective
 from rdrop_trainer.objective.head_of import head_of
 from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, promises_stock_loss
 from support import formulas, tiny, zoo
+from support.device import on_device
 
 SEQ2SEQ = ("t5", "bart", "marian", "mbart")
 SAME = {"rdrop_allow_deterministic": True}
@@ -43,7 +44,7 @@ def test_smoothed_loss_equals_trainers_and_the_definition(name, tmp_path):
     """Without noise, R-Drop's loss is Trainer's smoothed loss, and both follow the formula."""
     model = zoo.build(name, dropout=0.0)
     data, arguments = zoo.dataset(name), {"label_smoothing_factor": 0.1}
-    batch = zoo.batch(name, model)
+    batch = on_device(zoo.batch(name, model))
     trainers = (
         zoo.trainer(name, model, data, tmp_path, plain=True, **arguments),
         zoo.trainer(name, model, data, tmp_path, **arguments, **SAME),
@@ -106,13 +107,13 @@ def test_a_trainers_own_loss_with_smoothing_and_without_decoder_inputs(tmp_path)
     for base, collated_for in ((Own, True), (Own, False), (Seq2SeqTrainer, True)):
         model, cls = zoo.build("bart"), type("Over", (RDropMixin, base), {})
         trainer = zoo.trainer("bart", model, zoo.dataset("bart"), tmp_path, cls=cls, label_smoothing_factor=0.1)
-        losses.append(loss_of(trainer, zoo.batch("bart", model if collated_for else None)).item())
+        losses.append(loss_of(trainer, on_device(zoo.batch("bart", model if collated_for else None))).item())
     assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-6)
 
 
 def test_answers_are_not_smoothed(tmp_path):
     """`Trainer` smooths `labels` alone."""
-    batch, losses = zoo.batch("question"), []
+    batch, losses = on_device(zoo.batch("question")), []
     for plain, smoothing in ((True, 0.3), (False, 0.3), (False, 0.0)):
         trainer = zoo.trainer(
             "question", zoo.build("question", dropout=0.0), zoo.dataset("question"), tmp_path, plain,
@@ -136,7 +137,7 @@ def test_a_renamed_language_model_is_smoothed_like_its_like(tmp_path):
             trainer = zoo.trainer(
                 "llama", model, zoo.dataset("llama"), tmp_path, label_smoothing_factor=0.1, rdrop_alpha=alpha, **SAME
             )
-            losses.append(loss_of(trainer, zoo.batch("llama")).item())
+            losses.append(loss_of(trainer, zoo.batch("llama", trainer.model)).item())
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
 
 
@@ -147,6 +148,7 @@ def test_a_renamed_language_model_is_smoothed_like_its_like(tmp_path):
 def test_answers_that_all_end_outside_still_begin_somewhere(alpha, tmp_path):
     batch, model = zoo.batch("question"), zoo.build("question", dropout=0.0)
     batch["end_positions"] = torch.full((5,), 99)
+    batch = on_device(batch)
     trainer = zoo.trainer("question", model, zoo.dataset("question"), tmp_path, rdrop_alpha=alpha, **SAME)
     loss = loss_of(trainer, batch)
     expected = nn.functional.cross_entropy(model(**batch).start_logits, batch["start_positions"]) / 2
@@ -157,7 +159,7 @@ def test_answers_that_all_end_outside_still_begin_somewhere(alpha, tmp_path):
 
 def test_the_first_token_of_gpt2_is_not_counted(tmp_path):
     """alpha=0 gives the mean over predicted tokens, where Trainer divides by one more token per row."""
-    data, batch, losses = zoo.dataset("gpt2"), zoo.batch("gpt2"), {}
+    data, batch, losses = zoo.dataset("gpt2"), on_device(zoo.batch("gpt2")), {}
     for plain in (True, False):
         trainer = zoo.trainer(
             "gpt2", zoo.build("gpt2", dropout=0.0), data, tmp_path, plain, rdrop_alpha=0.0,
@@ -189,7 +191,7 @@ def mixtral(coefficient=0.02, **changes):
 def test_a_router_loss_is_kept(how, tmp_path):
     """However small it is beside the cross-entropy."""
     model = mixtral(1e-6, output_router_logits=how == "config")
-    data, batch = zoo.dataset("llama"), zoo.batch("llama")
+    data, batch = zoo.dataset("llama"), on_device(zoo.batch("llama"))
     if how == "input":
         batch["output_router_logits"] = True
     trainer = zoo.trainer(
@@ -289,7 +291,9 @@ class Weighted(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        loss = nn.functional.cross_entropy(outputs.logits, labels, torch.tensor(self.weights), reduction="none").mean()
+        loss = nn.functional.cross_entropy(
+            outputs.logits, labels, outputs.logits.new_tensor(self.weights), reduction="none"
+        ).mean()
         return (loss, outputs) if return_outputs else loss
 
 
@@ -312,7 +316,7 @@ def test_a_trainers_own_loss_is_kept(mode, tmp_path):
         logits = model(**{k: torch.cat([v, v]) for k, v in inputs.items()}).logits.split(8)
     else:
         logits = [model(**inputs).logits for _ in range(2)]
-    weights = torch.tensor(Weighted.weights)
+    weights = logits[0].new_tensor(Weighted.weights)
     own = [nn.functional.cross_entropy(z, labels, weights, reduction="none").mean() for z in logits]
     divergence = formulas.rdrop(logits, labels.tolist(), 2.0)[2]
     expected = sum(own) / 2 + divergence
@@ -536,7 +540,7 @@ def test_models_that_skip_logits_when_given_labels(tmp_path):
         given.append("labels" in kwargs)
         return replace(outputs, logits=None) if "labels" in kwargs else outputs
 
-    data, batch = zoo.dataset("llama"), zoo.batch("llama")
+    data, batch = zoo.dataset("llama"), on_device(zoo.batch("llama"))
     trainer = zoo.trainer("llama", zoo.build("llama"), data, tmp_path)
     usual = loss_of(trainer, batch)
     trainer = zoo.trainer("llama", zoo.build("llama"), data, tmp_path)
@@ -562,7 +566,7 @@ def test_a_model_without_logits_is_refused_with_the_outputs_it_has(tmp_path):
     with pytest.raises(ValueError, match="needs the model to return 'logits'.*: loss, scores"):
         tiny.trainer(NoLogits(), tiny.dataset(), tmp_path).train()
     name = "question"
-    batch = zoo.batch(name) | {"end_positions": torch.tensor([3, 4, 5, 6, 7])}
+    batch = on_device(zoo.batch(name) | {"end_positions": torch.tensor([3, 4, 5, 6, 7])})
     with pytest.raises(ValueError, match="return 'start_logits'.*XLNetForQuestionAnsweringOutput only holds: loss"):
         config = XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=16)
         loss_of(zoo.trainer(name, XLNetForQuestionAnswering(config), zoo.dataset(name), tmp_path), batch)

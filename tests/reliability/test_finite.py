@@ -298,7 +298,7 @@ def test_a_training_that_catches_the_error_stays_guarded(tmp_path):
             except FloatingPointError:
                 self.caught += 1
                 self.model.zero_grad()
-                return torch.tensor(0.0)
+                return torch.tensor(0.0, device=self.args.device)
 
     model = poisoned(NAN)
     data = [{**row, "input_ids": [POISON, *row["input_ids"][1:]]} for row in rows(None)]

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from support import SCRIPT
+from support.device import USE_CPU
 from support.runs import make_model, words, write_csv
 
 
@@ -24,6 +25,6 @@ def model(tmp_path_factory):
 def flags(model, here):
     """A run of 12 steps with a checkpoint every second one; its last word is the output folder."""
     write_csv(here / "train.csv")
-    quiet = "--max_seq_length 16 --use_cpu True --disable_tqdm True --train_file train.csv"
+    quiet = f"--max_seq_length 16 --use_cpu {USE_CPU} --disable_tqdm True --train_file train.csv"
     training = "--per_device_train_batch_size 4 --num_train_epochs 2 --save_steps 2"
     return words("--model_name_or_path", model, quiet, training, "--output_dir out")

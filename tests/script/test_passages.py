@@ -13,9 +13,12 @@ from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAn
 
 from rdrop_trainer.script.scratch import make_bert
 from support import runs
+from support.device import USE_CPU
 from support.runs import fails, results
 
-run = partial(runs.run, fast=["--use_cpu True --disable_tqdm True --save_strategy no --per_device_train_batch_size 8"])
+run = partial(
+    runs.run, fast=[f"--use_cpu {USE_CPU} --disable_tqdm True --save_strategy no --per_device_train_batch_size 8"]
+)
 NAMES = "小明 小红 小刚 小美".split()
 PLACES = "学校 公园 商店 医院".split()
 # Only the choice says whether it is right, so that a tiny model learns it

@@ -11,6 +11,7 @@ from rdrop_trainer.glue.tasks import TASKS
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.scratch import make_bart, make_bert
 from support import ROOT
+from support.device import USE_CPU
 from support.runs import script
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -71,7 +72,7 @@ def tiny(tmp_path_factory):
 
 def dry_run(tiny, recipe, *flags):
     kind = "bart" if "bart" in Path(recipe).stem else "bert"
-    local = ["--model_name_or_path", tiny / kind, "--data_dir", tiny, "--use_cpu", "True", "--dry_run"]
+    local = ["--model_name_or_path", tiny / kind, "--data_dir", tiny, "--use_cpu", str(USE_CPU), "--dry_run"]
     return script.main([str(word) for word in (recipe, *local, *flags)])
 
 
@@ -182,7 +183,7 @@ def test_a_dry_run_finds_what_the_run_would_refuse(tiny, here, capsys):
 
 def test_a_dry_run_says_where_an_interrupted_run_goes_on(tiny, here, capsys):
     flags = ["--output_dir", "out", "--max_steps", "4", "--warmup_steps", "1", "--disable_tqdm", "True"]
-    local = ["--model_name_or_path", str(tiny / "bert"), "--data_dir", str(tiny), "--use_cpu", "True"]
+    local = ["--model_name_or_path", str(tiny / "bert"), "--data_dir", str(tiny), "--use_cpu", str(USE_CPU)]
     assert script.main([str(MRPC), *local, *flags]) == 0
     (here / "out" / "all_results.json").unlink()
     before = files("out")
@@ -192,11 +193,20 @@ def test_a_dry_run_says_where_an_interrupted_run_goes_on(tiny, here, capsys):
 
 def test_a_dry_run_of_a_prediction(tiny, here, capsys):
     flags = ["--max_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--output_dir", "out"]
-    train = ["--model_name_or_path", str(tiny / "bert"), "--data_dir", str(tiny), "--use_cpu", "True"]
+    train = ["--model_name_or_path", str(tiny / "bert"), "--data_dir", str(tiny), "--use_cpu", str(USE_CPU)]
     assert script.main([str(MRPC), *train, *flags]) == 0
     capsys.readouterr()
     (here / "test.csv").write_text("sentence1,sentence2\na film,a film\n", encoding="utf-8")
-    predict = ["--model_name_or_path", "out", "--task_name", "mrpc", "--test_file", "test.csv", "--use_cpu", "True"]
+    predict = [
+        "--model_name_or_path",
+        "out",
+        "--task_name",
+        "mrpc",
+        "--test_file",
+        "test.csv",
+        "--use_cpu",
+        str(USE_CPU),
+    ]
     assert script.main([*predict, "--dry_run", "--output_dir", "answers"]) == 0
     said = capsys.readouterr().out
     assert "no labels (test, the first 1 rows)" in said and "training" not in said and "nothing would be pushed" in said

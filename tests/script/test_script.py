@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from support import SCRIPT
+from support.device import USE_CPU
 from support.runs import fails, make_cola, results, run, script, write_csv, write_json, write_tsv
 
 ALL = "--do_train --do_eval --do_predict --output_dir out"
@@ -57,7 +58,7 @@ def test_the_next_command_runs(source, model, here, capsys):
     (here / "more.txt").write_text("one\ntwo\n")
     settings = {
         "model_name_or_path": str(model), "train_file": "a file.csv", "validation_file": "a file.csv",
-        "unlabeled_file": "more.txt", "max_unlabeled_samples": 1, "use_cpu": True, "num_train_epochs": 1,
+        "unlabeled_file": "more.txt", "max_unlabeled_samples": 1, "use_cpu": USE_CPU, "num_train_epochs": 1,
         "save_strategy": "no", "overwrite_output_dir": True, "resume_from_checkpoint": "auto", "output_dir": "out",
     }  # fmt: skip
     (here / "recipe.json").write_text(json.dumps(settings))
@@ -221,7 +222,7 @@ def test_recipe_and_overriding_flags(model, here):
     write_csv(here / "train.csv")
     recipe = {
         "model_name_or_path": str(model), "train_file": "train.csv", "validation_file": "train.csv",
-        "text_columns": ["sentence"], "rdrop_alpha": 3, "learning_rate": "1e-4", "use_cpu": True,
+        "text_columns": ["sentence"], "rdrop_alpha": 3, "learning_rate": "1e-4", "use_cpu": USE_CPU,
         "num_train_epochs": 1, "save_strategy": "no", "output_dir": "out", "seed": 7, "disable_tqdm": True,
     }  # fmt: skip
     (here / "recipe.json").write_text(json.dumps(recipe))

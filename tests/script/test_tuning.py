@@ -14,9 +14,10 @@ import yaml
 from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.command_line import parse_arguments
 from support import SCRIPT
+from support.device import USE_CPU
 from support.runs import InProcess, Pretended, fails, make_place, results, script
 
-FLAGS = ["--max_seq_length=16", "--use_cpu=True", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
+FLAGS = ["--max_seq_length=16", f"--use_cpu={USE_CPU}", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
 FLAGS += ["--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 FLAGS += ["--learning_rate=1e-3", "--output_dir=search"]
 

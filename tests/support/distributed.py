@@ -37,7 +37,8 @@ ZERO += [f"llama-{mode}-{fused}" for mode in MODES for fused in ("false", "true"
 
 # ---- Processes ----
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ONE_THREAD |= {"CUDA_VISIBLE_DEVICES": "", "RDROP_TEST_DEVICE": "cpu"}
 
 
 def run(script, *words, **environment):

@@ -10,8 +10,9 @@ from rdrop_trainer.script import main as script
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
+from support.device import USE_CPU
 
-FAST = "--max_seq_length 16 --use_cpu True --disable_tqdm True --save_strategy no".split()
+FAST = f"--max_seq_length 16 --use_cpu {USE_CPU} --disable_tqdm True --save_strategy no".split()
 FAST += "--per_device_train_batch_size 8 --num_train_epochs 1".split()
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropMixin, RDropSeq2SeqTrainingArguments, RDropTrainer, RDropTrainingArguments
+from support.device import USE_CPU
 
 SIZES = {
     "vocab_size": 40,
@@ -72,13 +73,13 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="w2")
 
 
-QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
+QUIET = {"report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
 OF_TRAINER = "data_collator processing_class eval_dataset unlabeled_dataset callbacks compute_loss_func compute_metrics"
 OF_TRAINER += " optimizers"
 
 
 def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
-    """A trainer on the CPU that logs and saves nothing unless asked to.
+    """A trainer that logs and saves nothing unless asked to.
 
     Args:
         model: what it trains.
@@ -100,7 +101,8 @@ def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
 
 
 def weights(model):
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+    """A copy on the CPU."""
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 
 def identical(a, b):
@@ -146,9 +148,9 @@ class PassNoise(nn.Module):
         if not self.training:
             return hidden
         if self.concat:
-            k = torch.arange(len(hidden)) // max(1, len(hidden) // self.num_passes)
+            k = torch.arange(len(hidden), device=hidden.device) // max(1, len(hidden) // self.num_passes)
         else:
-            k = torch.full((len(hidden),), int(self.calls) % self.num_passes)
+            k = (self.calls % self.num_passes).expand(len(hidden))
         self.calls += 1
         k = k.to(hidden.dtype).reshape(-1, *[1] * (hidden.dim() - 1))
         return hidden * (1 + self.dropout * torch.cos(1.7 * k + 5 * hidden.detach())) * self.one
@@ -174,7 +176,7 @@ class Sizes(TorchDispatchMode):
 
 
 class Drawn(torch.nn.Module):
-    """In place of dropout in front of the classifier: keeps what the model's own dropout let through."""
+    """In place of dropout in front of the classifier: keeps, on the CPU, what the model's own dropout let through."""
 
     def __init__(self, p):
         super().__init__()
@@ -182,7 +184,7 @@ class Drawn(torch.nn.Module):
 
     def forward(self, hidden):
         hidden = self.dropout(hidden)
-        self.seen.append(hidden.detach().double())
+        self.seen.append(hidden.detach().cpu().double())
         return hidden
 
 

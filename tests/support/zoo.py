@@ -148,17 +148,16 @@ def build(name, dropout=0.1):
     return CASES[name].build(dropout)
 
 
-def in_float64(module, args, kwargs):
-    return args, {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
+def noisy(name, num_passes=2, concat=True, dtype=torch.float64):
+    """A model without dropout, with `tiny.PassNoise` in front of its head; it casts its inputs to its type."""
 
+    def cast(module, args, kwargs):
+        return args, {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in kwargs.items()}
 
-def noisy(name, num_passes=2, concat=True):
-    """A float64 model without dropout, with `tiny.PassNoise` in front of its head."""
-    model = build(name, dropout=0.0).double()
+    model = build(name, dropout=0.0).to(dtype)
     model.pass_noise = tiny.PassNoise(num_passes, concat)
     model.get_submodule(CASES[name].head).register_forward_pre_hook(lambda _, args: (model.pass_noise(args[0]),))
-
-    model.register_forward_pre_hook(in_float64, with_kwargs=True)
+    model.register_forward_pre_hook(cast, with_kwargs=True)
     return model
 
 
@@ -218,7 +217,10 @@ def collator(name, model=None):
 
 
 def batch(name, model=None, rows=5, seed=0, unlabeled=()):
-    return dict(collator(name, model)(dataset(name, rows, seed, unlabeled)))
+    """On the device of the model."""
+    device = "cpu" if model is None else next(model.parameters()).device
+    tensors = collator(name, model)(dataset(name, rows, seed, unlabeled))
+    return {key: value.to(device) for key, value in tensors.items()}
 
 
 def batches(name, rows=11, size=4):
