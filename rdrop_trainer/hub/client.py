@@ -90,9 +90,10 @@ def _limited(session: Any) -> Any:
 
     @wraps(send)
     def limited_send(request: Any, **options: Any) -> Any:
-        own = {"connect": UNREACHED, "read": silence(), "write": silence()}
-        given = {name: limit for name, limit in request.extensions.get("timeout", {}).items() if limit is not None}
-        request.extensions = {**request.extensions, "timeout": {"pool": None, **own, **given}}
+        given = request.extensions.get("timeout", {})
+        most = {"connect": UNREACHED, "read": silence(), "write": silence()}
+        limits = {name: min(given.get(name) or limit, limit) for name, limit in most.items()}
+        request.extensions = {**request.extensions, "timeout": {**given, **limits}}
         try:
             response = send(request, **options)
         except (*_UNREACHED, httpx.TimeoutException) as error:

@@ -73,7 +73,7 @@ def load_checkpoint(
     """
     source = str(repo_id)
     fetch = partial(download_checkpoint, token=token, cache_dir=cache_dir, with_code=trust_remote_code)
-    folder = Path(source) if Path(source).is_dir() else _fetched(source, revision, fetch)
+    folder = Path(source) if source and Path(source).is_dir() else _fetched(source, revision, fetch)
     config_name(folder)
     card = _card(folder)
     adapter = Adapter.of(source, folder)
