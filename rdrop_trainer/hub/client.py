@@ -6,9 +6,10 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,6 +173,30 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
             _in_retries.reset(token)
         time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def offline_if_unreached() -> Iterator[None]:
+    """Within it, the libraries use what is in their caches, if the Hub is out of reach.
+
+    They would try for half a minute else, file by file.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = offline or not _is_reached(constants.ENDPOINT)
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+@cache
+def _is_reached(endpoint: str) -> bool:
+    try:
+        connect(token=False)
+        with_retries(lambda: get_session().head(endpoint))
+    except Exception as error:  # any but these is the sign of a server
+        return _patience(error) != UNREACHED
+    return True
 
 
 def _patience(error: BaseException) -> float | None:

@@ -507,7 +507,7 @@ def test_an_adapter_comes_with_the_model_below_it(ada, adapter, tmp_path):
     torch.testing.assert_close(loaded.model(torch.tensor([[3, 4, 5]])).logits, logits)
     assert loaded.processing_class("w3")["input_ids"] == [3] and loaded.settings.rdrop_alpha == 2.5
     ada.corrupt(f"{REPO}/resolve", times=None)
-    for blob in (Path(os.environ["HF_HUB_CACHE"]) / "models--ada--model" / "blobs").iterdir():
+    for blob in (Path(os.environ["HF_HOME"]) / "hub" / "models--ada--model" / "blobs").iterdir():
         blob.write_bytes(b"x" * blob.stat().st_size)
     with pytest.raises(HubError, match="has another hash than the server states"):
         load_checkpoint("ada/adapter")
