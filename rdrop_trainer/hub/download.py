@@ -29,7 +29,7 @@ _NOT_A_REVISION = re.compile(r"\.\.|^[/.]|[\\:\s]|/$|^$")
 
 
 class RemoteFile(NamedTuple):
-    """A file as the server lists it, or, without the server, as the cache names it."""
+    """A file as the server lists it, or, without the server, as the cache has it."""
 
     name: str
     size: int
@@ -53,7 +53,8 @@ class RemoteFile(NamedTuple):
         with open(content, "rb") if isinstance(content, Path) else BytesIO(content) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-        same = digest.hexdigest() == (self.sha256 or self.blob_id)
+        known = self.sha256 or self.blob_id
+        same = known is None or digest.hexdigest() == known
         return None if same else "has another hash than the server states"
 
 
@@ -118,8 +119,9 @@ def download_checkpoint(
         if target is not None:
             _check_no_others(target, files)
         folder = _fetch(api, where, repo_id, info.sha, files, cache_dir)
-        with suppress(OSError):  # a cache that can be read alone
-            write_text(folder.parent.parent / "refs" / (revision or "main"), info.sha)
+        if revision != info.sha:  # the name is known without the Hub from here on
+            with suppress(OSError):  # a cache that can be read alone
+                write_text(folder.parent.parent / "refs" / (revision or "main"), info.sha)
     if target is None:
         return folder
     try:
@@ -141,13 +143,14 @@ def _kept(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> P
 
 
 def _files_of(folder: Path) -> list[RemoteFile]:
-    """The files of a checkpoint in the cache, whose links name the hashes; without links there is nothing to check."""
-    hashes = {path.relative_to(folder).as_posix(): path.resolve() for path in folder.rglob("*") if path.is_symlink()}
-    return [
-        RemoteFile(name, path.stat().st_size, path.name if len(path.name) == 64 else None, path.name)
-        for name, path in hashes.items()
-        if is_part(name) or name == CARD
-    ]
+    """The files of a checkpoint in the cache. They are links to files that have their hashes for names."""
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name, kept_as = path.relative_to(folder).as_posix(), path.resolve().name
+        if is_part(name) or name == CARD:
+            sha256, blob_id = (kept_as if re.fullmatch(f"[0-9a-f]{{{n}}}", kept_as) else None for n in (64, 40))
+            files.append(RemoteFile(name, path.stat().st_size, sha256, blob_id))
+    return files
 
 
 def _check_no_others(target: Path, files: list[RemoteFile]) -> None:
