@@ -55,13 +55,11 @@ def connect(token: str | bool | None = None) -> HfApi:
         InputError: the token holds characters that no token has; the message does not show it.
     """
     token = token.strip() if isinstance(token, str) else token
+    used = get_token() if token in (None, True) else token
     # A HTTP library would refuse the header, and show the token in its message
-    if isinstance(token, str) and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise InputError("token: is empty or holds spaces or other characters that no token has; copy it again")
-    if token in (None, True) and not re.fullmatch(r"[\x21-\x7e]*", get_token() or ""):
-        raise InputError(
-            "the stored token holds characters that no token has; run `hf auth login` again, or set HF_TOKEN anew"
-        )
+    if isinstance(used, str) and not re.fullmatch(r"[\x21-\x7e]+", used):
+        whose = "token:" if used is token else "the stored token (`hf auth login`, HF_TOKEN)"
+        raise InputError(f"{whose} is empty or holds spaces or other characters that no token has; copy it again")
     _limit_requests()
     return HfApi(token=token, library_name="rdrop-trainer")
 
@@ -92,7 +90,8 @@ def _limited(session: Any) -> Any:
     @wraps(send)
     def limited_send(request: Any, **options: Any) -> Any:
         given = request.extensions.get("timeout", {})
-        most = {"connect": UNREACHED, "read": silence(), "write": silence()}
+        patient = 4 if "/commit/" in request.url.path else 1  # the Hub takes its time over large ones
+        most = {"connect": UNREACHED, "read": patient * silence(), "write": silence()}
         limits = {name: min(given.get(name) or limit, limit) for name, limit in most.items()}
         request.extensions = {**request.extensions, "timeout": {**given, **limits}}
         try:
@@ -110,8 +109,10 @@ def _limited(session: Any) -> Any:
 
 
 def _check_hashes(request: Any, response: Any) -> None:
-    hashes = [response.headers.get(name, "") for name in _HASHES] if request.method == "HEAD" else []
-    if "/tree/" in request.url.path and response.is_success:
+    hashes: list[str] = []
+    if request.method == "HEAD" and "/resolve/" in request.url.path:
+        hashes = [response.headers.get(name, "") for name in _HASHES]
+    elif "/tree/" in request.url.path and response.is_success:
         found = [file.get("lfs") for file in response.json() if isinstance(file, dict)]
         hashes = [str(lfs.get("oid")) for lfs in found if isinstance(lfs, dict)]
     for value in hashes:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
 from .client import check_repo_id, connect, failure, reason, repo_name, seconds_to_wait, with_retries
-from .folder import CARD, Weights, read_checkpoint
+from .folder import CARD, Checkpoint, Weights, read_checkpoint
 from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
 from .push import push_checkpoint
 
@@ -218,24 +218,25 @@ class PublishingMixin(MixinBase):
         token = token or self.args.hub_token
         checkpoint = read_checkpoint(self.args.output_dir, token)
 
-        def push() -> CommitInfo:
-            return push_checkpoint(
-                checkpoint,
-                self._repo_name,
-                private=self.args.hub_private_repo if private is None else private,
-                token=token,
-                revision=revision or self.args.hub_revision,
-                commit_message=message,
-            )
+        def push(read: Checkpoint, copy: ExitStack) -> CommitInfo:
+            with copy:
+                return push_checkpoint(
+                    read,
+                    self._repo_name,
+                    private=self.args.hub_private_repo if private is None else private,
+                    token=token,
+                    revision=revision or self.args.hub_revision,
+                    commit_message=message,
+                )
 
         if blocking:
-            return push()
-        copy = Path(tempfile.mkdtemp(prefix=_COPY, dir=self.args.output_dir))
-        checkpoint = checkpoint.copied_to(copy, finished)
-        if self._pusher is None:
-            self._pusher = ThreadPoolExecutor(max_workers=1)  # one after the other
-        self.push_in_progress = self._pusher.submit(push)
-        self.push_in_progress.add_done_callback(lambda _: shutil.rmtree(copy, ignore_errors=True))
+            return push(checkpoint, ExitStack())
+        with ExitStack() as until_pushed:  # the copy goes when it has arrived, or when it cannot be made
+            copy = tempfile.TemporaryDirectory(prefix=_COPY, dir=self.args.output_dir, ignore_cleanup_errors=True)
+            checkpoint = checkpoint.copied_to(Path(until_pushed.enter_context(copy)), finished)
+            if self._pusher is None:
+                self._pusher = ThreadPoolExecutor(max_workers=1)  # one after the other
+            self.push_in_progress = self._pusher.submit(push, checkpoint, until_pushed.pop_all())
         return self.push_in_progress
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
