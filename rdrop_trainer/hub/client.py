@@ -83,16 +83,15 @@ def _limit_requests() -> None:
 
 def _limited(session: Any) -> Any:
     """A session whose requests have limits, and whose answers are checked before the client makes paths of them."""
-    if hasattr(session.send, "limited"):
-        return session
     send = session.send
 
     @wraps(send)
     def limited_send(request: Any, **options: Any) -> Any:
         given = request.extensions.get("timeout", {})
         patient = 4 if "/commit/" in request.url.path else 1  # the Hub takes its time over large ones
-        most = {"connect": UNREACHED, "read": patient * silence(), "write": silence()}
-        limits = {name: min(given.get(name) or limit, limit) for name, limit in most.items()}
+        limits = {"connect": UNREACHED, "read": patient * silence(), "write": silence()}
+        if request.method != "HEAD":  # for which the client asks six times for a minute
+            limits |= {name: seconds for name, seconds in given.items() if seconds is not None}
         request.extensions = {**request.extensions, "timeout": {**given, **limits}}
         try:
             response = send(request, **options)

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -94,10 +95,17 @@ def test_a_slow_line_is_given_more_time(there, monkeypatch):
     assert show_checkpoint(REPO).alpha == 2.5 and len(there.seen("info")) == 1
 
 
+def test_a_limit_of_ones_own_holds(there, soon):
+    there.delay("info", 0.5, times=2)
+    show = lambda **options: huggingface_hub.get_session().get(f"{there.url}/api/models/{REPO}", **options)  # noqa: E731
+    client.connect()
+    assert show(timeout=5).status_code == 200
+    with pytest.raises(client.httpx.ReadTimeout):
+        show()
+
+
 def test_a_new_session_has_limits_too(there, soon, monkeypatch):
     """The client makes a new one after a connection that failed, and a user may set another."""
-    import huggingface_hub
-
     client.connect()
     huggingface_hub.close_session()
     there.hang("info", times=None)
