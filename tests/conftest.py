@@ -71,7 +71,7 @@ def pytest_unconfigure():
 def hub():
     """The Hub without users, repositories, faults or requests, and nothing downloaded yet."""
     HUB.reset()
-    for folder in ("hub", "datasets", "rdrop-trainer"):
+    for folder in ("hub", "datasets"):
         shutil.rmtree(HF_HOME / folder, ignore_errors=True)
     if "huggingface_hub" in sys.modules:
         sys.modules["huggingface_hub"].HfFileSystem.clear_instance_cache()  # it remembers listings

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 
 from ..errors import InputError
+from ..hub.client import offline_if_unreached
 from ..hub.origin import keep_origin
 from .examples import to_dataset
 from .passages import to_passages
@@ -132,7 +133,8 @@ def load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> dic
         raise InputError(f"{task.name} is not on the Hub: pass --data_dir with the folder of its files")
     path, config = task.hub
     try:
-        raw = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token)
+        with offline_if_unreached():
+            raw = datasets.load_dataset(path, config, cache_dir=cache_dir, token=token)
     except Exception as error:  # the network, the cache and the builders each have their own error types
         raise InputError(
             f"the Hub could not be reached for {path} ({config}): {error}; pass --data_dir with a local copy"

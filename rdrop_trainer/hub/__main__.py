@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HubError, InputError
+from ..errors import HubError, InputError, one_line
 
 # Each command imports what it needs: --help and wrong options shall not wait for torch and transformers
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 2 for wrong input, 3 for a failure of the Hub, 130 for an interruption.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     arguments = vars(_parser().parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -38,11 +39,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _push(path: str, repo_id: str, **options) -> None:
+def _push(path: str, repo_id: str, dry_run: bool, **options) -> None:
+    if dry_run:
+        return _describe(path, repo_id, options["token"])
     from .push import push_checkpoint
 
     commit = push_checkpoint(path, repo_id, **options)
-    print(commit.pr_url or commit.commit_url)
+    print(one_line(commit.pr_url or commit.commit_url))
+
+
+def _describe(path: str, repo_id: str, token: str | None) -> None:
+    """What a push would send, from the same checks, without the Hub."""
+    from huggingface_hub import ModelCard
+
+    from .card_data import BLOCK
+    from .client import check_repo_id
+    from .folder import CARD, read_checkpoint
+
+    checkpoint = read_checkpoint(path, token)
+    contents = checkpoint.contents(check_repo_id(repo_id, with_owner=False))
+    sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in sorted(contents.items())}
+    for name, size in {**sizes, f"in all, to {repo_id}": sum(sizes.values())}.items():
+        print(f"{size:>16,}  {name}")
+    card = ModelCard(checkpoint.card, ignore_metadata_errors=True).data
+    alpha = card[BLOCK].get("alpha") if isinstance(card.get(BLOCK), dict) else None
+    told = {"alpha": alpha, "base model": card.base_model, "tags": ", ".join(map(str, card.tags or ()))}
+    told["results"] = len(card.eval_results or ())
+    made = CARD if checkpoint.has_card else f"made from the configuration, unless the repository has a {CARD}"
+    print(f"card: {made}; " + "; ".join(f"{name} {value}" for name, value in told.items() if value is not None))
+    stays = sorted(entry.name for entry in checkpoint.folder.iterdir() if entry.name not in contents)
+    print(f"stays here: {', '.join(stays) or 'nothing'}")
+    print("checked: weights and JSON are whole; no token; no pickled file; no local path in a configuration")
 
 
 def _list(as_json: bool, **options) -> None:
@@ -122,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="branch, made if there is none (default: main)")
     push.add_argument("--commit_message", help="default: Upload R-Drop checkpoint")
     push.add_argument("--create_pr", action="store_true", help="open a pull request instead")
+    push.add_argument("--dry_run", action="store_true", help="check all, list what would be sent, and ask no Hub")
 
     found = command("list", _list, "List the R-Drop checkpoints on the Hub.")
     found.add_argument("--task", help="such as text-classification, or mrpc")
@@ -138,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     download = command("download", _download, "Download a checkpoint, verify every file, and print where it is.")
     download.add_argument("repo_id", help="USER/NAME")
     download.add_argument("--revision", help="branch, tag or commit (default: main)")
-    download.add_argument("--local_dir", help="folder to put it in (default: one in HF_HOME)")
+    download.add_argument("--local_dir", help="folder to copy it to (default: the cache alone)")
     return parser
 
 

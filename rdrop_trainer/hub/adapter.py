@@ -77,6 +77,11 @@ class Adapter:
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
         return {} if head is None else {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
 
+    @property
+    def base_name(self) -> str:
+        """Name or path of the base model, as the adapter's configuration has it."""
+        return str(self.config.get("base_model_name_or_path"))
+
     def base(self, source: str, fetch: Callable[..., Path]) -> Path:
         """The folder of the base model. Only an adapter in a local folder may name another local folder.
 

@@ -135,6 +135,23 @@ def scores_now(log_history: Iterable[Mapping[str, Any]], step: int, best_step: i
     return scores
 
 
+def numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Scores as single numbers. Those of a mapping or a list, one a class say, get its keys or their places as names.
+
+    >>> numbers({"eval_f1": 0.5, "eval_LOC": {"f1": 0.25}, "eval_recall": [0.5, 1.0], "eval_note": "good"})
+    {'eval_f1': 0.5, 'eval_LOC_f1': 0.25, 'eval_recall_0': 0.5, 'eval_recall_1': 1.0}
+    """
+    found: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            found |= numbers({f"{name}_{key}": entry for key, entry in value.items()})
+        elif isinstance(value, (int, float)):
+            found[name] = value
+    return found
+
+
 def is_score(key: str) -> bool:
     """Whether a logged figure, with or without its prefix, says how good a model is."""
     return not _NO_SCORES.search(key)

@@ -1,4 +1,4 @@
-"""Requests to the Hub: the client, names of repositories, retries, and messages of failures."""
+"""Requests to the Hub: the client and its limits, names of repositories, retries, and messages of failures."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub import HfApi, constants, get_session, get_token
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import _http, parse_ratelimit_headers, validate_repo_id
 
-from ..errors import HubError, InputError
+from ..errors import HubError, InputError, one_line
 
 try:
     from huggingface_hub.utils import httpx  # huggingface_hub's own HTTP library, whatever its name
@@ -26,12 +35,18 @@ T = TypeVar("T")
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
-TOKEN = r"\b(hf|api_org)_[A-Za-z0-9]{20,}"  # what a token looks like
+UNREACHED = 8.0  # seconds without a connection, in all tries together, after which the Hub is out of reach
+SILENCE = 30.0  # seconds without a byte after which a request ends; HF_HUB_DOWNLOAD_TIMEOUT sets a longer time
+# What a token looks like: of users, of organisations, of logins by OAuth, and of jobs
+TOKEN = r"(?<![A-Za-z0-9])(?:hf_(?:oauth|jwt)_[\w.=-]{20,}|(?:hf|api_org)_[A-Za-z0-9]{20,})"
 _DROPPED = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
+_HASHES = ("ETag", "X-Linked-Etag", "X-Repo-Commit")  # headers that the client makes paths of
+_in_retries: ContextVar[bool] = ContextVar("in_retries", default=False)
 
 
 def connect(token: str | bool | None = None) -> HfApi:
-    """A client of the Hub at `HF_ENDPOINT`.
+    """A client of the Hub at `HF_ENDPOINT`, whose requests all have a limit of time.
 
     Args:
         token: a token; None or True for the stored one (`hf auth login` or HF_TOKEN), False for none.
@@ -39,12 +54,69 @@ def connect(token: str | bool | None = None) -> HfApi:
     Raises:
         InputError: the token holds characters that no token has; the message does not show it.
     """
-    if isinstance(token, str):
-        token = token.strip()
-        # A HTTP library would refuse the header, and show the token in its message
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise InputError("token: is empty or holds spaces or other characters that no token has; copy it again")
+    token = token.strip() if isinstance(token, str) else token
+    used = get_token() if token in (None, True) else token
+    # A HTTP library would refuse the header, and show the token in its message
+    if isinstance(used, str) and not re.fullmatch(r"[\x21-\x7e]+", used):
+        whose = "token:" if used is token else "the stored token (`hf auth login`, HF_TOKEN)"
+        raise InputError(f"{whose} is empty or holds spaces or other characters that no token has; copy it again")
+    _limit_requests()
     return HfApi(token=token, library_name="rdrop-trainer")
+
+
+class _NoAnswer(Exception):
+    """The Hub was not reached, or was silent for too long. The client does not try again by itself after this one."""
+
+
+def silence() -> float:
+    """Seconds without a byte after which a request ends."""
+    return max(SILENCE, constants.HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def _limit_requests() -> None:
+    """See to it that requests of the client end, in all of the process: most of them have no limit of their own."""
+    if not hasattr(get_session().send, "limited"):
+        make = _http._GLOBAL_CLIENT_FACTORY
+        _http._GLOBAL_CLIENT_FACTORY = lambda: _limited(make())  # the client makes a new session after a failure
+        _limited(get_session())
+
+
+def _limited(session: Any) -> Any:
+    """A session whose requests have limits, and whose answers are checked before the client makes paths of them."""
+    send = session.send
+
+    @wraps(send)
+    def limited_send(request: Any, **options: Any) -> Any:
+        given = request.extensions.get("timeout", {})
+        patient = 4 if "/commit/" in request.url.path else 1  # the Hub takes its time over large ones
+        limits = {"connect": UNREACHED, "read": patient * silence(), "write": silence()}
+        if request.method != "HEAD":  # for which the client asks six times for a minute
+            limits |= {name: seconds for name, seconds in given.items() if seconds is not None}
+        request.extensions = {**request.extensions, "timeout": {**given, **limits}}
+        try:
+            response = send(request, **options)
+        except (*_UNREACHED, httpx.TimeoutException) as error:
+            if _in_retries.get():
+                raise _NoAnswer(str(error)) from error
+            raise
+        _check_hashes(request, response)
+        return response
+
+    limited_send.limited = True  # type: ignore[attr-defined]
+    session.send = limited_send
+    return session
+
+
+def _check_hashes(request: Any, response: Any) -> None:
+    hashes: list[str] = []
+    if request.method == "HEAD" and "/resolve/" in request.url.path:
+        hashes = [response.headers.get(name, "") for name in _HASHES]
+    elif "/tree/" in request.url.path and response.is_success:
+        found = [file.get("lfs") for file in response.json() if isinstance(file, dict)]
+        hashes = [str(lfs.get("oid")) for lfs in found if isinstance(lfs, dict)]
+    for value in hashes:
+        if not re.fullmatch(r"(W/)?[\w.+=\"-]*", value) or ".." in value:
+            raise HubError(f"the server states the hash {value!r}, which leads outside")
 
 
 def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
@@ -78,21 +150,60 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
     """Call, and try again after failures that may pass: rate limits (429), server errors (5xx), dropped connections.
 
     Between the tries it waits 1, 2, 4, 8 and 16 seconds, or as long as the server asks for (Retry-After), 10 minutes at
-    most. The call must be safe to repeat.
+    most. A server that cannot be reached is given up after 8 seconds, and one that is silent after two requests. The
+    call must be safe to repeat.
 
     Raises:
         Exception: the last failure.
     """
-    for wait in waits:
+    lost = 0.0  # seconds since the last sign of life
+    for wait in (*waits, None):
+        started, token = time.monotonic(), _in_retries.set(True)
         try:
             return call()
         except Exception as error:
-            seconds = seconds_to_wait(error, wait)
-            if seconds is None:
+            seconds = None if wait is None else seconds_to_wait(error, wait)
+            patience = _patience(error)
+            if patience is not None:
+                lost += time.monotonic() - started + (seconds or 0.0)
+            if seconds is None or (patience is not None and lost > patience):
                 raise
             logger.warning(f"{reason(error)}; trying again in {seconds:.0f} s")
-            time.sleep(seconds)
-    return call()
+        finally:
+            _in_retries.reset(token)
+        time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def offline_if_unreached() -> Iterator[None]:
+    """Within it, the libraries use what is in their caches, if the Hub is out of reach.
+
+    They would try for half a minute else, file by file.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = offline or not _is_reached(constants.ENDPOINT)
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+@cache
+def _is_reached(endpoint: str) -> bool:
+    try:
+        connect(token=False)
+        with_retries(lambda: get_session().head(endpoint))
+    except Exception as error:  # any but these is the sign of a server
+        return _patience(error) != UNREACHED
+    return True
+
+
+def _patience(error: BaseException) -> float | None:
+    """Seconds without a sign of life after which a server is given up; None if the failure is one."""
+    if any(isinstance(e, _UNREACHED) for e in _chain(error)):
+        return UNREACHED
+    return 2 * silence() if any(isinstance(e, httpx.TimeoutException) for e in _chain(error)) else None
 
 
 def seconds_to_wait(error: BaseException, otherwise: float) -> float | None:
@@ -151,14 +262,18 @@ _REASONS = {
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line. Tokens and addresses, which may hold signatures, are left out."""
-    return re.sub(TOKEN, "(a token)", _reason(error))
+    """What went wrong, in one printable line. Tokens and addresses, which may hold signatures, are left out."""
+    return one_line(re.sub(TOKEN, "(a token)", _reason(error)))
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, (HubError, InputError)):  # ours, which say it
+        return str(error)
     response = response_of(error)
     if response is None:
         dropped = next((e for e in _chain(error) if isinstance(e, _DROPPED)), None)
+        if isinstance(dropped, httpx.TimeoutException) and not isinstance(dropped, httpx.ConnectTimeout):
+            return "the Hub did not answer in time; for a slow line, set HF_HUB_DOWNLOAD_TIMEOUT to more seconds"
         if dropped is not None:
             return f"the connection failed ({type(dropped).__name__})"
         if isinstance(error, OfflineModeIsEnabled):
@@ -166,6 +281,11 @@ def _reason(error: BaseException) -> str:
         return " ".join(str(error).split()) or type(error).__name__
     http_error = next(e for e in _chain(error) if isinstance(e, HfHubHTTPError))
     said = " ".join((http_error.server_message or "").split())[:300]
+    if isinstance(http_error, GatedRepoError):
+        return (
+            f"it is gated (HTTP {response.status_code}): agree to its owner's terms on its page, and have the token of "
+            "that account at hand (`hf auth login`, or HF_TOKEN)"
+        )
     # Without a token, the Hub answers 401 for a missing repository too
     status = 404 if isinstance(http_error, RepositoryNotFoundError) else response.status_code
     if status != response.status_code:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, ModelCardData, ModelInfo, metadata_load
 
@@ -19,6 +19,7 @@ from .client import check_repo_id, connect, failure, with_retries
 from .folder import CARD
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _FACTS = ["downloads", "lastModified", "pipeline_tag", "private", "sha"]
 _OF_CARDS = ["cardData", "model-index"]
 _LARGEST_CARD = 1_000_000  # bytes
@@ -99,17 +100,10 @@ def list_checkpoints(
         raise InputError(f"limit: expected at least 1, got {limit}")
     tags = [TAG] + ([task] if task else []) + ([f"base_model:{check_repo_id(base_model, False)}"] if base_model else [])
     api = connect(token)
-
-    def infos(expand: list[str]) -> list[ModelInfo]:
-        return list(api.list_models(filter=tags, author=author, limit=limit, expand=expand))
-
-    try:
-        try:
-            found = with_retries(lambda: infos(_FACTS + _OF_CARDS))
-        except (TypeError, ValueError, AttributeError, KeyError):  # the client cannot read a card; each is read here
-            found = with_retries(lambda: infos(_FACTS))
-    except Exception as error:
-        raise failure("the Hub's list could not be read", error) from None
+    found = _asked(
+        lambda expand: list(api.list_models(filter=tags, author=author, limit=limit, expand=expand)),
+        "the Hub's list could not be read",
+    )
     records = []
     for info in found:
         try:
@@ -140,18 +134,22 @@ def show_checkpoint(repo_id: str, revision: str | None = None, *, token: str | b
     """
     check_repo_id(repo_id)
     api = connect(token)
+    found = _asked(
+        lambda expand: api.model_info(repo_id, revision=revision, expand=expand),
+        f"{repo_id}{f' at {revision}' if revision else ''} cannot be shown",
+    )
+    return _record(found, _card_of(api, found))
 
-    def info(expand: list[str] | None) -> ModelInfo:
-        return api.model_info(repo_id, revision=revision, expand=expand)
 
+def _asked(ask: Callable[[list[Any]], T], failed: str) -> T:
+    """What the Hub knows, with the cards; without them where the client cannot read one, and each is read here."""
     try:
         try:
-            found = with_retries(lambda: info(None))
+            return with_retries(lambda: ask(_FACTS + _OF_CARDS))
         except (TypeError, ValueError, AttributeError, KeyError):
-            found = with_retries(lambda: info(_FACTS))
+            return with_retries(lambda: ask(_FACTS))
     except Exception as error:
-        raise failure(f"{repo_id}{f' at {revision}' if revision else ''} cannot be shown", error) from None
-    return _record(found, _card_of(api, found))
+        raise failure(failed, error) from None
 
 
 def _record(info: ModelInfo, card: Mapping[str, Any]) -> CheckpointRecord:
@@ -186,7 +184,7 @@ def _card_of(api: HfApi, info: ModelInfo) -> Mapping[str, Any]:
 
 def _read_card(api: HfApi, repo_id: str, revision: str) -> Mapping[str, Any]:
     """The metadata of a repository's README.md; empty if there is none, or none that can be read."""
-    # Not into the client's cache, which makes its paths from the server's answers
+    # Not into the client's cache, in which a card alone would stand for the checkpoint
     with TemporaryDirectory() as folder:
         try:
             paths = with_retries(lambda: api.get_paths_info(repo_id, CARD, revision=revision))

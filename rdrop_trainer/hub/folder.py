@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from .card_data import is_hub_name
 from .client import TOKEN
 from .model_card import NO_REPO, bare_card, card_for_hub
 
@@ -37,35 +39,72 @@ _REPLACED = (
     "adapter_model.bin",
 )
 _TOKEN = re.compile(TOKEN.encode())
+_DEEPEST = 100  # levels of a JSON file
+
+
+class Weights(NamedTuple):
+    """A file of weights, and its state when it was checked."""
+
+    path: Path
+    state: tuple[int, int, int]
+
+    @classmethod
+    def at(cls, path: Path) -> Weights:
+        """The file as it is now."""
+        found = path.stat()
+        return cls(path, (found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The checkpoint in a folder.
+    """The checkpoint in a folder, as it was when it was checked. That is what is sent, whatever comes to the folder.
 
     Attributes:
         folder: where it is.
-        files: name in the repository -> file.
+        files: name in the repository -> content without local paths, or the file of weights.
         card: text of the model card.
         has_card: whether the folder has a card; else `card` is a short one made from the configuration.
     """
 
     folder: Path
-    files: dict[str, Path]
+    files: dict[str, bytes | Weights]
     card: str
     has_card: bool
 
-    def contents(self, repo_id: str) -> dict[str, Path | bytes]:
-        """What a repository of this name gets: name -> file, or content without local paths."""
-        contents: dict[str, Path | bytes] = dict(self.files)
-        for name, path in self.files.items():
-            if fnmatch(name, "*.json") and (clean := _without_local_names(path)) is not None:
-                contents[name] = clean
+    def contents(self, repo_id: str) -> dict[str, bytes | Path]:
+        """What a repository of this name gets: name -> content, or the file of weights."""
+        contents = {name: file.path if isinstance(file, Weights) else file for name, file in self.files.items()}
         return {**contents, CARD: card_for_hub(self.card, repo_id).encode()}
 
     def replaces(self, name: str) -> bool:
         """Whether a file in the repository belongs to an earlier checkpoint."""
         return name not in self.files and any(_matches(name, pattern) for pattern in _REPLACED)
+
+    def check_unchanged(self) -> None:
+        """Check that the weights are still those that were checked.
+
+        Raises:
+            InputError: they are not.
+        """
+        for file in self.files.values():
+            if isinstance(file, Weights) and not (file.path.is_file() and Weights.at(file.path) == file):
+                raise InputError(f"{file.path}: was changed while it was being pushed; push again when it is finished")
+
+    def copied_to(self, folder: Path, finished: Path | None = None) -> Checkpoint:
+        """The same checkpoint, with copies of its weights, which nobody else writes.
+
+        Args:
+            folder: an empty folder, for the copies.
+            finished: a folder with the same weights, in which no file is written again: links to them are enough.
+        """
+        files = dict(self.files)
+        for name in [name for name, file in files.items() if isinstance(file, Weights)]:
+            try:
+                os.link("" if finished is None else finished / name, folder / name)
+            except OSError:  # nothing to link to, or another file system
+                shutil.copyfile(self.folder / name, folder / name)
+            files[name] = Weights.at(folder / name)
+        return replace(self, files=files)
 
 
 def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Checkpoint:
@@ -82,25 +121,23 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one that holds a saved model")
-    config_name = next((n for n in ("config.json", "adapter_config.json") if (folder / n).is_file()), None)
-    if config_name is None:
-        raise InputError(f"{folder}: holds no config.json, so no saved model; expected what save_pretrained writes")
-    config = read_json(folder / config_name)
+    config = read_json(folder / config_name(folder))
     _check_adapter(folder)
     # Unlike rglob, walk does not fail when a training deletes an old checkpoint meanwhile
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     card_file = folder / CARD
     has_card = card_file.is_file()
-    card = _read_text(card_file) if has_card else bare_card(config)
+    card = _decoded(card_file, _read(card_file)) if has_card else bare_card(config)
     _check_card(card_file, card)
     chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
-    chosen |= _weights(folder)
     if "auto_map" in config:  # a custom class, which cannot be loaded without its code
         chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
     pictures = [name for name in names if name.endswith((".png", ".svg"))]
     chosen |= {name for name in pictures if f"]({name})" in card or f"]({quote(name)})" in card}
-    checkpoint = Checkpoint(folder, {name: folder / name for name in sorted(chosen)}, card, has_card)
+    indices, weights = _weights(folder)
+    files = {name: _content(folder / name) for name in sorted(chosen | indices)}
+    checkpoint = Checkpoint(folder, {**files, **weights}, card, has_card)
     _check_no_token(checkpoint, token)
     return checkpoint
 
@@ -114,57 +151,106 @@ def is_part(name: str) -> bool:
     return any(_matches(name, pattern) for pattern in (*_DESCRIPTIONS, *_WEIGHT_FILES))
 
 
-def _weights(folder: Path) -> set[str]:
-    """The safetensors files with the weights. Each is opened, to check that it is whole."""
+def config_name(folder: Path) -> str:
+    """The name of the configuration in the folder of a saved model or adapter.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = ("config.json", "adapter_config.json")
+    found = next((name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        inside = sorted(
+            {str(path.parent) for name in names for at in ("*", "*/*") for path in folder.glob(f"{at}/{name}")}
+        )
+        more = f", and {len(inside) - 4} more" if len(inside) > 4 else ""
+        expected = (
+            f"saved models are in {', '.join(inside[:4])}{more}" if inside else "expected what save_pretrained writes"
+        )
+        raise InputError(f"{folder}: holds no config.json, so no saved model; {expected}")
+    return found
+
+
+def check_index(folder: Path) -> set[str]:
+    """Check that the index of shards, if weights are read by one, names files of its own folder alone.
+
+    Returns:
+        The names of the index and of the shards; none without an index.
+
+    Raises:
+        InputError: it names others, which nobody would have verified.
+    """
     found: set[str] = set()
     for stem in _WEIGHTS:
         index = folder / f"{stem}.safetensors.index.json"
-        if (folder / f"{stem}.safetensors").is_file():  # read first by transformers, whatever else is there
-            found.add(f"{stem}.safetensors")
-        elif index.is_file():
+        if index.is_file() and not (folder / f"{stem}.safetensors").is_file():  # read first, whatever else is there
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise InputError(f"{index}: has no weight_map; save the model again")
             found |= {index.name, *map(str, weight_map.values())}
-    shards = sorted(name for name in found if not name.endswith(".index.json"))
-    if not shards:
+    for name in sorted(found):
+        if re.search(r"[/\\]", name) or not (folder / name).is_file():
+            raise InputError(f"{folder / name}: is missing, although the index names it; save the model again")
+    return found
+
+
+def _weights(folder: Path) -> tuple[set[str], dict[str, Weights]]:
+    """Indices, and the safetensors files with the weights. Each of these is opened, to check that it is whole."""
+    found = check_index(folder) | {f"{s}.safetensors" for s in _WEIGHTS if (folder / f"{s}.safetensors").is_file()}
+    indices = {name for name in found if name.endswith(".index.json")}
+    if not found:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
         has = f"only {', '.join(pickled[:3])}, which can run code where it is loaded" if pickled else "no weights"
         raise InputError(
             f"{folder}: holds {has}; expected model.safetensors: load the model and save it with save_pretrained"
         )
-    for name in shards:
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise InputError(f"{path}: is missing, although the index names it; save the model again")
+    weights = {name: Weights.at(folder / name) for name in sorted(found - indices)}
+    for path, _ in weights.values():
         try:
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: is damaged or not finished ({error}); save the model again") from error
-    return found
+    for name in weights:
+        if not is_part(name):
+            raise InputError(f"{folder / name}: would not be downloaded; save the model again, as save_pretrained does")
+    return indices, weights
 
 
 def _check_adapter(folder: Path) -> None:
     path = folder / "adapter_config.json"
     base = read_json(path).get("base_model_name_or_path") if path.is_file() else None
-    if base is not None and Path(base).exists():
+    if base is not None and not is_hub_name(base):
         raise InputError(
             f"{path}: is an adapter of the model in {base}, which others do not have; set base_model_name_or_path to "
             "its name on the Hub, or merge the adapter (merge_and_unload) and save the whole model"
         )
 
 
-def _without_local_names(path: Path) -> bytes | None:
-    """A configuration without the local path it was loaded from; None if it names none."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        return None
-    names = [n for n in ("_name_or_path", "name_or_path") if isinstance(content.get(n), str) and "/" in content[n]]
-    local = [name for name in names if Path(content[name]).is_absolute() or Path(content[name]).exists()]
-    if not local:
-        return None
-    return (json.dumps({k: v for k, v in content.items() if k not in local}, indent=2, ensure_ascii=False)).encode()
+def _content(path: Path) -> bytes:
+    """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
+    content = _read(path)
+    if not fnmatch(path.name, "*.json"):
+        return content
+    given = _parsed(path, content)
+    clean = _without_local_paths(given) if fnmatch(path.name, "*config.json") else given
+    return content if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
+
+
+def _without_local_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_local_paths(entry) for entry in value]
+    if isinstance(value, dict):
+        return {k: _without_local_paths(v) for k, v in value.items() if not (isinstance(v, str) and _is_local(k, v))}
+    return value
+
+
+def _is_local(key: str, value: str) -> bool:
+    """Whether an entry of a configuration tells where something is on this machine."""
+    if key.endswith("name_or_path"):
+        return bool(value) and not is_hub_name(value)
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
+    return key.endswith(("_file", "_path", "_dir")) and absolute
 
 
 def _check_card(path: Path, text: str) -> None:
@@ -177,16 +263,22 @@ def _check_card(path: Path, text: str) -> None:
 
 def _check_no_token(checkpoint: Checkpoint, token: str | bool | None) -> None:
     given = token.strip().encode() if isinstance(token, str) else b""
-    contents = {name: path.read_bytes() for name, path in checkpoint.files.items() if not name.endswith(".safetensors")}
-    for name, content in {**contents, CARD: checkpoint.card.encode()}.items():
-        if _TOKEN.search(content) or (given and given in content):
+    for name, content in {**checkpoint.files, CARD: checkpoint.card.encode()}.items():
+        if isinstance(content, bytes) and (_TOKEN.search(content) or (given and given in content)):
             raise InputError(f"{checkpoint.folder / name}: holds what looks like a token; take it out before pushing")
 
 
-def _read_text(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
@@ -196,10 +288,24 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    try:
-        content = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
+    content = _parsed(path, _read(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object, got {type(content).__name__}")
     return content
+
+
+def _parsed(path: Path, content: bytes) -> Any:
+    def check_depth(value: Any, left: int = _DEEPEST) -> None:
+        if left == 0:
+            raise RecursionError
+        for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check_depth(entry, left - 1)
+
+    try:
+        value = json.loads(_decoded(path, content))
+        check_depth(value)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested deeper than {_DEEPEST} levels; save the model again") from error
+    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from ..errors import InputError
 from ..training_args import RDropArguments
 from .adapter import Adapter
 from .card_data import BLOCK, settings_from_block
+from .client import check_repo_id
 from .download import download_checkpoint
-from .folder import CARD, read_json
-from .model_kinds import AUTO_CLASSES, auto_class, auto_class_name
+from .folder import CARD, check_index, config_name, read_json
+from .model_kinds import AUTO_CLASSES, auto_class, auto_class_name, classes_of
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -66,17 +67,19 @@ def load_checkpoint(
         Model, processing class and settings.
 
     Raises:
-        InputError: the name is not valid; the model cannot be loaded without running its code; weights are missing or
-            do not fit.
+        InputError: there is no such folder, and the name is not valid; the model cannot be loaded without running its
+            code; weights are missing, do not fit, or lie outside the folder.
         HubError: as of `download_checkpoint`.
     """
     source = str(repo_id)
     fetch = partial(download_checkpoint, token=token, cache_dir=cache_dir, with_code=trust_remote_code)
-    folder = Path(source) if Path(source).is_dir() else fetch(source, revision=revision)
+    folder = Path(source) if source and Path(source).is_dir() else _fetched(source, revision, fetch)
+    config_name(folder)
     card = _card(folder)
     adapter = Adapter.of(source, folder)
     model_folder = folder if adapter is None else adapter.base(source, fetch)
     config = read_json(model_folder / "config.json")
+    check_index(model_folder)
     if not trust_remote_code:
         _check_no_code(source, config)
     # An adapter brings its own head, so the head of its base model says nothing
@@ -95,12 +98,22 @@ def load_checkpoint(
     return LoadedCheckpoint(model.eval(), processing_class, settings_from_block(card.get(BLOCK)))
 
 
+def _fetched(source: str, revision: str | None, fetch: Callable[..., Path]) -> Path:
+    try:
+        check_repo_id(source, with_owner=False)
+    except InputError as error:
+        raise InputError(f"{source}: there is no such folder, and it is no repository's name (USER/NAME)") from error
+    return fetch(source, revision=revision)
+
+
 def _model(source: str, name: str, folder: Path, adapter: Adapter | None, options: dict[str, Any]) -> Any:
     """The model. A weight that the files lack is an error: it would be random."""
     given = adapter.model_arguments if adapter else {}
     model, report = auto_class(name).from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, **{**given, **options}
     )
+    # Not the folder in the cache: the card of what is trained from here on names its base
+    model.name_or_path = model.config.name_or_path = source if adapter is None else adapter.base_name
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if adapter:
         lacking -= set(adapter.shapes)
@@ -120,24 +133,19 @@ def _check_no_code(source: str, config: Mapping[str, Any]) -> None:
 
     if any(asks(*entry) for entry in config.items()):
         raise InputError(
-            f"{source}: its config.json asks for code from the Hub, for {', '.join(_classes(config)) or 'its model'}; "
-            "read that code, then load it with trust_remote_code=True"
+            f"{source}: its config.json asks for code from the Hub, for {', '.join(classes_of(config)) or 'its model'};"
+            " read that code, then load it with trust_remote_code=True"
         )
-
-
-def _classes(config: Mapping[str, Any]) -> list[str]:
-    names = config.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _auto_class_of(source: str, config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
     task = card.get("pipeline_tag") if isinstance(card.get("pipeline_tag"), str) else None
     own = config.get("auto_map")
     brought = [name for name in own if name in AUTO_CLASSES.values()] if isinstance(own, dict) else []
-    name = next(iter(brought), None) or auto_class_name(_classes(config), task)
+    name = next(iter(brought), None) or auto_class_name(classes_of(config), task)
     if name is None:
         raise InputError(
-            f"{source}: neither its class ({', '.join(_classes(config)) or 'not told'}) nor its card's task ({task}) "
+            f"{source}: neither its class ({', '.join(classes_of(config)) or 'not told'}) nor its card's task ({task}) "
             f"says how to load it; expected a task of {', '.join(AUTO_CLASSES)}, or load it with its own class"
         )
     return name

@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.modelcard import TrainingSummary, make_markdown_table
 
 from ..training_args import RDropArguments
-from .card_data import BLOCK, TAG, EvaluationSet, eval_results, is_hub_name, set_of
-from .model_kinds import auto_class_name, pipeline_tag_of
+from .card_data import BLOCK, TAG, EvaluationSet, eval_results, is_hub_name, numbers, set_of
+from .model_kinds import auto_class_name, classes_of, pipeline_tag_of
 
 NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
 _FRAMEWORKS = {"Transformers": "transformers", "Pytorch": "torch", "Datasets": "datasets", "Tokenizers": "tokenizers"}
@@ -96,7 +96,7 @@ def trainer_card(summary: TrainingSummary, trained: TrainedModel, facts: CardFac
         origin=origin,
         trained_on=_named(summary.dataset),
         hyperparameters=summary.hyperparameters,
-        training_results=None if summary.eval_lines is None else make_markdown_table(summary.eval_lines),
+        training_results=make_markdown_table(summary.eval_lines) if summary.eval_lines else None,
         versions={name: version(package) for name, package in _FRAMEWORKS.items()},
     )
 
@@ -108,7 +108,7 @@ def extended_card(card: ModelCard, trained: TrainedModel, facts: CardFacts) -> M
 
 
 def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more: Any) -> ModelCard:
-    scores = {**trained.scores, **facts.scores}
+    scores, baseline = numbers({**trained.scores, **facts.scores}), numbers(facts.baseline or {})
     sets = {**trained.evaluation_sets, **facts.evaluation_sets}
     _extend_metadata(data, trained, facts, scores, sets)
     known = [data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name]
@@ -118,8 +118,8 @@ def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more
         alpha=trained.settings.rdrop_alpha,
         scores={key: _score(value) for key, value in scores.items()},
         settings={name: _shown(value) for name, value in trained.block.items() if name != "version"},
-        results=[_result(key, value, sets, facts.baseline) for key, value in scores.items()],
-        has_baseline=bool(facts.baseline),
+        results=[_result(key, value, sets, baseline) for key, value in scores.items()],
+        has_baseline=bool(baseline),
         data_names=list(dict.fromkeys(known)),
         stability={name: _shown(value) for name, value in (facts.stability or {}).items()},
         pictures={quote(Path(path).name): caption for path, caption in facts.pictures.items()},
@@ -168,9 +168,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _result(
-    key: str, value: float, sets: Mapping[str, EvaluationSet], baseline: Mapping[str, float] | None
-) -> list[str]:
+def _result(key: str, value: float, sets: Mapping[str, EvaluationSet], baseline: Mapping[str, float]) -> list[str]:
     """A row of the table of results."""
     name, data = set_of(key, sets)
     row = [data.name, data.split or key.removesuffix(f"_{name}"), name, _score(value)]
@@ -220,8 +218,7 @@ def card_for_hub(text: str, repo_id: str) -> str:
 
 def bare_card(config: Mapping[str, Any]) -> str:
     """The card of a folder that has none, from its configuration."""
-    architectures = config.get("architectures") or []
-    tag = pipeline_tag_of(architectures[0]) if architectures else None
+    tag = next(map(pipeline_tag_of, classes_of(config)), None)
     base = config.get("base_model_name_or_path")
     data = ModelCardData(
         library_name="peft" if base else "transformers",

@@ -42,6 +42,12 @@ _CLASSES_OF: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def classes_of(config: Mapping[str, Any]) -> list[str]:
+    """The class names in a configuration, which anybody may have written; none if they are not a list of texts."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | None = None) -> str | None:
     """The Auto class of a model.
 

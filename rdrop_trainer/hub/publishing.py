@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,11 @@ from transformers.utils import logging
 from .. import __version__
 from .._mixin_base import MixinBase
 from ..dropout import dropout_settings
-from ..errors import HubError, InputError
 from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
-from .client import check_repo_id, connect, failure, repo_name, seconds_to_wait, with_retries
-from .folder import CARD, read_checkpoint
+from .client import check_repo_id, connect, failure, reason, repo_name, seconds_to_wait, with_retries
+from .folder import CARD, Checkpoint, Weights, read_checkpoint
 from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
 from .push import push_checkpoint
 
@@ -32,6 +33,7 @@ logger = logging.get_logger(__name__)
 
 # `Trainer` guesses data sets that are not named from how they were loaded: "generator", say
 _UNNAMED_DATA: dict[str, list] = {"dataset_tags": [], "dataset_args": []}
+_COPY = ".push-"  # folders in `output_dir`, of checkpoints that are being pushed
 
 
 class PublishingMixin(MixinBase):
@@ -39,7 +41,8 @@ class PublishingMixin(MixinBase):
 
     The model, its tokenizer or processor and the card are pushed, as `push_checkpoint` chooses them. The state of the
     optimizer and `training_args.bin`, which holds the token, are not. The strategies "checkpoint" and "all_checkpoints"
-    push the model at every save, as "every_save" does.
+    push the model at every save, as "every_save" does. Pushes during the training are made one after the other, each
+    from a copy of its checkpoint. Nothing about a card or such a push ends a training: failures are logged.
 
     Attributes:
         card_facts: what the card says and the trainer does not know; see `CardFacts`.
@@ -52,6 +55,7 @@ class PublishingMixin(MixinBase):
 
     def __init__(self, *args, **kwargs):
         self.card_facts = CardFacts()
+        self._pusher: ThreadPoolExecutor | None = None
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -63,6 +67,8 @@ class PublishingMixin(MixinBase):
         self.push_in_progress = None
         if not self.is_world_process_zero():
             return
+        for left in Path(self.args.output_dir).glob(f"{_COPY}*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         name = check_repo_id(repo_name(self.args.hub_model_id, self.args.output_dir), with_owner=False)
         private = self.args.hub_private_repo if private is None else private
         api = connect(token or self.args.hub_token)
@@ -78,10 +84,23 @@ class PublishingMixin(MixinBase):
         """`Trainer.create_model_card`, with the R-Drop settings, all scores of the present weights, the baseline and
         the stability of `card_facts`, and how to load the model.
 
-        If the base trainer has a card of its own, that is kept, and the R-Drop section is added to it.
+        If the base trainer has a card of its own, that is kept, and the R-Drop section is added to it. If no card can
+        be made, the reason is logged, an older one is put aside, and the training goes on.
         """
         if not self.is_world_process_zero():
             return
+        try:
+            self._write_card(*args, **kwargs)
+        except Exception as error:  # a training shall not end over a card
+            path = Path(self.args.output_dir) / CARD
+            logger.error(
+                f"{path} could not be written: {type(error).__name__}: {reason(error)}. The training goes on; call "
+                "trainer.create_model_card() when that is mended"
+            )
+            with suppress(OSError):
+                os.replace(path, path.with_name(f"{CARD}.old"))
+
+    def _write_card(self, *args, **kwargs) -> None:
         path = Path(self.args.output_dir) / CARD
         present = _metadata_of(path)
         for picture in map(Path, self.card_facts.pictures):
@@ -148,8 +167,8 @@ class PublishingMixin(MixinBase):
         if self.args.push_to_hub and not _internal_call:
             try:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-            except (HubError, InputError) as error:
-                logger.error(str(error))
+            except Exception as error:  # a training shall not end over a push
+                logger.error(reason(error))
 
     def push_to_hub(
         self,
@@ -193,20 +212,31 @@ class PublishingMixin(MixinBase):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        finished: Path | None = None,
     ) -> CommitInfo | Future:
-        def push() -> CommitInfo:
-            return push_checkpoint(
-                self.args.output_dir,
-                self._repo_name,
-                private=self.args.hub_private_repo if private is None else private,
-                token=token or self.args.hub_token,
-                revision=revision or self.args.hub_revision,
-                commit_message=message,
-            )
+        """Push `output_dir`, or in the background a copy of it; `finished` has the same weights, for links to them."""
+        token = token or self.args.hub_token
+        checkpoint = read_checkpoint(self.args.output_dir, token)
+
+        def push(read: Checkpoint, copy: ExitStack) -> CommitInfo:
+            with copy:
+                return push_checkpoint(
+                    read,
+                    self._repo_name,
+                    private=self.args.hub_private_repo if private is None else private,
+                    token=token,
+                    revision=revision or self.args.hub_revision,
+                    commit_message=message,
+                )
 
         if blocking:
-            return push()
-        self.push_in_progress = connect().run_as_future(push)
+            return push(checkpoint, ExitStack())
+        with ExitStack() as until_pushed:  # the copy goes when it has arrived, or when it cannot be made
+            copy = tempfile.TemporaryDirectory(prefix=_COPY, dir=self.args.output_dir, ignore_cleanup_errors=True)
+            checkpoint = checkpoint.copied_to(Path(until_pushed.enter_context(copy)), finished)
+            if self._pusher is None:
+                self._pusher = ThreadPoolExecutor(max_workers=1)  # one after the other
+            self.push_in_progress = self._pusher.submit(push, checkpoint, until_pushed.pop_all())
         return self.push_in_progress
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -220,21 +250,21 @@ class PublishingMixin(MixinBase):
             )
         if not (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.done()):
             return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
         try:
-            # Copied, because a checkpoint may be deleted before it is sent
-            for name, path in read_checkpoint(checkpoint_folder).files.items():
-                target = Path(self.args.output_dir, name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(target) as temporary:  # a push may be reading the old file
-                    shutil.copyfile(path, temporary)
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            for name, content in read_checkpoint(checkpoint_folder).files.items():
+                with replacing(Path(self.args.output_dir, name)) as temporary:
+                    if isinstance(content, Weights):
+                        shutil.copyfile(content.path, temporary)
+                    else:
+                        temporary.write_bytes(content)
             self.create_model_card()
-        except (OSError, ValueError) as error:
-            logger.error(f"{checkpoint_folder} is not pushed: {error}")
-            return
-        self._push(f"Training in progress, {done}", blocking=False).add_done_callback(_log_failure)
+            push = self._push(f"Training in progress, {done}", blocking=False, finished=Path(checkpoint_folder))
+            push.add_done_callback(_log_failure)
+        except Exception as error:  # a training shall not end over a push
+            logger.error(f"Training goes on, but {checkpoint_folder} is not pushed: {reason(error)}")
 
     def _finish_current_push(self) -> None:
         if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 
-from ..errors import InputError
-from .client import check_repo_id, connect, failure, with_retries
+from ..errors import HubError, InputError
+from .client import check_repo_id, connect, failure, reason, with_retries
+from .download import RemoteFile
 from .folder import CARD, Checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ MAIN = "main"
 
 
 def push_checkpoint(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -30,12 +31,13 @@ def push_checkpoint(
     """Push a saved folder to the Hub: model, tokenizer or processor, card and the pictures it shows.
 
     Optimizer states, checkpoints in subfolders, pickled files, logs and results are not pushed. Everything is checked
-    before the first byte is sent. One commit adds the files, and deletes those of an earlier checkpoint. Rate limits,
-    server errors and dropped connections are tried again after a wait; a commit whose answer was lost is not made
-    twice. The folder is not changed.
+    before the first byte is sent, and what was checked is what is sent. One commit adds the files, and deletes those of
+    an earlier checkpoint; then its files are compared with those that were meant. Rate limits, server errors and
+    dropped connections are tried again after a wait; a commit whose answer was lost is not made twice. The folder is
+    not changed.
 
     Args:
-        path: the folder.
+        path: the folder, or what `read_checkpoint` found in it.
         repo_id: "user/name"; created if there is none. "name" alone belongs to the user of the token.
         private: whether a new repository is private; None for the account's setting.
         token: None for the stored one.
@@ -47,78 +49,104 @@ def push_checkpoint(
         The commit, with `oid`, `commit_url` and, for a pull request, `pr_url`.
 
     Raises:
-        InputError: the folder holds no whole checkpoint, or holds a token; the name or the token is not valid; the
-            repository is public, although `private` is asked for.
-        HubError: the Hub refused, or could not be reached for half a minute or longer. The message has the command to
-            go on with.
+        InputError: the folder holds no whole checkpoint, or holds a token; it changes meanwhile; the name or the token
+            is not valid; the Hub refuses the card; the repository is public, although `private` is asked for, or its
+            .gitignore names files of the checkpoint.
+        HubError: the Hub refused, could not be reached, or was silent for a minute: the message has the command to go
+            on with. Or the commit does not hold what was meant.
     """
     check_repo_id(repo_id, with_owner=False)
     if create_pr and revision not in (None, MAIN):
         raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
-    checkpoint = read_checkpoint(path, token)
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path, token)
+    folder = checkpoint.folder
     if not checkpoint.has_card:
-        logger.warning(f"{path}: has no {CARD}, so the card says little; RDropTrainer.create_model_card writes one")
-    message = commit_message or "Upload R-Drop checkpoint"
-    command = ["python", "-m", "rdrop_trainer.hub", "push", str(path), repo_id]
+        logger.warning(f"{folder}: has no {CARD}, so the card says little; RDropTrainer.create_model_card writes one")
+    command = ["python", "-m", "rdrop_trainer.hub", "push", str(folder), repo_id]
     command += ["--private"] * (private is True) + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
-    advice = f"Nothing is lost, all of it is in {path}. To go on: {shlex.join(command)}"
+    advice = f"Nothing is lost, all of it is in {folder}. To go on: {shlex.join(command)}"
     api = connect(token)
     try:
         repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
         if private and not with_retries(lambda: api.model_info(repo_id)).private:
             raise InputError(f"{repo_id}: is there already and public; make it private first, or push to another")
-        if create_pr:
-            return _push_pull_request(api, repo_id, checkpoint, message)
         if revision not in (None, MAIN) and not revision.startswith("refs/"):
             with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-        return _commit(api, repo_id, checkpoint, message, revision or MAIN)
-    except InputError:
+        return _commit(
+            api, repo_id, checkpoint, commit_message or "Upload R-Drop checkpoint", revision or MAIN, create_pr
+        )
+    except (InputError, HubError):
         raise
     except KeyboardInterrupt:
-        logger.error(f"{path} was not pushed to {repo_id}: interrupted. {advice}")
+        logger.error(f"{folder} was not pushed to {repo_id}: interrupted. {advice}")
         raise
     except Exception as error:
+        if f"metadata in {CARD}" in str(error):
+            raise InputError(
+                f"{folder / CARD}: the Hub refuses it: {reason(error)}; mend it, then push again"
+            ) from None
         # Errors of uploads show signed addresses, so the cause is not shown
-        raise failure(f"{path} was not pushed to {repo_id}", error, advice) from None
+        raise failure(f"{folder} was not pushed to {repo_id}", error, advice) from None
 
 
-def _commit(api: HfApi, repo_id: str, checkpoint: Checkpoint, message: str, revision: str) -> CommitInfo:
-    """Make the commit. A further try starts anew, but sends no file twice and makes no second commit."""
+def _commit(
+    api: HfApi, repo_id: str, checkpoint: Checkpoint, message: str, revision: str, create_pr: bool
+) -> CommitInfo:
+    """Make the commit, and compare its files. A further try sends no file twice and makes no second commit."""
     contents = checkpoint.contents(repo_id)
+    before = with_retries(lambda: _requests(api, repo_id, message)) if create_pr else {}
+    tried = False
 
     def attempt() -> CommitInfo:
+        nonlocal tried
         head = api.model_info(repo_id, revision=revision)
         there = {file.rfilename for file in head.siblings or ()}
+        if not checkpoint.has_card and CARD in there:  # a made-up card takes no other's place
+            contents.pop(CARD, None)
+        if create_pr and tried:  # its answer may have been lost
+            for number, url in _requests(api, repo_id, message).items():
+                info = api.model_info(repo_id, revision=f"refs/pr/{number}", files_metadata=True)
+                if number not in before and not _differences(info, contents, checkpoint):
+                    address = f"{api.endpoint}/{repo_id}/commit/{info.sha}"
+                    return CommitInfo(address, commit_message=message, commit_description="", oid=info.sha, pr_url=url)
+        tried = True
         # Made anew for each try: the client keeps in them what it knew of the repository
-        operations: list = [
-            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-            for name, content in contents.items()
-            if name != CARD or checkpoint.has_card or CARD not in there
-        ]
-        operations += [CommitOperationDelete(name) for name in sorted(there) if checkpoint.replaces(name)]
+        added = [CommitOperationAdd(n, c if isinstance(c, bytes) else str(c)) for n, c in contents.items()]
+        deleted = [CommitOperationDelete(name) for name in sorted(there) if checkpoint.replaces(name)]
+        api.preupload_lfs_files(repo_id, added, revision=revision, create_pr=create_pr, free_memory=False)
+        checkpoint.check_unchanged()
+        if ignored := [addition.path_in_repo for addition in added if getattr(addition, "_should_ignore", False)]:
+            raise InputError(f"{repo_id}: its .gitignore names {', '.join(ignored)}, which would be left out; mend it")
         # With the parent named, a commit whose answer was lost is not made twice
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha)
+        return api.create_commit(
+            repo_id,
+            [*added, *deleted],
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=head.sha,
+        )
 
-    return with_retries(attempt)
+    commit = with_retries(attempt)
+    held = commit.pr_revision or commit.oid
+    info = with_retries(lambda: api.model_info(repo_id, revision=held, files_metadata=True))
+    if wrong := _differences(info, contents, checkpoint):
+        raise HubError(
+            f"{checkpoint.folder} is not whole in {commit.commit_url}: {', '.join(wrong)} differ from what was sent; "
+            "look at it there, then push again"
+        )
+    return commit
 
 
-def _push_pull_request(api: HfApi, repo_id: str, checkpoint: Checkpoint, title: str) -> CommitInfo:
-    """Open a pull request, commit to it, and mark it ready."""
+def _requests(api: HfApi, repo_id: str, title: str) -> dict[int, str]:
+    """The pull requests with a title: number -> address."""
+    requests = api.get_repo_discussions(repo_id, discussion_type="pull_request")
+    return {request.num: request.url for request in requests if request.title == title}
 
-    def titled() -> set[int]:
-        requests = api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="all")
-        return {request.num for request in requests if request.title == title}
 
-    before = with_retries(titled)
-
-    def attempt() -> int:
-        made = titled() - before  # by an earlier try whose answer was lost
-        return min(made) if made else api.create_pull_request(repo_id, title=title).num
-
-    number = with_retries(attempt)
-    commit = _commit(api, repo_id, checkpoint, title, f"refs/pr/{number}")
-    request = with_retries(lambda: api.get_discussion_details(repo_id, number))
-    if request.status == "draft":
-        with_retries(lambda: api.change_discussion_status(repo_id, number, "open"))
-    return replace(commit, pr_url=request.url)
+def _differences(info: ModelInfo, contents: Mapping[str, bytes | Path], checkpoint: Checkpoint) -> list[str]:
+    """Names of files that a commit does not have as they were meant, or has and should not."""
+    there = {file.rfilename: RemoteFile.of(file) for file in info.siblings or ()}
+    wrong = [name for name, content in contents.items() if name not in there or there[name].fault(content)]
+    return wrong + sorted(name for name in there if checkpoint.replaces(name))

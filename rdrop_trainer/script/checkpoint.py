@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from ..errors import InputError
 from ..glue.features import LabelMap, are_nameless, match_labels
 from ..glue.tasks import Task
+from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES, auto_class
 from .arguments import ModelArguments
 from .processors import PROCESSORS
@@ -161,7 +163,8 @@ def _load(cls: type[Any], source: str, options: dict[str, Any]) -> Any:
     if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise InputError(f"{source}: no such folder, expected a model")
     try:
-        return cls.from_pretrained(source, **options)
+        with nullcontext() if Path(source).is_dir() else offline_if_unreached():
+            return cls.from_pretrained(source, **options)
     except Exception as error:  # damaged files raise errors of many kinds
         # OSError carries paragraphs of advice; the first sentence says what happened
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

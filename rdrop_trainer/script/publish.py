@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..dropout import active_dropout
-from ..errors import HubError, InputError
 from ..glue.tasks import Task
+from ..hub.client import reason
 from ..report import draw_curves
 from ..run_folder import RESULTS, versions, write_json
 from .card import find_baseline, scores_of
@@ -54,7 +54,10 @@ def publish(
         "pushed": None,
         "push_error": None,
     }
-    _complete_card(config, prepared, results)
+    try:
+        _complete_card(config, prepared, results)
+    except Exception as error:  # a finished training shall not end over a card
+        logger.error(f"the model card lacks baseline and stability: {type(error).__name__}: {error}")
     if args.should_save:
         write_json(config.output_dir / RESULTS, results)
         if args.do_train:  # of a model that others trained, these settings say nothing
@@ -91,7 +94,7 @@ def _push(trainer: Any) -> dict[str, str | None]:
     """Push the model: the `pushed` address, or the `push_error`."""
     try:
         commit = trainer.push_to_hub()
-    except (HubError, InputError) as error:
-        logger.error(str(error))
-        return {"pushed": None, "push_error": str(error)}
+    except Exception as error:  # nor over a push
+        logger.error(reason(error))
+        return {"pushed": None, "push_error": reason(error)}
     return {"pushed": commit and commit.commit_url, "push_error": None}

@@ -92,6 +92,7 @@ def _explained(output_dir: Path, should_save: bool) -> Iterator[None]:
 
 def _quiet_logging(args: RDropTrainingArguments) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     level = args.get_process_log_level()
     datasets.utils.logging.set_verbosity(level)
     transformers.utils.logging.set_verbosity(level)

@@ -70,7 +70,9 @@ def scores(card):
 
 
 def test_a_trainer_pushes_model_and_card_and_nothing_else(ada, tmp_path):
-    trainer = push_trainer(tmp_path, save_strategy="epoch", rdrop_alpha=3.0)
+    trainer = push_trainer(
+        tmp_path, save_strategy="epoch", rdrop_alpha=3.0, compute_metrics=lambda predictions: {"accuracy": 0.5}
+    )
     trainer.train()
     trainer.evaluate()
     commit = trainer.push_to_hub()
@@ -253,6 +255,16 @@ def test_all_of_a_card(ada, tmp_path, here):
         'load_checkpoint("ada/run")' in card.text and "AutoModelForSequenceClassification.from_pretrained" in card.text
     )
     assert "https://arxiv.org/abs/2106.14448" in card.text
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_a_table_of_the_training_without_rows_is_none(ada, tmp_path, strategy):
+    trainer = push_trainer(tmp_path, hub_strategy="end", eval_strategy=strategy)
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert ("### Training results" in text) == ("| Validation Loss |" in text) == (strategy == "epoch")
 
 
 def test_making_a_card_twice_says_everything_once(ada, tmp_path):

@@ -376,7 +376,7 @@ def test_a_server_that_is_not_there(folder, waits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match="the connection failed"):
         push_checkpoint(folder, REPO, token="hf_ada")
-    assert waits == [1, 2, 4, 8, 16]
+    assert waits == [1, 2, 4], "out of reach within 10 s"
 
 
 def test_a_push_that_is_interrupted_says_how_to_go_on(ada, folder, monkeypatch, caplog):

@@ -146,3 +146,13 @@ def test_own_data_have_no_name(model, here, hub):
     card = ModelCard((here / "out" / "README.md").read_text())
     assert [(r.dataset_name, r.dataset_type) for r in card.data.eval_results] == [("own data", "unknown")]
     assert json.dumps(card.data.to_dict()).find("csv") == -1
+
+
+def test_a_hub_out_of_reach_is_asked_for_eight_seconds_and_said_once(model, here, hub, capsys, monkeypatch):
+    """The cache would be used; the libraries would try for half a minute, file by file."""
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    line = fails(capsys, "--model_name_or_path", model, *FAST, "--task_name mrpc --output_dir out")
+    assert line.startswith("run_glue_rdrop.py: error: the Hub could not be reached for nyu-mll/glue (mrpc)")
+    assert waits == [1, 2, 4] and hub.requests == []

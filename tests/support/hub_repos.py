@@ -103,6 +103,7 @@ class Repo:
 
     def __init__(self, repo_id: str, kind: str, private: bool):
         self.id, self.kind, self.private = repo_id, kind, private
+        self.gated = False
         self.created = now()
         self.author = repo_id.split("/")[0] if "/" in repo_id else None
         self.blobs: dict[str, bytes] = {}  # LFS contents that were uploaded, by sha256
@@ -211,9 +212,9 @@ def derived(commit: Commit, kind: str) -> dict:
     tags = [str(tag) for tag in many(data.get("tags"))]
     if kind == "model":
         library = data.get("library_name") or ("transformers" if config.get("model_type") else None)
-        heads = [
-            PIPELINES[end] for name in config.get("architectures") or [] for end in PIPELINES if name.endswith(end)
-        ]
+        classes = config.get("architectures")
+        classes = [str(name) for name in classes] if isinstance(classes, list) else []
+        heads = [PIPELINES[end] for name in classes for end in PIPELINES if name.endswith(end)]
         pipeline = data.get("pipeline_tag") or next(iter(heads), None)
         weights = "safetensors" if any(path.endswith(".safetensors") for path in commit.tree) else None
         index = "model-index" if data.get("model-index") else None
@@ -252,7 +253,7 @@ def info(repo: Repo, commit: Commit, blobs: bool = False, rename=lambda path: pa
         "lastModified": commit.date,
         "createdAt": repo.created,
         "private": repo.private,
-        "gated": False,
+        "gated": "auto" if repo.gated else False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,

@@ -258,6 +258,8 @@ def commits(hub, request, kind, id, rev):
 @route("resolve", "GET HEAD", rf"/(?:(?P<kind>dataset)s/)?{ID}/resolve/(?P<rev>[^/]+)/(?P<path>.+)")
 def resolve(hub, request, id, rev, path, kind="model"):
     repo = readable(hub, request, kind, id)
+    if repo.gated and request.user != repo.author:
+        raise Refusal(403 if request.user else 401, f"Access to {id} is restricted", "GatedRepo")
     commit = repo.resolve(rev)
     headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
     true_names = {false: true for true, false in hub.names.items()}

@@ -8,6 +8,7 @@ hub.files("ada/model"), hub.commits("ada/model"), hub.card("ada/model"), hub.req
 """
 
 import json
+import math
 import os
 import re
 import secrets
@@ -104,6 +105,7 @@ class Hub:
     def __init__(self):
         self.lock = threading.RLock()
         self.key = secrets.token_hex(8)  # signs upload addresses, which carry no token
+        self.ended = threading.Event()  # nothing is waited for any more
         self.reset()
         self.server = Server(("127.0.0.1", 0), Handler)
         self.server.hub = self
@@ -112,7 +114,9 @@ class Hub:
 
     def reset(self):
         """Forgets users, repositories, faults and requests; takes HF_TOKEN out of the environment."""
+        self.ended.set()
         with self.lock:
+            self.ended = threading.Event()
             self.users: dict[str, tuple[str, bool]] = {}  # token -> name, may write
             self.repos: dict[tuple[str, str], Repo] = {}
             self.faults: list[Fault] = []
@@ -134,10 +138,14 @@ class Hub:
         """The client, in this process and its children, is `name` from here on."""
         os.environ["HF_TOKEN"] = next(token for token, (user, _) in self.users.items() if user == name)
 
-    def repo(self, repo_id: str, files: dict[str, bytes | str] | None = None, kind="model", private=False) -> Repo:
-        """Puts `files` on main of a repository, which need not exist, without any request."""
+    def repo(
+        self, repo_id: str, files: dict[str, bytes | str] | None = None, kind="model", private=False, gated=False
+    ) -> Repo:
+        """Puts `files` on main of a repository, which need not exist, without any request. `gated`: its owner alone
+        reads the files."""
         with self.lock:
             repo = self.repos.setdefault((kind, repo_id), Repo(repo_id, kind, private))
+            repo.gated = repo.gated or gated
             head = repo.resolve("main")
             tree = dict(head.tree)
             for path, content in (files or {}).items():
@@ -183,6 +191,10 @@ class Hub:
 
     def delay(self, route: str, seconds: float, **which) -> Fault:
         return self._add(route, delay=seconds, **which)
+
+    def hang(self, route: str, **which) -> Fault:
+        """The server takes the request and never answers: the connection ends with the test."""
+        return self._add(route, delay=math.inf, lose=True, **which)
 
     def corrupt(self, path: str, **which) -> Fault:
         """One byte of a download is wrong, its length right."""
@@ -265,8 +277,10 @@ class Handler(BaseHTTPRequestHandler):
         stop, changes = hub.strike(name, request)
         status = None
         try:
-            if stop and stop.delay:
-                threading.Event().wait(stop.delay)  # tests replace time.sleep
+            if stop and stop.delay:  # tests replace time.sleep
+                hub.ended.wait(None if stop.delay == math.inf else stop.delay)
+            if stop and stop.delay == math.inf:
+                raise Cut
             cut = stop.cut_after if stop else None
             uploads = bool(int(headers.get("content-length", 0)) or "transfer-encoding" in headers)
             request.body = self.read_body(headers, cut if uploads else None)

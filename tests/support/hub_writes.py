@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from fnmatch import fnmatch
 from urllib.parse import urlencode
 
 from support import hub_cards
@@ -17,11 +18,13 @@ def preupload(hub, request, kind, id, rev):
     repo = writable(hub, request, kind, id, pull=request.flag("create_pr") or rev.startswith("refs/pr/"))
     commit = repo.resolve(rev)
     answers = []
+    ignored = commit.tree[".gitignore"].content.decode().split() if ".gitignore" in commit.tree else []
     for one in request.json()["files"]:
         there = commit.tree.get(one["path"])
         mode = "lfs" if is_lfs(one["path"], one["size"]) else "regular"
         same = {"oid": there.etag} if there else {}
-        answers.append({"path": one["path"], "uploadMode": mode, "shouldIgnore": False, **same})
+        left_out = any(fnmatch(one["path"], pattern) for pattern in ignored)
+        answers.append({"path": one["path"], "uploadMode": mode, "shouldIgnore": left_out, **same})
     return 200, {"files": answers, "commitOid": commit.sha}, {}
 
 
