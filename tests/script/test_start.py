@@ -59,8 +59,6 @@ def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(flags, mes
 def test_the_demo_takes_no_other_flag(capsys):
     said = fails(capsys, "--demo", "--seed 3")
     assert "--demo takes no other flags than --output_dir and --use_cpu, got --seed" in said
-        capsys, "--demo", "--seed 3"
-    )
 
 
 def test_the_program_starts_by_its_file():
