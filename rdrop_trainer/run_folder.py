@@ -20,6 +20,7 @@ STATE = "trainer_state.json"  # written by transformers
 EDITS_FILE = "edits.csv"
 LOGITS_FILE = "eval_logits.npz"
 ARMS_FILE = "arms.json"  # in a comparison's folder: its arms, and how much longer "plain_longer" trains
+PROGRESS = "progress.json"  # how far a run is that has not ended
 LOG = "run.log"  # what a run prints that another process started
 
 _ROWS_SCORED = frozenset({"max_eval_samples", "max_predict_samples"})

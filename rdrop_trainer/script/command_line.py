@@ -115,6 +115,9 @@ _EXAMPLES = """examples:
 """
 
 
+_RECIPES = (".yaml", ".yml", ".json")
+
+
 class _Parser(HfArgumentParser):
     def add_argument_group(self, title=None, *args, **kwargs):
         return super().add_argument_group(title, *args, **{"description": _DESCRIPTIONS.get(title), **kwargs})
@@ -216,17 +219,16 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
 
 def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """The entries of a recipe file as command-line flags, so that one parser checks both."""
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        raise InputError(f"{path}: expected a .yaml or .json recipe first, or flags that begin with --")
-    if not path.exists():
-        recipes = {found.stem: found for found in path.parent.glob("*") if found.suffix in (".yaml", ".yml", ".json")}
-        close = [str(recipes[name]) for name in difflib.get_close_matches(path.stem, recipes, n=2, cutoff=0.6)]
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise InputError(f"{path}: there is no such recipe{hint}")
+    if path.suffix not in _RECIPES:
+        raise InputError(f"{path}: expected a .yaml or .json recipe first, or flags that begin with --{_near(path)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
         recipe = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such recipe{_near(path)}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a .yaml or .json file") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
@@ -241,6 +243,15 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     choices = {action.dest: action.choices or () for action in parser._actions}
     no = {key: "no" for key, value in recipe.items() if value is False and "no" in choices.get(key, ())}
     return flags_of(recipe | no)  # YAML reads a bare no as false
+
+
+def _near(path: Path) -> str:
+    """What to say of recipes whose names are near to that of one that is not there."""
+    folders = dict.fromkeys([path.parent, Path("recipes")])
+    there = {one.stem: one for folder in folders for one in sorted(folder.glob("*")) if one.suffix in _RECIPES}
+    name = path.stem if path.suffix in _RECIPES else path.name
+    close = difflib.get_close_matches(name, there, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(str(there[name]) for name in close)}?" if close else ""
 
 
 def flags_of(recipe: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .._extras import import_optional
@@ -10,11 +11,15 @@ from ..errors import InputError
 from ..report import FinishedRun, write_report
 from ..report.arms import LONGER, PLAIN, RDROP
 from ..report.runs import same_seeds
-from ..run_folder import ARMS_FILE, RESULTS, read_arms, write_json
+from ..run_folder import ARMS_FILE, RESULTS, read_arms, read_results, write_json
 from .arms import Arm, arms_of, stretched
+from .board import Board
 from .command_line import CommandLine
 from .jobs import Job
-from .several import Finished, alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
+from .output_dir import check_unlocked
+from .plan import plan
+from .several import Finished, alone_in, check_command, exit_code, folder_for, is_finished, run_all, settings_of_runs
+from .trials import TABLE
 
 
 def compare_baseline(command: CommandLine) -> int:
@@ -28,15 +33,36 @@ def compare_baseline(command: CommandLine) -> int:
         InputError: settings that a comparison cannot have, runs of other settings in its folder, or runs that refuse
             their input.
     """
+    comparison = _comparison(command)
+    return alone_in(comparison.folder, comparison.run)
+
+
+def plan_comparison(command: CommandLine) -> str:
+    """What `compare_baseline` would do, for the terminal. Nothing is trained or written.
+
+    Raises:
+        InputError: as `compare_baseline`, and what a run would refuse before its first step.
+    """
+    comparison = _comparison(command)
+    check_unlocked(comparison.folder)
+    return comparison.plan()
+
+
+def _comparison(command: CommandLine) -> Comparison:
     if command.training.rdrop_alpha == 0:
-        raise InputError("--compare_baseline compares R-Drop with alpha 0; give the alpha above 0 that it is to have")
+        raise InputError(
+            "--compare_baseline compares R-Drop with alpha 0; give the alpha above 0 that it is to have. (The recipe "
+            f"of a search has alpha 0 where no trial with R-Drop was better; the command at the end of its {TABLE} "
+            "compares the best of those.)"
+        )
     distributed = (
         ". Where one run needs several GPUs, start the runs with torchrun one by one, in folders beside one another, "
         "and then python -m rdrop_trainer.report FOLDER."
     )
     check_command(command, "--compare_baseline", "a comparison resumes each of its runs", distributed)
-    comparison = Comparison(command, folder_of(command, "comparison"))
-    return alone_in(comparison.folder, comparison.run)
+    comparison = Comparison(command, folder_for(command, "comparison"))
+    import_optional("scipy.stats", extra="report")  # missed now, not when all is computed
+    return comparison
 
 
 class Comparison:
@@ -48,37 +74,65 @@ class Comparison:
         self.seeds = command.several.seeds
 
     def run(self) -> int:
-        import_optional("scipy.stats", extra="report")  # missed now, not when all is computed
-        # Seed by seed, so that an early end leaves pairs; what waits for a measured time comes last
-        jobs = [self._job(arm, seed) for seed in self.seeds for arm in self.arms if arm.name != LONGER]
-        pending, count = [job for job in jobs if not is_finished(job)], len(self.arms) * len(self.seeds)
-        print(f"{count} runs in {self.folder}, {len(jobs) - len(pending)} of them finished before", flush=True)
+        jobs, longer = self._jobs(), self._longer()
+        pending, count = self._pending(jobs), len(jobs) + len(longer)
+        to_come = [*pending, *self._pending(longer)]
+        board = Board([job.arm for job in to_come], self._at_once(len(pending)))
+        for job in jobs + longer:
+            if job not in to_come:
+                board.learn(job.arm, sum(read_results(job.folder)["seconds"].values()))
+        print(f"{count} runs in {self.folder}, {count - len(to_come)} of them finished before", flush=True)
         self._note_arms(self._known_ratio())
-        failed = self._run_all(pending)
-        ratio = self._ratio() if len(jobs) < count else None
+        failed = self._run_all(pending, board)
+        ratio = self._ratio() if longer else None
         if ratio is not None:
             self._note_arms(ratio)
             print(f"{LONGER} trains {ratio:.2f} times as long as {PLAIN}, which is {RDROP}'s time", flush=True)
-            longer = next(arm for arm in self.arms if arm.name == LONGER)
-            jobs = [self._job(stretched(longer, ratio, self.command.training), seed) for seed in self.seeds]
-            failed += self._run_all([job for job in jobs if not is_finished(job)])
+            failed += self._run_all(self._pending(self._longer()), board)
         runs = {arm.name: self._finished(arm, {ended.job.folder for ended in failed}) for arm in self.arms}
         if {run.seed for run in runs[PLAIN]} & {run.seed for run in runs[RDROP]}:
             plain, rdrop = runs.pop(PLAIN), runs.pop(RDROP)
             print("\n" + write_report(plain, rdrop, self.folder, others=runs).summary())
         return exit_code(failed, f"of {count} runs")
 
+    def plan(self) -> str:
+        """What `run` would do, for the terminal."""
+        jobs = self._jobs() + self._longer()
+        pending = self._pending(jobs)
+        title = f"a comparison in {self.folder}: {len(jobs)} runs, {len(jobs) - len(pending)} of them finished"
+        listed = [f"{job.name}: {job.folder}, {'to come' if job in pending else 'finished'}" for job in jobs]
+        return plan(title, listed, pending, self._at_once(len(pending)), kept=len(pending))
+
+    def _jobs(self) -> list[Job]:
+        """Seed by seed, so that an early end leaves pairs; without those that wait for a measured time."""
+        return [self._job(arm, seed) for seed in self.seeds for arm in self.arms if arm.name != LONGER]
+
+    def _longer(self) -> list[Job]:
+        """The runs that train for R-Drop's time; until that is measured, R-Drop's settings stand for theirs."""
+        arm, ratio = next((arm for arm in self.arms if arm.name == LONGER), None), self._known_ratio()
+        if arm is None:
+            return []
+        arm = replace(self.arms[1], name=LONGER) if ratio is None else stretched(arm, ratio, self.command.training)
+        return [self._job(arm, seed) for seed in self.seeds]
+
+    def _pending(self, jobs: Sequence[Job]) -> list[Job]:
+        unknown = LONGER if self._known_ratio() is None else None
+        return [job for job in jobs if job.arm == unknown or not is_finished(job)]
+
     def _job(self, arm: Arm, seed: int) -> Job:
-        return Job(f"{arm.name}, seed {seed}", {**self.shared, **arm.changes, "seed": seed}, self._folder(arm, seed))
+        settings = {**self.shared, **arm.changes, "seed": seed}
+        return Job(f"{arm.name}, seed {seed}", settings, self._folder(arm, seed), arm=arm.name)
 
     def _folder(self, arm: Arm, seed: int) -> Path:
         return self.folder / f"{arm.name}-seed{seed}"
 
-    def _run_all(self, jobs: Sequence[Job]) -> list[Finished]:
+    def _run_all(self, jobs: Sequence[Job], board: Board) -> list[Finished]:
+        return run_all(jobs, self.command.several.engine, self._at_once(len(jobs)), board) if jobs else []
+
+    def _at_once(self, jobs: int) -> int:
         several = self.command.several
         # A cluster knows best how many it can take
-        at_once = several.parallel if several.engine == "local" or "parallel" in self.command.given else len(jobs)
-        return run_all(jobs, several.engine, at_once) if jobs else []
+        return several.parallel if several.engine == "local" or "parallel" in self.command.given else max(1, jobs)
 
     def _finished(self, arm: Arm, lost: Collection[Path]) -> list[FinishedRun]:
         folders = (self._folder(arm, seed) for seed in self.seeds)

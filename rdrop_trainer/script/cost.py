@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ except ImportError:  # Windows
 
 
 class Clock:
-    """The `seconds` spent in each part of a run: `with clock("load"): ...`."""
+    """The `seconds` spent in each part of a run: `with clock("load"): ...`; `on_part` is told which part begins."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self.on_part: Callable[[str], None] = lambda part: None
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        self.on_part(part)
         start = time.perf_counter()
         try:
             yield

@@ -13,6 +13,7 @@ from ..errors import InputError
 from . import program
 from .command_line import parse_arguments
 from .comparison import compare_baseline
+from .output_dir import check_writable
 from .scratch import make_bert
 
 SEEDS = (1, 2, 3)
@@ -87,8 +88,10 @@ def run_demo(output_dir: Path | None = None, use_cpu: bool = True) -> int:
         use_cpu: train on the CPU, which is as fast for a model this small, and gives the same figures everywhere.
 
     Raises:
-        InputError: the folder holds files already.
+        InputError: the folder holds files already, or cannot be written to.
     """
+    if output_dir is not None:
+        check_writable(output_dir)
     if output_dir is not None and output_dir.exists() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir}: holds files already; choose another --output_dir for the demo")
     if output_dir is None:

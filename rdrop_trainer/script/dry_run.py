@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..dropout import dropout_settings
+from .estimate import Cost, Training, seconds_of, training_of
 from .prepare import Prepared, wrong_settings_as_input_errors
 from .resolve import RunConfig
 from .summary import columns_line
 from .train import OnTrainBegin
 
 
-def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> str:
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run found.
+
+    Attributes:
+        title: which run it is.
+        about: lines on its data, its training and its first losses.
+        ends: lines on where its results would go.
+        cost: of the run, about; None where it does not train.
+        device: on which it would train.
+    """
+
+    title: str
+    about: Sequence[str]
+    ends: Sequence[str]
+    cost: Cost | None
+    device: str
+
+    def text(self) -> str:
+        """All of it, for the terminal."""
+        cost = [] if self.cost is None else [f"takes     about {self.cost} on the disk"]
+        return "\n".join([f"Dry run of {self.title}", *self.about, *cost, *self.ends, "written   nothing"])
+
+
+def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> DryRun:
     """Start training up to its first step, compute the loss of one batch, and predict a batch of every other split.
 
     Args:
@@ -21,19 +48,16 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> st
         prepared: for a dry run, so that its trainer writes nothing.
         checkpoint: the one that training would go on from.
 
-    Returns:
-        What the run would do, for the terminal.
-
     Raises:
         InputError: settings with which a training cannot begin.
     """
     args, alpha = config.training, config.training.rdrop_alpha
     with wrong_settings_as_input_errors():
         first = _first_batch(prepared.trainer, checkpoint) if args.do_train else None
-        held_out = _held_out_batches(prepared)
+        held_out, evaluation = _held_out_batches(prepared)
     how = f"R-Drop, alpha {alpha:g} ({args.rdrop_reduction})" if alpha else "plain fine-tuning (alpha 0)"
-    lines = [f"Dry run of {config.task.name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"]
-    lines.append("rows      " + ", ".join(f"{split} {len(rows):,}" for split, rows in prepared.data.items()))
+    title = f"{config.task.name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"
+    lines = ["rows      " + ", ".join(f"{split} {len(rows):,}" for split, rows in prepared.data.items())]
     lines += [f"columns   {columns_line(config.columns)}"] if config.columns else []
     if first:
         batch, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -53,31 +77,47 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> st
     if first:
         lines.append(f"loss      {first['loss']:.4f} (train, the first batch)")
     lines += held_out
+    training: Training | None = first["training"] if first else None
+    load = prepared.clock.seconds["load"]
+    cost = None if training is None else training.cost(load, evaluation, config.data.measure)
+    return DryRun(title, lines, _ends(config), cost, str(args.device))
+
+
+def _ends(config: RunConfig) -> list[str]:
+    """Lines on where the results would go."""
+    args = config.training
     deleting = config.data.overwrite_output_dir and config.output_dir.exists()
-    lines.append(
-        f"results   would go to {args.output_dir}"
-        + (", and what an earlier run left there would be deleted" if deleting else "")
-    )
+    what_else = ", and what an earlier run left there would be deleted" if deleting else ""
     hub = "nothing would be pushed"
     if args.push_to_hub:
         name = args.hub_model_id or config.output_dir.name
         hub = f"would be pushed to {name}" + ("" if "/" in name else ", in your own namespace")
-    lines += [f"hub       {hub}", "written   nothing"]
-    return "\n".join(lines)
+    return [f"results   would go to {args.output_dir}{what_else}", f"hub       {hub}"]
 
 
-def _held_out_batches(prepared: Prepared) -> list[str]:
-    """A line on the loss of the first batch of each split that is evaluated or predicted."""
-    trainer, lines = prepared.trainer, []
+def _held_out_batches(prepared: Prepared) -> tuple[list[str], float]:
+    """A line on the loss of the first batch of each split that is evaluated or predicted; and about how many seconds
+    one evaluation of all validation rows takes.
+    """
+    trainer, lines, seconds = prepared.trainer, [], 0.0
     trainer.compute_metrics = None  # the scores of one batch say nothing
-    held_out = {split: prepared.features[split] for split in prepared.splits("validation")}
+    validation = prepared.splits("validation")
+    held_out = {split: prepared.features[split] for split in validation}
     held_out |= {split: prepared.features_without_labels(split) for split in prepared.splits("test")}
     for split, features in held_out.items():
         rows = features.select(range(min(len(features), trainer.args.eval_batch_size * trainer.args.world_size)))
-        loss = trainer.predict(rows, metric_key_prefix="first").metrics.get("first_loss")
+        found: dict[str, float] = {}
+
+        def predict(rows: Any = rows, found: dict[str, float] = found) -> None:
+            found.update(trainer.predict(rows, metric_key_prefix="first").metrics)
+
+        took = seconds_of(predict, trainer.args.device)
+        if split in validation:
+            seconds += took * len(features) / len(rows)
+        loss = found.get("first_loss")
         value = "no labels" if loss is None else f"{loss:.4f}"
         lines.append(f"loss      {value} ({split}, the first {len(rows)} rows)")
-    return lines
+    return lines, seconds
 
 
 class _Enough(Exception):
@@ -85,8 +125,8 @@ class _Enough(Exception):
 
 
 def _first_batch(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
-    """Steps, rows and warm-up of a training, and the loss of its first batch."""
-    found: dict[str, Any] = {}
+    """Steps, rows and warm-up of a training, the loss of its first batch, and what the training is made of."""
+    found: dict[str, Any] = {"training": None}
 
     def begin(args, state, control, train_dataloader=None, **_):
         model = trainer.model_wrapped
@@ -98,6 +138,8 @@ def _first_batch(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
         found["steps"], found["first_step"], found["rows_per_step"] = state.max_steps, state.global_step, per_step
         found["epochs"] = state.max_steps * per_step / trainer.num_examples(train_dataloader)
         found["warmup_steps"] = args.get_warmup_steps(state.max_steps)
+        if args.world_size == 1 and not trainer.is_deepspeed_enabled:  # whose backward would also make a step
+            found["training"] = training_of(trainer, state, batch)
         raise _Enough
 
     beginning = OnTrainBegin(begin)

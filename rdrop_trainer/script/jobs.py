@@ -48,12 +48,14 @@ class Job:
         settings: the values of the script's flags, as a recipe states them; `output_dir` is `folder`.
         folder: the run's; what the run prints goes into `run.log` in it.
         program: what starts the script, after the interpreter.
+        arm: the kind of run that it is; those of one arm take about as long.
     """
 
     name: str
     settings: Mapping[str, Any]
     folder: Path
     program: Sequence[str] = PROGRAM
+    arm: str = ""
 
     @property
     def flags(self) -> list[str]:

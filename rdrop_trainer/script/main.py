@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import program
-from .command_line import read_flags
+from .command_line import CommandLine, read_flags
 from .jobs import end_with_parent
 from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT, StoppedError
 from .refusals import check_flags
@@ -54,9 +54,7 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
         folder = Path(command.training.output_dir) if "output_dir" in command.given else None
         return run_demo(folder, command.training.use_cpu or "use_cpu" not in command.given)
     if command.data.dry_run:
-        from .run import run_dry
-
-        found = run_dry(command)
+        found = _dry(command)
         if main_process:
             print(f"\n{found}\nnext      {command_without_dry_run(argv, command.training.world_size)}")
         return 0
@@ -74,3 +72,18 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     if main_process:
         print("\n" + summary(argv, results))
     return NOT_PUSHED if results["push_error"] else 0
+
+
+def _dry(command: CommandLine) -> str:
+    """What the command would do."""
+    if command.several.tune is not None:
+        from .tuning import plan_tuning
+
+        return plan_tuning(command)
+    if command.several.compare_baseline:
+        from .comparison import plan_comparison
+
+        return plan_comparison(command)
+    from .run import run_dry
+
+    return run_dry(command).text()

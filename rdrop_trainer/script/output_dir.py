@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,33 @@ from filelock import FileLock, Timeout
 
 from ..errors import InputError
 from ..reliability.resuming import checkpoint_fault, last_whole_checkpoint
-from ..run_folder import EDITS_FILE, LOGITS_FILE, RESULTS, SETTINGS, STATE, changed_settings, read_results, write_json
+from ..run_folder import (
+    ARMS_FILE,
+    EDITS_FILE,
+    LOG,
+    LOGITS_FILE,
+    PROGRESS,
+    RESULTS,
+    SETTINGS,
+    STATE,
+    changed_settings,
+    read_results,
+    write_json,
+)
+from ..search import STORE
+from .jobs import RECIPE
 from .program import logger
 from .resolve import RunConfig
 
 _LOCK = ".lock"
+# What a folder holds of the script, by the file that says so
+_PURPOSES = {
+    ARMS_FILE: "a comparison",
+    STORE: "a search",
+    RESULTS: "a run",
+    SETTINGS: "a run",
+    "checkpoint-*": "a run",
+}
 # Settings that name what a run reads
 _PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file test_file unlabeled_file".split()
 
@@ -64,7 +87,7 @@ def check_unlocked(folder: Path) -> None:
 
 
 def _not_writable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"{folder}: cannot be written to ({error.strerror}); choose another --output_dir")
+    return InputError(f"--output_dir {folder}: cannot be written to ({error.strerror}); choose another")
 
 
 def find_checkpoint(config: RunConfig) -> str | None:
@@ -78,7 +101,8 @@ def find_checkpoint(config: RunConfig) -> str | None:
             be written to; or what the run reads lies where it deletes.
     """
     output_dir, will_train = config.output_dir, config.training.do_train
-    _check_writable(output_dir)
+    check_writable(output_dir)
+    check_purpose(output_dir, "a run")
     resume = config.training.resume_from_checkpoint
     path = None if resume in (None, "auto", "none") else Path(resume)
     if path is not None:
@@ -115,15 +139,65 @@ def take_over(config: RunConfig) -> None:
         write_json(config.output_dir / SETTINGS, config.what_runs)
 
 
-def _check_writable(output_dir: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Make sure that a folder can be written to, or made. What is made for that is deleted again.
+
+    Raises:
+        InputError: it cannot.
+    """
+    missing: list[Path] = []
     try:
-        parent = next(path for path in [output_dir, *output_dir.absolute().parents] if path.exists())
+        nearest = folder
+        while not nearest.exists():
+            missing.append(nearest)
+            nearest = nearest.absolute().parent
+        if not nearest.is_dir():
+            what = f"is below {nearest}, which is a file" if missing else "is a file"
+            raise InputError(f"--output_dir {folder}: {what}; expected a folder")
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise InputError(f"{output_dir}: cannot be an output_dir: {error.strerror}") from error
-    if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir}: output_dir is a file, expected a folder")
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"{output_dir}: cannot be written to; choose another --output_dir")
+        raise _not_writable(folder, error) from error
+    finally:
+        for path in missing:
+            with suppress(OSError):  # as where another process has put something there since
+                path.rmdir()
+
+
+def check_purpose(folder: Path, wanted: str) -> None:
+    """Refuse a folder that holds something else of the script: each has a folder of its own.
+
+    Args:
+        folder: may be missing.
+        wanted: what it is to hold: "a run", "a comparison" or "a search".
+
+    Raises:
+        InputError: it holds another.
+    """
+    held = next(((what, name) for name, what in _PURPOSES.items() if any(folder.glob(name))), (wanted, ""))
+    if held[0] != wanted:
+        raise InputError(
+            f"--output_dir {folder}: holds {held[0]} ({held[1]}), and {wanted} needs a folder of its own; choose "
+            "another"
+        )
+
+
+def warn_of_others(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Warn of files in a folder that nothing of the script has left there, and that its flags do not name.
+
+    Args:
+        folder: may be missing.
+        settings: name what is read.
+    """
+    if not folder.is_dir() or any(any(folder.glob(name)) for name in _PURPOSES):
+        return
+    ours = {RECIPE, LOG, PROGRESS} | {Path(path).name for name in _PATHS if (path := settings.get(name))}
+    names = sorted(path.name for path in folder.iterdir() if path.name not in ours and not path.name.startswith("."))
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        logger.warning(f"{folder}: holds other files already ({', '.join(names[:3])}{more}); they stay, beside the new")
 
 
 def _check_checkpoint(path: Path, resume: str, will_train: bool) -> None:

@@ -16,13 +16,14 @@ from ..errors import InputError
 from ..training_args import RDropTrainingArguments
 from .command_line import CommandLine
 from .cost import Clock
-from .dry_run import dry_run
+from .dry_run import DryRun, dry_run
 from .evaluate import evaluate
 from .interrupts import how_to_go_on, is_full
-from .output_dir import check_unlocked, find_checkpoint, locked
+from .output_dir import check_unlocked, find_checkpoint, locked, warn_of_others
 from .predict import predict
 from .prepare import Prepared, prepare
 from .program import StoppedError, logger
+from .progress import progress_written
 from .publish import publish
 from .resolve import RunConfig, resolve
 from .train import train
@@ -43,14 +44,15 @@ def run(command: CommandLine) -> dict[str, Any]:
         with locked(config.output_dir) if saves else nullcontext():
             if saves:  # another run may have been there since
                 checkpoint = find_checkpoint(config)
-            trained = train(config, prepared, checkpoint)
-            evaluated = evaluate(config, prepared)
-            predicted = predict(config, prepared)
-            return publish(config, prepared, trained, evaluated, predicted)
+            with progress_written(config, prepared) if saves else nullcontext():
+                trained = train(config, prepared, checkpoint)
+                evaluated = evaluate(config, prepared)
+                predicted = predict(config, prepared)
+                return publish(config, prepared, trained, evaluated, predicted)
 
 
-def run_dry(command: CommandLine) -> str:
-    """The same as `run` up to the first step, and then what `dry_run` says; nothing is trained or written."""
+def run_dry(command: CommandLine) -> DryRun:
+    """The same as `run` up to the first step, and then `dry_run`; nothing is trained or written."""
     with _prepared(command) as (config, prepared, checkpoint):
         return dry_run(config, prepared, checkpoint)
 
@@ -67,6 +69,8 @@ def _prepared(command: CommandLine) -> Iterator[tuple[RunConfig, Prepared, str |
         if args.should_save:
             check_unlocked(config.output_dir)
         checkpoint = find_checkpoint(config)
+        if args.should_save:
+            warn_of_others(config.output_dir, config.settings)
         yield config, prepare(config, whole, clock), checkpoint
 
 

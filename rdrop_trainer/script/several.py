@@ -14,11 +14,12 @@ from typing import Any
 from ..errors import InputError
 from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, changed_settings, read_results, settings_of
 from .arguments import SeveralRunsArguments
+from .board import Board, display
 from .cluster import OnRay
 from .command_line import CommandLine, parse_arguments
 from .interrupts import terminated_as_interrupted
 from .jobs import Job, Local
-from .output_dir import locked
+from .output_dir import check_purpose, check_writable, locked, warn_of_others
 from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT
 
 # Flags of the command, which none of its runs has
@@ -59,11 +60,18 @@ def check_command(command: CommandLine, flag: str, resumes: str, distributed: st
         raise InputError(f"--resume_from_checkpoint: {resumes} by itself")
 
 
-def folder_of(command: CommandLine, what: str) -> Path:
-    """The folder of a comparison or a search, in which its runs have theirs."""
-    if "output_dir" in command.given:
-        return Path(command.training.output_dir)
-    return Path(f"runs/{command.data.task_name or 'custom'}-{what}")
+def folder_for(command: CommandLine, what: str) -> Path:
+    """The folder of a "comparison" or a "search", in which its runs have theirs.
+
+    Raises:
+        InputError: it cannot be written to, or holds something else of the script.
+    """
+    given = "output_dir" in command.given
+    folder = Path(command.training.output_dir if given else f"runs/{command.data.task_name or 'custom'}-{what}")
+    check_writable(folder)
+    check_purpose(folder, f"a {what}")
+    warn_of_others(folder, settings_of(command.model, command.data))
+    return folder
 
 
 def settings_of_runs(command: CommandLine, without: Collection[str] = (), **defaults: Any) -> dict[str, Any]:
@@ -103,14 +111,15 @@ class Finished:
 
 
 def run_all(
-    jobs: Iterable[Job], engine: str, at_once: int, on_success: Callable[[Job], None] = lambda job: None
+    jobs: Iterable[Job], engine: str, at_once: int, board: Board, on_success: Callable[[Job], None] = lambda job: None
 ) -> list[Finished]:
-    """Run jobs, and print a line as each ends.
+    """Run jobs, show how far they are, and print a line as each ends.
 
     Args:
         jobs: in the order in which they are to begin; each is asked for when its turn comes.
         engine: "local" or "ray".
         at_once: how many run at the same time.
+        board: knows which are to come, and is told of each.
         on_success: called with each that went well, when it has ended.
 
     Returns:
@@ -120,14 +129,22 @@ def run_all(
         InputError: a run refuses its input, as the others would.
     """
     failed = []
-    for ended in run_jobs(jobs, launcher(engine, at_once), at_once):
-        print(progress_line(ended), flush=True)
-        if ended.code == WRONG_INPUT:
-            raise InputError(f"{ended.job.name}: {ended.last_line}")
-        if ended.code:
-            failed.append(ended)
-        else:
-            on_success(ended.job)
+    # Machines of a cluster need not share a disk with this one
+    with display(board, reports=engine == "local") as shown:
+
+        def begin(job: Job) -> None:
+            board.begin(job)
+            shown.began(job)
+
+        for ended in run_jobs(jobs, launcher(engine, at_once), at_once, begin):
+            board.end(ended.job, None if ended.code else ended.seconds)
+            shown.say("; ".join(filter(None, [progress_line(ended), board.left()])))
+            if ended.code == WRONG_INPUT:
+                raise InputError(f"{ended.job.name}: {ended.last_line}")
+            if ended.code:
+                failed.append(ended)
+            else:
+                on_success(ended.job)
     return failed
 
 
@@ -136,14 +153,18 @@ def launcher(engine: str, at_once: int) -> Local | OnRay:
     return OnRay() if engine == "ray" else Local(at_once)
 
 
-def run_jobs(jobs: Iterable[Job], launch: Local | OnRay, at_once: int) -> Iterator[Finished]:
+def run_jobs(
+    jobs: Iterable[Job], launch: Local | OnRay, at_once: int, on_begin: Callable[[Job], None] = lambda job: None
+) -> Iterator[Finished]:
     """Run jobs, and yield each as it ends. After a job that is refused as wrong input no other begins."""
     waiting = iter(jobs)
     with ThreadPoolExecutor(at_once, thread_name_prefix="run") as pool:
         running: set[Future] = set()
         try:
             while True:
-                running |= {pool.submit(_run, job, launch) for job in islice(waiting, at_once - len(running))}
+                for job in islice(waiting, at_once - len(running)):
+                    on_begin(job)
+                    running.add(pool.submit(_run, job, launch))
                 if not running:
                     return
                 done = next(as_completed(running))

@@ -71,6 +71,8 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     legend = "Trial 0 is the given settings with alpha 0, trial 1 the given settings."
     text = f"# {_title(trials, command)}\n\n{rows}\n\n{legend}\n\n{_caution(trials)}\n"
+    if check := _check_command(folder, trials, command):
+        text += f"\nThe best trial with R-Drop beside plain fine-tuning, on other seeds:\n\n```bash\n{check}\n```\n"
     write_text(folder / TABLE, text)
     found = [
         {"trial": trial.number, "folder": trial.folder.name, **trial.values}
@@ -87,6 +89,8 @@ def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     recipe = {name: value for name, value in command.given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
     head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {score_text(best.score)}\n"
+    if best.number == 0:
+        head += f"# No trial with R-Drop was better. {TABLE} has the command that compares the best of those.\n"
     write_text(folder / RECIPE, head + recipe_text(recipe))
 
 
@@ -107,17 +111,22 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
     if best.number == 0:
         lines.append("No trial with R-Drop was better than plain fine-tuning (alpha 0), which the recipe therefore is.")
     lines.append(_caution(trials))
-    candidate = next((trial for trial in scored if trial.number), None)
-    if candidate is not None:
-        lines.append(f"check     {_check_command(folder, best, candidate, command)}")
+    if check := _check_command(folder, trials, command):
+        lines.append(f"check     {check}")
     return "\n".join(lines)
 
 
-def _check_command(folder: Path, best: Trial, candidate: Trial, command: CommandLine) -> str:
-    """The comparison of the best R-Drop trial with its baseline, on seeds that the search did not see."""
+def _check_command(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str | None:
+    """The comparison of the best R-Drop trial with its baseline, on seeds that the search did not see; None without
+    such a trial.
+    """
+    scored = [trial for trial in trials if trial.score is not None]
+    candidate = next((trial for trial in scored if trial.number), None)
+    if candidate is None:
+        return None
     seeds = islice((str(seed) for seed in count(1) if seed != command.training.seed), 5)
     words = [*program.words(), str(folder / RECIPE)]
-    if candidate is not best:
+    if candidate is not scored[0]:
         words += [f"--{name}={value}" for name, value in candidate.values.items() if value is not None]
     return shlex.join([*words, f"--output_dir={folder / 'comparison'}", "--compare_baseline", "--seeds", *seeds])
 

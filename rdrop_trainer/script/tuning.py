@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from .._extras import import_optional
 from ..errors import InputError
 from ..run_folder import RESULTS, read_results
 from ..search import SPACE, STORE, cut_off, open_study, sampler_for, study_in, suggest
+from .board import Board
 from .command_line import CommandLine
 from .jobs import Job
-from .several import alone_in, check_command, exit_code, folder_of, is_finished, run_all, settings_of_runs
+from .output_dir import check_unlocked
+from .plan import plan
+from .several import alone_in, check_command, exit_code, folder_for, is_finished, run_all, settings_of_runs
 from .trials import Trial, delete_weights, summary, write_recipe, write_trials
 
 if TYPE_CHECKING:
@@ -36,37 +40,96 @@ def tune(command: CommandLine) -> int:
         InputError: settings that a search cannot have, trials of other settings in its folder, trials that refuse
             their input, or no Optuna.
     """
+    folder = _checked_folder(command)
+    return alone_in(folder, lambda: Search(command, folder).run())
+
+
+def plan_tuning(command: CommandLine) -> str:
+    """What `tune` would do, for the terminal. Nothing is trained or written, so no study is opened.
+
+    Raises:
+        InputError: as `tune`, and what a trial would refuse before its first step.
+    """
+    folder, wanted, at_once = _checked_folder(command), command.several.tune, command.several.parallel
+    check_unlocked(folder)
+    trials = Trials(command, folder)
+    jobs = [trials.job(number, {}) for number in range(min(wanted, 2))]
+    pending = [job for job in jobs if not is_finished(job)]
+    listed = [
+        f"{job.name} ({what}): {job.folder}, {'to come' if job in pending else 'finished'}"
+        for job, what in zip(jobs, ("alpha 0", "the given settings"), strict=False)
+    ]
+    drawn = [folder / f"trial-{number}" for number in range(2, wanted)]
+    anew = command.data.overwrite_output_dir
+    finished = [path for path in drawn if (path / RESULTS).exists() and not anew]
+    if drawn:
+        listed.append(
+            f"trials 2 to {wanted - 1} (drawn by Optuna): {drawn[0]} to {drawn[-1].name}, {len(finished)} of them "
+            "finished"
+        )
+    # What will be drawn is not known: the given settings stand for it, in a folder that holds nothing
+    pending += [replace(trials.job(1, {}), folder=folder / "trial")] * (len(drawn) - len(finished))
+    title = (
+        f"a search in {folder}: {wanted} trials, {wanted - len(pending)} of them finished, seed {command.training.seed}"
+    )
+    # The weights of the best stay, beside what the trials that run leave
+    return plan(title, listed, pending, at_once, kept=min(len(pending), at_once + 1))
+
+
+def _checked_folder(command: CommandLine) -> Path:
     if command.training.rdrop_alpha == 0:
         raise InputError("--tune searches an alpha above 0, beside alpha 0: leave out --rdrop_alpha 0")
     check_command(command, "--tune", "a search resumes each of its trials")
     import_optional("optuna", extra="tune").logging.set_verbosity(30)  # warnings
-    folder = folder_of(command, "search")
-    return alone_in(folder, lambda: Search(command, folder).run())
+    return folder_for(command, "search")
+
+
+class Trials:
+    """The runs of the trials of a command line in a folder."""
+
+    def __init__(self, command: CommandLine, folder: Path):
+        self.folder = folder
+        defaults: dict[str, Any] = {"do_train": True, "do_eval": True}
+        if not command.training.load_best_model_at_end:
+            defaults["save_strategy"] = "no"
+        self.shared = settings_of_runs(command, without=["do_predict"], **defaults)
+
+    def job(self, number: int, params: Mapping[str, float]) -> Job:
+        """The run of a trial. Drawn values are rounded, so that the table states what was run."""
+        values = {name: float(f"{value:.3g}") for name, value in params.items()}
+        changes = {0: {"rdrop_alpha": 0.0}, 1: {}}.get(number, values)
+        folder = self.folder / f"trial-{number}"
+        return Job(f"trial {number}", self.shared | changes, folder, arm=_arm(number))
+
+
+def _arm(number: int) -> str:
+    return "alpha 0" if number == 0 else "R-Drop"
 
 
 class Search:
-    """The trials of a command line in a folder."""
+    """The search of a command line in a folder: its trials, and the study that draws them."""
 
     def __init__(self, command: CommandLine, folder: Path):
         self.command, self.folder, self.wanted = command, folder, command.several.tune
+        self.trials = Trials(command, folder)
         if command.data.overwrite_output_dir:
             (folder / STORE).unlink(missing_ok=True)
         self.study = open_study("maximize", **study_in(folder))
         # Not multivariate, which would learn nothing from trials that did not draw every value
         self.study.sampler = sampler_for(self.study, command.training.seed, multivariate=False)
         self.space = {name: range_around(getattr(command.training, name), *SPACE[name]) for name in SPACE}
-        defaults: dict[str, Any] = {"do_train": True, "do_eval": True}
-        if not command.training.load_best_model_at_end:
-            defaults["save_strategy"] = "no"
-        self.shared = settings_of_runs(command, without=["do_predict"], **defaults)
 
     def run(self) -> int:
         several = self.command.several
         for trial in self.study.trials:
             self._check_or_settle(trial)
-        done = len(self._finished())
+        finished = self._finished()
+        done, numbers = len(finished), {trial.number for trial in finished}
+        board = Board([_arm(number) for number in range(self.wanted) if number not in numbers], several.parallel)
+        for trial in finished:
+            board.learn(_arm(trial.number), trial.seconds)
         print(f"{max(self.wanted, done)} trials in {self.folder}, {done} of them finished before", flush=True)
-        failed = run_all(self._to_come(), several.engine, several.parallel, self._settle)
+        failed = run_all(self._to_come(), several.engine, several.parallel, board, self._settle)
         trials = self._finished()
         if trials:
             write_trials(self.folder, trials, self.command)
@@ -78,7 +141,7 @@ class Search:
     def _to_come(self) -> Iterator[Job]:
         """The trials that were cut off or failed, and then new ones, drawn when their turn comes."""
         for trial in cut_off(self.study):
-            yield self._job(trial.number, trial.params)
+            yield self.trials.job(trial.number, trial.params)
         while (number := sum(trial.state.name != "WAITING" for trial in self.study.trials)) < self.wanted:
             names = () if number == 0 else SPACE
             if number == 1:  # by it the sampler learns how good the given settings are
@@ -87,19 +150,13 @@ class Search:
                 self.study.enqueue_trial(given, skip_if_exists=True)
             trial = self.study.ask()
             suggest(trial, {name: self.space[name] for name in names})
-            yield self._job(trial.number, trial.params)
-
-    def _job(self, number: int, params: Mapping[str, float]) -> Job:
-        """The run of a trial. Drawn values are rounded, so that the table states what was run."""
-        values = {name: float(f"{value:.3g}") for name, value in params.items()}
-        changes = {0: {"rdrop_alpha": 0.0}, 1: {}}.get(number, values)
-        return Job(f"trial {number}", self.shared | changes, self.folder / f"trial-{number}")
+            yield self.trials.job(trial.number, trial.params)
 
     def _check_or_settle(self, trial: optuna.trial.FrozenTrial) -> None:
         """Refuse an earlier trial with other settings; record one that ended after its search was cut off."""
         if trial.state.name == "WAITING":
             return
-        job = self._job(trial.number, trial.params)
+        job = self.trials.job(trial.number, trial.params)
         if is_finished(job):
             if trial.state.name == "RUNNING":
                 self._settle(job)

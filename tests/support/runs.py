@@ -124,7 +124,8 @@ class Pretended(InProcess):
             return super().__call__(job)
         self.started.append(job.folder.name)
         shutil.copytree(self.finished, job.folder, dirs_exist_ok=True)
-        found, command = results(job.folder), parse_arguments(job.flags)
+        with _ALONE:  # transformers' parser changes the fields of its dataclasses as it reads them
+            found, command = results(job.folder), parse_arguments(job.flags)
         for name in ("rdrop_alpha", "rdrop_dropout", "learning_rate", "num_train_epochs", "seed", "output_dir"):
             found["settings"][name] = getattr(command.training, name)
         found["given"] = sorted(command.given)
