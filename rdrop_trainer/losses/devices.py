@@ -25,20 +25,22 @@ def _is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def require(holds: torch.Tensor, message: str) -> None:
-    """Refuse values for which something does not hold, a scalar boolean.
+def require(holds: torch.Tensor, message: str, wait: bool = False) -> None:
+    """Refuse values for which something does not hold.
 
-    A CUDA device is not waited for: it stops at the value, so that nothing computed of it is ever used, and prints the
-    message; the program learns of it when it next waits.
+    A CUDA device stops at the value and prints the message, so that nothing computed of it is ever used; the program
+    gets an error when it next waits.
 
     Args:
         holds: a scalar boolean.
         message: at most 250 characters.
+        wait: for the device, to raise here and now.
 
     Raises:
         ValueError: it does not hold.
     """
-    if holds.is_cuda:
+    if wait or can_read(holds) or holds.device.type not in ("cpu", "cuda"):
+        if not holds:
+            raise ValueError(message)
+    else:
         torch._assert_async(holds, message)
-    elif not holds:
-        raise ValueError(message)

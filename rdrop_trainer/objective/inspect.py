@@ -11,6 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .._extras import lost_windows
+from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import (
     check_repeats,
@@ -26,7 +27,7 @@ from .heads import Items, PredictionHead
 from .labels import judged_by_labels
 from .lm_head import LMHead
 from .noise import ITEMS, NoiseWatch, is_rounding
-from .passes import Passes, without_ddp
+from .passes import Passes, find_batch_size, refuse_packed, without_ddp
 from .plan import Plan
 from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
 from .training import Training
@@ -43,7 +44,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     Raises:
         ValueError: a head that R-Drop does not fit, or batches without labels.
     """
-    kind = _head(training, batches)
+    kind = _head(training, batches, wait=True)
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
     task_loss = _task_loss(training, kind)
@@ -63,7 +64,7 @@ def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
     return training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
 
 
-def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:
+def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
     first, trainer = batches[0], training.trainer_loss
     labeled = isinstance(first, Mapping) and any(key in first for key in ("labels", "start_positions"))
     if trainer is not None and training.loss_function is None and not labeled:
@@ -80,20 +81,23 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> Predictio
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
     if head.task_problem == "regression" and not head.own_loss:
-        _refuse_marked_rows(batches)
+        _refuse_marked_rows(batches, wait)
     peft = getattr(training.unwrapped, "active_peft_config", None)
     if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         head = replace(head, soft_prompt=True)
     return head
 
 
-def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]]) -> None:
+def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None:
     """Refuse integer labels of -100, which mark rows without a label, and which a regression takes for a value."""
-    labels = [batch["labels"] for batch in batches]
-    if any(not y.is_floating_point() and bool((y == IGNORE_INDEX).any()) for y in labels):
-        raise ValueError(
+    labels = [batch["labels"] for batch in batches if not batch["labels"].is_floating_point()]
+    if labels:
+        unmarked = torch.stack([(y != IGNORE_INDEX).all() for y in labels]).all()
+        devices.require(
+            unmarked,
             f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
-            f"it for a value: leave such rows out, or write labels as floating-point numbers if it is one."
+            "it for a value: leave such rows out, or write labels as floating-point numbers if it is one.",
+            wait,
         )
 
 
@@ -113,6 +117,8 @@ def before_passes(
     if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
         plan = find_lm_head(training, plan, batch, settings)
     repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
+    if repeats and plan.noise is not None:  # the first steps, where a device may be waited for
+        refuse_packed(batch, find_batch_size(model, batch), wait=True)
     if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
         plan = check_rows(training, plan, model, batch, settings.num_passes)
     if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from ..losses import devices
 from .snapshot import Snapshot
 
 # Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
@@ -32,6 +33,11 @@ class Passes:
     raw: list[Any]
     num_passes: int
     batch_size: int
+
+    @classmethod
+    def of(cls, outputs: Any) -> Passes:
+        """One pass, by what the model returned for a batch with labels."""
+        return cls([_as_dict(outputs, has_loss=True)], [outputs], 1, 1)
 
     def __getitem__(self, key: str) -> tuple[torch.Tensor, ...]:
         """An output of all passes: one tensor of m·B rows, or m of B rows."""
@@ -160,6 +166,8 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
         ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
     """
 
+    refuse_packed(inputs, batch_size)
+
     def repeat(key: str, value: Any) -> Any:
         if key in PACKING_KEYS and value is not None:
             raise _unrepeatable(f"{key!r} describes sequences packed into rows")
@@ -168,8 +176,6 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
                 if value.shape[1] != batch_size:
                     raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
                 return value.repeat(1, num_passes, 1)
-            if key == "position_ids" and batch_size == 1 and inputs.get("attention_mask") is None and _is_packed(value):
-                raise _unrepeatable("'position_ids' start again within the row: several sequences packed into it")
             if value.shape[0] == batch_size:
                 return value.repeat(num_passes, *[1] * (value.dim() - 1))
             if value.shape[0] == 1 and value.dim() > 1:
@@ -197,9 +203,27 @@ def repeat_rows(inputs: Mapping[str, Any], num_passes: int, batch_size: int) -> 
     return {key: repeat(key, value) for key, value in inputs.items()}
 
 
-def _is_packed(position_ids: torch.Tensor) -> bool:
-    """Several sequences in one row, (1, T): flash attention tells them apart only where the batch is that one row."""
-    return bool((position_ids.diff(dim=-1) <= 0).any())
+def refuse_packed(inputs: Mapping[str, Any], batch_size: int, wait: bool = False) -> None:
+    """Refuse several sequences in one row: flash attention tells them apart only where the batch is that one row.
+
+    Args:
+        inputs: of B rows.
+        batch_size: B.
+        wait: as in `devices.require`.
+
+    Raises:
+        ValueError: position numbers that start again within the row.
+    """
+    positions = inputs.get("position_ids")
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 2 or batch_size != 1:
+        return
+    if inputs.get("attention_mask") is None:
+        devices.require(
+            (positions.diff(dim=-1) > 0).all(),
+            "The batch cannot be repeated for R-Drop's single forward: 'position_ids' start again within its row, so "
+            'several sequences are packed into it. Use rdrop_forward_mode="sequential".',
+            wait,
+        )
 
 
 def _as_dict(outputs: Any, has_loss: bool) -> dict[str, Any]:
