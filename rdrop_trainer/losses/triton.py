@@ -18,6 +18,7 @@ first: of a row too large for the L2 cache, the blocks read last are still in th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -37,9 +38,25 @@ SCALE_BLOCK = 2**12
 SCALE_PROGRAMS = 2**10
 
 
+LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def _exp2(x):
+    """2^x, where results below 1e-38 are 0: to keep them would cost three more operations on every logit."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
 @triton.jit
 def _deviations(x, M: tl.constexpr):
     """Deviations of m tensors, one per pass, from their mean; exactly 0 where all are equal, -inf included."""
+    if M == 2:  # in fewer operations
+        half = tl.where(x[1] == x[0], 0.0, x[0] - x[1]) * 0.5
+        return [half, -half]
     from_first, mean = (tl.zeros_like(x[0]),), tl.zeros_like(x[0])
     for k in tl.static_range(1, M):
         difference = tl.where(x[k] == x[0], 0.0, x[k] - x[0])
@@ -171,7 +188,7 @@ def _rdrop_kernel(
         c = _deviations(rise, M)
         new_total, new_spread, new_logit_sum = (), (), ()
         for k in tl.static_range(M):
-            e = tl.exp(x[k])
+            e = _exp2(x[k] * LOG2E)
             rescale = tl.exp(top[k] - new_origin[k])
             new_spread += ((spread[k] - c[k] * total[k]) * rescale + tl.sum(e * deviation[k], 0),)
             new_total += (total[k] * rescale + tl.sum(e, 0),)
@@ -205,20 +222,24 @@ def _rdrop_kernel(
         own = a
         if SMOOTHING > 0:
             own = a * (1 - SMOOTHING + SMOOTHING * kept / classes)
+        log2_total, without_deviation = (), ()
+        for k in tl.static_range(M):
+            log2_total += (tl.log2(total[k]),)
+            without_deviation += (own - b * (spread[k] / total[k]),)
         for i in tl.range(blocks):
             columns = (blocks - 1 - i) * BLOCK + tl.arange(0, BLOCK)
             z = _load(rows, columns, classes, "evict_first")
             x, p = (), ()
             for k in tl.static_range(M):
                 x += (z[k] - origin[k],)
-                p += (tl.exp(x[k]) * (1 / total[k]),)
+                p += (_exp2(x[k] * LOG2E - log2_total[k]),)
             deviation = _deviations(x, M)
             p_deviation = _deviations(p, M)
             target = tl.where(columns == label, a * (1 - SMOOTHING), 0.0)
             if SMOOTHING > 0:
                 target += tl.where(_unmasked(z, M), a * SMOOTHING / classes, 0.0)
             for k in tl.static_range(M):
-                weight = own + b * (deviation[k] - spread[k] / total[k])
+                weight = without_deviation[k] + b * deviation[k]
                 value = p[k] * weight + (b * p_deviation[k] - target)
                 tl.store(grad_rows[k] + columns, value, mask=columns < classes, eviction_policy="evict_first")
 

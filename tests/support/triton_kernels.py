@@ -84,8 +84,8 @@ def test_close_passes_keep_their_digits(noise):
     a, b = (exact := logits.double().requires_grad_()).log_softmax(-1).split(2)
     expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum()
     expected.backward()
-    assert relative(divergence, expected.detach()) < 2e-7 / noise
-    assert relative(gradient, exact.grad) < 2e-7 / noise
+    assert relative(divergence, expected.detach()) < 3e-7 / noise
+    assert relative(gradient, exact.grad) < 3e-7 / noise
 
 
 @pytest.mark.parametrize("m", [2, 3, 7])
