@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from .hub.publishing import PublishingMixin
 from .objective.head_of import base_model
 from .objective.inspect import first_plan
 from .objective.objective import Objective
-from .objective.task_loss import TrainerLoss, decoder_inputs
+from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.window import LoggedTerms, StepSettings, Window
 from .overrides import calls_super, check_order, divides_again, overriding, takes_count, with_taken
@@ -220,7 +220,7 @@ class RDropMixin(
         window, settings = self._window_of(inputs), self._step_settings()
         self._losses_made += 1
         is_plain = settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window)
-        if is_plain and not window.head.misread_by_stock_code(inputs):
+        if is_plain and not (window.head.soft and window.head.misread_by_stock_code(inputs)):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
         if settings.num_passes > 1 and self._window is not None:
@@ -368,22 +368,33 @@ class RDropMixin(
         if window.head.shifted and training.smoothing(window.head):
             # Its smoother shifts the labels for the classes listed here
             return type(training.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        # Without a single start (or end) inside the text, the mean over them, and with it the sum of both, is NaN
-        return len(window.head.labels) == 1 or bool((window.task_items > 0).all())
+        return True
 
     def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
         """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
         if window.head.shifted and self.compute_loss_func is None and num_items_in_batch is not None:
             # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
             num_items_in_batch = window.task_items[0].clamp(min=1)
+        head, is_wrong = window.head, None
+        if head.problem == "multi_label":
+            is_wrong = cast(torch.Tensor, head.misread_by_stock_code(inputs))
+        elif head.task_problem == "single_label":
+            is_wrong = (window.task_items == 0).any()  # the mean over nothing is NaN, and so is a sum of two such means
+        is_stock = isinstance(self._objective.plan.task_loss, StockLoss)
+        reads_outputs = is_stock and (head.problem == "multi_label" or len(head.labels) > 1)
         result = self._base_loss(
-            model, dict(inputs), return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            model,
+            dict(inputs),
+            return_outputs=return_outputs or reads_outputs,
+            num_items_in_batch=num_items_in_batch,
         )
-        loss = result[0] if return_outputs else result
-        if window.head.task_problem == "single_label":
-            # No labeled item: the mean over nothing is NaN there
-            loss = torch.where((window.task_items > 0).all(), loss, torch.zeros_like(loss))
-        return (loss, result[1]) if return_outputs else loss
+        loss, outputs = result if return_outputs or reads_outputs else (result, None)
+        if is_wrong is not None:
+            # The device alone knows, and is not waited for: it gets both losses, and takes one
+            objective = self._objective
+            right = objective.stock_loss(outputs, inputs, window) if reads_outputs else window.weighted(loss, inputs)
+            loss = torch.where(is_wrong, right.to(loss), loss)
+        return (loss, outputs) if return_outputs else loss
 
     # ---- Dropout ----
 

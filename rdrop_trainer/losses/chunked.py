@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from . import devices
+from .fused import Number, Terms, one_over
 from .reference import IGNORE_INDEX
 
 # Logits of one pass in a chunk, per thread. More would fall out of the cache, with their exponentials and the scratch;
@@ -121,37 +123,49 @@ def _subtract_target(grad: torch.Tensor, target: torch.Tensor, weight: torch.Ten
 
 def loss_and_grad(
     logits: Sequence[torch.Tensor],
-    task_weight: torch.Tensor,
-    divergence_weight: torch.Tensor,
+    task_scale: Number,
+    divergence_scale: Number | None,
     with_grad: bool,
     *,
     labels: torch.Tensor,
     num_passes: int,
+    num_items: Number,
+    num_divergence_items: Number,
+    dtype: torch.dtype,
     mask: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     overwrite: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor] | None]:
-    """Sums over items of cross-entropy and categorical divergence, and the gradient of their weighted sum.
+) -> tuple[Terms, Sequence[torch.Tensor] | None]:
+    """Cross-entropy and categorical divergence, the loss made of both, and its gradient; a `LossAndGrad`.
 
     Args:
         logits: all passes in one tensor, (m·N, C), or m of (N, C).
-        task_weight, divergence_weight: of the sums in the loss; scalars on the device, in the type of the arithmetic.
-        with_grad: False: the sums alone.
+        task_scale, divergence_scale: factors of the two in the loss.
+        with_grad: False: the terms alone.
         labels: (N,) integers; -100 marks an unlabeled item.
         num_passes: m.
+        num_items, num_divergence_items: what the sums over items are divided by.
+        dtype: of the arithmetic.
         mask: (N,) booleans, the items that count. None: all of them.
         label_smoothing: ε.
         overwrite: write the gradient over the logits, which must then be one tensor, without a mask.
 
     Returns:
-        The two sums, and the gradient in the shapes and types of `logits`.
+        Loss, task loss and divergence, and the gradient in the shapes and types of `logits`.
     """
-    m, classes, dtype, device = num_passes, logits[0].shape[1], task_weight.dtype, labels.device
+    m, classes, device = num_passes, logits[0].shape[1], labels.device
+    per_item, per_divergence_item = (one_over(n, dtype, device) for n in (num_items, num_divergence_items))
+    task_weight = task_scale * per_item
+    divergence_weight = per_divergence_item if divergence_scale is None else divergence_scale * per_divergence_item
     is_one = len(logits) == 1
     z: Any = split_passes(logits, m)  # (m, N, C), or m of (N, C)
     size = len(z[0])
-    chosen = None if mask is None or bool(mask.all()) else mask.nonzero()[:, 0]
-    labels = labels if chosen is None else labels[chosen]  # (n,)
+    chosen = None
+    if mask is not None and devices.can_read(mask):  # the rows that count are picked, and no other is computed
+        chosen, mask = None if bool(mask.all()) else mask.nonzero()[:, 0], None
+        labels = labels if chosen is None else labels[chosen]  # (n,)
+    elif mask is not None:
+        labels = labels.where(mask, IGNORE_INDEX)
     labeled = labels != IGNORE_INDEX
     target = labels.where(labeled, 0)
     a, b = labeled * (task_weight / m), divergence_weight / max(m - 1, 1)
@@ -186,8 +200,10 @@ def loss_and_grad(
         e = grad[:, at] if writes_in_place else exponentials[:, used]
         weights_here = weights[0][here], weights[1], weights[2][here] if label_smoothing else None
         arguments = x, e, scratch[:, used], sums_here, *weights_here, with_grad
-        if device.type != "cpu" or not _chunk(*arguments, careful=False):
+        if not devices.can_read(x) or not _chunk(*arguments, careful=False):
             _chunk(*arguments, careful=True)
+        if with_grad and mask is not None:
+            e.masked_fill_(~mask[here].unsqueeze(-1), 0)
         if with_grad and not writes_in_place:
             _subtract_target(e, target[here], a[here] * (1 - label_smoothing))
             grad[:, at] = e.to(grad.dtype)
@@ -200,11 +216,13 @@ def loss_and_grad(
     if label_smoothing:
         uniform = ((classes - masked) * lse - logit_sum) / classes
         task = (1 - label_smoothing) * task + label_smoothing * uniform
-    task = task.where(labeled, 0).sum() / m
-    divergence = spread.sum() / divergence_weight if m > 1 else torch.zeros_like(task)
+    task = task.where(labeled, 0).sum() / m * per_item
+    spread = spread if mask is None else spread.where(mask, 0)
+    divergence = spread.sum() / divergence_weight * per_divergence_item if m > 1 else torch.zeros_like(task)
     if grad is not None:
         grad = (grad.flatten(0, 1),) if is_one else grad.unbind()
-    return task, divergence, grad
+    loss = task_scale * task
+    return (loss if divergence_scale is None else loss + divergence_scale * divergence, task, divergence), grad
 
 
 def split_passes(tensors: Sequence[torch.Tensor], num_passes: int) -> torch.Tensor | Sequence[torch.Tensor]:

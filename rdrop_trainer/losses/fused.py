@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from importlib.util import find_spec
+from typing import TypeAlias
 
 import torch
 from torch.autograd.function import once_differentiable
 
-# loss_and_grad(tensors, task_weight, divergence_weight, with_grad) returns the sums over items of task loss and
-# divergence and, if wanted, the gradients of task_weight * task + divergence_weight * divergence for the tensors
+from . import devices
+
+Number: TypeAlias = int | float | torch.Tensor  # a tensor: a scalar, whose value is not waited for
+Terms: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, task loss, divergence
+# loss_and_grad(tensors, task_scale, divergence_scale, with_grad) returns task loss and divergence, the loss
+# task_scale * task_loss + divergence_scale * divergence, and, if wanted, the gradients of the loss for the tensors.
+# A divergence_scale of None: the divergence is reported, but no part of the loss
 LossAndGrad = Callable[
-    [tuple[torch.Tensor | None, ...], torch.Tensor, torch.Tensor, bool],
-    tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...] | None],
+    [tuple[torch.Tensor | None, ...], Number, Number | None, bool],
+    tuple[Terms, tuple[torch.Tensor | None, ...] | None],
 ]
 
 
 class FusedLoss(torch.autograd.Function):
-    """`(loss, task, divergence)` of some tensors; loss = task_weight * task + divergence_weight * divergence.
+    """`(loss, task_loss, divergence)` of some tensors; loss = task_loss + divergence_scale * divergence.
 
-    `task` and `divergence` are sums over items. The forward pass computes the gradient of `loss`, because the logits
-    are at hand then. It keeps this gradient and the tensors themselves, nothing else. The backward pass computes the
-    gradient instead in three cases: it also comes through `task` or `divergence`; the graph is used a second time; the
-    tensors are float16, where the gradient would vanish before a gradient scaler reaches it.
+    The forward pass computes the gradient of `loss`, because the logits are at hand then. It keeps this gradient and
+    the tensors themselves, nothing else. The backward pass computes the gradient instead in three cases: it also comes
+    through `task_loss` or `divergence`; the graph is used a second time; the tensors are float16, where the gradient
+    would vanish before a gradient scaler reaches it.
     """
 
     @staticmethod
-    def forward(
-        ctx, loss_and_grad: LossAndGrad, task_weight: torch.Tensor, divergence_weight: torch.Tensor | None, *tensors
-    ):
-        """`divergence_weight` None: the divergence is reported, but no part of the loss."""
+    def forward(ctx, loss_and_grad: LossAndGrad, divergence_scale: float | None, *tensors):
         ctx.set_materialize_grads(False)
         needed = any(ctx.needs_input_grad)
-        ahead = needed and divergence_weight is not None and all(t is None or t.dtype != torch.float16 for t in tensors)
-        weight = torch.ones_like(task_weight) if divergence_weight is None else divergence_weight
-        task, divergence, ctx.grads = loss_and_grad(tensors, task_weight, weight, ahead)
+        ahead = needed and divergence_scale is not None and all(t is None or t.dtype != torch.float16 for t in tensors)
+        with _without_autocast(tensors[0]):
+            terms, ctx.grads = loss_and_grad(tensors, 1.0, divergence_scale, ahead)
         if needed:
-            ctx.loss_and_grad, ctx.task_weight, ctx.divergence_weight = loss_and_grad, task_weight, divergence_weight
+            ctx.loss_and_grad, ctx.divergence_scale = loss_and_grad, divergence_scale
             ctx.save_for_backward(*tensors)
-        loss = task_weight * task
-        return loss if divergence_weight is None else loss + divergence_weight * divergence, task, divergence
+        return terms
 
     @staticmethod
     @once_differentiable
@@ -48,24 +50,42 @@ class FusedLoss(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if grads is None or grad_loss is None or grad_task is not None or grad_divergence is not None:
             del grads
-            zero = torch.zeros_like(ctx.task_weight)
-            weights = [
-                (zero if own is None or grad_loss is None else own * grad_loss) + (zero if direct is None else direct)
-                for own, direct in ((ctx.task_weight, grad_task), (ctx.divergence_weight, grad_divergence))
-            ]
-            with torch.autocast(ctx.task_weight.device.type, enabled=False):
-                grads = ctx.loss_and_grad(ctx.saved_tensors, *weights, True)[2]
+            through_loss = None if grad_loss is None or not ctx.divergence_scale else grad_loss * ctx.divergence_scale
+            scales = _sum(grad_loss, grad_task), _sum(through_loss, grad_divergence)
+            tensors = ctx.saved_tensors
+            with _without_autocast(tensors[0]):
+                grads = ctx.loss_and_grad(tensors, *scales, True)[1]
         else:
             for grad in grads:
                 if grad is not None:
                     _scale_(grad, grad_loss)
-        return None, None, None, *grads
+        return None, None, *grads
+
+
+def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _sum(first: torch.Tensor | None, second: torch.Tensor | None) -> Number:
+    if first is None or second is None:
+        return 0.0 if first is second else first if second is None else second
+    return first + second
 
 
 def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     """Multiply in place. A factor of 1, which is the usual one, leaves memory alone where it can be seen without
     waiting for the device."""
-    if tensor.is_cuda and find_spec("triton") is not None:
+    if devices.can_read(factor) and factor == 1:
+        return
+    if devices.has_triton(tensor):
         import_module(".triton", __package__).scale_(tensor, factor)
-    elif tensor.device.type != "cpu" or factor != 1:
+    else:
         tensor.mul_(factor)
+
+
+def one_over(count: Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """1 / count, and 1 where nothing was counted, as a scalar on the device; without waiting for it."""
+    if isinstance(count, torch.Tensor):
+        return 1 / count.where(count > 0, 1).to(device, dtype)
+    return torch.full((), 1 / count if count > 0 else 1.0, dtype=dtype, device=device)

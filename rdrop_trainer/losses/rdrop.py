@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from . import reference
-from .fused import FusedLoss, LossAndGrad
+from . import devices, reference
+from .fused import FusedLoss, LossAndGrad, Number, one_over
 from .validation import Problem, check_labels, check_passes, check_settings
 
 # From this many logits on, the closed form is faster than autograd through the formulas
@@ -128,48 +126,44 @@ def rdrop_loss(
     elif mask is not None and mask.dim() == 2:
         of_items = mask.any(-1)
     are_classes = labels is not None and problem == "single_label" and labels.dim() == 1
-    num_items, num_divergence_items = counts(
-        size, labels if are_classes else None, of_items, reduction, num_items, num_divergence_items
-    )
     backend = _choose(implementation, logits, problem, alpha, soft=problem == "single_label" and not are_classes)
+    if backend == "triton":  # counts by itself
+        if num_divergence_items is None and (reduction == "sum" or mask is None):
+            num_divergence_items = 1 if reduction == "sum" else size
+    else:
+        num_items, num_divergence_items = counts(
+            size, labels if are_classes else None, of_items, reduction, num_items, num_divergence_items
+        )
     if backend != "reference":
         loss_and_grad = partial(
-            loss_and_grad_of(backend),
+            loss_and_grad_of(backend, working_dtype(_size(logits), logits[0])),
             labels=labels.long(),
             num_passes=num_passes,
+            num_items=num_items,
+            num_divergence_items=num_divergence_items,
             mask=mask,
             label_smoothing=label_smoothing,
         )
-        dtype = working_dtype(_size(logits), logits[0]) if backend == "chunked" else torch.float32
-        return fused(loss_and_grad, logits, dtype, num_passes, alpha, num_items, num_divergence_items)
+        return fused(loss_and_grad, logits, num_passes, alpha)
     task, divergence = _by_reference(logits, labels, mask, num_passes, problem, label_smoothing)
-    task_loss = _one_over(num_items, task) * task
+    task_loss = one_over(num_items, task.dtype, task.device) * task
     if divergence is None:
         return _result(task_loss, task_loss, torch.zeros_like(task_loss), logits[0].dtype)
-    divergence = _one_over(num_divergence_items, task) * divergence
+    divergence = one_over(num_divergence_items, task.dtype, task.device) * divergence
     return _result(task_loss + alpha / 2 * divergence, task_loss, divergence, logits[0].dtype)
 
 
 def fused(
-    loss_and_grad: LossAndGrad,
-    tensors: Sequence[torch.Tensor | None],
-    dtype: torch.dtype,
-    num_passes: int,
-    alpha: float | torch.Tensor,
-    num_items: int | float | torch.Tensor,
-    num_divergence_items: int | float | torch.Tensor,
+    loss_and_grad: LossAndGrad, tensors: Sequence[torch.Tensor | None], num_passes: int, alpha: float | torch.Tensor
 ) -> RDropLoss:
-    """`rdrop_loss` by a `loss_and_grad` of some tensors, with the arithmetic in the given type."""
-    device, alpha = tensors[0].device, float(alpha)
+    """`rdrop_loss` by a `loss_and_grad` of some tensors."""
+    alpha = float(alpha)
     if not torch.is_grad_enabled():  # a Function sees which tensors require gradients, not that none are wanted
         tensors = [None if t is None else t.detach() for t in tensors]
-    one = torch.ones((), dtype=dtype, device=device)
-    task_weight, divergence_weight = _one_over(num_items, one), _one_over(num_divergence_items, one)
     # With alpha 0 the divergence is still reported, and may have a gradient of its own
-    in_loss = None if num_passes > 1 and alpha == 0 else divergence_weight * (alpha / 2)
-    with torch.autocast(device.type, enabled=False):
-        loss, task, divergence = FusedLoss.apply(loss_and_grad, task_weight, in_loss, *tensors)
-    return _result(loss, task_weight * task, divergence_weight * divergence, tensors[0].dtype)
+    in_loss = None if num_passes > 1 and alpha == 0 else alpha / 2
+    loss, task_loss, divergence = FusedLoss.apply(loss_and_grad, in_loss, *tensors)
+    return _result(loss, task_loss, divergence, tensors[0].dtype)
 
 
 def counts(
@@ -177,9 +171,9 @@ def counts(
     labels: torch.Tensor | None,
     mask: torch.Tensor | None,
     reduction: str,
-    num_items: int | float | torch.Tensor | None,
-    num_divergence_items: int | float | torch.Tensor | None,
-) -> tuple[int | float | torch.Tensor, int | float | torch.Tensor]:
+    num_items: Number | None,
+    num_divergence_items: Number | None,
+) -> tuple[Number, Number]:
     """What the sums over items are divided by: the caller's counts, else the defaults of `rdrop_loss`.
 
     Args:
@@ -199,18 +193,21 @@ def counts(
 
 
 def _result(loss: torch.Tensor, task_loss: torch.Tensor, divergence: torch.Tensor, dtype: torch.dtype) -> RDropLoss:
-    return RDropLoss(*(term.to(torch.promote_types(dtype, torch.float32)) for term in (loss, task_loss, divergence)))
+    dtype = dtype if dtype == torch.float64 else torch.float32
+    return RDropLoss(loss.to(dtype), task_loss.to(dtype), divergence.to(dtype))
 
 
 def _by_reference(logits, labels, mask, num_passes, problem, label_smoothing):
     """Sums of task loss and divergence over the items that count; the divergence of a single pass is None."""
     z = logits[0].unflatten(0, (num_passes, -1)) if len(logits) == 1 else torch.stack(logits)  # (m, N, C)
     z = z.to(working_dtype(z.numel(), z))
-    entries = mask if mask is not None and mask.dim() == 2 else None
-    if mask is not None and entries is None:
-        z, labels = z[:, mask], None if labels is None else labels[mask]
+    entries = mask[:, None] if mask is not None and mask.dim() == 1 else mask  # (N, 1) or (N, C)
     if problem == "single_label":
         targets = labels if labels.is_floating_point() else labels.long()
+        if entries is not None:  # to pick rows would wait for the device; these add nothing, as all passes are alike
+            z = z.masked_fill(~entries, 0)
+            unlabeled = 0 if labels.is_floating_point() else reference.IGNORE_INDEX
+            targets = targets.where(mask if targets.dim() == 1 else entries, unlabeled)
         task, divergence = reference.single_label(z, targets, label_smoothing)
     else:
         backend = reference.multi_label if problem == "multi_label" else reference.regression
@@ -252,9 +249,7 @@ def choose_fused(implementation: str, like: torch.Tensor) -> str:
     """
     if implementation == "chunked" or (implementation == "auto" and not like.is_cuda):
         return "chunked"
-    # Without a GPU the kernel runs in Triton's interpreter
-    can_run = like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if can_run and like.dtype != torch.float64 and find_spec("triton") is not None:
+    if like.dtype != torch.float64 and devices.has_triton(like):
         return "triton"
     if implementation == "auto":
         return "chunked"
@@ -262,13 +257,6 @@ def choose_fused(implementation: str, like: torch.Tensor) -> str:
         "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
         f"triton (it comes with torch for CUDA); got {like.dtype} on {like.device}. Use 'auto'."
     )
-
-
-def _one_over(count: int | float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """1 / count in the type and on the device of `like`, and 1 where nothing was counted; without a device sync."""
-    if isinstance(count, torch.Tensor):
-        return 1 / count.where(count > 0, 1).to(like)
-    return torch.full((), 1 / count if count > 0 else 1.0, dtype=like.dtype, device=like.device)
 
 
 def working_dtype(size: int, logits: torch.Tensor) -> torch.dtype:
@@ -282,7 +270,13 @@ def _size(logits: Sequence[torch.Tensor]) -> int:
     return sum(z.numel() for z in logits)
 
 
-def loss_and_grad_of(backend: str) -> Callable[..., Any]:
-    """The `loss_and_grad` of a fused backend; with its keywords bound it is a `LossAndGrad`."""
+def loss_and_grad_of(backend: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """The `loss_and_grad` of a fused backend; with its keywords bound it is a `LossAndGrad`.
+
+    Args:
+        backend: "chunked" or "triton".
+        dtype: of the arithmetic; that of Triton's is float32.
+    """
     # Triton is installed on some machines only, and is slow to import
-    return import_module(f".{backend}", __package__).loss_and_grad
+    function = import_module(f".{backend}", __package__).loss_and_grad
+    return partial(function, dtype=dtype) if backend == "chunked" else function

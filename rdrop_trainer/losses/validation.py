@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from . import devices
 from .reference import IGNORE_INDEX
 
 Problem = Literal["single_label", "multi_label", "regression"]
@@ -83,8 +84,7 @@ def check_labels(
         return
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers for problem='single_label', got {labels.dtype}.")
-    # Elsewhere the check would wait for the device, which reports a wrong index itself
-    if labels.device.type == "cpu":
+    if devices.can_read(labels):  # a device reports a wrong index itself
         wrong = (labels.long() != IGNORE_INDEX) & ((labels < 0) | (labels >= classes))
         outside = labels[wrong if mask is None else wrong & mask]
         if len(outside):

@@ -221,7 +221,7 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
     if training.sum_over_processes(torch.tensor([float(same)], device=training.device)) < training.processes:
         raise CannotFuse(reason)
     plan = replace(plan, lm_head=replace(plan.lm_head, verified=True))
-    passes = Passes([dict(outputs)], [outputs], 1, 1)
+    passes = Passes.of(outputs)
     return compare_model_loss(training, plan, passes, plan.head.items(passes, row, 1), row)
 
 

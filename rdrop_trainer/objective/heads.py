@@ -120,7 +120,7 @@ class PredictionHead:
         if self.tokens:
             masks = self._labeled_tokens(targets, batch), self._divergence_mask(targets, batch)
             return torch.stack([mask.sum() for mask in masks])
-        rows = torch.tensor(targets.shape[0], device=targets.device)
+        rows = targets.new_full((), targets.shape[0], dtype=torch.long)
         if self.problem == "regression" or self.soft:
             return torch.stack([rows, rows])
         # A row whose only label is missing is unlabeled; one of whose several labels none is there does not count
@@ -132,13 +132,14 @@ class PredictionHead:
         is_binary = self.problem == "single_label" and logits.shape[-1] == 1 and not (self.choices or self.positions)
         return "multi_label" if is_binary else self.problem
 
-    def misread_by_stock_code(self, batch: Mapping[str, Any]) -> bool:
-        """Whether the stock loss of transformers takes labels of a batch for what they are not; waits for the device.
+    def misread_by_stock_code(self, batch: Mapping[str, Any]) -> bool | torch.Tensor:
+        """Whether the stock loss of transformers takes labels of a batch for what they are not; where their values say
+        it, a tensor on their device.
 
         Its binary cross-entropy takes -100 for a value, and its cross-entropy flattens probabilities.
         """
         if self.problem == "multi_label":
-            return any(bool((batch[key] == IGNORE_INDEX).any()) for key in self.labels)
+            return torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
         return self.soft and not self.choices
 
     def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:

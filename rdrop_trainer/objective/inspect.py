@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .._extras import lost_windows
 from ..head import Head
+from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import (
     compare_function,
@@ -28,8 +29,9 @@ from .labels import check_range
 from .lm_head import LMHead
 from .modes import check_repeats, check_rows
 from .noise import ITEMS, NoiseWatch, is_rounding
-from .passes import Passes, can_repeat, find_batch_size, without_ddp
+from .passes import Passes, can_repeat, without_ddp
 from .plan import Plan
+from .rows import find_batch_size, refuse_packed
 from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
 from .training import Training
 from .window import StepSettings, Window
@@ -45,7 +47,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     Raises:
         ValueError: a head that R-Drop does not fit, batches without labels, or labels that it has no class for.
     """
-    kind = _head(training, batches)
+    kind = _head(training, batches, wait=True)
     check_range(training, kind, batches)
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
@@ -58,7 +60,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
     kind = _head(training, batches)
-    check_range(training, kind, [batch for batch in batches if batch[kind.labels[0]].device.type == "cpu"])
+    check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
     if kind == plan.kind:
         return plan
     # What other processes see now is not known, so several of them take a new kind for what it looks like
@@ -74,7 +76,7 @@ def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
     return training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
 
 
-def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> PredictionHead:
+def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
     first, trainer = batches[0], training.trainer_loss
     heads = _named_heads(training, first)
     labeled = bool(heads) or (isinstance(first, Mapping) and any(k in first for k in ("labels", "start_positions")))
@@ -99,7 +101,7 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]]) -> Predictio
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
     if head.task_problem == "regression" and not head.own_loss:
-        _refuse_marked_rows(batches)
+        _refuse_marked_rows(batches, wait)
     return head
 
 
@@ -112,13 +114,16 @@ def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]
     return [Head(labels=name, problem=training.problem)] if is_other else ()
 
 
-def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]]) -> None:
+def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None:
     """Refuse integer labels of -100, which mark rows without a label, and which a regression takes for a value."""
-    labels = [batch["labels"] for batch in batches]
-    if any(not y.is_floating_point() and bool((y == IGNORE_INDEX).any()) for y in labels):
-        raise ValueError(
+    labels = [batch["labels"] for batch in batches if not batch["labels"].is_floating_point()]
+    if labels:
+        unmarked = torch.stack([(y != IGNORE_INDEX).all() for y in labels]).all()
+        devices.require(
+            unmarked,
             f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
-            f"it for a value: leave such rows out, or write labels as floating-point numbers if it is one."
+            "it for a value: leave such rows out, or write labels as floating-point numbers if it is one.",
+            wait,
         )
 
 
@@ -139,6 +144,8 @@ def before_passes(
         plan = find_lm_head(training, plan, batch, settings)
     repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
     repeats = repeats and can_repeat(model, find_batch_size(model, batch))
+    if repeats and plan.noise is not None:  # the first steps, where a device may be waited for
+        refuse_packed(batch, find_batch_size(model, batch), wait=True)
     if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
         plan = check_rows(training, plan, model, batch, settings.num_passes)
     if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:

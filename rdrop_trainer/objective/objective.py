@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..losses import RDropLoss
@@ -78,6 +79,12 @@ class Objective:
             training.sharing if shared else 1,
             lambda counts: training.sum_over_processes(counts) // training.replicas,
         )
+
+    def stock_loss(self, outputs: Any, batch: Mapping[str, Any], window: Window) -> torch.Tensor:
+        """The stock loss of a micro-batch by what the model returned for it: its share of the mean over items."""
+        items = self.plan.items(Passes.of(outputs, self.plan.head.outputs), batch)
+        settings = StepSettings(alpha=0.0, num_passes=1)
+        return window.terms(items, settings, label_smoothing=self.training.smoothing(window.head)).loss
 
     def __call__(
         self,

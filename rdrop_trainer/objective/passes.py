@@ -34,6 +34,11 @@ class Passes:
     num_passes: int
     batch_size: int
 
+    @classmethod
+    def of(cls, outputs: Any, names: Sequence[str] = ()) -> Passes:
+        """One pass, by what the model returned for a batch with labels; `names` as in `run_passes`."""
+        return cls([_as_dict(outputs, names)], [outputs], 1, 1)
+
     def __getitem__(self, key: str) -> tuple[torch.Tensor, ...]:
         """An output of all passes: one tensor of m·B rows, or m of B rows. "logits.1" is the second of "logits"."""
         found = self.get(key)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .heads import Items, PredictionHead
-from .lm_head import AUTO_FROM, LMHead, vocabulary_size
+from .lm_head import LMHead, auto_from, vocabulary_size
 from .noise import NoiseWatch
 from .passes import Passes, run_passes
 from .task_loss import LossComparison, TaskLoss, without_labels
@@ -58,8 +58,9 @@ class Plan:
             return None
         base = self.task_loss.base
         classes = vocabulary_size(base) if self.lm_head is None else self.lm_head.classes
-        logits = settings.num_passes * batch[self.head.labels[0]].numel() * classes
-        if settings.fused_head == "auto" and logits < AUTO_FROM:
+        labels = batch[self.head.labels[0]]
+        logits = settings.num_passes * labels.numel() * classes
+        if settings.fused_head == "auto" and logits < auto_from(labels.device):
             return None
         if self.lm_head is None:
             logger.warning_once(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..losses import devices
+
 # Entries that describe sequences packed into one row: repeating rows would leave them pointing into the first pass.
 PACKING_KEYS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
 
@@ -39,6 +41,8 @@ def repeat_rows(
         ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
     """
 
+    refuse_packed(inputs, batch_size)
+
     def repeat(key: str, value: Any, is_of_rows: bool = False) -> Any:
         if key in PACKING_KEYS and value is not None:
             raise _unrepeatable(f"{key!r} describes sequences packed into rows")
@@ -47,8 +51,6 @@ def repeat_rows(
                 if value.shape[1] != batch_size:
                     raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
                 return value.repeat(1, num_passes, 1)
-            if key == "position_ids" and batch_size == 1 and inputs.get("attention_mask") is None and _is_packed(value):
-                raise _unrepeatable("'position_ids' start again within the row: several sequences packed into it")
             if value.shape[0] == batch_size:
                 return value.repeat(num_passes, *[1] * (value.dim() - 1))
             if value.shape[0] == 1 and value.dim() > 1:
@@ -107,9 +109,27 @@ def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collecti
     return doubtful
 
 
-def _is_packed(position_ids: torch.Tensor) -> bool:
-    """Several sequences in one row, (1, T): flash attention tells them apart only where the batch is that one row."""
-    return bool((position_ids.diff(dim=-1) <= 0).any())
+def refuse_packed(inputs: Mapping[str, Any], batch_size: int, wait: bool = False) -> None:
+    """Refuse several sequences in one row: flash attention tells them apart only where the batch is that one row.
+
+    Args:
+        inputs: of B rows.
+        batch_size: B.
+        wait: as in `devices.require`.
+
+    Raises:
+        ValueError: position numbers that start again within the row.
+    """
+    positions = inputs.get("position_ids")
+    if not isinstance(positions, torch.Tensor) or positions.dim() != 2 or batch_size != 1:
+        return
+    if inputs.get("attention_mask") is None:
+        devices.require(
+            (positions.diff(dim=-1) > 0).all(),
+            "The batch cannot be repeated for R-Drop's single forward: 'position_ids' start again within its row, so "
+            'several sequences are packed into it. Use rdrop_forward_mode="sequential".',
+            wait,
+        )
 
 
 def take_rows(value: Any, rows: slice, total: int) -> Any:

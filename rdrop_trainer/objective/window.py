@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -77,6 +77,12 @@ class Window:
             counts = sum_over_processes(counts)
         return cls(head, counts[:, 0], counts[:, 1], len(batches), processes)
 
+    @cached_property
+    def divisors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What the sums over items of task loss and divergence are divided by on this process, for each part."""
+        tasks, divergences = (items / self.processes for items in (self.task_items, self.divergence_items))
+        return list(zip(tasks.unbind(), divergences.unbind(), strict=True))
+
     @property
     def is_one_batch(self) -> bool:
         """One micro-batch on one process: a mean over it is a mean over the window."""
@@ -109,9 +115,6 @@ class Window:
             with_labels: without, there is no task loss.
             label_smoothing: of the task loss.
         """
-        divisors = self.divergence_items / self.processes
-        if settings.reduction == "sum":
-            divisors = torch.full_like(divisors, self.micro_batches)
         parts = [
             (loss or partial(rdrop_loss, problem=part.problem))(
                 part.outputs,
@@ -119,14 +122,16 @@ class Window:
                 alpha=settings.alpha,
                 num_passes=settings.num_passes,
                 mask=part.mask,
-                num_items=task_items / self.processes,
-                num_divergence_items=divisor,
+                num_items=task_items,
+                num_divergence_items=divergence_items if settings.reduction == "mean" else self.micro_batches,
                 reduction=settings.reduction,
                 label_smoothing=label_smoothing,
             )
-            for part, task_items, divisor in zip(items, self.task_items, divisors, strict=True)
+            for part, (task_items, divergence_items) in zip(items, self.divisors, strict=True)
         ]
         weights = self.head.part_weights
+        if weights == (1.0,):
+            return parts[0]
         sums = (sum(w * value for w, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True))
         return RDropLoss(*sums)
 

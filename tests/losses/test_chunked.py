@@ -398,7 +398,7 @@ def test_no_gradient_is_made_where_none_is_wanted(wanted, monkeypatch):
 
 def test_auto_takes_the_closed_form_from_some_logits_on(monkeypatch):
     names, original = [], rdrop.loss_and_grad_of
-    monkeypatch.setattr(rdrop, "loss_and_grad_of", lambda name: names.append(name) or original(name))
+    monkeypatch.setattr(rdrop, "loss_and_grad_of", lambda name, dtype: names.append(name) or original(name, dtype))
     for c in (rdrop.CHUNKED_FROM // 8 - 1, rdrop.CHUNKED_FROM // 8):
         rdrop_loss(torch.zeros(8, c), torch.zeros(4, dtype=torch.long), alpha=4.0)
     assert names == ["chunked"]

@@ -1,6 +1,7 @@
 """Language models train with a fused output head as with logits, and say so when the head cannot be fused."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropTrainingArguments
-from rdrop_trainer.objective import plan
+from rdrop_trainer.objective import lm_head, plan
 from rdrop_trainer.objective.lm_head import LMHead
 from support import tiny, zoo
 from support.zoo import logits_seen, sgd_update, warnings_of
@@ -204,7 +205,7 @@ def test_a_sharded_head_is_refused_where_it_was_asked_for(tmp_path, caplog):
 def test_auto_fuses_where_logits_are_many(tmp_path, monkeypatch):
     # the longest row has 11 tokens: 2 passes x 4 rows x up to 11 tokens x 40 classes
     for limit, fused in ((2**24, False), (2 * 4 * 12 * 40, False), (1, True)):
-        monkeypatch.setattr(plan, "AUTO_FROM", limit)
+        monkeypatch.setattr(lm_head, "AUTO_FROM", limit)
         model = zoo.build("llama")
         shapes = logits_seen(model)
         sgd_update("llama", model, tmp_path, per_device_train_batch_size=4)
@@ -238,3 +239,19 @@ def test_bf16_autocast(name, mode, tmp_path):
 def test_no_noise_is_found_out_by_the_hidden_states(tmp_path):
     with pytest.raises(ValueError, match="identical on the first R-Drop step"):
         sgd_update("llama", zoo.build("llama", 0.0), tmp_path, rdrop_fused_head=True, rdrop_allow_deterministic=False)
+
+
+@pytest.mark.parametrize(
+    "logits, gigabytes, fuses",
+    [
+        (2 * 16 * 128 * 50_265, 150, False),  # BART-large: 0.4 GB of 2 bytes each, and a fused step takes longer
+        (2 * 16 * 128 * 50_265, 25, True),
+        (2 * 8 * 1024 * 151_936, 150, True),  # Qwen2-0.5B: 5 GB
+        (2**24 - 1, 1, False),
+    ],
+)
+def test_auto_fuses_where_the_logits_are_many_beside_the_memory(logits, gigabytes, fuses, monkeypatch):
+    properties = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert (logits >= lm_head.auto_from(torch.device("cuda"))) == fuses
+    assert lm_head.auto_from(torch.device("cpu")) == lm_head.AUTO_FROM

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.objective import plan
+from rdrop_trainer.objective import lm_head, plan
 from support import adversarial, semi_supervised, tiny, zoo
 from support.distributed import BARE, FUSED, HEADS, MODES, OTHER_HEADS, ROWS, STEPS, rows_of_rank, split
 
@@ -78,7 +78,7 @@ for head in FUSED:
             run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
             seen.setdefault("logits", []).append(any(shape[:2] != (1, 1) for shape in shapes))
 # Micro-batches of which some have enough logits for "auto", which may be those of one process
-plan.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
+lm_head.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
 chosen, fused = [], plan.Plan.fused
 plan.Plan.fused = lambda *args: chosen.append(fused(*args)) or chosen[-1]
 run("fused-auto", noisy("masked_lm"), "masked_lm", steps=2)

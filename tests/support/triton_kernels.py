@@ -8,10 +8,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from rdrop_trainer.losses import chunked, rdrop_loss, triton
+from rdrop_trainer.losses import chunked, devices, rdrop_loss, triton
 from support import formulas
 from support.formulas import formulas_fast, make, relative
+from support.operations import Operations
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 CLASSES = 77
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  
 def small_blocks(monkeypatch):
     """Several blocks in a row of few classes, the last of them not full."""
     monkeypatch.setattr(triton, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(triton, "ITEM_BLOCK", 2)
 
 
 def example(n, m=2, dtype=torch.float32, **options):
@@ -33,8 +36,12 @@ def example(n, m=2, dtype=torch.float32, **options):
 def computed(logits, labels, m=2, backend=triton, weights=(0.3, 0.7), **options):
     """Task loss, divergence and gradient of sums with these weights."""
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    weights = (torch.tensor(w, dtype=dtype, device=DEVICE) for w in weights)
-    return backend.loss_and_grad(logits, *weights, True, labels=labels, num_passes=m, **options)
+    scales = (torch.tensor(w, dtype=dtype, device=DEVICE) for w in weights)
+    options = {"labels": labels, "num_passes": m, "num_items": 1, "num_divergence_items": 1.0, **options}
+    if backend is chunked:
+        options["dtype"] = dtype
+    (_, task, divergence), gradient = backend.loss_and_grad(logits, *scales, True, **options)
+    return task, divergence, gradient
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -77,8 +84,8 @@ def test_close_passes_keep_their_digits(noise):
     a, b = (exact := logits.double().requires_grad_()).log_softmax(-1).split(2)
     expected = 0.5 * ((a.exp() - b.exp()) * (a - b)).sum()
     expected.backward()
-    assert relative(divergence, expected.detach()) < 2e-7 / noise
-    assert relative(gradient, exact.grad) < 2e-7 / noise
+    assert relative(divergence, expected.detach()) < 3e-7 / noise
+    assert relative(gradient, exact.grad) < 3e-7 / noise
 
 
 @pytest.mark.parametrize("m", [2, 3, 7])
@@ -199,6 +206,62 @@ def test_equals_chunked():
     assert relative(got[0], expected[0]) < 1e-6 and relative(got[1], expected[1]) < 1e-6
     for gradient, right in zip(got[2], expected[2], strict=True):
         assert relative(gradient, right) < 1e-6
+
+
+def masked(n):
+    return torch.arange(n, device=DEVICE) % 3 > 0
+
+
+COUNTS = {"num_items": torch.tensor(3, device=DEVICE), "num_divergence_items": torch.tensor(4.0, device=DEVICE)}
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": masked(6)}, {"mask": masked(6), **COUNTS}, {"reduction": "sum"}])
+@pytest.mark.parametrize("layout", ["2D", "3D", "separate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 9, CLASSES])
+def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monkeypatch):
+    """What a call costs where there are few logits: the start of each operation."""
+    monkeypatch.setattr(devices, "can_read", lambda tensor: False)
+    logits, labels = make("single_label", 6, classes, 2, dtype)
+    logits, labels = logits.to(DEVICE).requires_grad_(), labels.to(DEVICE)
+    leaves = [z.detach().requires_grad_() for z in logits.split(6)] if layout == "separate" else [logits]
+    if layout == "3D":
+        leaves = [logits.detach().unflatten(0, (4, 3)).requires_grad_()]
+    launches = []
+    for kernel in ("_count_kernel", "_rdrop_kernel", "_total_kernel", "_scale_kernel"):
+        monkeypatch.setattr(triton, kernel, Launches(getattr(triton, kernel), launches))
+    with Operations() as operations:
+        tensors = [z.flatten(0, 1) for z in leaves] if layout == "3D" else leaves
+        loss = rdrop_loss(tensors, labels, alpha=4.0, implementation="triton", **options).loss
+        torch.autograd.grad(loss, leaves)
+    assert len(operations.names) <= 8 and not operations.that_wait, operations.names
+    assert len(launches) <= 3 + len(leaves) - ("num_items" in options)
+
+
+class Launches:
+    """A kernel that notes when it is launched; what the interpreter does inside is no operation of the call."""
+
+    def __init__(self, kernel, noted):
+        self.kernel, self.noted = kernel, noted
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            self.noted.append(self.kernel)
+            with _disable_current_modes():
+                self.kernel[grid](*args, **options)
+
+        return launch
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_counts_of_its_own(masks):
+    logits, labels = example(5)
+    labels[[1, 2]] = -100
+    mask = masked(5) if masks else None
+    got = by_triton(logits, labels, alpha=4.0, mask=mask)
+    expected = rdrop_loss(logits.double(), labels, alpha=4.0, mask=mask, implementation="reference")
+    for term, right in zip(got, expected, strict=True):
+        assert relative(term.detach(), right.detach()) < 1e-6
 
 
 def test_no_items():
