@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
-from .folder import read_json
+from .files import read_json
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"

@@ -1,4 +1,4 @@
-"""Requests to the Hub: the client and its limits, names of repositories, retries, and messages of failures."""
+"""Requests to the Hub: the client, names of repositories, retries, and messages of failures."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,28 +20,19 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import _http, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from ..errors import HubError, InputError, one_line
-
-try:
-    from huggingface_hub.utils import httpx  # huggingface_hub's own HTTP library, whatever its name
-except ImportError:  # huggingface_hub before 2.0
-    import httpx
+from .limits import NOT_REACHED, UNREACHED, httpx, in_retries, limit_requests, silence
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
-UNREACHED = 8.0  # seconds without a connection, in all tries together, after which the Hub is out of reach
-SILENCE = 30.0  # seconds without a byte after which a request ends; HF_HUB_DOWNLOAD_TIMEOUT sets a longer time
 # What a token looks like: of users, of organisations, of logins by OAuth, and of jobs
 TOKEN = r"(?<![A-Za-z0-9])(?:hf_(?:oauth|jwt)_[\w.=-]{20,}|(?:hf|api_org)_[A-Za-z0-9]{20,})"
 _DROPPED = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
-_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
-_HASHES = ("ETag", "X-Linked-Etag", "X-Repo-Commit")  # headers that the client makes paths of
-_in_retries: ContextVar[bool] = ContextVar("in_retries", default=False)
 
 
 def connect(token: str | bool | None = None) -> HfApi:
@@ -60,63 +50,8 @@ def connect(token: str | bool | None = None) -> HfApi:
     if isinstance(used, str) and not re.fullmatch(r"[\x21-\x7e]+", used):
         whose = "token:" if used is token else "the stored token (`hf auth login`, HF_TOKEN)"
         raise InputError(f"{whose} is empty or holds spaces or other characters that no token has; copy it again")
-    _limit_requests()
+    limit_requests()
     return HfApi(token=token, library_name="rdrop-trainer")
-
-
-class _NoAnswer(Exception):
-    """The Hub was not reached, or was silent for too long. The client does not try again by itself after this one."""
-
-
-def silence() -> float:
-    """Seconds without a byte after which a request ends."""
-    return max(SILENCE, constants.HF_HUB_DOWNLOAD_TIMEOUT)
-
-
-def _limit_requests() -> None:
-    """See to it that requests of the client end, in all of the process: most of them have no limit of their own."""
-    if not hasattr(get_session().send, "limited"):
-        make = _http._GLOBAL_CLIENT_FACTORY
-        _http._GLOBAL_CLIENT_FACTORY = lambda: _limited(make())  # the client makes a new session after a failure
-        _limited(get_session())
-
-
-def _limited(session: Any) -> Any:
-    """A session whose requests have limits, and whose answers are checked before the client makes paths of them."""
-    send = session.send
-
-    @wraps(send)
-    def limited_send(request: Any, **options: Any) -> Any:
-        given = request.extensions.get("timeout", {})
-        patient = 4 if "/commit/" in request.url.path else 1  # the Hub takes its time over large ones
-        limits = {"connect": UNREACHED, "read": patient * silence(), "write": silence()}
-        if request.method != "HEAD":  # for which the client asks six times for a minute
-            limits |= {name: seconds for name, seconds in given.items() if seconds is not None}
-        request.extensions = {**request.extensions, "timeout": {**given, **limits}}
-        try:
-            response = send(request, **options)
-        except (*_UNREACHED, httpx.TimeoutException) as error:
-            if _in_retries.get():
-                raise _NoAnswer(str(error)) from error
-            raise
-        _check_hashes(request, response)
-        return response
-
-    limited_send.limited = True  # type: ignore[attr-defined]
-    session.send = limited_send
-    return session
-
-
-def _check_hashes(request: Any, response: Any) -> None:
-    hashes: list[str] = []
-    if request.method == "HEAD" and "/resolve/" in request.url.path:
-        hashes = [response.headers.get(name, "") for name in _HASHES]
-    elif "/tree/" in request.url.path and response.is_success:
-        found = [file.get("lfs") for file in response.json() if isinstance(file, dict)]
-        hashes = [str(lfs.get("oid")) for lfs in found if isinstance(lfs, dict)]
-    for value in hashes:
-        if not re.fullmatch(r"(W/)?[\w.+=\"-]*", value) or ".." in value:
-            raise HubError(f"the server states the hash {value!r}, which leads outside")
 
 
 def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
@@ -158,7 +93,7 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
     """
     lost = 0.0  # seconds since the last sign of life
     for wait in (*waits, None):
-        started, token = time.monotonic(), _in_retries.set(True)
+        started, token = time.monotonic(), in_retries.set(True)
         try:
             return call()
         except Exception as error:
@@ -170,7 +105,7 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
                 raise
             logger.warning(f"{reason(error)}; trying again in {seconds:.0f} s")
         finally:
-            _in_retries.reset(token)
+            in_retries.reset(token)
         time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
 
@@ -201,7 +136,7 @@ def _is_reached(endpoint: str) -> bool:
 
 def _patience(error: BaseException) -> float | None:
     """Seconds without a sign of life after which a server is given up; None if the failure is one."""
-    if any(isinstance(e, _UNREACHED) for e in _chain(error)):
+    if any(isinstance(e, NOT_REACHED) for e in _chain(error)):
         return UNREACHED
     return 2 * silence() if any(isinstance(e, httpx.TimeoutException) for e in _chain(error)) else None
 

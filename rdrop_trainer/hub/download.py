@@ -100,6 +100,7 @@ def download_checkpoint(
         raise InputError(f"{target}: is a file, expected a folder")
     api = connect(token)
     kept = _kept(repo_id, revision, cache_dir)
+    info: ModelInfo | None = None
     try:
         waits = () if kept else WAITS
         info = with_retries(lambda: api.model_info(repo_id, revision=revision, files_metadata=True), waits)
@@ -107,21 +108,21 @@ def download_checkpoint(
         may_pass = isinstance(error, OfflineModeIsEnabled) or seconds_to_wait(error, 0.0) is not None
         if kept is None or not may_pass:
             raise failure(f"{where} was not downloaded", error) from None
-        folder, files = kept, _files_of(kept)
-        if faults := _faults(folder, files):
+        files = _files_of(kept)
+        if faults := _faults(kept, files):
             name, fault = next(iter(faults.items()))
             raise failure(f"{where} was not downloaded, and {name} in the cache {fault}", error) from None
         logger.warning(f"{where}: {reason(error)}. What was downloaded before is used")
+        folder = kept
     else:
-        if not _COMMIT.fullmatch(info.sha or ""):
-            raise HubError(f"{where} was not downloaded: the server calls its commit {info.sha!r}, which is none")
         files = _chosen(where, info, with_code)
-        if target is not None:
-            _check_no_others(target, files)
-        folder = _fetch(api, where, repo_id, info.sha, files, cache_dir)
+    if target is not None:
+        _check_no_others(target, files)
+    if info is not None:
+        folder = _fetch(api, where, repo_id, info, files, cache_dir)
         if revision != info.sha:  # the name is known without the Hub from here on
             with suppress(OSError):  # a cache that can be read alone
-                write_text(folder.parent.parent / "refs" / (revision or "main"), info.sha)
+                write_text(folder.parent.parent / "refs" / (revision or "main"), str(info.sha))
     if target is None:
         return folder
     try:
@@ -167,6 +168,8 @@ def _check_no_others(target: Path, files: list[RemoteFile]) -> None:
 
 def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
     """The files to fetch. No honest server lists a name that leads out of the folder."""
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise HubError(f"{where} was not downloaded: the server calls its commit {info.sha!r}, which is none")
     files = []
     names = [str(sibling.rfilename) for sibling in info.siblings or ()]
     for name, sibling in zip(names, info.siblings or (), strict=True):
@@ -188,17 +191,17 @@ def _chosen(where: str, info: ModelInfo, with_code: bool) -> list[RemoteFile]:
 
 
 def _fetch(
-    api: HfApi, where: str, repo_id: str, commit: str, files: list[RemoteFile], cache_dir: str | Path | None
+    api: HfApi, where: str, repo_id: str, info: ModelInfo, files: list[RemoteFile], cache_dir: str | Path | None
 ) -> Path:
     """Fetch the files into the cache, and verify them there. What is damaged does not stay."""
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    folder = cache / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots" / commit
+    folder = cache / repo_folder_name(repo_id=repo_id, repo_type="model") / "snapshots" / str(info.sha)
     patterns = [glob.escape(file.name) for file in files]
     for again in (False, True):
         error: Exception | None = None
         try:
             with_retries(
-                lambda: api.snapshot_download(repo_id, revision=commit, cache_dir=cache_dir, allow_patterns=patterns)
+                lambda: api.snapshot_download(repo_id, revision=info.sha, cache_dir=cache_dir, allow_patterns=patterns)
             )
         except Exception as caught:
             error = caught

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InputError
 from .card_data import is_hub_name
 from .client import TOKEN
+from .files import content_of, decoded, read, read_json
 from .model_card import NO_REPO, bare_card, card_for_hub
 
 CARD = "README.md"
@@ -39,7 +39,6 @@ _REPLACED = (
     "adapter_model.bin",
 )
 _TOKEN = re.compile(TOKEN.encode())
-_DEEPEST = 100  # levels of a JSON file
 
 
 class Weights(NamedTuple):
@@ -128,7 +127,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     card_file = folder / CARD
     has_card = card_file.is_file()
-    card = _decoded(card_file, _read(card_file)) if has_card else bare_card(config)
+    card = decoded(card_file, read(card_file)) if has_card else bare_card(config)
     _check_card(card_file, card)
     chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
     if "auto_map" in config:  # a custom class, which cannot be loaded without its code
@@ -136,7 +135,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     pictures = [name for name in names if name.endswith((".png", ".svg"))]
     chosen |= {name for name in pictures if f"]({name})" in card or f"]({quote(name)})" in card}
     indices, weights = _weights(folder)
-    files = {name: _content(folder / name) for name in sorted(chosen | indices)}
+    files = {name: content_of(folder / name) for name in sorted(chosen | indices)}
     checkpoint = Checkpoint(folder, {**files, **weights}, card, has_card)
     _check_no_token(checkpoint, token)
     return checkpoint
@@ -227,32 +226,6 @@ def _check_adapter(folder: Path) -> None:
         )
 
 
-def _content(path: Path) -> bytes:
-    """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
-    content = _read(path)
-    if not fnmatch(path.name, "*.json"):
-        return content
-    given = _parsed(path, content)
-    clean = _without_local_paths(given) if fnmatch(path.name, "*config.json") else given
-    return content if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
-
-
-def _without_local_paths(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_local_paths(entry) for entry in value]
-    if isinstance(value, dict):
-        return {k: _without_local_paths(v) for k, v in value.items() if not (isinstance(v, str) and _is_local(k, v))}
-    return value
-
-
-def _is_local(key: str, value: str) -> bool:
-    """Whether an entry of a configuration tells where something is on this machine."""
-    if key.endswith("name_or_path"):
-        return bool(value) and not is_hub_name(value)
-    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
-    return key.endswith(("_file", "_path", "_dir")) and absolute
-
-
 def _check_card(path: Path, text: str) -> None:
     try:
         card_for_hub(text, NO_REPO)
@@ -266,46 +239,3 @@ def _check_no_token(checkpoint: Checkpoint, token: str | bool | None) -> None:
     for name, content in {**checkpoint.files, CARD: checkpoint.card.encode()}.items():
         if isinstance(content, bytes) and (_TOKEN.search(content) or (given and given in content)):
             raise InputError(f"{checkpoint.folder / name}: holds what looks like a token; take it out before pushing")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _decoded(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
-    content = _parsed(path, _read(path))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object, got {type(content).__name__}")
-    return content
-
-
-def _parsed(path: Path, content: bytes) -> Any:
-    def check_depth(value: Any, left: int = _DEEPEST) -> None:
-        if left == 0:
-            raise RecursionError
-        for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            check_depth(entry, left - 1)
-
-    try:
-        value = json.loads(_decoded(path, content))
-        check_depth(value)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: is nested deeper than {_DEEPEST} levels; save the model again") from error
-    return value

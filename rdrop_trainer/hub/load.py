@@ -22,7 +22,8 @@ from .adapter import Adapter
 from .card_data import BLOCK, settings_from_block
 from .client import check_repo_id
 from .download import download_checkpoint
-from .folder import CARD, check_index, config_name, read_json
+from .files import read_json
+from .folder import CARD, check_index, config_name
 from .model_kinds import AUTO_CLASSES, auto_class, auto_class_name, classes_of
 
 

@@ -41,7 +41,7 @@ def written(hub, revision="main"):
 @pytest.fixture
 def soon(monkeypatch):
     """Limits of fractions of a second."""
-    monkeypatch.setattr(client, "SILENCE", 0.2)
+    monkeypatch.setattr("rdrop_trainer.hub.limits.SILENCE", 0.2)
     for name in ("DOWNLOAD", "ETAG"):
         monkeypatch.setattr(f"huggingface_hub.constants.HF_HUB_{name}_TIMEOUT", 0.2)
 
@@ -89,7 +89,7 @@ def test_progress_is_life(there, soon, folder):
 
 
 def test_a_slow_line_is_given_more_time(there, monkeypatch):
-    monkeypatch.setattr(client, "SILENCE", 0.1)
+    monkeypatch.setattr("rdrop_trainer.hub.limits.SILENCE", 0.1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 5)
     there.delay("info", 0.3)
     assert show_checkpoint(REPO).alpha == 2.5 and len(there.seen("info")) == 1
@@ -142,6 +142,14 @@ def test_what_was_downloaded_is_loaded_without_the_hub(there, monkeypatch, waits
         load_checkpoint("ada/other")
     with pytest.raises(HubError, match="at v2 was not downloaded"):
         load_checkpoint(REPO, revision="v2")
+
+
+def test_other_weights_in_a_folder_are_noticed_without_the_hub(there, monkeypatch, tmp_path):
+    download_checkpoint(REPO)
+    offline(monkeypatch)
+    (tmp_path / "adapter_model.safetensors").write_text("mine")
+    with pytest.raises(InputError, match="holds adapter_model.safetensors of another checkpoint"):
+        download_checkpoint(REPO, local_dir=tmp_path)
 
 
 def test_damage_is_noticed_without_the_hub(there, monkeypatch):

@@ -1,0 +1,84 @@
+"""Reading the files of a saved folder: text, JSON, and configurations without the local paths they name."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ..errors import InputError
+from .card_data import is_hub_name
+
+_DEEPEST = 100  # levels of a JSON file
+
+
+def content_of(path: Path) -> bytes:
+    """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
+    content = read(path)
+    if not fnmatch(path.name, "*.json"):
+        return content
+    given = _parsed(path, content)
+    clean = _without_local_paths(given) if fnmatch(path.name, "*config.json") else given
+    return content if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
+
+
+def _without_local_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_local_paths(entry) for entry in value]
+    if isinstance(value, dict):
+        return {k: _without_local_paths(v) for k, v in value.items() if not (isinstance(v, str) and _is_local(k, v))}
+    return value
+
+
+def _is_local(key: str, value: str) -> bool:
+    """Whether an entry of a configuration tells where something is on this machine."""
+    if key.endswith("name_or_path"):
+        return bool(value) and not is_hub_name(value)
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
+    return key.endswith(("_file", "_path", "_dir")) and absolute
+
+
+def read(path: Path) -> bytes:
+    """A file's content; an `InputError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def decoded(path: Path, content: bytes) -> str:
+    """The text of a file; an `InputError` where it is not in UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    content = _parsed(path, read(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object, got {type(content).__name__}")
+    return content
+
+
+def _parsed(path: Path, content: bytes) -> Any:
+    def check_depth(value: Any, left: int = _DEEPEST) -> None:
+        if left == 0:
+            raise RecursionError
+        for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check_depth(entry, left - 1)
+
+    try:
+        value = json.loads(decoded(path, content))
+        check_depth(value)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested deeper than {_DEEPEST} levels; save the model again") from error
+    return value
