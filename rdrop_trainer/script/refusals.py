@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
-from pathlib import Path
 
 from ..errors import InputError
 from ..glue.tasks import get_task
@@ -40,7 +40,7 @@ def check_flags(flags: Flags) -> None:
         raise InputError("which data? Give --task_name, or --train_file and --validation_file.")
     files = data.files | ({} if data.unlabeled_file is None else {"unlabeled_file": data.unlabeled_file})
     for flag, path in files.items():
-        if not Path(path).exists():
+        if not os.path.lexists(path):  # a loop of links is there, and cannot be read
             raise InputError(f"--{flag} {path}: no such file")
     several_runs = several.compare_baseline or several.tune is not None
     if several.compare_baseline and several.tune is not None:

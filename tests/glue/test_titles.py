@@ -259,6 +259,7 @@ def test_a_model_that_cannot_write(here, tmp_path, capsys):
 
 
 def test_wrong_settings(model, here, capsys):
+    (here / "x.txt").write_text("one\n")
     for flags, message in ((["--num_beams", 0], "num_beams must be"), (["--unlabeled_file", "x.txt"], "writes texts")):
         assert run(model, "--data_dir", ".", *flags) == 2
         assert message in capsys.readouterr().err

@@ -139,7 +139,7 @@ def test_a_folder_that_may_not_be_written_to(flags, here, capsys):
 def test_a_folder_whose_name_is_too_long(flags, capsys):
     name = "x" * 300
     message = fails(capsys, *flags[:-1], name)
-    assert f"{name}: cannot be written to (File name too long); choose another --output_dir" in message
+    assert f"--output_dir {name}: cannot be written to (File name too long); choose another" in message
 
 
 def test_a_data_dir_that_cannot_be_read(model, here, monkeypatch, capsys):
@@ -169,7 +169,7 @@ def test_who_says_what_is_wrong(error, rank, machine_rank, monkeypatch, capsys):
     def wrong(argv):
         raise error("something")
 
-    monkeypatch.setattr(script, "parse_arguments", wrong)
+    monkeypatch.setattr(script, "read_flags", wrong)
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("LOCAL_RANK", str(machine_rank))
     assert script.main([]) == 2
