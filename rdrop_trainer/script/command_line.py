@@ -224,7 +224,7 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         recipe = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such recipe{_near(path)}") from error
+        raise InputError(f"{path}: there is no such recipe{_near(path)}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected a .yaml or .json file") from error
     except UnicodeDecodeError as error:

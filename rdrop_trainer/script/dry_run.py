@@ -12,7 +12,7 @@ from ..dropout import dropout_settings
 from .estimate import Cost, Training, seconds_of, training_of
 from .prepare import Prepared, wrong_settings_as_input_errors
 from .resolve import RunConfig
-from .train import OnTrainBegin
+from .train import PROBE_ROWS, OnTrainBegin
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
     args, alpha = config.training, config.training.rdrop_alpha
     with wrong_settings_as_input_errors():
         first = _first_batch(prepared.trainer, checkpoint) if args.do_train else None
-        held_out, evaluation = _held_out_batches(prepared)
+        held_out, row_seconds = _held_out_batches(prepared)
     how = f"R-Drop, alpha {alpha:g} ({args.rdrop_reduction})" if alpha else "plain fine-tuning (alpha 0)"
     title = f"{config.task.name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"
     lines = ["rows      " + ", ".join(f"{split} {len(rows):,}" for split, rows in prepared.data.items())]
@@ -76,7 +76,11 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
         lines.append(f"loss      {first['loss']:.4f} (train, the first batch)")
     lines += held_out
     training: Training | None = first and first["training"]
-    cost = training and training.cost(prepared.clock.seconds["load"], evaluation, config.data.measure_stability)
+    cost = training and training.cost(
+        load=prepared.clock.seconds["load"],
+        evaluation=row_seconds * sum(len(prepared.features[split]) for split in prepared.splits("validation")),
+        measuring=row_seconds * _rows_measured(config, prepared),
+    )
     return DryRun(title, lines, _ends(config), cost, str(args.device))
 
 
@@ -92,14 +96,23 @@ def _ends(config: RunConfig) -> list[str]:
     return [f"results   would go to {args.output_dir}{what_else}", f"hub       {hub}"]
 
 
+def _rows_measured(config: RunConfig, prepared: Prepared) -> int:
+    """How many predictions of one row --measure_stability makes, about: of the edits, and under dropout as the model
+    trains and afterwards.
+    """
+    if not config.data.measure_stability or not prepared.splits("validation"):
+        return 0
+    probed = min(PROBE_ROWS, len(prepared.features.get("train", ())))
+    return 20 * len(prepared.features[prepared.splits("validation")[0]]) + 2 * probed * 21
+
+
 def _held_out_batches(prepared: Prepared) -> tuple[list[str], float]:
     """A line on the loss of the first batch of each split that is evaluated or predicted; and about how many seconds
-    one evaluation of all validation rows takes.
+    one row takes.
     """
     trainer, lines, seconds = prepared.trainer, [], 0.0
     trainer.compute_metrics = None  # the scores of one batch say nothing
-    validation = prepared.splits("validation")
-    held_out = {split: prepared.features[split] for split in validation}
+    held_out = {split: prepared.features[split] for split in prepared.splits("validation")}
     held_out |= {split: prepared.features_without_labels(split) for split in prepared.splits("test")}
     for split, features in held_out.items():
         rows = features.select(range(min(len(features), trainer.args.eval_batch_size * trainer.args.world_size)))
@@ -109,8 +122,7 @@ def _held_out_batches(prepared: Prepared) -> tuple[list[str], float]:
             found.update(trainer.predict(rows, metric_key_prefix="first").metrics)
 
         took = seconds_of(predict, trainer.args.device)
-        if split in validation:
-            seconds += took * len(features) / len(rows)
+        seconds = seconds or took / len(rows)
         loss = found.get("first_loss")
         value = "no labels" if loss is None else f"{loss:.4f}"
         lines.append(f"loss      {value} ({split}, the first {len(rows)} rows)")

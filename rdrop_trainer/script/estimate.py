@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-# Predictions of every evaluation row for --measure_stability: eight under dropout, and those of the edits
-_PREDICTIONS = 20
 # Bytes of a checkpoint for each of the weights: Adam keeps two numbers for a weight
 _CHECKPOINT = 3
 
@@ -34,7 +32,7 @@ class Training:
         steps: those that are to come.
         step_seconds: of one of them.
         evaluations: how often the validation rows are scored while it trains.
-        checkpoints: how many are on the disk at its end.
+        checkpoints: bytes of those that are on the disk at its end.
         weights: bytes of the model.
     """
 
@@ -44,16 +42,15 @@ class Training:
     checkpoints: int
     weights: int
 
-    def cost(self, load: float, evaluation: float, measures: bool) -> Cost:
+    def cost(self, load: float, evaluation: float, measuring: float) -> Cost:
         """The cost of the whole run.
 
         Args:
             load: seconds of loading data and model.
             evaluation: seconds of one evaluation.
-            measures: whether it measures the stability of its predictions.
+            measuring: seconds of measuring the stability of its predictions.
         """
-        evaluations = self.evaluations + 1 + (_PREDICTIONS if measures else 0)
-        seconds = load + self.steps * self.step_seconds + evaluations * evaluation
+        seconds = load + self.steps * self.step_seconds + (self.evaluations + 1) * evaluation + measuring
         return Cost(seconds, self.weights + self.checkpoints)
 
 
