@@ -110,7 +110,7 @@ _EXAMPLES = """examples:
   {program} --model_name_or_path bert-base-cased --train_file a.csv --validation_file b.csv
   {program} recipes/bert-base-mrpc.yaml --dry_run
   {program} recipes/bert-base-mrpc.yaml --rdrop_alpha 0
-  {program} recipes/bert-base-mrpc.yaml --compare_baseline --seeds 1 2 3 4 5
+  {program} recipes/bert-base-mrpc.yaml --output_dir runs/mrpc --compare_baseline --seeds 1 2 3 4 5
   {program} --model_name_or_path bert-base-cased --task_name mrpc --tune 20
 """
 
