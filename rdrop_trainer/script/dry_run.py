@@ -75,12 +75,14 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
     if first:
         lines.append(f"loss      {first['loss']:.4f} (train, the first batch)")
     lines += held_out
-    training: Training | None = first and first["training"]
-    cost = training and training.cost(
-        load=prepared.clock.seconds["load"],
-        evaluation=row_seconds * sum(len(prepared.features[split]) for split in prepared.splits("validation")),
-        measuring=row_seconds * _rows_measured(config, prepared),
-    )
+    training: Training | None = first["training"] if first else None
+    cost = None
+    if training is not None:
+        cost = training.cost(
+            load=prepared.clock.seconds["load"],
+            evaluation=row_seconds * sum(len(prepared.features[split]) for split in prepared.splits("validation")),
+            measuring=row_seconds * _rows_measured(config, prepared),
+        )
     return DryRun(title, lines, _ends(config), cost, str(args.device))
 
 
