@@ -156,3 +156,16 @@ def test_commands_are_taken(page, here):
     shutil.copy(ROOT / "recipes" / "bert-base-mrpc.yaml", here / "runs" / "mrpc-search" / "recipe.yaml")
     for words in commands(page):
         takes(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=name)
+def test_folders_of_runs_are_made_by_a_command_above(page, here):
+    (here / "recipes").symlink_to(ROOT / "recipes")
+    (here / "runs" / "mrpc-search").mkdir(parents=True)
+    shutil.copy(ROOT / "recipes" / "bert-base-mrpc.yaml", here / "runs" / "mrpc-search" / "recipe.yaml")
+    made = set()
+    for words in commands(page):
+        made |= {vars(taken.training)["output_dir"] for taken in [takes(words)] if hasattr(taken, "training")}
+        if words[:3] in (["python", "-m", "rdrop_trainer.report"], ["python", "-m", "rdrop_trainer.hub"]):
+            read = {word for word in words[3:] if word.startswith("runs/")}
+            assert read <= made, f"{read - made} is made by no command above"

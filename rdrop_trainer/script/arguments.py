@@ -106,7 +106,8 @@ class DataArguments:
         False,
         "Do all that comes before training: read the settings, load and tokenise the data, load the model, make "
         "optimizer and schedule; then compute the loss of one batch, predict one of every other split, and say "
-        "what the run would do. Nothing is trained, written to output_dir or pushed.",
+        "what the run would do. Of a comparison or a search: which runs, in which folders, and about how much time and "
+        "disk they take. Nothing is trained, written to output_dir or pushed.",
     )
     measure: Literal["none", "quick", "full"] = _flag(
         "none",

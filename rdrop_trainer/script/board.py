@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,10 +20,11 @@ from .jobs import Job
 from .progress import Progress, forget_progress, read_progress
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running:
     job: Job
     start: float
+    last: Progress | None = None
 
     @property
     def seconds(self) -> float:
@@ -31,7 +32,11 @@ class _Running:
 
     @property
     def progress(self) -> Progress:
-        return read_progress(self.job.folder)
+        found = read_progress(self.job.folder)
+        if found is None:  # it has not begun to train, or what it writes is no longer there
+            return Progress() if self.last is None else replace(self.last, phase="ends")
+        self.last = found
+        return found
 
 
 class Board:

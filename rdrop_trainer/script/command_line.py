@@ -110,7 +110,7 @@ _EXAMPLES = """examples:
   {program} --model_name_or_path bert-base-cased --train_file a.csv --validation_file b.csv
   {program} recipes/bert-base-mrpc.yaml --dry_run
   {program} recipes/bert-base-mrpc.yaml --rdrop_alpha 0
-  {program} recipes/bert-base-mrpc.yaml --compare_baseline --seeds 1 2 3 4 5
+  {program} recipes/bert-base-mrpc.yaml --output_dir runs/mrpc --compare_baseline --seeds 1 2 3 4 5
   {program} --model_name_or_path bert-base-cased --task_name mrpc --tune 20
 """
 
@@ -225,7 +225,7 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         recipe = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such recipe{_near(path)}") from error
+        raise InputError(f"{path}: there is no such recipe{_near(path)}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected a .yaml or .json file") from error
     except UnicodeDecodeError as error:

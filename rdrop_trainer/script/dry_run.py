@@ -54,7 +54,7 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
     args, alpha = config.training, config.training.rdrop_alpha
     with wrong_settings_as_input_errors():
         first = _first_batch(prepared.trainer, checkpoint) if args.do_train else None
-        held_out, evaluation = _held_out_batches(prepared)
+        held_out, row_seconds = _held_out_batches(prepared)
     how = f"R-Drop, alpha {alpha:g} ({args.rdrop_reduction})" if alpha else "plain fine-tuning (alpha 0)"
     title = f"{config.task.name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"
     lines = ["rows      " + ", ".join(f"{split} {len(rows):,}" for split, rows in prepared.data.items())]
@@ -78,8 +78,10 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
         lines.append(f"loss      {first['loss']:.4f} (train, the first batch)")
     lines += held_out
     training: Training | None = first["training"] if first else None
-    load = prepared.clock.seconds["load"]
-    cost = None if training is None else training.cost(load, evaluation, config.data.measure)
+    cost = None
+    if training is not None:
+        evaluation = row_seconds * sum(len(prepared.features[split]) for split in prepared.splits("validation"))
+        cost = training.cost(prepared.clock.seconds["load"], evaluation, config.data.measure)
     return DryRun(title, lines, _ends(config), cost, str(args.device))
 
 
@@ -97,12 +99,11 @@ def _ends(config: RunConfig) -> list[str]:
 
 def _held_out_batches(prepared: Prepared) -> tuple[list[str], float]:
     """A line on the loss of the first batch of each split that is evaluated or predicted; and about how many seconds
-    one evaluation of all validation rows takes.
+    one row takes.
     """
     trainer, lines, seconds = prepared.trainer, [], 0.0
     trainer.compute_metrics = None  # the scores of one batch say nothing
-    validation = prepared.splits("validation")
-    held_out = {split: prepared.features[split] for split in validation}
+    held_out = {split: prepared.features[split] for split in prepared.splits("validation")}
     held_out |= {split: prepared.features_without_labels(split) for split in prepared.splits("test")}
     for split, features in held_out.items():
         rows = features.select(range(min(len(features), trainer.args.eval_batch_size * trainer.args.world_size)))
@@ -112,8 +113,7 @@ def _held_out_batches(prepared: Prepared) -> tuple[list[str], float]:
             found.update(trainer.predict(rows, metric_key_prefix="first").metrics)
 
         took = seconds_of(predict, trainer.args.device)
-        if split in validation:
-            seconds += took * len(features) / len(rows)
+        seconds = seconds or took / len(rows)
         loss = found.get("first_loss")
         value = "no labels" if loss is None else f"{loss:.4f}"
         lines.append(f"loss      {value} ({split}, the first {len(rows)} rows)")

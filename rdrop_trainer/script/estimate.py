@@ -36,7 +36,7 @@ class Training:
         steps: those that are to come.
         step_seconds: of one of them.
         evaluations: how often the validation rows are scored while it trains.
-        checkpoints: how many are on the disk at its end.
+        checkpoints: bytes of those that are on the disk at its end.
         weights: bytes of the model.
     """
 

@@ -197,7 +197,7 @@ def warn_of_others(folder: Path, settings: Mapping[str, Any]) -> None:
     names = sorted(path.name for path in folder.iterdir() if path.name not in ours and not path.name.startswith("."))
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        logger.warning(f"{folder}: holds other files already ({', '.join(names[:3])}{more}); they stay, beside the new")
+        logger.warning(f"{folder}: holds other files ({', '.join(names[:3])}{more}); what is written goes beside them")
 
 
 def _check_checkpoint(path: Path, resume: str, will_train: bool) -> None:

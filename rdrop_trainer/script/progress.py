@@ -42,17 +42,17 @@ class Progress:
     def training_left(self) -> float | None:
         """Seconds until the last step, by the rate so far; None where that is not known."""
         made = self.step - self.first_step
-        if self.phase != "train" or made < 1:
+        if made < 1:
             return None
         return self.seconds / made * (self.max_steps - self.step)
 
 
-def read_progress(folder: Path) -> Progress:
-    """How far the run of a folder is; one that has written nothing yet loads."""
+def read_progress(folder: Path) -> Progress | None:
+    """How far the run of a folder is; None before it has written anything, and when it ends."""
     try:
         return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return Progress()
+        return None
 
 
 def forget_progress(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_progress_that_cannot_be_written_stops_no_run(flags, here, monkeypatch
 def test_a_damaged_progress_counts_as_none(here):
     for text in ("", "{", "[1]", '{"other": 1}'):
         Path("progress.json").write_text(text)
-        assert progress.read_progress(here).phase == "load"
+        assert progress.read_progress(here) is None
 
 
 # ---- The time left ----
@@ -123,7 +123,9 @@ def test_before_a_run_has_ended_the_rate_of_its_steps_counts(here, clock):
     # A second a step: 100 s are left of this one, and 130 s of the other, which runs at the same time
     assert runs.left() == "at least 2.2 min left"
     write_progress(plain, phase="eval", step=150, max_steps=150, seconds=120.0)
-    assert runs.left() == ""  # nothing is known of evaluation
+    assert runs.left() == "at least 30 s left"  # of the other; nothing is known of the evaluation of this one
+    (plain.folder / "progress.json").unlink()
+    assert runs.rows()[0][1:3] == ("ends", "150 of 150")
 
 
 def test_the_longest_run_is_waited_for(here, clock):

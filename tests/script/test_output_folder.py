@@ -148,3 +148,62 @@ def test_two_runs_share_a_cache_and_an_unset_home(flags, tmp_path):
     errors = [run.communicate()[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], errors
     assert results("out0")["metrics"]["train_loss"] == results("out1")["metrics"]["train_loss"]
+
+
+# ---- One folder, one purpose ----
+
+
+@pytest.mark.parametrize(
+    "there, flags, message",
+    [
+        ("arms.json", "", "holds a comparison (arms.json), and a run needs a folder of its own"),
+        ("arms.json", "--overwrite_output_dir", "holds a comparison (arms.json), and a run needs a folder of its own"),
+        ("arms.json", "--tune=2", "holds a comparison (arms.json), and a search needs"),
+        ("trials.db", "", "holds a search (trials.db), and a run needs"),
+        ("trials.db", "--compare_baseline", "holds a search (trials.db), and a comparison needs"),
+        ("all_results.json", "--compare_baseline", "holds a run (all_results.json), and a comparison needs"),
+        ("run_settings.json", "--compare_baseline --overwrite_output_dir", "holds a run (run_settings.json), and a"),
+        ("checkpoint-3", "--tune=2", "holds a run (checkpoint-*), and a search needs"),
+    ],
+)
+@pytest.mark.parametrize("dry", ["", "--dry_run"])
+def test_a_folder_of_another_purpose_is_refused(there, flags, message, dry, model, here, capsys):
+    write_csv(here / "train.csv")
+    (here / "out").mkdir()
+    (here / "out" / there).touch()
+    said = fails(capsys, "--model_name_or_path", model, *FAST, f"--train_file=train.csv --output_dir=out {flags} {dry}")
+    assert f"--output_dir out: {message}" in said
+    assert [path.name for path in (here / "out").iterdir()] == [there]
+
+
+@pytest.mark.parametrize("flags", ["", "--compare_baseline", "--tune=2", "--demo"])
+@pytest.mark.parametrize(
+    "folder, message",
+    [
+        ("train.csv", "is a file; expected a folder"),
+        ("train.csv/out", "train.csv, which is a file; expected a folder"),
+        ("x" * 300, "cannot be written to (File name too long); choose another"),
+        ("fine/" + "x" * 300, "cannot be written to (File name too long); choose another"),
+        ("/proc/out", "cannot be written to (No such file or directory); choose another"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named_with_its_flag(folder, message, flags, model, here, capsys):
+    write_csv(here / "train.csv")
+    others = [] if flags == "--demo" else ["--model_name_or_path", model, *FAST, "--train_file=train.csv"]
+    said = fails(capsys, *others, f"--output_dir={folder} {flags}")
+    assert f"--output_dir {folder}: " in said and message in said and "Errno" not in said
+    assert [path.name for path in here.iterdir()] == ["train.csv"]
+
+
+def test_other_files_in_the_folder_are_named(model, here, caplog):
+    write_csv(here / "train.csv")
+    for name in ("d.txt", "a.txt", "b.txt", "c.txt", ".hidden", "train.csv", "run.log"):
+        (here / "out" / name).parent.mkdir(exist_ok=True)
+        (here / "out" / name).touch()
+    write_csv(here / "out" / "train.csv")
+    assert run(model, "--train_file=out/train.csv --output_dir=out") == 0
+    (line,) = (line for line in caplog.messages if "other files" in line)
+    assert line.startswith("out: holds other files (a.txt, b.txt, c.txt and 1 more); what is written goes beside them")
+    caplog.clear()
+    assert run(model, "--train_file=out/train.csv --output_dir=out --overwrite_output_dir") == 0
+    assert "other files" not in caplog.text

@@ -203,6 +203,10 @@ def test_where_plain_training_wins_it_is_said(here, launch, capsys):
     command = parse_arguments(shlex.split(check)[3:])  # of the best with R-Drop, since a comparison needs an alpha
     assert command.training.rdrop_alpha == results("search/trial-2")["settings"]["rdrop_alpha"] > 0
     assert command.several.seeds == [1, 2, 4, 5, 6]
+    # It is there to be read later, and who compares the recipe is led to it
+    table, recipe = Path("search/trials.md").read_text(), Path("search/recipe.yaml").read_text()
+    assert check.removeprefix("check     ") in table.splitlines() and "trials.md has the command" in recipe
+    assert "at the end of its trials.md" in fails(capsys, "search/recipe.yaml", "--compare_baseline")
 
 
 def test_trials_of_other_settings_are_not_mixed(here, launch, capsys):

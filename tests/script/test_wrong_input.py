@@ -55,6 +55,11 @@ BEST = "--load_best_model_at_end --eval_strategy epoch --save_strategy epoch --m
         ("--train_file d\udcff.csv", "'d.udcff.csv' holds what is no text in UTF-8; rename the file"),
         ("none.yaml", "none.yaml: there is no such recipe$"),
         ("brokne.yaml", "brokne.yaml: there is no such recipe; did you mean broken.yaml[?]"),
+        ("mrcp.yaml", "mrcp.yaml: there is no such recipe; did you mean recipes/mrpc.yaml[?]"),
+        ("recipes/mrcp.yaml", "there is no such recipe; did you mean recipes/mrpc.yaml[?]"),
+        ("mrpc", "mrpc: expected a .yaml or .json recipe first.*; did you mean recipes/mrpc.yaml[?]"),
+        ("folder.yaml", "folder.yaml: cannot be read .Is a directory., expected a .yaml or .json file"),
+        ("latin.yaml", "latin.yaml: cannot be read as UTF-8 text"),
         ("broken.yaml", "broken.yaml:3: not valid YAML"),
         ("list.json", "list.json: expected a mapping"),
         ("odd.json", "unknown flag --rdrop_apha; did you mean --rdrop_alpha"),
@@ -69,6 +74,10 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     (here / "list.json").write_text("[1]")
     (here / "two.json").write_text('{"rdrop_alpha": [1, 2]}')
     write_csv(here / "float.csv", labels=("0.5", "1.5"))
+    (here / "recipes").mkdir()
+    (here / "recipes" / "mrpc.yaml").write_text("seed: 1")
+    (here / "folder.yaml").mkdir()
+    (here / "latin.yaml").write_bytes("run_name: größe".encode("latin-1"))
     (here / "odd.json").write_text('{"rdrop_apha": 1}')
     flags = flags.replace("MODEL", f"--model_name_or_path {model}")
     assert re.search(message, fails(capsys, *flags.split()))
