@@ -14,6 +14,7 @@ from .output_dir import take_over
 from .prepare import WRONG_SETTING, Prepared, input_error
 from .program import logger
 from .resolve import RunConfig
+from .training_time import TrainingTime
 
 PROBE_ROWS = 100  # training rows whose divergence --measure_stability follows
 
@@ -49,6 +50,8 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         rows = prepared.features["train"]
         probe = DivergenceProbe(trainer, rows.select(range(min(PROBE_ROWS, len(rows)))))
         trainer.add_callback(probe)
+    seconds = TrainingTime(probe)
+    trainer.add_callback(seconds)
     stop = StopWhenAsked(config.training.world_size)
     trainer.add_callback(stop)
     try:
@@ -62,8 +65,7 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         raise
     if stop.asked:
         raise KeyboardInterrupt
-    if probe:
-        clock.move("train", "probe", probe.seconds)
+    seconds.settle(clock)
     memory = peak_memory(trainer.args.device)
     metrics: dict[str, float] = {"steps": trained.global_step}
     if trained.training_loss != 0:  # as it is where all steps were made before an interruption
