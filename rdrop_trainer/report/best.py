@@ -46,7 +46,7 @@ class Best:
         rows = [[arm, f"`{run.folder}`", weights_of(run), self._value(run)] for arm, run in self.runs.items()]
         run = self.runs[self.arm]
         load = "\n".join(line for way in how_to_load(run.folder, run.pipeline) for line in way)
-        caution = f"The rows of the score also picked the best of {self.tried} runs, so it is optimistic."
+        caution = f"The best of {self.tried} runs are picked by the rows that the score is of, so it is optimistic."
         return f"{markdown_table(header, rows)}\n\n{caution} The best of all loads with\n\n```python\n{load}\n```"
 
     def as_json(self) -> dict[str, Any]:

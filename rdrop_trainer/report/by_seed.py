@@ -70,10 +70,10 @@ def draw_flips(flips: Sequence[Quantity], title: str) -> Figure | None:
     """The shares of predictions that change, a row for each cause."""
     if not flips:
         return None
-    figure, (axes,) = figure_of(1, 1.1 + 0.42 * len(flips))
+    figure, (axes,) = figure_of(1, 1.4 + 0.42 * len(flips))
     y = np.arange(len(flips))[::-1]
     for (arm, style), shift in zip(looks(ARMS).items(), (0.16, -0.16), strict=True):
-        look: dict[str, Any] = {"marker": style["marker"], "color": style["color"], "linestyle": ""}
+        look: dict[str, Any] = {"marker": style["marker"], "color": style["color"], "linestyle": "", "clip_on": False}
         for place, quantity in zip(y, flips, strict=True):
             values = [v for v in getattr(quantity, arm) if v is not None]
             axes.plot(values, [place + shift] * len(values), alpha=0.4, markersize=5, markeredgewidth=0, **look)
@@ -82,5 +82,6 @@ def draw_flips(flips: Sequence[Quantity], title: str) -> Figure | None:
     axes.set_yticks(y, [quantity.name.removeprefix("flipped by").lstrip(": ") for quantity in flips])
     axes.set_xlabel("predictions that change (%); large: mean over seeds")
     axes.set_xlim(left=0)
+    axes.set_ylim(-0.6, len(flips) - 0.4)
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     return finish(figure, axes, title)

@@ -73,6 +73,6 @@ def draw_reliability(arms: Mapping[str, Sequence[FinishedRun]], title: str) -> F
         share = 100 * bins.rows / bins.rows.sum()
         right.stairs(share, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, baseline=None)
     lowest = min(edges[np.flatnonzero(bins.rows)[0]] for bins in found.values())
-    left.set(xlim=(lowest, 100), ylim=(0, 102), xlabel="confidence (%)", ylabel="right (%)")
-    right.set(xlim=(lowest, 100), ylim=(0, None), xlabel="confidence (%)", ylabel="share of predictions (%)")
+    left.set(xlim=(lowest - 2, 101), ylim=(0, 102), xlabel="confidence (%)", ylabel="right (%)")
+    right.set(xlim=(lowest - 2, 101), ylim=(0, None), xlabel="confidence (%)", ylabel="share of predictions (%)")
     return finish(figure, left, title)

@@ -40,7 +40,7 @@ def draw_learning_curves(arms: Mapping[str, Sequence[FinishedRun]], nats: bool, 
         axes.plot([], [], color="#ffffff", label=_SCORED_LABEL, **SCORED)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(CURVES[key] + (" (nats)" if nats else ""))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
         axes.margins(x=0.02)
     return finish(figure, panels[0], title)
 

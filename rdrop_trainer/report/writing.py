@@ -272,9 +272,9 @@ def _kinds_of_edits(quantities: Sequence[Quantity]) -> str:
     """What each kind of small edits does, of those that were counted."""
     counted = {quantity.key for quantity in quantities}
     kinds = [
-        f"{name}: {what}" for kind, (name, what) in EDIT_KINDS.items() if f"edits_by_kind_{kind}_flip_rate" in counted
+        f"{name} ({what})" for kind, (name, what) in EDIT_KINDS.items() if f"edits_by_kind_{kind}_flip_rate" in counted
     ]
-    return f"Small edits are of these kinds. {'; '.join(kinds)}." if kinds else ""
+    return f"The kinds of small edits: {'; '.join(kinds)}." if kinds else ""
 
 
 def _untimed(arms: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
