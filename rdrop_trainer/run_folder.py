@@ -34,6 +34,8 @@ FREE_TO_CHANGE = _ROWS_SCORED | frozenset(
 # These may differ between a run and its baseline, beside R-Drop's own; scores of other rows cannot be compared
 _FREE_FOR_A_BASELINE = FREE_TO_CHANGE - _ROWS_SCORED | {"unlabeled_file", "max_unlabeled_samples"}
 
+_SAY_NOTHING = frozenset("train training data dataset".split())  # names of training files
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -114,6 +116,72 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
         values = group.to_dict() if hasattr(group, "to_dict") else vars(group)
         settings |= {k: v for k, v in values.items() if not k.endswith("token")}
     return plain(settings)
+
+
+class BestCheckpoint(NamedTuple):
+    """The checkpoint with the best score while a run trained.
+
+    Attributes:
+        name: of its folder in the run's.
+        step: after which it was saved.
+        metric: the score, without "eval_".
+        score: the best there was; None where it is not known.
+        is_loaded: whether it was loaded at the end, so that it is what is scored and saved in the run's folder.
+    """
+
+    name: str
+    step: int
+    metric: str
+    score: float | None
+    is_loaded: bool
+
+
+def best_checkpoint(state: Mapping[str, Any], settings: Mapping[str, Any]) -> BestCheckpoint | None:
+    """The best checkpoint of a run; None where none was chosen.
+
+    Args:
+        state: as `trainer_state.json` holds it.
+        settings: of the run.
+    """
+    name = Path(state.get("best_model_checkpoint") or "").name
+    step = name.removeprefix("checkpoint-")
+    if not step.isdecimal():
+        return None
+    metric = str(settings.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    return BestCheckpoint(
+        name, int(step), metric, state.get("best_metric"), bool(settings.get("load_best_model_at_end"))
+    )
+
+
+def name_of_data(results: Mapping[str, Any]) -> str:
+    """What a run was trained on, for people: the task, or of a user's own file its name (its folder's, of "train.csv").
+
+    Args:
+        results: as `all_results.json` holds them.
+    """
+    file = results["settings"].get("train_file")
+    if results["task"] != "custom" or not file:
+        return str(results["task"])
+    path = Path(file).absolute()
+    return path.parent.name if path.stem.lower() in _SAY_NOTHING and path.parent.name else path.stem
+
+
+def how_to_load(source: str | Path, pipeline: str | None) -> list[tuple[str, str]]:
+    """Python that loads a model, with this package and, where it has a pipeline, with transformers alone.
+
+    Args:
+        source: a run's folder, or a repository's name.
+        pipeline: the name of the pipeline; None where there is none.
+
+    Returns:
+        An import and a line, for each way.
+    """
+    name = json.dumps(str(source), ensure_ascii=False)  # Python's own quotes are single where they can be
+    ways = [
+        ("from rdrop_trainer.hub import load_checkpoint", f"model, tokenizer, settings = load_checkpoint({name})"),
+        ("from transformers import pipeline", f'predict = pipeline("{pipeline}", {name})'),
+    ]
+    return ways if pipeline else ways[:1]
 
 
 class Change(NamedTuple):

@@ -16,7 +16,7 @@ from transformers.modelcard import TrainingSummary, make_markdown_table
 
 from ..training_args import RDropArguments
 from .card_data import BLOCK, TAG, EvaluationSet, eval_results, is_hub_name, numbers, set_of
-from .model_kinds import auto_class_name, classes_of, pipeline_tag_of
+from .model_kinds import PIPELINES, auto_class_name, classes_of, pipeline_tag_of
 
 NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
 _FRAMEWORKS = {"Transformers": "transformers", "Pytorch": "torch", "Datasets": "datasets", "Tokenizers": "tokenizers"}
@@ -36,6 +36,7 @@ class CardFacts:
         baseline: scores of the same run without R-Drop, under the same names.
         stability: figures of stability by name.
         pictures: PNG files -> what they show; they are copied beside the card.
+        weights: which checkpoint of the training the weights are, in words.
     """
 
     task: str | None = None
@@ -46,6 +47,7 @@ class CardFacts:
     baseline: Mapping[str, float] | None = None
     stability: Mapping[str, float] | None = None
     pictures: Mapping[str | Path, str] = field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more
         data_names=list(dict.fromkeys(known)),
         stability={name: _shown(value) for name, value in (facts.stability or {}).items()},
         pictures={quote(Path(path).name): caption for path, caption in facts.pictures.items()},
+        weights=facts.weights,
+        pipeline=data.pipeline_tag if data.pipeline_tag in PIPELINES else None,
         repo_id=trained.repo_id or NO_REPO,
         auto_class=auto_class_name([trained.architecture], data.pipeline_tag) or "AutoModel",
         **more,

@@ -25,6 +25,11 @@ AUTO_CLASSES = {
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
+# The tasks among them for which `transformers.pipeline` has a pipeline
+PIPELINES = frozenset(
+    "text-classification token-classification fill-mask text-generation image-classification video-classification "
+    "audio-classification automatic-speech-recognition image-text-to-text".split()
+)
 # BART's classes for generation stand in three lists; the first of them here is the right one
 _CLASSES_OF: Mapping[str, Mapping[str, Any]] = {
     "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,

@@ -9,7 +9,7 @@ from typing import Any
 from ..run_folder import comparable_settings
 from .quantities import Quantity, quantities_of
 from .runs import FinishedRun, check_alike, same_seeds
-from .tables import difference, markdown_table, mean_std, named, short
+from .tables import ARMS, difference, markdown_table, mean_std, named, short
 
 PLAIN, RDROP, LONGER, DROPOUT = "plain", "rdrop", "plain_longer", "dropout"
 _SHOWN = ("dropout_flip_rate", "edits_flip_rate", "expected_calibration_error", "train_seconds")
@@ -60,11 +60,18 @@ def arms_section(found: Sequence[Versus]) -> str:
     first = found[0]
     shown = [q for q in first.quantities if q.group == "score" or q.key in _SHOWN]
     of_plain = [versus for versus in found if versus.against == PLAIN]
-    means = [[PLAIN, *(mean_std(quantity, "baseline") for quantity in shown)]]
-    means += [[versus.arm, *_cells(versus, shown, lambda q: mean_std(q, "rdrop"))] for versus in of_plain]
-    differences = [[f"{versus.arm} - {versus.against}", *_cells(versus, shown, _with_interval)] for versus in found]
+    means = [[_label(PLAIN), *(mean_std(quantity, "baseline") for quantity in shown)]]
+    means += [[_label(versus.arm), *_cells(versus, shown, lambda q: mean_std(q, "rdrop"))] for versus in of_plain]
+    differences = [
+        [f"{_label(versus.arm)} - {_label(versus.against)}", *_cells(versus, shown, _with_interval)] for versus in found
+    ]
     header = ["", *map(named, shown)]
     return f"{markdown_table(header, means)}\n\n{markdown_table(header, differences)}"
+
+
+def _label(arm: str) -> str:
+    """As the rest of the report names it."""
+    return {PLAIN: ARMS["baseline"], RDROP: ARMS["rdrop"]}.get(arm, arm)
 
 
 def _cells(versus: Versus, shown, write) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from ..stability.edits import EDITS
 from .paired import PairedDifference, SpreadRatio, paired_difference, spread_ratio
 from .runs import FinishedRun
 
@@ -16,6 +15,17 @@ from .runs import FinishedRun
 _LOWER_IS_BETTER = frozenset("loss perplexity error wer cer ter eer mse rmse mae mape brier".split())
 _NO_SHARES = _LOWER_IS_BETTER - {"wer", "cer", "eer"} | {"bleu", "sacrebleu", "chrf"}  # however small they are
 _ERROR = "expected_calibration_error"
+# Kind of small edits -> its name, and what it does
+EDIT_KINDS = {
+    "swap": ("letters swapped", "two neighbouring letters change places"),
+    "drop": ("letter missing", "a letter is left out"),
+    "double": ("letter doubled", "a letter stands twice"),
+    "slip": ("wrong key", "a letter becomes one beside it on the keyboard"),
+    "other_character": ("wrong character", "a Chinese character becomes another common one"),
+    "case": ("case changed", "a word's upper and lower case are exchanged"),
+    "spacing": ("space added", "a space is doubled, or put between two characters of a text without spaces"),
+    "punctuation": ("end mark changed", "the mark at the end is removed, or a full stop is added"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,10 @@ class Quantity:
     rdrop: tuple[float | None, ...]
     difference: PairedDifference
     spread: SpreadRatio
+
+    def in_its_unit(self, score: float) -> float:
+        """A score of a run, which is a share where the unit is "%"."""
+        return 100 * score if self.unit == "%" else score
 
     @property
     def is_known(self) -> bool:
@@ -102,8 +116,8 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
         ("flipped by small edits", ("edits", "flip_rate"), "%", 100.0),
         ("divergence under small edits", ("edits", "divergence"), nats, 1.0),
         *(
-            (f"flipped by: {kind.replace('_', ' ')}", ("edits", "by_kind", kind, "flip_rate"), "%", 100.0)
-            for kind in EDITS
+            (f"flipped by: {name}", ("edits", "by_kind", kind, "flip_rate"), "%", 100.0)
+            for kind, (name, _) in EDIT_KINDS.items()
         ),
     ):
         found.append(compare(name, "_".join(path), "stability", unit, False, _reader(path), scale))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,10 @@ from ..run_folder import (
     LOGITS_FILE,
     RESULTS,
     STATE,
+    best_checkpoint,
     changed_settings,
     comparable_settings,
+    name_of_data,
     not_finished,
     read_results,
 )
@@ -48,6 +51,9 @@ class FinishedRun:
         settings: all that were compared when the runs were paired.
         processes: that trained together.
         name: what was trained on, for people.
+        folder: where the model lies.
+        pipeline: of transformers for models of this kind, such as "text-classification"; None where there is none.
+        scored_step: the step after which the weights were as they are scored; None for those at the end.
     """
 
     seed: int
@@ -65,6 +71,9 @@ class FinishedRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     processes: int = 1
     name: str = ""
+    folder: Path | None = None
+    pipeline: str | None = None
+    scored_step: int | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> FinishedRun:
@@ -77,7 +86,8 @@ class FinishedRun:
         found = read_results(folder)
         try:
             path = state = folder / STATE
-            history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.exists() else []
+            of_trainer = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {"log_history": []}
+            history = of_trainer["log_history"]
             logits = labels = None
             path = folder / LOGITS_FILE
             if path.exists():
@@ -100,7 +110,12 @@ class FinishedRun:
                 rows=found["rows"],
                 settings=settings,
                 processes=found["processes"],
-                name=found["task"],
+                name=name_of_data(found),
+                folder=folder,
+                pipeline=found.get("pipeline"),
+                scored_step=scored.step
+                if (scored := best_checkpoint(of_trainer, settings)) and scored.is_loaded
+                else None,
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
             raise not_finished(path, error) from error
@@ -109,6 +124,16 @@ class FinishedRun:
     def is_regression(self) -> bool:
         """Whether its predictions are numbers, as far as its stability tells: they cannot flip."""
         return ((self.stability or {}).get("dropout") or {"flip_rate": 0.0})["flip_rate"] is None
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that was logged."""
+        return max((entry["step"] for entry in self.log_history if "step" in entry), default=None)
+
+    def known(self, score: str) -> float | None:
+        """A score; None where it is not defined."""
+        value = self.scores.get(score)
+        return None if value is None or not math.isfinite(value) else float(value)
 
     def known_scores(self) -> dict[str, float | None]:
         """The headline's scores, then the others, then the loss; seconds, rates and the like left out."""

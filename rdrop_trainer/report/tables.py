@@ -12,7 +12,7 @@ ARMS = {"baseline": "baseline", "rdrop": "R-Drop"}
 
 def comparison_table(quantities: Sequence[Quantity]) -> str:
     """A row for each quantity: both arms, their difference, its interval and tests."""
-    header = ["", "baseline", "R-Drop", "best", "worst", "difference", "95 % interval", "p", "p (signs)", "spread"]
+    header = ["", "baseline", "R-Drop", "best", "worst", "difference", "95 % interval", "p", "p (sign flips)", "spread"]
     rows = []
     for q in quantities:
         ends = {arm: q.describe(arm) for arm in ARMS}

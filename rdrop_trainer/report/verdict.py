@@ -103,8 +103,9 @@ def _of_equal_time(score: Quantity, longer: Quantity | None, seconds: Quantity |
     """What is left of a gain where the baseline has as many seconds."""
     if longer is not None and longer.difference.n > 1:
         d = longer.difference
-        said = f"{_digits(abs(d.mean))} {'points' if score.unit == '%' else score.unit}".strip()
-        said = f"the {score.name} was {said} {'higher' if d.mean > 0 else 'lower'} than that of plain fine-tuning"
+        amount = f"{_digits(abs(d.mean))} {'points' if score.unit == '%' else score.unit}".strip()
+        compared = f"{amount} {'higher' if d.mean > 0 else 'lower'} than" if abs(d.mean) >= NOTHING else "on average"
+        said = f"the {score.name} was {compared} that of plain fine-tuning"
         if d.low is not None and d.std:
             said += f" (95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, p {_p(d.p_value)})"
         if _is_gain(longer):

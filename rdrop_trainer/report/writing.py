@@ -14,11 +14,13 @@ from ..errors import InputError
 from ..run_folder import ARMS_FILE, RESULTS, read_arms, versions, write_json, write_text
 from ..stability import seed_stability
 from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms
+from .best import Best, best_of
 from .classes import classes_section
 from .measured import measured
 from .pictures import draw_pictures
-from .quantities import Quantity, in_words, quantities_of
+from .quantities import EDIT_KINDS, Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
+from .scored import scored_sentence
 from .tables import ARMS, comparison_table, difference, markdown_table, mean_std, named, p_value, short
 from .verdict import verdict
 
@@ -26,8 +28,9 @@ MARKDOWN, JSON = "report.md", "report.json"
 _GROUPS = {"score": "Scores", "stability": "Stability", "calibration": "Calibration", "cost": "Cost"}
 _NOTES = """\
 Difference: R-Drop minus baseline, paired by seed; for values in % it is in points. Interval: 95 % bootstrap over the
-seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test; p (signs): permutation of the
-signs, which cannot be below 2 / 2^n for n seeds. Spread: standard deviation of R-Drop's values over seeds, for 1 of the
+seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test. p (sign flips): the test that
+counts how often differences as large come about when their signs are drawn at random; with n seeds it cannot be below
+2 / 2^n. Spread: standard deviation of R-Drop's values over seeds, for 1 of the
 baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them below
 0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds those
 that count.
@@ -48,6 +51,9 @@ class Report:
             pairs of seeds. Empty unless the logits of at least two seeds are known.
         incomplete: seeds that only one of the two arms has.
         versus: with more than two arms, each pair that was compared, R-Drop against plain first.
+        scored: which weights of the runs were scored.
+        untimed: "arm, seed N" of the runs whose seconds of training are not known; the times are without them.
+        best: the best run of each arm, where they lie in folders.
         pictures: file -> caption.
         folder: the folder that the report was written to.
     """
@@ -59,6 +65,9 @@ class Report:
     churn: dict[str, float]
     incomplete: Sequence[int] = ()
     versus: Sequence[Versus] = ()
+    scored: str = ""
+    untimed: Sequence[str] = ()
+    best: Best | None = None
     pictures: dict[Path, str] = field(default_factory=dict)
     folder: Path | None = None
 
@@ -83,6 +92,8 @@ class Report:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
         lines += ["", *textwrap.wrap(" ".join([*self.sentences, self._left_out()]), 100)]
+        lines += ["", *textwrap.wrap(self.scored, 100)] if self.scored else []
+        lines += ["", *self.best.lines()] if self.best else []
         if self.folder is not None:
             lines += ["", f"report    {self.folder / MARKDOWN}"]
         return "\n".join(lines)
@@ -90,7 +101,7 @@ class Report:
     def markdown(self) -> str:
         """The whole report as Markdown."""
         first, *rest = self.sentences
-        parts = [f"# {self._title()}", f"**{first}**", " ".join(rest), self._left_out()]
+        parts = [f"# {self._title()}", f"**{first}**", " ".join(rest), self._left_out(), self.scored]
         if self.versus:
             parts.append(f"## Arms\n\n{arms_section(self.versus)}")
         parts += [f"![{caption}]({path.name})" for path, caption in self.pictures.items()] or [_NO_PICTURES]
@@ -102,15 +113,25 @@ class Report:
                 parts.append(f"## Classes\n\n{classes}")
             if group == "stability" and inside:
                 parts.append(measured(self.baseline, self.rdrop))
+            if group == "stability":
+                parts.append(_kinds_of_edits(inside))
             if group == "stability" and self.churn:
                 shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
                 parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")
+        if self.best:
+            parts.append(f"## The best models\n\n{self.best.markdown()}")
         parts += [f"## Runs\n\n{self._runs()}", f"## How to read this\n\n{_NOTES.strip()}", self._origin()]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _left_out(self) -> str:
         seeds = ", ".join(map(str, self.incomplete))
-        return f"Left out, because one of the two runs is missing: seed {seeds}." if seeds else ""
+        said = [f"Left out, because one of the two runs is missing: seed {seeds}."] if seeds else []
+        if self.untimed:
+            said.append(
+                f"The times leave out {'; '.join(self.untimed)}: resumed after an interruption, and the seconds "
+                "before it are not known."
+            )
+        return " ".join(said)
 
     def as_json(self) -> dict[str, Any]:
         """All results as plain values, for JSON."""
@@ -119,6 +140,9 @@ class Report:
             "alpha": self.alpha,
             "seeds": [run.seed for run in self.rdrop],
             "incomplete_seeds": list(self.incomplete),
+            "scored": self.scored,
+            "untimed": list(self.untimed),
+            "best": self.best.as_json() if self.best else None,
             "quantities": {quantity.key: quantity.as_json() for quantity in self.quantities},
             "seed_churn": self.churn,
             "arms": [
@@ -189,14 +213,29 @@ def write_report(
     evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
     known = {quantity.key for quantity in quantities}
     undefined = [in_words(key) for key in rdrop[0].headline if key not in known]
+    arms = {
+        ARMS["baseline"]: baseline,
+        ARMS["rdrop"]: rdrop,
+        **{arm: runs for arm, runs in (others or {}).items() if runs},
+    }
     versus = compare_arms({PLAIN: baseline, RDROP: rdrop, **others}) if others else []
     longer = next((v.quantities for v in versus if (v.arm, v.against) == (RDROP, LONGER)), ())
     sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined, longer)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        pictures = draw_pictures(baseline, rdrop, quantities, output_dir)
         report = Report(
-            baseline, rdrop, quantities, sentences, _churn(baseline, rdrop), incomplete, versus, pictures, output_dir
+            baseline,
+            rdrop,
+            quantities,
+            sentences,
+            _churn(baseline, rdrop),
+            incomplete,
+            versus,
+            scored_sentence(arms),
+            _untimed(arms),
+            best_of(arms, quantities),
+            draw_pictures(baseline, rdrop, quantities, output_dir, others),
+            output_dir,
         )
         write_json(output_dir / JSON, report.as_json())
         write_text(output_dir / MARKDOWN, report.markdown())
@@ -234,6 +273,26 @@ def report_folder(folder: str | Path, output_dir: str | Path | None = None, alph
         for arm in read_arms(folder / ARMS_FILE)["arms"]
     }
     return write_report(arms.pop(PLAIN, []), arms.pop(RDROP, []), output_dir, others=arms)
+
+
+def _kinds_of_edits(quantities: Sequence[Quantity]) -> str:
+    """What each kind of small edits does, of those that were counted."""
+    counted = {quantity.key for quantity in quantities}
+    kinds = [
+        f"{name} ({what})" for kind, (name, what) in EDIT_KINDS.items() if f"edits_by_kind_{kind}_flip_rate" in counted
+    ]
+    return f"The kinds of small edits: {'; '.join(kinds)}." if kinds else ""
+
+
+def _untimed(arms: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
+    """The runs whose seconds are not known, though those of others are, or they are runs of the script."""
+    runs = [(arm, run) for arm, found in arms.items() for run in found]
+    timed = any(run.train_seconds is not None for _, run in runs)
+    return [
+        f"{arm}, seed {run.seed}"
+        for arm, run in runs
+        if run.train_seconds is None and (timed or run.settings.get("do_train"))
+    ]
 
 
 def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dict[str, float]:

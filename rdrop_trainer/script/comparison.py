@@ -150,5 +150,6 @@ class Comparison:
         if (known := self._known_ratio()) is not None:
             return known
         plain, rdrop = same_seeds(*(self._finished(arm, ()) for arm in self.arms[:2]))
-        seconds = [sum(run.train_seconds for run in runs) for runs in (plain, rdrop)]
-        return round(seconds[1] / seconds[0], 2) if plain else None
+        seconds = [(a.train_seconds, b.train_seconds) for a, b in zip(plain, rdrop, strict=True)]
+        timed = [pair for pair in seconds if None not in pair]  # those of a resumed run may not be known
+        return round(sum(b for _, b in timed) / sum(a for a, _ in timed), 2) if timed else None

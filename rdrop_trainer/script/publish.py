@@ -9,8 +9,9 @@ from typing import Any
 from ..dropout import active_dropout
 from ..glue.tasks import Task
 from ..hub.client import reason
+from ..hub.model_kinds import PIPELINES
 from ..report import draw_curves
-from ..run_folder import RESULTS, versions, write_json
+from ..run_folder import RESULTS, best_checkpoint, name_of_data, versions, write_json
 from .card import find_baseline, scores_of
 from .evaluate import Evaluated
 from .predict import Predicted
@@ -18,6 +19,7 @@ from .prepare import Prepared
 from .program import logger
 from .resolve import RunConfig
 from .stability import stability_for_card
+from .summary import weights_in_words
 from .train import Trained
 
 
@@ -51,6 +53,8 @@ def publish(
         "peak_memory": trained.memory,
         "stability": evaluated.stability,
         "versions": versions(),
+        "pipeline": prepared.processor.pipeline if prepared.processor.pipeline in PIPELINES else None,
+        "best_checkpoint": _best_checkpoint(config, prepared),
         "pushed": None,
         "push_error": None,
     }
@@ -69,6 +73,12 @@ def publish(
     return results
 
 
+def _best_checkpoint(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
+    """The fields of `BestCheckpoint`; None where none was chosen, or nothing was trained."""
+    best = best_checkpoint(vars(prepared.trainer.state), config.settings) if config.training.do_train else None
+    return best and best._asdict()
+
+
 def _headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:
     """The scores to read first, with their prefix: of the matched set, the mismatched, and a test set."""
     prefixes = ("eval_", "eval_mm_", "test_public_", "test_")
@@ -79,13 +89,21 @@ def _complete_card(config: RunConfig, prepared: Prepared, results: Mapping[str, 
     """Add what is known after the training to the trainer's card."""
     args, trainer, pictures = config.training, prepared.trainer, {}
     if config.data.measure != "none" and args.do_train and args.should_save:
-        history = trainer.state.log_history
-        pictures = draw_curves(history, args.rdrop_alpha, config.output_dir, config.task.is_regression)
+        best = results["best_checkpoint"]
+        pictures = draw_curves(
+            trainer.state.log_history,
+            args.rdrop_alpha,
+            config.output_dir,
+            config.task.is_regression,
+            title=f"{name_of_data(results)}: alpha {args.rdrop_alpha:g}, seed {args.seed}",
+            scored_step=best["step"] if best and best["is_loaded"] else None,
+        )
     trainer.card_facts = replace(
         trainer.card_facts,
         scores=scores_of(results["metrics"]),
         stability=stability_for_card(results["stability"]),
         pictures=pictures,
+        weights=weights_in_words(results),
         baseline=find_baseline(config.output_dir, config.settings, args.world_size),
     )
 

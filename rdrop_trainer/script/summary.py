@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..run_folder import RESULTS
+from ..run_folder import RESULTS, how_to_load, name_of_data
 from . import program
 
 # Flags that another run must not repeat, and the value that undoes one in a recipe
@@ -33,7 +33,7 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     settings, metrics = results["settings"], results["metrics"]
     alpha = settings["rdrop_alpha"]
     what = f"R-Drop with alpha {alpha:g}" if alpha else "plain fine-tuning (alpha 0)"
-    lines = [f"{results['task']}: {what}, seed {settings['seed']}, {settings['model_name_or_path']}"]
+    lines = [f"{name_of_data(results)}: {what}, seed {settings['seed']}, {settings['model_name_or_path']}"]
     lines.append(f"processes {results['processes']}")
     lines.append("rows      " + ", ".join(f"{name} {count:,}" for name, count in results["rows"].items()))
     lines += [f"columns   {columns_line(results['columns'])}"] if results["columns"] else []
@@ -51,6 +51,7 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     lines += [f"written   {path}" for path in results["predictions"]]
     lines.append("seconds   " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items()))
     lines.append(f"results   {Path(settings['output_dir']) / RESULTS}")
+    lines += _model(results) if settings["do_train"] else []
     if results["pushed"] or results["push_error"]:
         lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
     lines.append(f"next      {_next_command(argv, results)}")
@@ -67,6 +68,33 @@ def _classes(found: Mapping[str, Any]) -> str:
     scores = sorted(found["scores"].items(), key=lambda entry: entry[1]["f1"])
     shown = ", ".join(f"{name} {score['f1']:.4f}" for name, score in scores[:6])
     return f"F1 {shown}" + (f", and {len(scores) - 6} that are better" if len(scores) > 6 else "")
+
+
+def weights_in_words(results: Mapping[str, Any]) -> str | None:
+    """Which weights a run ended with, and scored; None where it trained nothing.
+
+    Args:
+        results: what the run left.
+    """
+    if "steps" not in results["metrics"]:
+        return None
+    best, end = results["best_checkpoint"], f"the end of the training (step {results['metrics']['steps']})"
+    if not best:
+        return end
+    score = "" if best["score"] is None else f" {best['score']:.4f}"
+    found = f"{best['name']}, the best of the training by {best['metric']}{score}"
+    return found if best["is_loaded"] else f"{end}; {found} lies beside them"
+
+
+def _model(results: Mapping[str, Any]) -> list[str]:
+    """Where the model lies, which weights it has, and the lines that load it."""
+    folder = results["settings"]["output_dir"]
+    first, *others = ("; ".join(way) for way in how_to_load(folder, results["pipeline"]))
+    return [
+        f"model     {folder}: the weights of {weights_in_words(results)}",
+        f"load      {first}",
+        *(f"or        {line}" for line in others),
+    ]
 
 
 def _stability(stability: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from .output_dir import take_over
 from .prepare import WRONG_SETTING, Prepared, input_error
 from .program import logger
 from .resolve import RunConfig
+from .training_time import TrainingTime
 
 
 class Trained(NamedTuple):
@@ -50,6 +51,8 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         rows = even_share(prepared.features["train"], extent.probe_rows)
         probe = DivergenceProbe(trainer, rows, num_points=extent.probe_points)
         trainer.add_callback(probe)
+    seconds = TrainingTime(probe)
+    trainer.add_callback(seconds)
     if config.data.early_stopping_patience is not None:
         trainer.add_callback(StopWithoutProgress(config.data.early_stopping_patience))
     stop = StopWhenAsked(config.training.world_size)
@@ -65,8 +68,7 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
         raise
     if stop.asked:
         raise KeyboardInterrupt
-    if probe:
-        clock.move("train", "probe", probe.seconds)
+    seconds.settle(clock)
     memory = peak_memory(trainer.args.device)
     metrics: dict[str, float] = {"steps": trained.global_step}
     if trained.training_loss != 0:  # as it is where all steps were made before an interruption

@@ -10,7 +10,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from ..run_folder import write_json, write_text
+from ..run_folder import name_of_data, write_json, write_text
 from ..search import SPACE
 from . import program
 from .command_line import CommandLine
@@ -132,7 +132,7 @@ def _check_command(folder: Path, trials: Sequence[Trial], command: CommandLine) 
 
 
 def _title(trials: Sequence[Trial], command: CommandLine) -> str:
-    task, model = trials[0].results["task"], command.model.model_name_or_path
+    task, model = name_of_data(trials[0].results), command.model.model_name_or_path
     return f"{task}: {len(trials)} trials, seed {command.training.seed}, {model}"
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ import pytest
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.report import FinishedRun, draw_curves, report_folder, write_report
 from rdrop_trainer.report.__main__ import main
+from rdrop_trainer.report.calibration import reliability_of
+from rdrop_trainer.report.over_time import draw_against_seconds, draw_learning_curves
+from rdrop_trainer.report.quantities import EDIT_KINDS
+from rdrop_trainer.run_folder import name_of_data
+from rdrop_trainer.stability.edits import EDITS
 
 BASELINE = [0.802, 0.796, 0.811, 0.790, 0.805]
 HIGHER = [0.815, 0.808, 0.826, 0.801, 0.819]
@@ -262,13 +268,15 @@ def test_r_drop_is_said_to_help_where_it_does_at_equal_seconds(tmp_path):
     ]  # fmt: skip
     assert found[2]["quantities"]["accuracy"]["difference"]["mean"] == pytest.approx(100 * statistics.mean(gains))
     text = report.markdown()
-    assert "| rdrop - plain_longer | +1.10 (" in text and "| plain_longer | 80.28 ± 0.81 |" in text
+    assert "| R-Drop - plain_longer | +1.10 (" in text and "| plain_longer | 80.28 ± 0.81 |" in text
 
 
 def test_r_drop_is_not_said_to_help_where_training_longer_does_the_same(tmp_path):
     report = write_report(*arms(BASELINE, HIGHER), tmp_path, others=longer(HIGHER[::-1]))
     assert not any("helped" in sentence for sentence in report.sentences)
-    assert report.sentences[1].startswith("With equal seconds it is not shown that R-Drop helps: the accuracy was 0.00")
+    assert report.sentences[1].startswith(
+        "With equal seconds it is not shown that R-Drop helps: the accuracy was on average that of plain"
+    )
 
 
 def test_probabilities_have_sentences_of_their_own(tmp_path):
@@ -359,6 +367,97 @@ def test_without_a_score_nothing_is_said_of_one(tmp_path):
     assert "no score in common" in write_report(first, second, tmp_path).sentences[0]
 
 
+def best_at(step, **settings):
+    """What makes a run one of which the checkpoint of a step was scored."""
+    chosen = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "greater_is_better": True,
+        **settings,
+    }
+    return {"settings": chosen, "scored_step": step}
+
+
+def test_one_rule_for_the_scored_checkpoint_is_stated(tmp_path):
+    ends = write_report(*arms(BASELINE, HIGHER), tmp_path)
+    assert ends.scored == "Scored, by one rule for all arms: the weights at the end of the training."
+    assert ends.scored in ends.markdown() and ends.best is None, "runs without a folder have no model to load"
+    best = write_report(*arms(BASELINE, HIGHER, **best_at(30)), tmp_path)
+    assert best.scored.startswith(
+        "Scored, by one rule for all arms: the checkpoint with the highest accuracy. The rows"
+    )
+    lowest = best_at(30, metric_for_best_model="eval_loss", greater_is_better=False)
+    said = write_report(*arms(BASELINE, HIGHER, **lowest), tmp_path).scored
+    assert "the checkpoint with the lowest evaluation loss." in said
+    other = {"other": [run(seed, 4.0, **best_at(30)) for seed in (1, 2)]}
+    said = write_report(*arms(BASELINE, HIGHER), tmp_path, others=other).scored
+    assert said.startswith("Scored, by different rules") and "other: the checkpoint with the highest accuracy" in said
+
+
+def test_the_best_runs_and_the_lines_that_load_them(runs):
+    state = {"best_model_checkpoint": "elsewhere/checkpoint-40", "best_metric": 0.826, "log_history": curve(0.1)}
+    (runs / "rdrop3" / "trainer_state.json").write_text(json.dumps(state))
+    found = json.loads((runs / "rdrop3" / "all_results.json").read_text())
+    found["settings"] |= {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+        "greater_is_better": True,
+    }
+    (runs / "rdrop3" / "all_results.json").write_text(json.dumps(found | {"pipeline": "text-classification"}))
+    report = report_folder(runs)
+    best = json.loads((runs / "report.json").read_text())["best"]
+    assert best["arm"] == "R-Drop" and best["runs"]["R-Drop"] == {
+        "folder": str(runs / "rdrop3"), "seed": 3, "weights": "checkpoint-40", "score": "82.60",
+    }  # fmt: skip
+    assert best["runs"]["baseline"]["folder"] == str(runs / "plain3")
+    assert best["runs"]["baseline"]["weights"] == "end of training (step 90)"
+    text, screen = report.markdown(), report.summary()
+    block = text.split("```python\n")[1].split("```")[0]
+    compile(block, "report", "exec")
+    assert f'load_checkpoint("{runs / "rdrop3"}")' in block
+    assert f'pipeline("text-classification", "{runs / "rdrop3"}")' in block
+    assert f"best      {runs / 'rdrop3'}: R-Drop, seed 3, checkpoint-40, accuracy (%) 82.60" in screen
+    assert f'load_checkpoint("{runs / "rdrop3"}")' in screen
+
+
+def test_the_best_by_what_should_be_low(tmp_path):
+    first, second = arms([0.3, 0.2], [0.25, 0.4], name="wer")
+    first, second = (
+        [replace(run, folder=tmp_path / f"{run.alpha:g}-{run.seed}") for run in arm] for arm in (first, second)
+    )
+    best = write_report(first, second, tmp_path).best
+    assert (best.arm, best.runs["baseline"].seed, best.runs["R-Drop"].seed) == ("baseline", 2, 1)
+
+
+def test_runs_whose_seconds_are_not_known_are_left_out_of_the_times_and_named(tmp_path):
+    first, second = arms(BASELINE, HIGHER)
+    first = [replace(run, train_seconds=None) if run.seed == 2 else run for run in first]
+    second = [replace(run, train_seconds=1e6) if run.seed == 2 else run for run in second]
+    report = write_report(first, second, tmp_path)
+    assert "The times leave out baseline, seed 2: resumed after an interruption" in report.markdown()
+    assert report.sentences[-1].startswith("Training took 1.70 times the time"), "not of the million seconds"
+    assert json.loads((tmp_path / "report.json").read_text())["untimed"] == ["baseline, seed 2"]
+    nobody = [[replace(run, train_seconds=None) for run in arm] for arm in (first, second)]
+    assert "times leave out" not in write_report(*nobody, tmp_path).markdown(), "runs made by hand need no seconds"
+
+
+@pytest.mark.parametrize(
+    "file, name",
+    [("reviews.csv", "reviews"), ("data/train.csv", "data"), ("x/demo/Train.tsv", "demo"), (None, "custom")],
+)
+def test_own_files_have_their_own_name(file, name):
+    assert name_of_data({"task": "custom", "settings": {"train_file": file}}) == name
+    assert name_of_data({"task": "sst2", "settings": {"train_file": file}}) == "sst2"
+
+
+def test_kinds_of_edits_have_plain_names_which_are_explained(tmp_path):
+    assert list(EDIT_KINDS) == list(EDITS)
+    text = write_report(*arms(BASELINE, HIGHER), tmp_path).markdown()
+    assert "wrong key (a letter becomes one beside it on the keyboard)." in text
+    assert "| flipped by: wrong key (%)" in text and "slip" not in text and "letter missing" not in text
+    assert "p (signs)" not in text and "p (sign flips)" in text
+
+
 # ---- What it refuses ----
 
 
@@ -430,17 +529,98 @@ def size(path):
 
 def test_the_pictures(tmp_path, drawn):
     report = write_report(*arms(BASELINE, HIGHER), tmp_path)
-    assert [path.name for path in report.pictures] == ["scores.png", "curves.png", "flips.png"]
+    assert [path.name for path in report.pictures] == ["scores.png", "seconds.png", "curves.png", "flips.png"]
     assert all(size(path)[0] == 1600 for path in report.pictures)
     assert all(f"({path.name})" in report.markdown() for path in report.pictures)
 
 
 def test_what_is_not_known_is_not_drawn(tmp_path, drawn):
     first, second = [run(1, 0.0, log_history=[], stability=None)], [run(1, 4.0, log_history=[], stability=None)]
-    assert [path.name for path in write_report(first, second, tmp_path).pictures] == ["scores.png"]
+    untimed = [[replace(run, train_seconds=None) for run in arm] for arm in (first, second)]
+    assert [path.name for path in write_report(*untimed, tmp_path).pictures] == ["scores.png"]
+    assert [path.name for path in write_report(first, second, tmp_path).pictures] == ["scores.png", "seconds.png"]
     assert not (tmp_path / "curves.png").exists() and draw_curves([{"step": 1, "loss": 1.0}], 4.0, tmp_path) == {}
     drawn = draw_curves(curve(0.2), 0.0, tmp_path)
     assert [path.name for path in drawn] == ["curves.png"] and size(tmp_path / "curves.png")[0] == 1600
+
+
+def classified(seed, alpha, sharp=1.0):
+    """A run with logits of 200 rows."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, 200)
+    logits = sharp * (random.normal(size=(200, 3)) + 1.5 * np.eye(3)[labels])
+    labels[:5] = -100
+    return run(seed, alpha, logits=logits.astype(np.float32), labels=labels)
+
+
+def test_the_reliability_diagram_by_plain_arithmetic(tmp_path, drawn):
+    runs = [classified(1, 0.0), classified(2, 0.0)]
+    rows = []
+    for found in runs:
+        for z, label in zip(found.logits.tolist(), found.labels.tolist(), strict=True):
+            if label != -100:
+                shares = [math.exp(value) / sum(map(math.exp, z)) for value in z]
+                rows.append((max(shares), shares.index(max(shares)) == label))
+    bins = reliability_of(runs)
+    assert bins.rows.sum() == len(rows) == 390
+    for i in range(10):
+        inside = [(sure, right) for sure, right in rows if i / 10 <= sure < (i + 1) / 10]
+        assert bins.rows[i] == len(inside)
+        if inside:
+            assert bins.confidence[i] == pytest.approx(100 * statistics.mean(sure for sure, _ in inside), abs=1e-4)
+            assert bins.accuracy[i] == pytest.approx(100 * statistics.mean(right for _, right in inside))
+    report = write_report(runs, [classified(1, 4.0), classified(2, 4.0)], tmp_path)
+    assert tmp_path / "reliability.png" in report.pictures
+    assert reliability_of([run(1, 0.0)]) is None and reliability_of([]) is None
+    assert reliability_of([replace(runs[0], labels=np.full(200, -100))]) is None
+    assert reliability_of([replace(runs[0], labels=runs[0].labels / 2)]) is None, "a regression's"
+
+
+def stars(axes):
+    return [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() == "*" and len(line.get_xydata())]
+
+
+def test_the_score_against_seconds_marks_what_is_scored(tmp_path, drawn):
+    history = [{"step": s, "eval_accuracy": v, "eval_loss": 0.4} for s, v in ((10, 0.6), (20, 0.9), (40, 0.7))]
+    history.append({"step": 40, "train_runtime": 9.9})
+    trained = {"log_history": history, "train_seconds": 80.0, "scores": {"accuracy": 0.9, "loss": 0.4}}
+    first = [run(1, 0.0, **trained, **best_at(20))]
+    second = [run(1, 4.0, **{**trained, "train_seconds": 160.0}, settings=first[0].settings)]
+    longer = [run(1, 0.0, 0.75, log_history=[], train_seconds=160.0)]
+    score = write_report(first, second, tmp_path).quantities[0]
+    panel = draw_against_seconds([score], {"baseline": first, "rdrop": second, "longer": longer}, "").axes[0]
+    # 20 of 40 steps of 80 s; the end of 160 s, where the score is that of the weights; no curve, so the end
+    assert stars(panel) == [(40.0, pytest.approx(90)), (160.0, pytest.approx(90)), (160.0, pytest.approx(75))]
+    thick = [line.get_xydata().tolist() for line in panel.lines if line.get_linewidth() == 2]
+    assert thick[0] == [[20.0, pytest.approx(60)], [40.0, pytest.approx(90)], [80.0, pytest.approx(70)]]
+    names = [text.get_text() for text in panel.figure.legends[0].texts]
+    assert names == ["baseline", "R-Drop", "longer", "scored weights"]
+    untimed = [replace(longer[0], train_seconds=None)]
+    assert draw_against_seconds([score], {"baseline": first, "rdrop": untimed}, "") is None
+
+
+def test_the_learning_curves_mark_what_is_scored(drawn):
+    first, second = [run(1, 0.0)], [run(1, 4.0, scored_step=45)]
+    panel = draw_learning_curves({"baseline": first, "rdrop": second}, True, "").axes[1]
+    assert stars(panel) == [(90.0, pytest.approx(0.36)), (45.0, pytest.approx(0.045))]
+
+
+def test_pictures_say_what_they_are_of_and_show_all_arms(tmp_path, drawn, monkeypatch):
+    shown = {}
+
+    def keep(figure, path, **_):
+        shown[path.name] = figure
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
+    first, second = ([replace(run, name="sst2") for run in arm] for arm in arms(BASELINE, HIGHER))
+    write_report(first, second, tmp_path, others=longer(BASELINE) | {"empty": []})
+    assert all(
+        figure.legends[0].get_title().get_text() == "sst2: R-Drop with alpha 4, 5 seeds" for figure in shown.values()
+    )
+    for name in ("scores.png", "seconds.png"):
+        assert {"baseline", "R-Drop", "plain_longer"} <= {text.get_text() for text in shown[name].legends[0].texts}
+    labels = [label.get_text() for label in shown["flips.png"].axes[0].get_yticklabels()]
+    assert labels == ["dropout", "small edits", "wrong key"]
 
 
 def test_without_matplotlib_there_is_a_report_without_pictures(tmp_path):

@@ -171,17 +171,21 @@ def set_seconds(folder, seconds):
 def test_plain_longer_trains_for_as_long_as_r_drop(here, launch, capsys):
     set_seconds(here / "both" / "plain-seed1", 10.0)
     set_seconds(here / "both" / "rdrop-seed1", 17.0)
+    unknown = results(here / "both" / "rdrop-seed2")  # resumed from a checkpoint that does not know them
+    unknown["seconds"] = {"train since the resume": 1.0}
+    (here / "both" / "rdrop-seed2" / "all_results.json").write_text(json.dumps(unknown))
     flags = [*FLAGS, "--arms", "rdrop", "plain_longer", "plain", "--seeds", "1"]
-    assert script.main(flags) == 0 and launch.started == ["plain_longer-seed1"]
+    assert script.main([*flags, "2"]) == 0 and launch.started == ["plain_longer-seed1", "plain_longer-seed2"]
     assert results(here / "both" / "plain_longer-seed1")["settings"] | {"output_dir": ""} == results(
         here / "both" / "plain-seed1"
     )["settings"] | {"output_dir": "", "num_train_epochs": 1.7}
     said = capsys.readouterr().out
     assert "plain_longer trains 1.70 times as long as plain" in said
     assert "## Arms" in (here / "both" / "report.md").read_text()
+    assert "The times leave out R-Drop, seed 2" in said
     # The time was measured once: what comes later is as long as what there is
     assert script.main([*flags, "3"]) == 0
-    assert launch.started[1:] == ["plain-seed3", "rdrop-seed3", "plain_longer-seed3"]
+    assert launch.started[2:] == ["plain-seed3", "rdrop-seed3", "plain_longer-seed3"]
     assert results(here / "both" / "plain_longer-seed3")["settings"]["num_train_epochs"] == 1.7
 
 
@@ -208,6 +212,7 @@ def test_arms_of_ones_own(here, launch):
         ("plain rdrop dropout", "give that with --dropout"),
         ("plain rdrop a:rdrop_alhpa=3", "unknown flag --rdrop_alhpa; did you mean --rdrop_alpha"),
         ("plain rdrop a:seed=3", "seed is the same for all arms"),
+        ("plain rdrop a:load_best_model_at_end=True", "load_best_model_at_end is the same for all arms"),
         ("plain rdrop a/b:rdrop_alpha=3", "'a/b' cannot be the name"),
     ],
 )

@@ -1,0 +1,78 @@
+"""The reliability diagram: how often predictions are right, by how confident they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .figures import figure_of, finish, label, looks
+from .runs import FinishedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 10
+_FEWEST = 20  # predictions in a bin; the share of fewer says nothing
+
+
+class Reliability(NamedTuple):
+    """Predictions in bins of confidence of equal width, (BINS,) each.
+
+    Attributes:
+        confidence: mean probability of the predicted class, in %; NaN in an empty bin.
+        accuracy: predictions that are right, in %; NaN in an empty bin.
+        rows: number of predictions.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    rows: np.ndarray
+
+
+def reliability_of(runs: Sequence[FinishedRun]) -> Reliability | None:
+    """The evaluation rows of some runs, pooled; None unless all have logits (N, C) and labels (N,) of classes."""
+    if not runs or not all(_are_classified(run) for run in runs):
+        return None
+    confidence, right = [], []
+    for run in runs:
+        counted = np.asarray(run.labels) != -100
+        logits = np.asarray(run.logits, dtype=np.float64)[counted]
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        confidence.append(powers.max(1) / powers.sum(1))
+        right.append(logits.argmax(1) == np.asarray(run.labels)[counted])
+    sure, correct = np.concatenate(confidence), np.concatenate(right).astype(float)
+    if not len(sure):
+        return None
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    rows, confidences, rights = (np.bincount(bins, weights, BINS) for weights in (None, sure, correct))
+    with np.errstate(invalid="ignore"):
+        return Reliability(100 * confidences / rows, 100 * rights / rows, rows)
+
+
+def _are_classified(run: FinishedRun) -> bool:
+    if run.logits is None or run.labels is None or run.is_regression:
+        return False
+    logits, labels = np.asarray(run.logits), np.asarray(run.labels)
+    return logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1] and labels.dtype.kind in "iu"
+
+
+def draw_reliability(arms: Mapping[str, Sequence[FinishedRun]], title: str) -> Figure | None:
+    """Accuracy by confidence, and how many predictions have it; None where an arm's logits are not known."""
+    found = {arm: reliability_of(runs) for arm, runs in arms.items()}
+    if None in found.values():
+        return None
+    figure, (left, right) = figure_of(2, 3.4)
+    left.plot([0, 100], [0, 100], color="#999999", linewidth=1, label="calibrated")
+    edges = np.linspace(0, 100, BINS + 1)
+    for arm, bins in found.items():
+        look = looks(arms)[arm]
+        shown = bins.rows >= min(_FEWEST, bins.rows.max())
+        left.plot(bins.confidence[shown], bins.accuracy[shown], label=label(arm), markersize=6, linewidth=1.5, **look)
+        share = 100 * bins.rows / bins.rows.sum()
+        right.stairs(share, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.8, baseline=None)
+    lowest = min(edges[np.flatnonzero(bins.rows)[0]] for bins in found.values())
+    left.set(xlim=(lowest - 2, 101), ylim=(0, 102), xlabel="confidence (%)", ylabel="right (%)")
+    right.set(xlim=(lowest - 2, 101), ylim=(0, None), xlabel="confidence (%)", ylabel="share of predictions (%)")
+    return finish(figure, left, title)
