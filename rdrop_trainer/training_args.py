@@ -110,8 +110,8 @@ class RDropArguments:
             "help": "Language models: compute the output head and the loss together, some rows at a time, so that the "
             "logits never exist as a whole: less memory than plain training with a large vocabulary, and the same "
             "arithmetic. auto: where a micro-batch has 2^24 logits or more, on a GPU where at 2 bytes each they would "
-            "take a hundredth of its memory. true: always. false: never. A model for which that is not possible trains "
-            "without it, and one warning says why."
+            "take a hundredth of its memory or more. true: always. false: never. A model for which that is not "
+            "possible trains without it, and one warning says why."
             # Without choices, because a parser would then refuse True, which a recipe's true becomes
         },
     )

@@ -45,6 +45,13 @@ def test_links_lead_somewhere(page):
     assert languages <= {"python", "bash", "yaml", "json", *READ_ONLY}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_package_is_installed_from_where_it_is(page):
+    """No index has it: from a clone, `-e ".[report]"`, or from the address of a repository."""
+    for requirement in re.findall(r"pip install[^`\n]*?(rdrop-trainer\b[^`\n]*)", page.read_text(encoding="utf-8")):
+        assert "@ git+" in requirement
+
+
 # ---- Python ----
 
 

@@ -67,6 +67,8 @@ def test_one_version_of_each_tool():
     pinned = dict(re.findall(r"(?m)^(\S+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8")))
     hooks = set(re.findall(r"ruff==([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")))
     assert hooks == {pinned["ruff"]}
+    # the torch for CPUs that the README installs first must be the one that the constraints let stay
+    assert re.findall(r"(?m)^pip install torch==(\S+) ", (ROOT / "README.md").read_text("utf-8")) == [pinned["torch"]]
 
 
 def test_the_changelog_begins_with_this_version():

@@ -62,9 +62,16 @@ def trials_of(folder):
 def test_the_default_space():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     drawn = [default_hp_space(study.ask()) for _ in range(50)]
-    for name, low, high in (("rdrop_alpha", 0.5, 8), ("rdrop_dropout", 0.1, 0.3), ("learning_rate", 1e-5, 1e-4)):
+    log = math.log
+    for name, low, high, scale in (
+        ("rdrop_alpha", 0.5, 64, log),
+        ("rdrop_dropout", 0.1, 0.3, float),
+        ("learning_rate", 1e-5, 1e-4, log),
+    ):
         values = [values.pop(name) for values in drawn]
-        assert low <= min(values) and max(values) <= high and max(values) - min(values) > 0.8 * (high - low)
+        assert low <= min(values) and max(values) <= high
+        places = sorted((scale(value) - scale(low)) / (scale(high) - scale(low)) for value in values)
+        assert places[0] < 0.1 and 0.3 < places[25] < 0.7 and places[-1] > 0.9
     assert not any(drawn)
 
 

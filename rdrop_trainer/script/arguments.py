@@ -166,6 +166,11 @@ class SeveralRunsArguments:
         "the winning recipe.yaml into output_dir. Trials that are finished are not repeated; with a larger number "
         "the search goes on. Needs: pip install optuna.",
     )
+    tune_metric: str | None = _flag(
+        None,
+        "With tune: the score of the validation rows to search by, and to choose the checkpoints of a trial by; a loss "
+        "(eval_loss) is minimized, another score maximized. Default: the first score of --metric or of the task.",
+    )
     parallel: int = _flag(
         1, "How many runs at a time. Processor cores are shared between them; with several GPUs each run gets one."
     )

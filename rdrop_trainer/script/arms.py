@@ -15,7 +15,7 @@ from .command_line import CommandLine, read_flags
 # The settings of plain fine-tuning: no divergence, and the dropout that the model has
 _PLAIN: Mapping[str, Any] = {"rdrop_alpha": 0.0, "rdrop_dropout": None}
 _NOT_OF_AN_ARM = frozenset(
-    "seed output_dir arms seeds compare_baseline tune parallel engine demo dry_run load_best_model_at_end "
+    "seed output_dir arms seeds compare_baseline tune tune_metric parallel engine demo dry_run load_best_model_at_end "
     "metric_for_best_model greater_is_better".split()
 )
 

@@ -13,6 +13,7 @@ from .command_line import Flags
 _ONLY_FOR = {
     "arms": "--compare_baseline",
     "seeds": "--compare_baseline",
+    "tune_metric": "--tune",
     "parallel": "--compare_baseline or --tune",
     "engine": "--compare_baseline or --tune",
     "max_unlabeled_samples": "--unlabeled_file",
@@ -46,11 +47,17 @@ def check_flags(flags: Flags) -> None:
     if several.compare_baseline and several.tune is not None:
         raise InputError("--tune and --compare_baseline are two commands: search first, then compare with its recipe")
     idle = set() if several.compare_baseline else {"arms", "seeds"}
+    idle |= {"tune_metric"} if several.tune is None else set()
     idle |= set() if several_runs else {"parallel", "engine"}
     idle |= {"max_unlabeled_samples", "rdrop_unlabeled_ratio"} if data.unlabeled_file is None else set()
     if idle := idle & given.keys():
         name = min(idle)
         raise InputError(f"--{name} has no effect without {_ONLY_FOR[name]}: add that, or leave this out")
+    if several.tune_metric is not None and "metric_for_best_model" in given:
+        raise InputError(
+            "--tune_metric chooses the checkpoints of a trial too: leave out --metric_for_best_model, or give that "
+            "alone and search by the first score of --metric"
+        )
     head = "sequence" if task is None else task.head
     idle = set() if head == "question" else {"doc_stride", "max_answer_length"}
     idle |= set() if head == "seq2seq" else {"max_target_length", "num_beams"}

@@ -85,6 +85,7 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
     if training.load_best_model_at_end or training.save_strategy == "best" or data.early_stopping_patience is not None:
         if "metric_for_best_model" not in given and task.headline:
             training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
+    if training.metric_for_best_model is not None:
         _check_metric(task, training)
     data = replace(data, max_seq_length=data.max_seq_length or task.max_length)
     return RunConfig(task, command.model, data, training, frozenset(given)), splits

@@ -26,21 +26,33 @@ _NOT_IN_RECIPE = OF_THE_COMMAND | {
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial: its number (0 has alpha 0, 1 the given settings), the folder of its run, and what that left."""
+    """A finished trial: its number (0 has alpha 0, 1 the given settings), the folder of its run, and what that left.
+
+    `metric` is the score that it is judged by; None: the first headline score.
+    """
 
     number: int
     folder: Path
     results: dict[str, Any]
+    metric: str | None = None
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """The headline scores, and the one that it is judged by."""
+        of_search = {} if self.metric is None else {self.score_name: self.results["metrics"].get(self.score_name)}
+        return of_search | self.results["headline"]
 
     @property
     def score_name(self) -> str | None:
-        """The first headline score on the validation rows."""
+        """The score on the validation rows that it is judged by."""
+        if self.metric is not None:
+            return f"eval_{self.metric}"
         return next((name for name in self.results["headline"] if name.startswith("eval_")), None)
 
     @property
     def score(self) -> float | None:
         """Its value; None where it is not defined."""
-        return self.results["headline"].get(self.score_name)
+        return self.scores.get(self.score_name)
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -53,6 +65,17 @@ class Trial:
         return sum(self.results["seconds"].values())
 
 
+def metric_of(command: CommandLine) -> str | None:
+    """The score that a search is by, without `eval_`; None: the first headline score of the task."""
+    name = command.several.tune_metric
+    return None if name is None else name.removeprefix("eval_")
+
+
+def is_loss(metric: str | None) -> bool:
+    """Whether lower values of a score are better; by its name, as `Trainer` decides it."""
+    return metric is not None and metric.endswith("loss")
+
+
 def delete_weights(trials: Sequence[Trial]) -> None:
     """Delete the weights and checkpoints of all trials but the first."""
     for path in (path for trial in trials[1:] for pattern in _WEIGHTS for path in trial.folder.glob(pattern)):
@@ -61,12 +84,12 @@ def delete_weights(trials: Sequence[Trial]) -> None:
 
 def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) -> None:
     """Write the table of the trials, the best first, as Markdown and as JSON."""
-    names = [name for name in trials[0].results["headline"] if name.startswith("eval_")]
+    names = [name for name in trials[0].scores if name.startswith("eval_")]
     columns = ["trial", *SPACE, *names, "seconds"]
     table = [columns, ["---:"] * len(columns)]
     for trial in trials:
         values = ["as the model has it" if value is None else f"{value:g}" for value in trial.values.values()]
-        scores = [score_text(trial.results["headline"].get(name)) for name in names]
+        scores = [score_text(trial.scores.get(name)) for name in names]
         table.append([str(trial.number), *values, *scores, f"{trial.seconds:.0f}"])
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     legend = "Trial 0 is the given settings with alpha 0, trial 1 the given settings."
@@ -76,7 +99,7 @@ def write_trials(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     write_text(folder / TABLE, text)
     found = [
         {"trial": trial.number, "folder": trial.folder.name, **trial.values}
-        | {"scores": trial.results["headline"], "seconds": round(trial.seconds, 3)}
+        | {"scores": trial.scores, "seconds": round(trial.seconds, 3)}
         for trial in trials
     ]
     about = {"score": trials[0].score_name, "seed": command.training.seed}
@@ -88,6 +111,7 @@ def write_recipe(folder: Path, trials: Sequence[Trial], command: CommandLine) ->
     best = trials[0]
     recipe = {name: value for name, value in command.given.items() if name not in _NOT_IN_RECIPE}
     recipe |= {name: value for name, value in best.values.items() if value is not None}
+    recipe |= {} if best.metric is None else {"metric_for_best_model": best.metric}
     head = f"# The best of {len(trials)} trials, {best.folder.name}: {best.score_name} {score_text(best.score)}\n"
     if best.number == 0:
         head += f"# No trial with R-Drop was better. {TABLE} has the command that compares the best of those.\n"
@@ -103,7 +127,8 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
     about = {1: "given", 0: "alpha 0"}
     rows_of = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
     rows = next(count for split, count in best.results["rows"].items() if split.startswith("validation"))
-    lines.append(f"score     {best.score_name} of {rows:,} validation rows")
+    lower = ", the lower the better" if is_loss(best.metric) else ""
+    lines.append(f"score     {best.score_name} of {rows:,} validation rows{lower}")
     for name, trial in dict(rows_of).items():
         values = ", ".join(f"{key} {value:g}" for key, value in trial.values.items() if value is not None)
         lines.append(f"{name:<10}{score_text(trial.score)}  trial {trial.number}: {values}")

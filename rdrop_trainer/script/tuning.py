@@ -18,7 +18,7 @@ from .jobs import Job
 from .output_dir import check_unlocked
 from .plan import plan
 from .several import alone_in, check_command, exit_code, folder_for, is_finished, run_all, settings_of_runs
-from .trials import Trial, delete_weights, summary, write_recipe, write_trials
+from .trials import Trial, delete_weights, is_loss, metric_of, summary, write_recipe, write_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -29,7 +29,8 @@ def tune(command: CommandLine) -> int:
 
     Trial 0 is the given settings with alpha 0, trial 1 the given settings; the others are drawn by Optuna's TPE from
     the ranges of `default_hp_space`, or from ranges around a given value that lies outside them. All have the seed of
-    the command, and are judged by the first headline score of the task on the validation rows. The study lies in
+    the command, and are judged by `--tune_metric` or the first headline score of the task on the validation rows, as
+    are their checkpoints. The study lies in
     `trials.db`. A trial that was cut off or failed goes on in its folder when the same command is given again; the
     weights of all but the best are deleted.
 
@@ -92,6 +93,8 @@ class Trials:
         defaults: dict[str, Any] = {"do_train": True, "do_eval": True}
         if not command.training.load_best_model_at_end:
             defaults["save_strategy"] = "no"
+        if (metric := metric_of(command)) is not None:
+            defaults["metric_for_best_model"] = metric
         self.shared = settings_of_runs(command, without=["do_predict"], **defaults)
 
     def job(self, number: int, params: Mapping[str, float]) -> Job:
@@ -114,7 +117,8 @@ class Search:
         self.trials = Trials(command, folder)
         if command.data.overwrite_output_dir:
             (folder / STORE).unlink(missing_ok=True)
-        self.study = open_study("maximize", **study_in(folder))
+        self.metric = metric_of(command)
+        self.study = open_study("minimize" if is_loss(self.metric) else "maximize", **study_in(folder))
         # Not multivariate, which would learn nothing from trials that did not draw every value
         self.study.sampler = sampler_for(self.study, command.training.seed, multivariate=False)
         self.space = {name: range_around(getattr(command.training, name), *SPACE[name]) for name in SPACE}
@@ -129,7 +133,12 @@ class Search:
         for trial in finished:
             board.learn(_arm(trial.number), trial.seconds)
         print(f"{max(self.wanted, done)} trials in {self.folder}, {done} of them finished before", flush=True)
-        failed = run_all(self._to_come(), several.engine, several.parallel, board, self._settle)
+        try:
+            failed = run_all(self._to_come(), several.engine, several.parallel, board, self._settle)
+        except InputError:
+            if not self._finished():  # nothing to go on with; the mended command may search by another score
+                (self.folder / STORE).unlink(missing_ok=True)
+            raise
         trials = self._finished()
         if trials:
             write_trials(self.folder, trials, self.command)
@@ -170,7 +179,7 @@ class Search:
         """Record in the study how a trial ended, and keep the weights of the best alone."""
         import optuna
 
-        trial = _read(job.folder)
+        trial = self._read(job.folder)
         if trial.score is None:
             self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         else:
@@ -180,12 +189,12 @@ class Search:
     def _finished(self) -> list[Trial]:
         """The finished trials, the best first."""
         numbers = [trial.number for trial in self.study.trials if trial.state.is_finished()]
-        trials = [_read(self.folder / f"trial-{number}") for number in numbers]
-        return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0), trial.number))
+        trials = [self._read(self.folder / f"trial-{number}") for number in numbers]
+        sign = 1 if is_loss(self.metric) else -1
+        return sorted(trials, key=lambda trial: (trial.score is None, sign * (trial.score or 0), trial.number))
 
-
-def _read(folder: Path) -> Trial:
-    return Trial(int(folder.name.removeprefix("trial-")), folder, read_results(folder))
+    def _read(self, folder: Path) -> Trial:
+        return Trial(int(folder.name.removeprefix("trial-")), folder, read_results(folder), self.metric)
 
 
 def range_around(given: float | None, low: float, high: float, log: bool) -> tuple[float, float, bool]:

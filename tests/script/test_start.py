@@ -43,6 +43,7 @@ def test_the_other_commands_need_no_torch_for_their_help(module):
         ("--train_file train.csv --unlabeled_file none.txt", "--unlabeled_file none.txt: no such file"),
         ("--train_file train.csv --seeds 1 2", "--seeds has no effect without --compare_baseline"),
         ("--train_file train.csv --tune 3 --seeds 1 2", "--seeds has no effect without --compare_baseline"),
+        ("--train_file train.csv --tune_metric loss", "--tune_metric has no effect without --tune"),
         ("--train_file train.csv --parallel 2", "--parallel has no effect without --compare_baseline or --tune"),
         ("--train_file train.csv --rdrop_unlabeled_ratio 2", "has no effect without --unlabeled_file"),
         ("--train_file train.csv --doc_stride 64", "--doc_stride: a classification does not use it"),

@@ -58,7 +58,7 @@ def test_the_first_trials_are_the_baseline_and_the_given_settings(place):
     tuned = ("rdrop_alpha", "rdrop_dropout", "learning_rate")
     assert [baseline[name] for name in tuned] == [0, None, 1e-3]
     assert [given[name] for name in tuned] == [4, None, 1e-3]
-    for name, low, high in (("rdrop_alpha", 0.5, 8), ("rdrop_dropout", 0.1, 0.3), ("learning_rate", 3.1e-4, 3.2e-3)):
+    for name, low, high in (("rdrop_alpha", 0.5, 64), ("rdrop_dropout", 0.1, 0.3), ("learning_rate", 3.1e-4, 3.2e-3)):
         assert low <= drawn[name] <= high
     for other in (given, drawn):
         differ = {name for name, value in other.items() if baseline[name] != value}
@@ -70,7 +70,8 @@ def test_the_first_trials_are_the_baseline_and_the_given_settings(place):
     [
         (5e-5, "learning_rate", (1e-5, 1e-4)),
         (1e-3, "learning_rate", (1e-3 / 10**0.5, 1e-3 * 10**0.5)),
-        (16.0, "rdrop_alpha", (4, 64)),
+        (16.0, "rdrop_alpha", (0.5, 64)),
+        (128.0, "rdrop_alpha", (128 / 128**0.5, 128 * 128**0.5)),
         (0.5, "rdrop_dropout", (0.1, 0.5)),
         (None, "rdrop_dropout", (0.1, 0.3)),
     ],
@@ -209,6 +210,51 @@ def test_where_plain_training_wins_it_is_said(here, launch, capsys):
     assert "at the end of its trials.md" in fails(capsys, "search/recipe.yaml", "--compare_baseline")
 
 
+def test_a_search_by_the_evaluation_loss(here, launch, capsys, monkeypatch):
+    """The lowest loss wins, though its accuracy is the worst, and its weights are those that stay."""
+    losses, accuracies = {"trial-0": 0.7, "trial-1": 0.3, "trial-2": 0.5}, {"trial-0": 0.9, "trial-1": 0.1}
+
+    class WithLoss(Pretended):
+        def __call__(self, job):
+            super().__call__(job)
+            found = results(job.folder)
+            found["metrics"]["eval_loss"] = losses[job.folder.name]
+            (job.folder / "all_results.json").write_text(json.dumps(found))
+            return 0
+
+    pretended = WithLoss(launch.finished, accuracies)
+    monkeypatch.setattr(several, "launcher", lambda *_: pretended)
+    words = [*FLAGS, "--output_dir=other", "--tune=3"]
+    assert script.main([*words, "--tune_metric=eval_loss"]) == 0
+    found = json.loads(Path("other/trials.json").read_text())
+    assert [trial["trial"] for trial in found["trials"]] == [1, 2, 0] and found["score"] == "eval_loss"
+    assert found["trials"][0]["scores"] == {"eval_loss": 0.3, "eval_accuracy": 0.1}
+    by_optuna = optuna.load_study(study_name="rdrop", storage="sqlite:///other/trials.db")
+    assert by_optuna.best_trial.number == 1 and by_optuna.direction.name == "MINIMIZE"
+    assert [path.parent.name for path in Path("other").rglob("*.safetensors")] == ["trial-1"]
+    assert "score     eval_loss of 16 validation rows, the lower the better" in capsys.readouterr().out
+    recipe = yaml.safe_load(Path("other/recipe.yaml").read_text())
+    assert recipe["rdrop_alpha"] == 4 and recipe["metric_for_best_model"] == "loss"
+    assert "tune_metric" not in recipe
+    assert "choose another" in fails(capsys, *words)  # another score, in the same folder
+    assert "choose another" in fails(capsys, *words, "--tune_metric=accuracy")
+
+
+def test_a_search_by_the_loss_of_real_runs(here, capsys, monkeypatch):
+    monkeypatch.setattr(several, "launcher", lambda *_: AsProcess(capsys))
+    words = [*FLAGS, "--output_dir=other", "--tune=2"]
+    line = fails(capsys, *words, "--tune_metric=rouge")
+    assert "trial 0: --metric_for_best_model rouge: custom has no such score; it has accuracy" in line
+    assert not list(Path("other").rglob("all_results.json"))
+    epochs = "--eval_strategy=epoch --save_strategy=epoch --load_best_model_at_end=true".split()
+    assert script.main([*words, "--tune_metric=eval_loss", *epochs]) == 0
+    found = json.loads(Path("other/trials.json").read_text())["trials"]
+    losses = [results(Path("other") / trial["folder"])["metrics"]["eval_loss"] for trial in found]
+    assert losses == sorted(losses) == [trial["scores"]["eval_loss"] for trial in found]
+    settings = results("other/trial-0")["settings"]  # the checkpoints were chosen by it too
+    assert (settings["metric_for_best_model"], settings["greater_is_better"]) == ("loss", False)
+
+
 def test_trials_of_other_settings_are_not_mixed(here, launch, capsys):
     line = fails(capsys, *FLAGS, "--tune=4", "--num_train_epochs=2")
     assert "trial-0: is a finished run with other settings (num_train_epochs was 1.0, now 2.0)" in line
@@ -226,6 +272,7 @@ def test_what_a_search_refuses(here, launch, capsys, monkeypatch):
         (["--tune=3", "--rdrop_alpha=0"], "leave out --rdrop_alpha 0"),
         (["--tune=3", "--push_to_hub"], "choose one afterwards"),
         (["--tune=3", "--compare_baseline"], "two commands"),
+        (["--tune=3", "--tune_metric=loss", "--metric_for_best_model=loss"], "leave out --metric_for_best_model"),
         (["--tune=3", "--do_train"], "give both --do_train and --do_eval, or neither"),
         (["--tune=3", "--resume_from_checkpoint=model"], "resumes each of its trials by itself"),
     ):
