@@ -1,10 +1,11 @@
-"""The command line: `python -m rdrop_trainer.hub push|list|show|download`."""
+"""The command line: `python -m rdrop_trainer.hub push|list|show|download|release`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .find import CheckpointRecord
 
 _WIDTH = 100  # columns of the tables
+_RELEASE = "rdrop_trainer.script.release"  # a program of its own: it trains, so it stands above the hub
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 for success, 2 for wrong input, 3 for a failure of the Hub, 130 for an interruption.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["release"]:
+        return _release(argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     arguments = vars(_parser().parse_args(argv))
@@ -36,6 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, InputError) else 3
     except KeyboardInterrupt:
         return 130
+    return 0
+
+
+def _release(argv: Sequence[str]) -> int:
+    """What `python -m` with that program does, in this process."""
+    sys.argv[1:] = argv
+    try:
+        runpy.run_module(_RELEASE, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0
 
 
@@ -132,9 +147,11 @@ def _plain(record: CheckpointRecord) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m rdrop_trainer.hub", description="Push, find and download R-Drop checkpoints.", allow_abbrev=False
+        "python -m rdrop_trainer.hub",
+        description="Push, find, download and release R-Drop checkpoints.",
+        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="push | list | show | download")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="push | list | show | download | release")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -167,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("repo_id", help="USER/NAME")
     download.add_argument("--revision", help="branch, tag or commit (default: main)")
     download.add_argument("--local_dir", help="folder to copy it to (default: the cache alone)")
+
+    # Listed here; its options are those of its program
+    commands.add_parser("release", help="Train recipes with and without R-Drop, and push both: release --help")
     return parser
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
@@ -111,17 +111,19 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
 
 
 @contextmanager
-def offline_if_unreached() -> Iterator[None]:
-    """Within it, the libraries use what is in their caches, if the Hub is out of reach.
-
-    They would try for half a minute else, file by file.
-    """
-    offline = constants.HF_HUB_OFFLINE
+def offline(when: bool = True) -> Iterator[None]:
+    """Within it, the libraries use what is in their caches, and ask no Hub."""
+    before = constants.HF_HUB_OFFLINE
     try:
-        constants.HF_HUB_OFFLINE = offline or not _is_reached(constants.ENDPOINT)
+        constants.HF_HUB_OFFLINE = before or when
         yield
     finally:
-        constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_OFFLINE = before
+
+
+def offline_if_unreached() -> AbstractContextManager[None]:
+    """`offline`, if the Hub is out of reach: the libraries would try for half a minute else, file by file."""
+    return offline(constants.HF_HUB_OFFLINE or not _is_reached(constants.ENDPOINT))
 
 
 @cache

@@ -38,6 +38,7 @@ _REPLACED = (
     "pytorch_model*.bin*",
     "adapter_model.bin",
 )
+_SHOWN = (".png", ".svg", "report.md")  # pushed where the card shows or links them
 _TOKEN = re.compile(TOKEN.encode())
 
 
@@ -132,8 +133,8 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
     if "auto_map" in config:  # a custom class, which cannot be loaded without its code
         chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
-    pictures = [name for name in names if name.endswith((".png", ".svg"))]
-    chosen |= {name for name in pictures if f"]({name})" in card or f"]({quote(name)})" in card}
+    shown = [name for name in names if name.endswith(_SHOWN)]
+    chosen |= {name for name in shown if f"]({name})" in card or f"]({quote(name)})" in card}
     indices, weights = _weights(folder)
     files = {name: content_of(folder / name) for name in sorted(chosen | indices)}
     checkpoint = Checkpoint(folder, {**files, **weights}, card, has_card)

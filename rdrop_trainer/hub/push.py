@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..errors import HubError, InputError
 from .client import check_repo_id, connect, failure, reason, with_retries
@@ -30,11 +31,11 @@ def push_checkpoint(
 ) -> CommitInfo:
     """Push a saved folder to the Hub: model, tokenizer or processor, card and the pictures it shows.
 
-    Optimizer states, checkpoints in subfolders, pickled files, logs and results are not pushed. Everything is checked
-    before the first byte is sent, and what was checked is what is sent. One commit adds the files, and deletes those of
-    an earlier checkpoint; then its files are compared with those that were meant. Rate limits, server errors and
-    dropped connections are tried again after a wait; a commit whose answer was lost is not made twice. The folder is
-    not changed.
+    A report that the card links is pushed too. Optimizer states, checkpoints in subfolders, pickled files, logs and
+    results are not. Everything is checked before the first byte is sent, and what was checked is what is sent. One
+    commit adds the files, and deletes those of an earlier checkpoint; then its files are compared with those that were
+    meant. Rate limits, server errors and dropped connections are tried again after a wait; a commit whose answer was
+    lost is not made twice. The folder is not changed.
 
     Args:
         path: the folder, or what `read_checkpoint` found in it.
@@ -88,6 +89,23 @@ def push_checkpoint(
             ) from None
         # Errors of uploads show signed addresses, so the cause is not shown
         raise failure(f"{folder} was not pushed to {repo_id}", error, advice) from None
+
+
+def is_pushed(path: str | Path, repo_id: str, token: str | bool | None = None) -> bool:
+    """Whether a repository has on main just what `push_checkpoint` would send there. Nothing is sent.
+
+    Raises:
+        InputError: as `push_checkpoint`, of the folder.
+        HubError: the Hub refused or could not be reached.
+    """
+    checkpoint, api = read_checkpoint(path, token), connect(token)
+    try:
+        info = with_retries(lambda: api.model_info(check_repo_id(repo_id), files_metadata=True))
+    except RepositoryNotFoundError:
+        return False
+    except Exception as error:
+        raise failure(f"{repo_id} could not be compared with {path}", error) from None
+    return not _differences(info, checkpoint.contents(repo_id), checkpoint)
 
 
 def _commit(

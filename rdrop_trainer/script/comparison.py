@@ -33,7 +33,7 @@ def compare_baseline(command: CommandLine) -> int:
         InputError: settings that a comparison cannot have, runs of other settings in its folder, or runs that refuse
             their input.
     """
-    comparison = _comparison(command)
+    comparison = comparison_of(command)
     return alone_in(comparison.folder, comparison.run)
 
 
@@ -43,12 +43,17 @@ def plan_comparison(command: CommandLine) -> str:
     Raises:
         InputError: as `compare_baseline`, and what a run would refuse before its first step.
     """
-    comparison = _comparison(command)
+    comparison = comparison_of(command)
     check_unlocked(comparison.folder)
     return comparison.plan()
 
 
-def _comparison(command: CommandLine) -> Comparison:
+def comparison_of(command: CommandLine) -> Comparison:
+    """The comparison that a command asks for, when all that can be checked before it begins is checked.
+
+    Raises:
+        InputError: settings that a comparison cannot have, a folder that it cannot use, or SciPy is not installed.
+    """
     if command.training.rdrop_alpha == 0:
         raise InputError(
             "--compare_baseline compares R-Drop with alpha 0; give the alpha above 0 that it is to have. (The recipe "

@@ -23,7 +23,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from support import (
-    hub_discussions,  # noqa: F401 (its import adds its routes)
+    hub_collections,  # noqa: F401 (its import adds its routes)
+    hub_discussions,  # noqa: F401
     hub_routes,
     hub_writes,  # noqa: F401
 )
@@ -119,6 +120,7 @@ class Hub:
             self.ended = threading.Event()
             self.users: dict[str, tuple[str, bool]] = {}  # token -> name, may write
             self.repos: dict[tuple[str, str], Repo] = {}
+            self.collections: dict[str, dict] = {}  # slug -> what the Hub says of it
             self.faults: list[Fault] = []
             self.names: dict[str, str] = {}  # path -> the false name listings give it
             self.requests: list[Seen] = []
@@ -300,7 +302,7 @@ class Handler(BaseHTTPRequestHandler):
         if status is None:
             self.end_connection(stop.hard)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request
 
     def read_body(self, headers: dict[str, str], cut: int | None) -> bytes:
         if cut is not None:

@@ -1,0 +1,64 @@
+"""A collection on the Hub: made if there is none, and given the models and notes that it is to have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from huggingface_hub import Collection
+
+from .client import connect, failure, with_retries
+
+# The Hub takes no longer ones
+_LONGEST_DESCRIPTION = 150  # characters
+_LONGEST_NOTE = 500
+
+
+def keep_collection(
+    title: str,
+    namespace: str,
+    notes: Mapping[str, str],
+    *,
+    description: str = "",
+    private: bool = False,
+    token: str | bool | None = None,
+) -> Collection:
+    """See to it that a collection has some models, each with its note. What it has besides stays.
+
+    Args:
+        title: its title, by which it is found again.
+        namespace: the user or organisation that it belongs to.
+        notes: repository -> note, of which 500 characters are kept.
+        description: of the collection, of which 150 characters are kept.
+        private: whether a new collection is private.
+        token: None for the stored one.
+
+    Returns:
+        The collection, as it was before the models were added.
+
+    Raises:
+        HubError: the Hub refused or could not be reached.
+    """
+    api, description = connect(token), description[:_LONGEST_DESCRIPTION]
+    settings: dict[str, Any] = {
+        "namespace": namespace,
+        "description": description,
+        "private": private,
+        "exists_ok": True,
+    }
+    try:
+        found = with_retries(partial(api.create_collection, title, **settings))
+        if description and found.description != description:
+            with_retries(partial(api.update_collection_metadata, found.slug, description=description))
+        items = {item.item_id: item for item in found.items if item.item_type == "model"}
+        for repo_id, note in notes.items():
+            note, item = note[:_LONGEST_NOTE], items.get(repo_id)
+            if item is None:
+                add = partial(api.add_collection_item, found.slug, repo_id, "model", note=note, exists_ok=True)
+                with_retries(add)
+            elif item.note != note:
+                with_retries(partial(api.update_collection_item, found.slug, item.item_object_id, note=note))
+    except Exception as error:
+        raise failure(f"the collection {title!r} of {namespace} is not complete", error) from None
+    return found
