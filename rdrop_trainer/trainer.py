@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -376,8 +376,9 @@ class RDropMixin(
             # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
             num_items_in_batch = window.task_items[0].clamp(min=1)
         head, is_wrong = window.head, None
-        if head.problem == "multi_label":
-            is_wrong = cast(torch.Tensor, head.misread_by_stock_code(inputs))
+        misread = head.misread_by_stock_code(inputs)
+        if isinstance(misread, torch.Tensor):
+            is_wrong = misread
         elif head.task_problem == "single_label":
             is_wrong = (window.task_items == 0).any()  # the mean over nothing is NaN, and so is a sum of two such means
         is_stock = isinstance(self._objective.plan.task_loss, StockLoss)
