@@ -30,7 +30,7 @@ NAME_THEM = "Say it with rdrop_heads=[Head(logits=..., labels=...)]."
 
 @dataclass(frozen=True)
 class FirstLook:
-    """One pass over a batch without dropout, in the mode that the model is in, which leaves no trace.
+    """One pass over a batch as in training, but without dropout, which leaves no trace.
 
     Attributes:
         passes: that pass.
@@ -46,7 +46,7 @@ class FirstLook:
     def at(cls, training: Training, head: PredictionHead, source: TaskLoss, batch: Mapping[str, Any]) -> FirstLook:
         batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
         model = training.model
-        with training.without_dropout():
+        with training.in_training_mode(), training.without_dropout():
             if isinstance(source, TrainerLoss):
                 passes, source = probe_trainer_loss(training, source, head, model, batch)
             else:

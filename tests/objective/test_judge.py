@@ -279,6 +279,21 @@ def test_integers_that_are_no_yes_and_no_make_one_logit_a_regression(shape):
     assert objective.plan.head.problem == "regression"
 
 
+def test_the_first_look_is_at_the_outputs_of_training():
+    """`from_pretrained` leaves a model in evaluation mode, where this one returns no features."""
+
+    def returned(z, h, y):
+        return (F.cross_entropy(z, y), h, z) if model.training else (F.cross_entropy(z, y), z)
+
+    model, batch = Returning(4, returned, pooled=True), {"input_ids": IDS, "labels": torch.tensor([0, 3, 1, 2])}
+    model.eval().dropout.train()  # as it may be
+    objective = Objective.of(model, [batch])
+    assert [module.training for module in model.modules()] == [False, False, True, False]
+    model.train()
+    with pytest.raises(ValueError, match="returns a tuple, and 2 of its entries .* may be the logits"):
+        objective(model, batch, objective.window([batch]), StepSettings())
+
+
 @pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy_with_logits])
 def test_no_loss_reads_the_mark_of_a_row_without_a_label_as_a_value(loss):
     labels = torch.tensor([1, 0, -100, 0] if loss is F.binary_cross_entropy_with_logits else [1, 5, -100, 4])
