@@ -375,10 +375,11 @@ class RDropMixin(
         if window.head.shifted and self.compute_loss_func is None and num_items_in_batch is not None:
             # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
             num_items_in_batch = window.task_items[0].clamp(min=1)
-        head = window.head
+        head, is_wrong = window.head, None
         misread = head.misread_by_stock_code(inputs)
-        is_wrong = misread if isinstance(misread, torch.Tensor) else None
-        if is_wrong is None and head.task_problem == "single_label":
+        if isinstance(misread, torch.Tensor):
+            is_wrong = misread
+        elif head.task_problem == "single_label":
             is_wrong = (window.task_items == 0).any()  # the mean over nothing is NaN, and so is a sum of two such means
         is_stock = isinstance(self._objective.plan.task_loss, StockLoss)
         reads_outputs = is_stock and (head.problem == "multi_label" or len(head.labels) > 1)

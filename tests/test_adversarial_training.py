@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from rdrop_trainer import RDropTrainer
 from support import adversarial, formulas, tiny
@@ -74,6 +75,24 @@ def test_bf16_gives_the_weights_back(name, tmp_path):
     exact, _ = run(RECIPES[name], tmp_path, model=adversarial.model().float(), **{**arguments, "bf16": False})
     assert 0 < tiny.relative(update, exact) < 0.05
     assert trainer.state.log_history[0]["divergence"] > 0
+
+
+class LeavesOut(TrainerCallback):
+    """As a scaler does a step whose gradient overflowed."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_overflow_in_fp16_does_not_end_the_training(name, tmp_path):
+    model = adversarial.model()
+    weight = model.get_input_embeddings().weight
+    weight.register_hook(lambda grad: torch.full_like(grad, torch.inf))
+    before = tiny.weights(model)
+    trainer = tiny.trainer(model, DATA, tmp_path, RECIPES[name], callbacks=[LeavesOut()], **tiny.PURE_SGD)
+    trainer.train()
+    assert trainer.state.global_step == 2 and tiny.identical(before, tiny.weights(model))
 
 
 class Twice(RDropTrainer):

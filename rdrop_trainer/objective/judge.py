@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..head import Head
 from ..losses.reference import IGNORE_INDEX
@@ -22,12 +23,14 @@ from .passes import Passes
 from .task_loss import TaskLoss, TrainerLoss
 from .training import Training
 
+_LOSSES_OF_VALUES = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy_with_logits)
+
 NAME_THEM = "Say it with rdrop_heads=[Head(logits=..., labels=...)]."
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """One pass over a batch without dropout, in the mode that the model is in, which leaves no trace.
+    """One pass over a batch as in training, but without dropout, which leaves no trace.
 
     Attributes:
         passes: that pass.
@@ -43,7 +46,7 @@ class FirstLook:
     def at(cls, training: Training, head: PredictionHead, source: TaskLoss, batch: Mapping[str, Any]) -> FirstLook:
         batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
         model = training.model
-        with training.without_dropout():
+        with training.in_training_mode(), training.without_dropout():
             if isinstance(source, TrainerLoss):
                 passes, source = probe_trainer_loss(training, source, head, model, batch)
             else:
@@ -70,6 +73,9 @@ def judged(
 
     Returns:
         The head, and the task loss, which may turn out to be that of several heads.
+
+    Raises:
+        ValueError: a loss that takes -100, the mark of a row without a label, for a value.
     """
     look = None
     if runs_own_code(training.base) or training.heads:
@@ -82,6 +88,7 @@ def judged(
         heads = _of_values(training, heads, named, look, batches)
     if look is None:
         return JointHead.of(heads), task_loss
+    _refuse_marks_as_values(training, heads, look)
     heads, is_sum = aligned(training, heads, named, look.passes, look.batch, look.source)
     head = JointHead.of(heads)
     source: Any = look.source
@@ -228,6 +235,25 @@ def _is_one_logit(head: PredictionHead, logits: torch.Tensor, batch: Mapping[str
     if head.choices or head.positions or head.language_model:
         return False
     return logits.shape[-1] == 1 or logits.shape == (batch[head.labels[0]].shape if head.tokens else logits.shape[:1])
+
+
+def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead], look: FirstLook) -> None:
+    """Refuse a model whose own loss of one logit an item is what the usual losses are with the mark as a value."""
+    own = look.passes.loss()
+    for head in heads:
+        labels, logits = look.batch[head.labels[0]], look.logits(head)
+        if own is None or logits is None or labels.is_floating_point() or labels.numel() != logits.numel():
+            continue
+        if not bool((labels == IGNORE_INDEX).any()):
+            continue
+        z, y = logits.float().flatten(), labels.float().flatten()
+        found = torch.stack([loss(z, y) for loss in _LOSSES_OF_VALUES])
+        if bool(((own - found).abs() <= training.tolerance(own, logits) * found.abs()).any()):
+            raise ValueError(
+                f"{type(training.base).__name__} takes {IGNORE_INDEX}, the mark of a row without a label, for a value: "
+                f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
+                "rows (unlabeled_dataset makes some)."
+            )
 
 
 def _of_facts(

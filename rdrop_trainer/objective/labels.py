@@ -23,9 +23,11 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
         classes = _classes(training, head, batch)
         outside = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORE_INDEX)]
         if classes > 1 and outside.numel() > 0:
-            mend = "mend the labels" if head.choices or head.language_model else "load the model with more num_labels"
+            label = int(outside[0])
+            is_fixed = head.choices or head.language_model or label < 0
+            mend = "mend the labels" if is_fixed else "load the model with more num_labels"
             raise ValueError(
-                f"A label is {outside[0].item()}, but {type(training.base).__name__} knows {classes} classes, labeled "
+                f"A label is {label}, but {type(training.base).__name__} knows {classes} classes, labeled "
                 f"0 to {classes - 1} (and {IGNORE_INDEX}: no label): {mend}."
             )
 

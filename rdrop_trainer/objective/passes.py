@@ -205,7 +205,8 @@ def _as_dict(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
     entries = list(outputs)
     has_loss = bool(entries) and _is_loss(entries)
     found = {"loss": entries.pop(0)} if has_loss else {}
-    found |= {name: value for name, value in zip(names, entries, strict=False) if not name[0].isdigit()}
+    is_path = [name[0].isdigit() or "." in name for name in names]  # of positions, or into an output with a name
+    found |= {name: value for name, value, path in zip(names, entries, is_path, strict=False) if not path}
     return found | {str(i): value for i, value in enumerate(entries)}
 
 

@@ -135,6 +135,19 @@ class Training:
             before.restore()
 
     @contextmanager
+    def in_training_mode(self):
+        """Puts the model into the mode of a training step, in which it may not be yet: `from_pretrained` leaves it in
+        evaluation mode, where a model may return other outputs. Modes are as they were when it is left.
+        """
+        before = [(module, module.training) for module in self.model.modules()]
+        self.model.train()
+        try:
+            yield
+        finally:
+            for module, mode in before:
+                module.training = mode
+
+    @contextmanager
     def without_dropout(self):
         """Sets every dropout to 0, and its probability back when it is left; training modes stay as they are."""
         before = [(place, place.p) for place in places_of(self.model)]

@@ -277,3 +277,32 @@ def test_integers_that_are_no_yes_and_no_make_one_logit_a_regression(shape):
     objective.window([{"input_ids": IDS, "labels": stars.float()}])
     objective.window([{"input_ids": IDS, "labels": stars.clamp(0, 1)}])
     assert objective.plan.head.problem == "regression"
+
+
+def test_the_first_look_is_at_the_outputs_of_training():
+    """`from_pretrained` leaves a model in evaluation mode, where this one returns no features."""
+
+    def returned(z, h, y):
+        return (F.cross_entropy(z, y), h, z) if model.training else (F.cross_entropy(z, y), z)
+
+    model, batch = Returning(4, returned, pooled=True), {"input_ids": IDS, "labels": torch.tensor([0, 3, 1, 2])}
+    model.eval().dropout.train()  # as it may be
+    objective = Objective.of(model, [batch])
+    assert [module.training for module in model.modules()] == [False, False, True, False]
+    model.train()
+    with pytest.raises(ValueError, match="returns a tuple, and 2 of its entries .* may be the logits"):
+        objective(model, batch, objective.window([batch]), StepSettings())
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.binary_cross_entropy_with_logits])
+def test_no_loss_reads_the_mark_of_a_row_without_a_label_as_a_value(loss):
+    labels = torch.tensor([1, 0, -100, 0] if loss is F.binary_cross_entropy_with_logits else [1, 5, -100, 4])
+    known = labels != -100
+
+    def model(counts):
+        return Returning(1, lambda z, h, y: {"loss": loss(z[counts, 0], y[counts].float()), "logits": z}, pooled=True)
+
+    batch = {"input_ids": IDS, "labels": labels}
+    with pytest.raises(ValueError, match="Returning takes -100, the mark of a row without a label, for a value"):
+        terms_of(model(slice(None)), batch)
+    assert 0 < terms_of(model(known), batch)[0].task_loss < 20

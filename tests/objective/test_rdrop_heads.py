@@ -182,6 +182,24 @@ def test_one_sentence_where_a_joint_model_has_no_heads_named():
     assert terms.divergence.item() == pytest.approx(expected(Joint().train(), rows())[1].item(), rel=1e-5)
 
 
+def test_a_tuple_has_no_name_in_it():
+    """Its entries are known by position: "0.0" is the first of a tuple that stands in it."""
+
+    class Nested(Joint):
+        def forward(self, **inputs):
+            loss, *logits = super().forward(**inputs)
+            return loss, tuple(logits)
+
+    model, batch = Nested("tuple").train(), rows()
+    heads = [Head("logits.0", "intent_labels"), Head("logits.1", "slot_labels")]
+    objective = Objective.of(model, [batch], heads=heads)
+    with pytest.raises(ValueError, match="to return 'logits.0', but tuple only holds: loss, 0"):
+        objective(model, batch, objective.window([batch]), StepSettings())
+    heads = [Head("0.0", "intent_labels"), Head("0.1", "slot_labels", weight=0.5)]
+    objective = Objective.of(model, [batch], heads=heads)
+    assert objective(model, batch, objective.window([batch]), StepSettings())[0].divergence > 0
+
+
 @pytest.mark.parametrize("heads, message", [
     ([Head("intent", "intents")], "names the labels 'intents'.*got only: input_ids"),
     ([Head("intents", "intent_labels")], "needs the model to return 'intents', but dict only holds: loss, intent"),
