@@ -271,6 +271,8 @@ def _check_rows(name: str, dataset: Any) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty.")
+    if isinstance(dataset, datasets.DatasetDict):
+        raise ValueError(f"{name} is a DatasetDict of splits ({', '.join(dataset)}): choose one of them.")
     if isinstance(dataset, Mapping):
         raise ValueError(
             f"{name} is a {type(dataset).__name__} of columns; expected rows, as datasets.Dataset.from_dict makes them."

@@ -181,6 +181,11 @@ def with_labels(labels):
         (rows(4), datasets.Dataset.from_dict({"text": ["a", "b"]}), "lack input_ids, attention_mask"),
         (datasets.Dataset.from_list(rows(4)), datasets.Dataset.from_dict({"text": ["a"]}), "lack input_ids"),
         (rows(4), {"input_ids": [[5]]}, "unlabeled_dataset is a dict of columns"),
+        (
+            rows(4),
+            datasets.DatasetDict(a=datasets.Dataset.from_list(rows(2))),
+            "unlabeled_dataset is a DatasetDict of splits [(]a[)]",
+        ),
         (rows(4), tiny.word_tokenizer()(["w5 w6", "w7"]), "unlabeled_dataset is a BatchEncoding of columns"),
         ([{"input_ids": [5], "start_positions": 0, "end_positions": 1}], rows(4), "got only: input_ids, start_pos"),
     ],

@@ -17,6 +17,8 @@ from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
 
+_IN_ORDER = ("logits", "start_logits", "end_logits")
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -195,7 +197,9 @@ def can_repeat(model: nn.Module, batch_size: int) -> bool:
 
 
 def _as_dict(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Outputs by name. The entries of a plain tuple behind its loss are called "0", "1", ..., and by `names`."""
+    """Outputs by name. The entries of a plain tuple behind its loss are called "0", "1", ..., and by those of `names`
+    whose order transformers fixes: a user's own names may stand in any order.
+    """
     if isinstance(outputs, Mapping):
         return dict(outputs)
     if isinstance(outputs, torch.Tensor):
@@ -205,8 +209,7 @@ def _as_dict(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
     entries = list(outputs)
     has_loss = bool(entries) and _is_loss(entries)
     found = {"loss": entries.pop(0)} if has_loss else {}
-    is_path = [name[0].isdigit() or "." in name for name in names]  # of positions, or into an output with a name
-    found |= {name: value for name, value, path in zip(names, entries, is_path, strict=False) if not path}
+    found |= {name: value for name, value in zip(names, entries, strict=False) if name in _IN_ORDER}
     return found | {str(i): value for i, value in enumerate(entries)}
 
 

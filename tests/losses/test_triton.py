@@ -24,14 +24,16 @@ def run(*command, interpret):
 
 @pytest.mark.skipif(Version(triton.__version__) < Version("3.7"), reason="an interpreter that cannot do with NumPy 2.4")
 def test_kernels_in_the_interpreter():
-    assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", "triton_kernels.py", interpret=True)
+    assert " passed" in run("-m", "pytest", "-n0", "-p", "no:cacheprovider", "triton_kernels.py", interpret=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_on_a_device():
     # The last -m counts
-    assert " passed" in run("-m", "pytest", "-p", "no:cacheprovider", "-m", "", "triton_kernels.py", interpret=False)
+    assert " passed" in run(
+        "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-m", "", "triton_kernels.py", interpret=False
+    )
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])

@@ -182,6 +182,14 @@ def test_one_sentence_where_a_joint_model_has_no_heads_named():
     assert terms.divergence.item() == pytest.approx(expected(Joint().train(), rows())[1].item(), rel=1e-5)
 
 
+def test_names_in_another_order_are_not_taken_for_the_entries_of_a_tuple():
+    model, batch = Joint("tuple").train(), rows()
+    heads = [Head("slots", "slot_labels", weight=0.5), Head("intent", "intent_labels")]
+    objective = Objective.of(model, [batch], heads=heads)
+    with pytest.raises(ValueError, match="to return 'slots', but tuple only holds: loss, 0, 1"):
+        objective(model, batch, objective.window([batch]), StepSettings())
+
+
 def test_a_tuple_has_no_name_in_it():
     """Its entries are known by position: "0.0" is the first of a tuple that stands in it."""
 
