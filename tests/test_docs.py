@@ -15,6 +15,7 @@ from rdrop_trainer.hub import __main__ as hub_commands
 from rdrop_trainer.hub import push_checkpoint
 from rdrop_trainer.report import FinishedRun
 from rdrop_trainer.report import __main__ as report_command
+from rdrop_trainer.script import release
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
@@ -124,6 +125,20 @@ def needed(text):
 # ---- Commands ----
 
 
+def test_the_script_names_what_the_package_needs():
+    """For `uv run`, and not by a path: `hf jobs uv run` sends the file alone."""
+    text = (ROOT / "run_glue_rdrop.py").read_text(encoding="utf-8")
+    (block,) = re.findall(r"(?m)^# /// script$\s((?:^#(?:| .*)$\s)+)^# ///$", text)  # PEP 723's own expression
+    header = tomllib.loads(re.sub(r"(?m)^# ?", "", block))
+    extras = PROJECT["optional-dependencies"]
+    wanted = {*PROJECT["dependencies"], *extras["glue"], *extras["report"], *extras["seq2seq"]}
+    assert set(header["dependencies"]) == wanted and len(header["dependencies"]) == len(wanted)
+    assert header["requires-python"] == PROJECT["requires-python"] and header.keys() == {
+        "dependencies",
+        "requires-python",
+    }
+
+
 def commands(page):
     for text in blocks_of(page, "bash"):
         for line in text.replace("\\\n", " ").splitlines():
@@ -146,9 +161,14 @@ def takes(words):
         return None
     if program in ("pytest", "nox", "mkdocs"):
         return None
+    if program in ("uv", "hf"):  # options of theirs, and then what they start
+        start = next((i for i, word in enumerate(rest) if word in ("python", "run_glue_rdrop.py")), None)
+        return start and takes(rest[start:] if rest[start] == "python" else ["python", *rest[start:]])
     assert program == "python", words
     if rest[0] == "run_glue_rdrop.py":
         return parse_arguments(rest[1:])
+    if rest[:3] == ["-m", "rdrop_trainer.hub", "release"]:
+        return release.parser().parse_args(rest[3:])
     if rest[0] == "-m":
         parsers = {"rdrop_trainer.hub": hub_commands._parser, "rdrop_trainer.report": report_command._parser}
         return parsers[rest[1]]().parse_args(rest[2:])

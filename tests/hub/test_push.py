@@ -21,6 +21,7 @@ from support import tiny
 
 REPO = "ada/model"
 SENT = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+SHOWN = {"seen.png", "linked/report.md"}  # by the card
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,12 @@ def saved(tmp_path_factory):
     (folder / "train.csv").write_text("private data")
     (folder / "seen.png").write_bytes(b"\x89PNG seen")
     (folder / "unseen.png").write_bytes(b"\x89PNG unseen")
-    card = "---\nlibrary_name: transformers\ntags: [r-drop]\n---\n\n# Mine\n\n![a](seen.png)\n"
+    (folder / "report.md").write_text("of a comparison")
+    (folder / "linked").mkdir()
+    (folder / "linked" / "report.md").write_text("of another")
+    card = (
+        "---\nlibrary_name: transformers\ntags: [r-drop]\n---\n\n# Mine\n\n![a](seen.png) [report](linked/report.md)\n"
+    )
     (folder / "README.md").write_text(card)
     return folder
 
@@ -69,7 +75,7 @@ def written(hub, repo=REPO, revision="main"):
 def is_whole(hub, folder, revision="main"):
     files = written(hub, revision=revision)
     same = all(files[name] == (folder / name).read_bytes() for name in files if name != "README.md")
-    return set(files) == {*SENT, "seen.png"} and same
+    return set(files) == {*SENT, *SHOWN} and same
 
 
 # ---- What is sent ----
@@ -112,7 +118,7 @@ def test_files_of_an_earlier_checkpoint_go(ada, folder):
     files = written(ada)
     shards = {path.name for path in folder.glob("model-*.safetensors")}
     assert len(shards) > 1
-    other = {"model.safetensors.index.json", "seen.png", "notes.txt"}
+    other = {"model.safetensors.index.json", "notes.txt", *SHOWN}
     assert set(files) == (SENT - {"model.safetensors"}) | shards | other
     loaded = AutoModelForSequenceClassification.from_pretrained(REPO)
     assert (loaded.classifier.bias == 7).all()
@@ -170,7 +176,7 @@ def test_a_pull_request_leaves_main_alone(ada, folder, lost):
         ada.lose_answer("commit")
     commit = push_checkpoint(folder, "eve/model", create_pr=True, commit_message="Better")
     assert set(written(ada, "eve/model")) == {"config.json"}
-    assert set(written(ada, "eve/model", "refs/pr/1")) == {*SENT, "seen.png"}
+    assert set(written(ada, "eve/model", "refs/pr/1")) == {*SENT, *SHOWN}
     assert commit.pr_num == 1 and commit.pr_revision == "refs/pr/1"
     requests = connect().get_repo_discussions("eve/model")
     assert [(request.title, request.status) for request in requests] == [("Better", "open")]
@@ -245,7 +251,7 @@ def test_a_checkpoint_below_may_be_deleted_meanwhile(folder, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", deleted)
-    assert {*read_checkpoint(folder).files, "README.md"} == {*SENT, "seen.png"}
+    assert {*read_checkpoint(folder).files, "README.md"} == {*SENT, *SHOWN}
 
 
 @pytest.mark.parametrize("name", ["", "../x", "ada/mo del", "/etc/passwd"])
@@ -333,7 +339,7 @@ def test_somebody_elses_commit_in_between(ada, folder, monkeypatch):
 
     monkeypatch.setattr(client, "create_commit", create)
     push_checkpoint(folder, REPO)
-    assert written(ada)["other.txt"] == b"theirs" and set(written(ada)) == {*SENT, "seen.png", "other.txt"}
+    assert written(ada)["other.txt"] == b"theirs" and set(written(ada)) == {*SENT, *SHOWN, "other.txt"}
 
 
 @pytest.mark.parametrize(

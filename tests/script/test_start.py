@@ -1,5 +1,6 @@
 """What is refused at once, and what starting imports."""
 
+import shutil
 import subprocess
 import sys
 
@@ -62,6 +63,8 @@ def test_the_demo_takes_no_other_flag(capsys):
     assert "--demo takes no other flags than --output_dir and --use_cpu, got --seed" in said
 
 
-def test_the_program_starts_by_its_file():
-    done = subprocess.run([sys.executable, SCRIPT, "--seedd", "1"], capture_output=True, text=True)
+def test_the_program_starts_by_its_file(tmp_path):
+    """Also where it lies elsewhere than the package, as in a job of the Hub."""
+    copied = shutil.copy(SCRIPT, tmp_path)
+    done = subprocess.run([sys.executable, copied, "--seedd", "1"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "did you mean --seed" in done.stderr
