@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +137,7 @@ def _first_batch(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
             found["loss"] = trainer.compute_loss(model, batch).item()
         per_step = trainer.get_total_train_batch_size(args)
         found["steps"], found["first_step"], found["rows_per_step"] = state.max_steps, state.global_step, per_step
-        found["epochs"] = state.max_steps * per_step / trainer.num_examples(train_dataloader)
+        found["epochs"] = state.max_steps / max(1, math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
         found["warmup_steps"] = args.get_warmup_steps(state.max_steps)
         if args.world_size == 1 and not trainer.is_deepspeed_enabled:  # whose backward would also make a step
             found["training"] = training_of(trainer, state, batch)

@@ -177,3 +177,9 @@ def test_no_gradient_is_left(here, monkeypatch):
     monkeypatch.setattr(dry_run, "training_of", watching)
     assert script.main([*FLAGS, "--dry_run"]) == 0
     assert kept["training"].steps == 3 and kept["training"].step_seconds > 0
+
+
+def test_a_last_batch_that_is_not_full_is_part_of_its_epoch(here, capsys):
+    flags = ["--per_device_train_batch_size=16", "--num_train_epochs=3", "--dry_run"]
+    assert script.main([*FLAGS, *flags]) == 0
+    assert "6 steps (3.0 epochs) of 16 rows" in capsys.readouterr().out
