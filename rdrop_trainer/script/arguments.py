@@ -79,6 +79,11 @@ class DataArguments:
         "Stop the training after so many evaluations without a better score. Where eval_strategy, save_strategy and "
         "load_best_model_at_end are not given, it evaluates and saves every epoch, and ends with the best model.",
     )
+    max_seconds: float | None = _flag(
+        None,
+        "End the training after so many seconds, those of interrupted runs counted and evaluations left out, however "
+        "far it came; the model is then evaluated and saved as at its end. The schedule stays that of all steps.",
+    )
     max_seq_length: int | None = _flag(
         None,
         "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. Default: "
@@ -125,7 +130,7 @@ class DataArguments:
 
     def __post_init__(self):
         _check_at_least(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1, max_unlabeled_samples=1)
-        _check_at_least(self, early_stopping_patience=1)
+        _check_at_least(self, early_stopping_patience=1, max_seconds=0)
         _check_at_least(self, max_seq_length=4, doc_stride=0, max_answer_length=1, max_target_length=2, num_beams=1)
 
     @property

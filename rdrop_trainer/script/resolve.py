@@ -146,8 +146,9 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
         raise InputError(f"--measure {data.measure} needs rows to predict whose answers are known: add --do_eval")
     if data.measure == "quick" and not args.do_train:
         raise InputError("--measure quick is a share of the training, and this run does not train: use --measure full")
-    if data.early_stopping_patience is not None and not args.do_train:
-        raise InputError("--early_stopping_patience stops a training, but this run does not train")
+    for name in ("early_stopping_patience", "max_seconds"):
+        if getattr(data, name) is not None and not args.do_train:
+            raise InputError(f"--{name} stops a training, but this run does not train")
     if args.push_to_hub and not args.do_train:
         raise InputError(
             "--push_to_hub: this run trains nothing to push; add --do_train, or push a folder: "

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from ..stability import DivergenceProbe
@@ -55,6 +57,8 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     trainer.add_callback(seconds)
     if config.data.early_stopping_patience is not None:
         trainer.add_callback(StopWithoutProgress(config.data.early_stopping_patience))
+    if config.data.max_seconds is not None:
+        trainer.add_callback(StopInTime(config.data.max_seconds, seconds, trainer.accelerator))
     stop = StopWhenAsked(config.training.world_size)
     trainer.add_callback(stop)
     try:
@@ -88,6 +92,22 @@ class OnTrainBegin(TrainerCallback):
     def on_train_begin(self, *args, **kwargs):
         self.function(*args, **kwargs)
         self.reached = True
+
+
+class StopInTime(TrainerCallback):
+    """Stops the training, of all processes at the same step, when it took so many seconds."""
+
+    def __init__(self, limit: float, seconds: TrainingTime, accelerator: Accelerator):
+        self.limit, self.seconds, self.accelerator = limit, seconds, accelerator
+
+    def on_step_end(self, args, state, control, **kwargs):
+        is_over = self.seconds.elapsed() >= self.limit
+        if args.world_size > 1:
+            votes = torch.tensor(float(is_over), device=self.accelerator.device)
+            is_over = self.accelerator.reduce(votes, "sum").item() > 0
+        if is_over and state.global_step < state.max_steps:
+            logger.warning(f"--max_seconds {self.limit:g}: ended at step {state.global_step} of {state.max_steps}")
+            control.should_training_stop = True
 
 
 class StopWithoutProgress(TrainerCallback):

@@ -43,6 +43,11 @@ class TrainingTime(TrainerCallback):
         probe = {} if self._probe is None else {"probe": self._probe.seconds}
         return probe | ({"eval": self._evaluation} if self._evaluation else {})
 
+    def elapsed(self) -> float:
+        """Seconds of training so far; only those since the resume where the others are not known."""
+        now = time.perf_counter() - self._started - sum(self._within().values())
+        return (self._before or {}).get("train", 0.0) + now
+
     def _note(self, state: TrainerState) -> None:
         if self._before is None:
             return

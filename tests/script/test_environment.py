@@ -201,3 +201,15 @@ def test_a_checkpoint_that_was_cut_is_passed_over(flags, here, monkeypatch, caps
     assert script.main([*flags[:-1], "whole"]) == 0
     a, b = weights("whole"), weights("out")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_training_ends_in_time_and_is_scored(flags, here, monkeypatch, capsys, caplog):
+    """Seconds of an interrupted run count: it had 3 s, and ends with the first step that makes 5."""
+    now = iter(range(10**6))
+    monkeypatch.setattr("rdrop_trainer.script.training_time.time.perf_counter", lambda: float(next(now)))
+    flags = [*flags, "--max_seconds", "5", "--validation_file", "train.csv", "--do_train", "--do_eval"]
+    assert script.main(flags) == 0
+    found = json.loads((here / "out" / "all_results.json").read_text())
+    assert 1 <= found["metrics"]["steps"] < 12 and "eval_accuracy" in found["metrics"]
+    assert f"--max_seconds 5: ended at step {found['metrics']['steps']} of 12" in caplog.text
+    assert (here / "out" / "model.safetensors").exists()
