@@ -150,7 +150,8 @@ def spread_ratio(first: Sequence[float], second: Sequence[float]) -> SpreadRatio
         0.5
     """
     groups = [np.array([v for v in values if _is_known(v)], dtype=float) for values in (first, second)]
-    if min(map(len, groups)) < 2 or not min(group.std() for group in groups) > 0:
+    # Equal numbers may differ in their last bits
+    if min(map(len, groups)) < 2 or not all(group.std() > 1e-12 * np.abs(group).max() for group in groups):
         return SpreadRatio()
     ratio = float(groups[1].std(ddof=1) / groups[0].std(ddof=1))
     f = import_optional("scipy.stats", extra="report").f(len(groups[1]) - 1, len(groups[0]) - 1)

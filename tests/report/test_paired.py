@@ -8,7 +8,7 @@ import statistics
 import pytest
 from scipy import special
 
-from rdrop_trainer.report import paired_difference, spread_ratio
+from rdrop_trainer.report import SpreadRatio, paired_difference, spread_ratio
 
 FIRST = [81.2, 80.4, 82.0, 79.9, 81.1]
 SECOND = [82.0, 80.2, 82.9, 81.0, 82.4]
@@ -46,6 +46,11 @@ def test_the_interval_by_resampling():
     assert found.low == pytest.approx(means[500], abs=0.05)
     assert found.high == pytest.approx(means[19_500], abs=0.05)
     assert paired_difference(FIRST, SECOND) == found, "the same each time"
+
+
+def test_equal_values_have_no_spread_to_compare():
+    assert spread_ratio([0.1 + 0.2, 0.3, 0.3], [0.1, 0.2, 0.3]) == SpreadRatio()
+    assert spread_ratio([0.1, 0.2, 0.3], [0.0, 0.0]) == SpreadRatio()
 
 
 def test_what_can_be_detected():
