@@ -22,18 +22,7 @@ from rdrop_trainer.hub import (
 )
 from rdrop_trainer.hub.__main__ import main
 from support import tiny
-
-REPO = "ada/model"
-
-
-def trainer_of(folder, **arguments):
-    arguments = {"push_to_hub": True, "hub_model_id": REPO, "save_strategy": "epoch", **arguments}
-    return tiny.trainer(tiny.bert(), tiny.dataset(), folder / "run", eval_dataset=tiny.dataset(seed=3), **arguments)
-
-
-def written(hub, revision="main"):
-    return {name: content for name, content in hub.files(REPO, revision).items() if name != ".gitattributes"}
-
+from support.pushing import REPO, trainer_of
 
 # ---- A server that takes a request and never answers ----
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import time
 import traceback
 
@@ -46,19 +45,6 @@ def saved(tmp_path_factory):
     )
     (folder / "README.md").write_text(card)
     return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "run")
-
-
-@pytest.fixture
-def ada(hub):
-    hub.user("ada")
-    hub.user("eve")
-    hub.login("ada")
-    return hub
 
 
 def state(folder):

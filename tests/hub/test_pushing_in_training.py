@@ -9,18 +9,7 @@ from rdrop_trainer.hub import (
     load_checkpoint,
 )
 from support import tiny
-
-REPO = "ada/model"
-
-
-def trainer_of(folder, **arguments):
-    arguments = {"push_to_hub": True, "hub_model_id": REPO, "save_strategy": "epoch", **arguments}
-    return tiny.trainer(tiny.bert(), tiny.dataset(), folder / "run", eval_dataset=tiny.dataset(seed=3), **arguments)
-
-
-def written(hub, revision="main"):
-    return {name: content for name, content in hub.files(REPO, revision).items() if name != ".gitattributes"}
-
+from support.pushing import REPO, trainer_of, written
 
 # ---- Nothing about a card or a push ends a training ----
 

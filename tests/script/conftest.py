@@ -1,6 +1,7 @@
 """What the tests of the script share."""
 
 import sys
+import time
 
 import pytest
 
@@ -28,3 +29,12 @@ def flags(model, here):
     quiet = f"--max_seq_length 16 --use_cpu {USE_CPU} --disable_tqdm True --train_file train.csv"
     training = "--per_device_train_batch_size 4 --num_train_epochs 2 --save_steps 2"
     return words("--model_name_or_path", model, quiet, training, "--output_dir out")
+
+
+@pytest.fixture
+def ada(hub, monkeypatch):
+    """The Hub with a user who is logged in, and no waits between tries."""
+    hub.user("ada")
+    hub.login("ada")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return hub

@@ -16,14 +16,6 @@ REPO = "ada/run"
 PUSH = words("--push_to_hub --hub_model_id", REPO)
 
 
-@pytest.fixture
-def ada(hub, monkeypatch):
-    hub.user("ada")
-    hub.login("ada")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return hub
-
-
 def glue_on_the_hub(hub):
     """`nyu-mll/glue` with a few rows of MNLI."""
     text = ["the cat sat", "on a mat", "a cat", "the mat"] * 2

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,14 +50,6 @@ def set_accuracy(folder, value):
 def here(place, here):
     """A copy of it, as the current folder."""
     return Path(shutil.copytree(place, here, dirs_exist_ok=True))
-
-
-@pytest.fixture
-def ada(hub, monkeypatch):
-    hub.user("ada")
-    hub.login("ada")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return hub
 
 
 @pytest.fixture
