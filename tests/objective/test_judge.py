@@ -218,6 +218,14 @@ def test_a_loss_of_another_kind_leaves_labels_in_place_and_says_so(align, said):
     assert len(asked) == (align == "auto")
 
 
+def test_a_loss_that_is_the_same_at_two_places_is_asked_about(said):
+    """Here every token of a row is the same, so that labels in place and shifted ones give one loss."""
+    batch = {"input_ids": IDS[:, :1].expand(-1, 6), "labels": torch.tensor([0, 1, 2, 3])[:, None].expand(-1, 6)}
+    terms_of(Returning(5, in_place), batch)
+    [message] = [r.message for r in said.records if 'rdrop_heads=[Head(align="first")]' in r.message]
+    assert "or of more than one of these" in message
+
+
 @pytest.mark.parametrize("align, start", [("auto", None), ("first", 0), ("last", 2), ("shifted", 2)])
 def test_a_loss_of_another_kind_with_longer_logits_is_asked_about(align, start):
     model = Returning(5, lambda z, h, y: {"loss": focal(z[:, :6], y), "logits": torch.cat([z, z[:, :2]], 1)})
