@@ -35,7 +35,7 @@ class Versus:
 
 
 def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
-    """R-Drop and every further arm against plain, and against `plain_longer` all that have R-Drop.
+    """R-Drop and every further arm against plain; against `plain_longer` and `dropout` all that have R-Drop.
 
     Args:
         arms: runs by the name of their arm; "plain" and "rdrop" are there.
@@ -46,9 +46,29 @@ def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
     for runs in arms.values():
         check_alike(runs, lambda settings: comparable_settings(settings) | _of_rdrop(settings))
     pairs = [(name, PLAIN) for name in arms if name != PLAIN]
-    pairs += [(name, LONGER) for name, runs in arms.items() if LONGER in arms and any(run.alpha for run in runs)]
+    with_rdrop = [name for name, runs in arms.items() if any(run.alpha for run in runs)]
+    pairs += [(name, against) for against in (LONGER, DROPOUT) if against in arms for name in with_rdrop]
     found = ((arm, against, same_seeds(arms[against], arms[arm])) for arm, against in pairs)
     return [Versus(arm, against, quantities_of(*runs)) for arm, against, runs in found if runs[0]]
+
+
+def dropout_sentence(plain: FinishedRun, rdrop: FinishedRun, found: Sequence[Versus]) -> str:
+    """What of a difference is R-Drop's where it also had another dropout; empty where it had the same.
+
+    Args:
+        plain, rdrop: a run of each.
+        found: the pairs of arms that were compared.
+    """
+    values = [run.settings.get("rdrop_dropout") for run in (rdrop, plain)]
+    if values[0] == values[1]:
+        return ""
+    ours, theirs = ("the model's own dropout" if value is None else f"dropout {value:g}" for value in values)
+    said = f"R-Drop trained with {ours}, the baseline with {theirs}"
+    same = next((versus for versus in found if (versus.arm, versus.against) == (RDROP, DROPOUT)), None)
+    score = None if same is None else next((q for q in same.quantities if q.group == "score"), None)
+    if score is None:
+        return f"{said}: which of the two made a difference was not asked (--arms plain rdrop dropout asks it)."
+    return f"{said}; beside a baseline with {ours} the difference in {named(score)} is {_with_interval(score)}."
 
 
 def _of_rdrop(settings: Mapping[str, Any]) -> dict[str, Any]:

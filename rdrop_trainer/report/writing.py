@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import InputError
 from ..run_folder import ARMS_FILE, RESULTS, read_arms, versions, write_json, write_text
 from ..stability import seed_stability
-from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms
+from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms, dropout_sentence
 from .best import Best, best_of
 from .classes import classes_section
 from .measured import measured
@@ -221,6 +221,8 @@ def write_report(
     versus = compare_arms({PLAIN: baseline, RDROP: rdrop, **others}) if others else []
     longer = next((v.quantities for v in versus if (v.arm, v.against) == (RDROP, LONGER)), ())
     sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined, longer)
+    if about_dropout := dropout_sentence(baseline[0], rdrop[0], versus):
+        sentences.insert(1, about_dropout)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         report = Report(

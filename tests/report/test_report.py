@@ -279,6 +279,23 @@ def test_r_drop_is_not_said_to_help_where_training_longer_does_the_same(tmp_path
     )
 
 
+def test_another_dropout_is_told_from_r_drop(tmp_path):
+    first, second = arms(BASELINE, HIGHER, settings={"rdrop_dropout": None})
+    same, *_ = arms(BASELINE, HIGHER, settings={"rdrop_dropout": None})
+    second = [run(r.seed, 4.0, r.scores["accuracy"], settings={"rdrop_dropout": 0.3}) for r in second]
+    said = write_report(first, second, tmp_path).sentences[1]
+    assert said.startswith(
+        "R-Drop trained with dropout 0.3, the baseline with the model's own dropout: which of the two"
+    )
+    assert "--arms plain rdrop dropout" in said
+    own = [run(r.seed, 0.0, r.scores["accuracy"] + 0.01, settings={"rdrop_dropout": 0.3}) for r in same]
+    report = write_report(first, second, tmp_path, others={"dropout": own})
+    gain = 100 * (statistics.mean(HIGHER) - statistics.mean(BASELINE) - 0.01)
+    assert f"beside a baseline with dropout 0.3 the difference in accuracy (%) is +{gain:.2f} (" in report.sentences[1]
+    assert "| rdrop - dropout |" in report.markdown() or "| R-Drop - dropout |" in report.markdown()
+    assert not any("dropout 0.3" in s for s in write_report(*arms(BASELINE, HIGHER), tmp_path).sentences)
+
+
 def test_probabilities_have_sentences_of_their_own(tmp_path):
     changes = {"scores": {"accuracy": 0.8, "loss": 0.5}}
     first = [run(seed, 0.0, **{**changes, "scores": {"accuracy": 0.8, "loss": 0.8 + seed / 100}}) for seed in (1, 2, 3)]

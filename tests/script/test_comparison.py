@@ -200,7 +200,9 @@ def test_arms_of_ones_own(here, launch):
         "plain": (0, None, 1e-3), "rdrop": (4, 0.3, 1e-3), "dropout": (0, 0.3, 1e-3), "strong": (16, 0.3, 1e-4),
     }  # fmt: skip
     report = json.loads((here / "arms" / "report.json").read_text())
-    assert [pair["arm"] for pair in report["arms"]] == ["rdrop", "dropout", "strong"]
+    pairs = [(pair["arm"], pair["against"]) for pair in report["arms"]]
+    assert pairs[:3] == [(arm, "plain") for arm in ("rdrop", "dropout", "strong")]
+    assert pairs[3:] == [("rdrop", "dropout"), ("strong", "dropout")]
 
 
 @pytest.mark.parametrize(
