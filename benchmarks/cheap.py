@@ -17,7 +17,6 @@ run is a line of the results file as soon as it ends, seed after seed; a second 
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 import torch
 import transformers
 from cheaper import WAYS
-from results import machine
+from results import add_run, machine, read_runs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments
@@ -73,7 +72,7 @@ class Bench:
             folder, rdrop_alpha=alpha, **settings, num_train_epochs=options.epochs, max_steps=max_steps, seed=seed,
             learning_rate=options.learning_rate, warmup_steps=0.1, bf16=options.bf16, use_cpu=True,
             per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64, report_to="none",
-            save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, train_sampling_strategy="group_by_length",
         )  # fmt: skip
         trainer = kind(
             model, arguments, train_dataset=self.train, data_collator=self.collator, compute_metrics=self.metrics,
@@ -102,7 +101,7 @@ class Bench:
 def measure(options):
     """All runs that the results file does not hold yet, seed after seed."""
     settings = {name: getattr(options, name) for name in SETTINGS} | {"machine": machine()}
-    records = read(options.results)
+    records = read_runs(options.results)
     if any(record["settings"] != settings for record in records):
         raise SystemExit(f"{options.results} holds runs of other settings than {settings}: name another --results.")
     done = {key(record): record for record in records}
@@ -110,7 +109,7 @@ def measure(options):
     plan = [(PLAIN, 0.0), *((FULL, a) for a in options.alphas), (LONGER, 0.0)]
     plan += [(way, alpha) for way in WAYS for alpha in options.alphas]
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(1, options.seeds + 1):
+        for seed in options.seeds:
             for way, alpha in plan:
                 if (way, alpha, seed) in done:
                     continue
@@ -122,24 +121,11 @@ def measure(options):
                 bench = bench or Bench(options)
                 record = {"settings": settings, **bench.run(way, alpha, seed, folder, steps)}
                 done[key(record)] = record
-                with options.results.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                add_run(options.results, record)
                 print(
                     f"seed {seed}, {label(way, alpha)}: loss {record['loss']:.3f}, {record['seconds']:.0f} s",
                     flush=True,
                 )
-
-
-def read(path):
-    """The runs of a results file. A line that a stop cut off is taken away."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def key(record):
@@ -268,7 +254,7 @@ def main():
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--bf16", action="store_true", help="slower on a processor without bfloat16 arithmetic")
     parser.add_argument("--alphas", type=float, nargs="+", default=[4.0, 16.0])
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     options = parser.parse_args()
     if not options.report:
         if options.data_dir is None:
@@ -276,7 +262,7 @@ def main():
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         measure(options)
-    records = read(options.results)
+    records = read_runs(options.results)
     print(records[0]["settings"])
     rows = summarise(records)
     print(table(rows))

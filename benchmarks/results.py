@@ -105,3 +105,21 @@ def save(path, options, results):
     """Write figures, options and machine as JSON."""
     content = {"machine": machine(), "options": vars(options), "results": results}
     Path(path).write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_runs(path):
+    """The runs of a results file, a line each. A line that a stop cut off is taken away."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def add_run(path, run):
+    """Add a run to a results file."""
+    with path.open("a") as file:
+        file.write(json.dumps(run) + "\n")

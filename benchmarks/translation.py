@@ -1,31 +1,35 @@
-"""Translation: a small Marian from scratch on Multi30k, German to English, one run per alpha, the runs taking turns.
+"""Translation from little data: a small Marian from scratch on Multi30k, German to English, at equal seconds.
 
-    python benchmarks/translation.py --data_dir multi30k --max_steps 200 --batch_size 16 --warmup_steps 100
+    python benchmarks/translation.py --data_dir multi30k --max_seconds 1200
+    python benchmarks/translation.py --report
 
 The folder holds train, val and test_2016_flickr, each as .de and .en, a sentence a line
-(https://github.com/multi30k/dataset, data/task1/raw). Every alpha has a process of its own, and they take turns of a
-few steps, so that their times can be compared on a machine that does other things too. To convergence, on a GPU:
+(https://github.com/multi30k/dataset, data/task1/raw). Every run trains for the same seconds: those of the steps alone,
+of the processor on a machine without a GPU. Nine times on the way and at the end the validation set gives a smoothed
+loss and BLEU (greedy), so the curves show both arms after equal seconds, and whether they are flat. The weights with
+the lowest validation loss are scored on the test set: BLEU with beam 5, and loss, accuracy and calibration error of the
+next token. The schedule does not depend on the end, so `plain` at fewer steps is the same run, and needs no arm of its
+own. Every run is a line of the results file as soon as it ends; a second call goes on where the first stopped.
 
-    python benchmarks/translation.py --data_dir multi30k --max_steps 15000 --batch_size 256 --warmup_steps 2000 \\
-        --bf16 --do_predict
+With a GPU, all pairs, until both arms are flat:
+
+    python benchmarks/translation.py --data_dir multi30k --pairs 29000 --batch_size 512 --d_model 256 --layers 3 \\
+        --vocab_size 8000 --bf16 --max_seconds 900
 
 The settings are those of the translation recipes: dropout 0.3, label smoothing 0.1, Adam with betas (0.9, 0.98),
-inverse square root schedule, vocabulary and embeddings shared by both languages; with --do_predict, beam 5 and
-sacrebleu. The losses, also on the validation set, are the smoothed ones.
+inverse square root schedule, vocabulary and embeddings shared by both languages.
 """
 
 import argparse
-import json
-import multiprocessing
+import copy
 import statistics
-import sys
 import tempfile
 import time
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 import transformers
+from results import add_run, machine, read_runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -38,10 +42,21 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropSeq2SeqTrainer, RDropSeq2SeqTrainingArguments
+from rdrop_trainer.stability import expected_calibration_error
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 MAX_LENGTH = 128
-WARM_UP_BLOCKS = 2
+MOST_TOKENS = 64  # of a translation; those of the test set have up to 40
+EVALUATIONS = 10
+SETTINGS = (
+    "pairs", "max_seconds", "batch_size", "learning_rate", "warmup_steps", "vocab_size", "d_model", "layers", "heads",
+    "dropout", "label_smoothing", "bf16",
+)  # fmt: skip
+FIGURES = {
+    "steps": ("steps", 1), "val_loss": ("validation loss", 1), "loss": ("test loss, nats a token", 1),
+    "accuracy": ("next token right, %", 100), "calibration_error": ("its calibration error, %", 100),
+    "bleu": ("BLEU, beam 5", 1),
+}  # fmt: skip
 
 
 # ---- Data and model ----
@@ -61,15 +76,11 @@ def make_tokenizer(texts, vocab_size):
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
 
 
-def make_rows(data_dir, split, tokenizer):
-    def encode(language):
-        texts = read_lines(data_dir, split, language)
-        return tokenizer(texts, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False)
-
-    source, target = encode("de"), encode("en")["input_ids"]
+def make_rows(texts, tokenizer):
+    source, target = (tokenizer(side, truncation=True, max_length=MAX_LENGTH) for side in texts)
     return [
-        {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        for ids, mask, labels in zip(source["input_ids"], source["attention_mask"], target, strict=True)
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "length": len(ids)}
+        for ids, labels in zip(source["input_ids"], target["input_ids"], strict=True)
     ]
 
 
@@ -87,186 +98,216 @@ def make_model(tokenizer, options):
     )  # fmt: skip
 
 
-# ---- One run of several ----
+# ---- One run ----
 
 
-class Turns(TrainerCallback):
-    """Train a block of steps at each turn, and time them."""
+def now():
+    """Seconds of the device that trains."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
-    def __init__(self, alpha, block, mine, following):
-        self.alpha, self.block, self.mine, self.following = alpha, block, mine, following
-        self.seconds, self.processor_seconds = [], []
+
+class Seconds(TrainerCallback):
+    """End a training after its seconds, evaluate on the way, and keep the weights with the lowest validation loss."""
+
+    def __init__(self, limit):
+        self.limit, self.seconds, self.history, self.best = limit, 0.0, [], None
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step % self.block == 0:
-            self.mine.acquire()
-        self.start = self.now()
+        self.start = now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        wall, processor = (b - a for a, b in zip(self.start, self.now(), strict=True))
-        self.seconds.append(wall)
-        self.processor_seconds.append(processor)
-        if state.global_step % self.block == 0 or state.global_step == state.max_steps:
-            self.following.release()
+        self.seconds += now() - self.start
+        control.should_training_stop = self.seconds >= self.limit
+        due = self.seconds >= self.limit * (len(self.history) + 1) / EVALUATIONS
+        control.should_evaluate = control.should_training_stop or due
 
-    def on_log(self, args, state, control, logs, **kwargs):
-        terms = ", ".join(f"{key} {logs[key]:.4f}" for key in ("loss", "task_loss", "divergence") if key in logs)
-        if terms:
-            print(f"alpha {self.alpha:g}, step {state.global_step}: {terms}", file=sys.stderr, flush=True)
-
-    def now(self):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
+    def on_evaluate(self, args, state, control, model, metrics, **kwargs):
+        loss, bleu = metrics["eval_loss"], metrics["eval_bleu"]
+        self.history.append({"step": state.global_step, "seconds": self.seconds, "val_loss": loss, "val_bleu": bleu})
+        if loss <= min(found["val_loss"] for found in self.history):
+            self.best = copy.deepcopy(model.state_dict())
 
 
-def run(alpha, options, folder, mine, following, all_trained):
-    """Train with one alpha, evaluate, and write the figures to a file of the folder."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    set_seed(options.seed)
-    model = make_model(tokenizer, options)
-    arguments = RDropSeq2SeqTrainingArguments(
-        f"{folder}/{alpha:g}", rdrop_alpha=alpha, seed=options.seed, max_steps=options.max_steps,
-        per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64, bf16=options.bf16,
-        learning_rate=options.learning_rate, lr_scheduler_type="inverse_sqrt", warmup_steps=options.warmup_steps,
-        adam_beta1=0.9, adam_beta2=0.98, weight_decay=1e-4, label_smoothing_factor=options.label_smoothing,
-        logging_steps=min(options.logging_steps, options.max_steps), report_to="none", save_strategy="no",
-        disable_tqdm=True, predict_with_generate=True, generation_num_beams=5, generation_max_length=MAX_LENGTH,
-    )  # fmt: skip
-    turns = Turns(alpha, options.block, mine, following)
-    trainer = RDropSeq2SeqTrainer(
-        model,
-        arguments,
-        train_dataset=make_rows(options.data_dir, "train", tokenizer),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-        processing_class=tokenizer,
-        callbacks=[turns],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    all_trained.wait()  # what follows must not disturb the times of the others
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    figures = {
-        "loss": logged[-1]["loss"],
-        "task_loss": logged[-1].get("task_loss", logged[-1]["loss"]),
-        "divergence": logged[-1].get("divergence"),
-        "val_loss": trainer.evaluate(make_rows(options.data_dir, "val", tokenizer))["eval_loss"],
-        "parameters": model.num_parameters(),
-        "seconds": turns.seconds,
-        "processor_seconds": turns.processor_seconds,
-        "log": logged,
+class Bench:
+    """Data and settings of all runs."""
+
+    def __init__(self, options):
+        def pairs(split):
+            return [read_lines(options.data_dir, split, language) for language in ("de", "en")]
+
+        self.options = options
+        train = [side[: options.pairs] for side in pairs("train")]
+        self.tokenizer = make_tokenizer([*train[0], *train[1]], options.vocab_size)
+        test = pairs("test_2016_flickr")
+        self.references = test[1]
+        parts = (train, pairs("val"), test)
+        self.train, self.validation, self.test = (make_rows(texts, self.tokenizer) for texts in parts)
+
+    def run(self, alpha, seed, folder):
+        """Train one model and measure it."""
+        options = self.options
+        set_seed(seed)
+        model = make_model(self.tokenizer, options)
+        arguments = RDropSeq2SeqTrainingArguments(
+            folder, rdrop_alpha=alpha, seed=seed, num_train_epochs=100_000, bf16=options.bf16,
+            per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64,
+            train_sampling_strategy="group_by_length", dataloader_num_workers=options.workers,
+            learning_rate=options.learning_rate, lr_scheduler_type="inverse_sqrt", warmup_steps=options.warmup_steps,
+            adam_beta1=0.9, adam_beta2=0.98, weight_decay=1e-4, label_smoothing_factor=options.label_smoothing,
+            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            predict_with_generate=True, generation_max_length=MOST_TOKENS,
+        )  # fmt: skip
+        seconds = Seconds(options.max_seconds)
+        trainer = RDropSeq2SeqTrainer(
+            model, arguments, train_dataset=self.train, eval_dataset=self.validation, processing_class=self.tokenizer,
+            data_collator=DataCollatorForSeq2Seq(self.tokenizer, model=model), callbacks=[seconds],
+            compute_metrics=lambda found: {"bleu": self.bleu(found.predictions, found.label_ids)},
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        model.load_state_dict(seconds.best)
+        predictions = trainer.predict(self.test, num_beams=5).predictions
+        return {
+            "alpha": alpha, "seed": seed, "steps": trainer.state.global_step, "seconds": seconds.seconds,
+            "val_loss": min(found["val_loss"] for found in seconds.history), **next_token(trainer, self.test),
+            "bleu": self.bleu(predictions, self.references), "history": seconds.history,
+            "parameters": model.num_parameters(),
+        }  # fmt: skip
+
+    def texts(self, ids):
+        # -100 where another row is longer
+        return self.tokenizer.batch_decode(ids.clip(min=0), skip_special_tokens=True)
+
+    def bleu(self, predictions, references):
+        import sacrebleu
+
+        texts = references if isinstance(references, list) else self.texts(references)
+        return sacrebleu.corpus_bleu(self.texts(predictions), [texts]).score
+
+
+def next_token(trainer, rows):
+    """Loss, accuracy and calibration error of the next token, the tokens before it given."""
+    probabilities, labels, model = [], [], trainer.model.eval()
+    for batch in trainer.get_eval_dataloader(rows):
+        with torch.no_grad():
+            logits = model(**batch).logits.float()
+        counted = batch["labels"] != -100
+        probabilities.append(logits[counted].softmax(-1).cpu())
+        labels.append(batch["labels"][counted].cpu())
+    probabilities, labels = torch.cat(probabilities).double(), torch.cat(labels)
+    return {
+        "loss": -probabilities.gather(-1, labels[:, None]).log().mean().item(),
+        "accuracy": (probabilities.argmax(-1) == labels).double().mean().item(),
+        "calibration_error": expected_calibration_error(probabilities, labels),
     }
-    if options.do_predict:
-        figures |= bleu(trainer, tokenizer, options.data_dir)
-    (Path(folder) / f"{alpha:g}.json").write_text(json.dumps(figures))
-
-
-def bleu(trainer, tokenizer, data_dir):
-    import sacrebleu
-
-    predictions = trainer.predict(make_rows(data_dir, "test_2016_flickr", tokenizer)).predictions
-    predictions = predictions.clip(min=0)  # -100 where another row is longer; 0 is padding
-    found = tokenizer.batch_decode(predictions, skip_special_tokens=True)
-    metric = sacrebleu.BLEU()
-    score = metric.corpus_score(found, [read_lines(data_dir, "test_2016_flickr", "en")]).score
-    return {"bleu": score, "signature": str(metric.get_signature())}
 
 
 # ---- All runs ----
 
 
-def run_in_turns(options, folder):
-    """The figures of every alpha."""
-    context = multiprocessing.get_context("spawn")
-    turns = [context.Semaphore(int(i == 0)) for i in range(len(options.rdrop_alpha))]
-    all_trained = context.Barrier(len(turns))
-    processes = [
-        context.Process(target=run, args=(alpha, options, folder, mine, following, all_trained), daemon=True)
-        for alpha, mine, following in zip(options.rdrop_alpha, turns, turns[1:] + turns[:1], strict=True)
+def measure(options):
+    """All runs that the results file does not hold yet, seed after seed."""
+    settings = {name: getattr(options, name) for name in SETTINGS} | {"machine": machine()}
+    records = read_runs(options.results)
+    if any(record["settings"] != settings for record in records):
+        raise SystemExit(f"{options.results} holds runs of other settings than {settings}: name another --results.")
+    done = {(record["alpha"], record["seed"]) for record in records}
+    todo = [(alpha, seed) for seed in options.seeds for alpha in options.alphas if (alpha, seed) not in done]
+    if not todo:
+        return
+    bench = Bench(options)
+    for alpha, seed in todo:
+        with tempfile.TemporaryDirectory() as folder:
+            record = {"settings": settings, **bench.run(alpha, seed, folder)}
+        add_run(options.results, record)
+        print(f"seed {seed}, alpha {alpha:g}: validation loss {record['val_loss']:.3f}, BLEU {record['bleu']:.2f}")
+
+
+# ---- Report ----
+
+
+def table(records):
+    """Markdown: means over the seeds, and the smallest and the largest."""
+    lines = [
+        f"| alpha | seeds | {' | '.join(name for name, _ in FIGURES.values())} |",
+        "|---" * (len(FIGURES) + 2) + "|",
     ]
-    for process in processes:
-        process.start()
-    while running := [process for process in processes if process.is_alive()]:
-        wait([process.sentinel for process in running])
-        if any(process.exitcode for process in processes):
-            sys.exit("One of the runs failed; see above.")
-    return {alpha: json.loads((Path(folder) / f"{alpha:g}.json").read_text()) for alpha in options.rdrop_alpha}
+    for alpha, runs in by_alpha(records).items():
+        cells = [f"{alpha:g}", str(len(runs))]
+        for key, (_, scale) in FIGURES.items():
+            values = [scale * run[key] for run in runs]
+            digits = 0 if key == "steps" else 2
+            cells.append(f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def block_medians(seconds, block):
-    """The median step of every block but the first ones."""
-    blocks = [seconds[i : i + block] for i in range(0, len(seconds), block)]
-    return [statistics.median(steps) for steps in blocks[WARM_UP_BLOCKS:] or blocks]
+def by_alpha(records):
+    return {a: [r for r in records if r["alpha"] == a] for a in sorted({r["alpha"] for r in records})}
 
 
-def add_times(figures, block):
-    """Add the median step, and its ratio to the first alpha's: median over blocks that are neighbours in time."""
-    first = next(iter(figures.values()))
-    for f in figures.values():
-        for key in ("seconds", "processor_seconds"):
-            steps, base = block_medians(f[key], block), block_medians(first[key], block)
-            f[f"{key}_a_step"] = statistics.median(steps)
-            f[f"{key}_ratio"] = statistics.median(a / b for a, b in zip(steps, base, strict=True))
+def draw(records, path):
+    """Validation loss and BLEU against seconds of training, a line per run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    panels = {"val_loss": "validation loss, smoothed", "val_bleu": "BLEU of the validation set, greedy"}
+    for axis, (key, name) in zip(axes, panels.items(), strict=True):
+        for number, (alpha, runs) in enumerate(by_alpha(records).items()):
+            for run in runs:
+                label = f"alpha {alpha:g}" if run is runs[0] else None
+                points = [(found["seconds"], found[key]) for found in run["history"]]
+                axis.plot(*zip(*points, strict=True), ".-", color=f"C{number}", linewidth=1, label=label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("seconds of training")
+        axis.set_ylabel(name)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True, help="folder of Multi30k's plain text files")
-    parser.add_argument("--rdrop_alpha", type=float, nargs="+", default=[0.0, 5.0], help="one run for each")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--max_steps", type=int, default=200)
+    parser.add_argument("--data_dir", help="folder of Multi30k's plain text files")
+    parser.add_argument("--results", type=Path, default=Path("runs/translation/results.jsonl"))
+    parser.add_argument("--picture", type=Path, help="default: beside the results")
+    parser.add_argument("--report", action="store_true", help="train nothing: table and picture of what there is")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 5.0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--max_seconds", type=float, default=3600, help="of a run's training")
+    parser.add_argument("--pairs", type=int, default=10_000, help="of the training set, the first")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="the highest, at the end of the warm-up")
-    parser.add_argument("--warmup_steps", type=int, default=1000)
-    parser.add_argument("--vocab_size", type=int, default=8000)
-    parser.add_argument("--d_model", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=3, help="of the encoder, and of the decoder")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="the highest, at the end of the warm-up")
+    parser.add_argument("--warmup_steps", type=int, default=400)
+    parser.add_argument("--vocab_size", type=int, default=4000)
+    parser.add_argument("--d_model", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--label_smoothing", type=float, default=0.1)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--block", type=int, default=10, help="steps of a turn")
-    parser.add_argument("--logging_steps", type=int, default=50)
-    parser.add_argument("--do_predict", action="store_true", help="translate the test set and score it (sacrebleu)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load the data")
     options = parser.parse_args()
-    if options.do_predict:
-        try:
-            import sacrebleu  # noqa: F401
-        except ImportError:
-            parser.error("--do_predict scores with sacrebleu, which is missing: pip install sacrebleu")
-    with tempfile.TemporaryDirectory() as folder:
-        texts = [line for language in ("de", "en") for line in read_lines(options.data_dir, "train", language)]
-        make_tokenizer(texts, options.vocab_size).save_pretrained(folder)
-        figures = run_in_turns(options, folder)
-    add_times(figures, options.block)
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {device}")
-    print(
-        f"Marian {options.layers}+{options.layers} x {options.d_model}, "
-        f"{next(iter(figures.values()))['parameters'] / 1e6:.1f} M parameters, {options.max_steps} steps of "
-        f"{options.batch_size} sentences, seed {options.seed}; losses of the last "
-        f"{min(options.logging_steps, options.max_steps)} steps\n"
-    )
-    print("| alpha | loss | task loss | divergence | val loss | BLEU | s a step | ratio | processor s a step | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for alpha, f in figures.items():
-        divergence = "-" if f["divergence"] is None else f"{f['divergence']:.4f}"
-        score = f"{f['bleu']:.2f}" if "bleu" in f else "-"
-        times = [
-            f"{f[f'{key}{what}']:.3f}" for key in ("seconds", "processor_seconds") for what in ("_a_step", "_ratio")
-        ]
-        losses = [f"{f[key]:.4f}" for key in ("loss", "task_loss")]
-        print(f"| {' | '.join([f'{alpha:g}', *losses, divergence, format(f['val_loss'], '.4f'), score, *times])} |")
-    if options.do_predict:
-        print(f"\nBLEU on test_2016_flickr, {next(iter(figures.values()))['signature']}")
-    if options.json:
-        options.json.write_text(
-            json.dumps({"options": vars(options), "figures": figures}, default=str, indent=2) + "\n"
-        )
+    try:
+        import sacrebleu  # noqa: F401
+    except ImportError:
+        parser.error("sacrebleu, which scores the translations, is missing: pip install sacrebleu")
+    transformers.utils.logging.set_verbosity_error()
+    if not options.report:
+        if options.data_dir is None:
+            parser.error("--data_dir is missing: the folder of Multi30k's plain text files")
+        measure(options)
+    records = read_runs(options.results)
+    if not records:
+        parser.error(f"{options.results}: no runs there yet")
+    print(f"{records[0]['settings']}, {records[0]['parameters'] / 1e6:.1f} M parameters\n\n{table(records)}")
+    draw(records, options.picture or options.results.with_suffix(".png"))
 
 
 if __name__ == "__main__":
