@@ -31,7 +31,7 @@ from support import ROOT, blocks_of
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "recipes" / "README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = ("peft", "trl")
+OPTIONAL = ("peft", "trl", "sentence_transformers")
 READ_ONLY = ("diff", "bibtex", "text")
 
 
@@ -83,6 +83,8 @@ def names(tmp_path, hub, monkeypatch):
             "rows": [{"sentence": text, "label": 0} for text in words[:8]],
             "collator": DataCollatorWithPadding(tokenizer),
             "language_model": zoo.build("llama"),
+            "encoder": model.bert,
+            "sentences": data.remove_columns("labels"),
             "texts": Dataset.from_dict({"text": words[:16]}),
             "trainer": tiny.trainer(model, data, tmp_path / "run"),
             "baseline_runs": [FinishedRun(seed, 0.0, {"accuracy": 0.8 + seed / 100}) for seed in (1, 2)],
@@ -112,6 +114,13 @@ def test_examples_over_another_package_run(package, names, here):
     pytest.importorskip(package)
     names["tokenizer"].eos_token = "[SEP]"
     names["language_model"].resize_token_embeddings(len(names["tokenizer"]))
+    if package == "sentence_transformers":
+        from sentence_transformers.cross_encoder import CrossEncoder
+
+        texts = names["texts"]["text"]
+        lists = {"documents": [[a, b] for a, b in zip(texts[1:9], texts[2:10], strict=True)], "labels": [[1, 0]] * 8}
+        names["ranking"] = Dataset.from_dict({"query": texts[:8], **lists})
+        names["cross_encoder"] = CrossEncoder(str(here / "model"), num_labels=1, device="cpu")
     for text in blocks_of(ROOT / "docs" / "other-trainers.md", "python"):
         if needed(text) in ([], [package]):
             exec(compile(text, package, "exec"), names)
@@ -119,7 +128,7 @@ def test_examples_over_another_package_run(package, names, here):
 
 def needed(text):
     """The packages that a block needs and the tests can do without."""
-    return [package for package in OPTIONAL if f"from {package} import" in text]
+    return [package for package in OPTIONAL if re.search(rf"from {package}[. ]", text)]
 
 
 # ---- Commands ----

@@ -12,7 +12,7 @@ import rdrop_trainer
 PACKAGE = Path(rdrop_trainer.__file__).parent
 # From the top down; a folder (or a module of the top level) may import only what stands below it.
 FOLDERS = [
-    ["script"],
+    ["script", "cross_encoder"],
     ["trainer", "report"],
     ["glue"],
     ["hub"],

@@ -1,4 +1,4 @@
-"""The R-Drop loss of a batch, without a `Trainer`: for training loops of one's own."""
+"""The R-Drop loss of a batch, and the passes over it, without a `Trainer`: for training loops of one's own."""
 
 from .._lazy import lazily
 
@@ -8,6 +8,8 @@ _EXPORTS = {
     "Window": "window",
     "Plan": "plan",
     "PredictionHead": "heads",
+    "Passes": "passes",
+    "run_passes": "passes",
 }
 __all__ = list(_EXPORTS)
 __getattr__, __dir__ = lazily(__name__, _EXPORTS)

@@ -1,0 +1,93 @@
+"""R-Drop for the cross-encoders of sentence-transformers, which rank documents. Needs that package (6.2 or later)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
+
+from .head import Head
+from .objective import StepSettings
+from .objective.training import Training
+from .trainer import RDropMixin
+from .training_args import RDropArguments
+
+_ITEMS = "rdrop_items"  # a value for each query or pair, by which they are counted
+
+
+@dataclass
+class RDropCrossEncoderTrainingArguments(RDropArguments, CrossEncoderTrainingArguments):
+    """`CrossEncoderTrainingArguments` with the settings of R-Drop."""
+
+
+class _WithLogits(CrossEncoderTrainer):
+    """A `CrossEncoderTrainer` whose `compute_loss` also returns the scores that its loss was made of."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs, scores = dict(inputs), []
+        inputs.pop(_ITEMS, None)
+        documents = [len(labels) for labels in inputs["label"]] if isinstance(inputs.get("label"), list) else None
+        recording = self.model.register_forward_hook(lambda module, args, output: scores.append(output["scores"]))
+        try:
+            loss = super().compute_loss(model, dict(inputs))
+        finally:
+            recording.remove()
+        if not return_outputs:
+            return loss
+        rows = len(documents) if documents else len(inputs["label"])
+        logits = torch.cat(scores)
+        if len(logits) != (sum(documents) if documents else rows):
+            raise ValueError(
+                f"The loss made {len(logits)} scores of {rows} rows, and R-Drop compares one for each pair that has a "
+                "label: use a loss over pairs (BinaryCrossEntropyLoss, CrossEntropyLoss, MSELoss) or over lists of "
+                "documents (ListNetLoss, LambdaLoss, ...)."
+            )
+        return loss, {"logits": _lists(logits.view(-1), documents) if documents else logits.view(rows, -1)}
+
+
+class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):
+    """`CrossEncoderTrainer` with R-Drop; the loss of sentence-transformers is kept.
+
+    What is compared depends on the data and the loss. Labels in lists, a document each: the softmax over the documents
+    of a query, whose logits are their scores (listwise). One score a pair: Bernoulli, and for `MSELoss` the squared
+    difference. Several scores a pair: their softmax. An item is a query, or a pair.
+
+    The passes run one after the other, since the loss itself makes the model's inputs: "concat" is "sequential" here.
+    """
+
+    def _step_settings(self) -> StepSettings:
+        settings = super()._step_settings()
+        return replace(settings, forward_mode="sequential") if settings.forward_mode == "concat" else settings
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """`RDropMixin.get_batch_samples`, of batches that hold a value for each item."""
+        return super().get_batch_samples(map(_with_items, epoch_iterator), num_batches, device)
+
+    def _training(self) -> Training:
+        if isinstance(self.loss, dict):
+            raise ValueError("R-Drop needs one loss for all data sets, but got a dictionary of losses.")
+        data = self.train_dataset
+        row = next(iter(data.values()))[0] if isinstance(data, dict) else data[0]
+        is_listwise = any(isinstance(row.get(name), list) for name in self.data_collator.valid_label_columns)
+        problem = "single_label"
+        if self.model.num_labels == 1 and not is_listwise:
+            problem = "regression" if isinstance(self.loss, losses.MSELoss) else "multi_label"
+        training = super()._training()
+        training.heads = [Head("logits", _ITEMS, problem)]
+        return training
+
+
+def _with_items(batch: dict[str, Any]) -> dict[str, Any]:
+    if "label" not in batch:
+        raise ValueError(
+            f"R-Drop compares the scores of pairs or lists that have labels, but this data has {', '.join(batch)}. "
+            "Losses without labels (MultipleNegativesRankingLoss) draw other pairs in every pass."
+        )
+    return {**batch, _ITEMS: torch.zeros(len(batch["label"]), dtype=torch.long)}
+
+
+def _lists(scores: torch.Tensor, documents: list[int]) -> torch.Tensor:
+    """The scores of all documents, (documents,), a row for each query, -inf behind its last."""
+    return torch.nn.utils.rnn.pad_sequence(scores.split(documents), batch_first=True, padding_value=-torch.inf)
