@@ -35,6 +35,8 @@ class CTCHead(PredictionHead):
     blank: int
     zero_infinity: bool
 
+    of_rows = False
+
     @classmethod
     def of(cls, model: nn.Module) -> CTCHead:
         """The head of a model for CTC.

@@ -109,6 +109,11 @@ class PredictionHead:
         return self.weights or (1 / len(self.outputs),) * len(self.outputs)
 
     @property
+    def of_rows(self) -> bool:
+        """The items are rows, whatever their length."""
+        return not (self.tokens or self.positions or self.choices)
+
+    @property
     def task_problem(self) -> Problem:
         """The problem of the stock loss."""
         return self.stock or self.problem

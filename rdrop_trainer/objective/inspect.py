@@ -215,4 +215,5 @@ def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> Noi
         settings.allow_deterministic,
         training.sum_over_processes,
         again if settings.forward_mode == "concat" else None,
+        settings.second_view is not None,
     )

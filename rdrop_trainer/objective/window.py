@@ -11,6 +11,7 @@ import torch
 
 from ..losses import RDropLoss, rdrop_loss
 from .heads import Items, PredictionHead
+from .view import SecondView
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class StepSettings:
         reduction: "mean" or "sum" of the divergence over the items of a micro-batch.
         fused_head: "auto", "true" or "false": whether the output head of a language model is fused into the loss.
         allow_deterministic: go on where the model has no noise.
+        second_view: `second_view(batch, pass_index)` returns what pass 1, 2, ... sees in the place of the batch: other
+            inputs, and the same labels and rows. None: all passes see the batch.
+
+    Raises:
+        ValueError: a second view that is no function.
     """
 
     alpha: float = 4.0
@@ -32,6 +38,11 @@ class StepSettings:
     reduction: str = "mean"
     fused_head: str = "auto"
     allow_deterministic: bool = False
+    second_view: SecondView | None = None
+
+    def __post_init__(self):
+        if self.second_view is not None and not callable(self.second_view):
+            raise ValueError(f"second_view must be a function of (batch, pass_index), got {self.second_view!r}.")
 
 
 @dataclass(frozen=True)
