@@ -37,7 +37,7 @@ def token_cutoff(model: nn.Module, p: float = 0.05) -> SecondView:
 
     Examples:
         >>> from transformers import BartConfig, BartForConditionalGeneration
-        >>> config = BartConfig(vocab_size=30, d_model=8, encoder_layers=1, decoder_layers=1, pad_token_id=1)
+        >>> config = BartConfig(vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, pad_token_id=1)
         >>> view = token_cutoff(BartForConditionalGeneration(config), p=1.0)
         >>> view({"input_ids": torch.tensor([[0, 9, 8, 2]])}, 1)["input_ids"].tolist()
         [[0, 1, 1, 2]]
@@ -140,5 +140,7 @@ def _replaced(batch: Mapping[str, Any], pass_index: int, *, token_id: int, kept:
     changed = dict(batch)
     for key, ids in found.items():
         drawn = torch.rand(ids.shape, device=ids.device) < p
-        changed[key] = ids.masked_fill(drawn & ~torch.isin(ids, torch.tensor(kept, device=ids.device)), token_id)
+        for other in kept:  # a tensor of them would have to be copied to the device
+            drawn &= ids != other
+        changed[key] = ids.masked_fill(drawn, token_id)
     return changed

@@ -6,6 +6,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from rdrop_trainer.views import mask_tokens, random_crop, token_cutoff, word_dropout
 from support import tiny, zoo
+from support.operations import Operations
 
 
 def tokenizer():
@@ -37,7 +38,10 @@ def test_tokens_are_replaced(name):
     before = {key: value.clone() for key, value in batch.items()}
     torch.manual_seed(0)
     for p in ({}, {"p": 0.5}, {"p": 1.0}):
-        after = make(p)(batch, 1)
+        view = make(p)
+        with Operations() as operations:
+            after = view(batch, 1)
+        assert not operations.that_wait  # for a device
         assert after["labels"] is batch["labels"] and all(torch.equal(batch[k], before[k]) for k in before)
         for key in ("input_ids", "decoder_input_ids"):
             may_change = ~torch.isin(batch[key], torch.tensor(sorted(kept)))
@@ -62,7 +66,9 @@ def test_cut_tokens_have_no_embedding_but_a_position():
 def test_images_are_cropped_each_by_itself():
     images = torch.arange(1.0, 1 + 64 * 2 * 5 * 6).reshape(64, 2, 5, 6)
     torch.manual_seed(0)
-    cropped = random_crop(2)({"pixel_values": images}, 1)["pixel_values"]
+    with Operations() as operations:
+        cropped = random_crop(2)({"pixel_values": images}, 1)["pixel_values"]
+    assert not operations.that_wait
     shifts = set()
     for before, after in zip(images, cropped, strict=True):
         bordered = torch.nn.functional.pad(before, (2, 2, 2, 2))

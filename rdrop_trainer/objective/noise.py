@@ -51,8 +51,8 @@ class NoiseWatch:
             window: that of the micro-batch.
             allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
-            again: computes the outputs once more, with other dropout, and gives the random state back. It is given
-                where all passes ran in one forward, which may round a row differently at another place in the batch.
+            again: computes the outputs once more, with other dropout and no view; the random state is as before. It is
+                given where all passes ran in one forward, which may round a row differently at another place.
             has_view: a second view changes the inputs of the later passes, though maybe not those of this micro-batch.
 
         Returns:

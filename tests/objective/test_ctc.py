@@ -137,7 +137,9 @@ def test_masked_time_is_noise_of_its_own_in_every_pass(mode):
     dropout = dict.fromkeys(zoo.WAV2VEC2_DROPOUT, 0.0)
     model = build("Wav2Vec2ForCTC", **dropout, mask_time_prob=0.5, mask_time_length=4)
     batch = batch_of("Wav2Vec2ForCTC")
+    del batch["attention_mask"]  # all frames count, as in the model's own loss
     objective = Objective.of(model, [batch])
+    assert objective.window([batch]).divergence_items.tolist() == [3 * zoo.speech_frames(400)]
     terms, _ = objective(model, batch, objective.window([batch]), StepSettings(forward_mode=mode))
     assert terms.divergence > 0 and objective.plan.noise is None
 
