@@ -49,8 +49,11 @@ def test_loss_and_gradient_are_those_of_the_definition(name, num_passes):
         model.zero_grad()
         objective = Objective.of(model, [batch])
         settings = StepSettings(alpha=3.0, num_passes=num_passes, second_view=moved, **settings)
-        terms, _ = objective(model, batch, objective.window([batch]), settings)
+        terms, passes = objective(model, batch, objective.window([batch]), settings)
         terms.loss.backward()
+        if mode != "fused":
+            key = objective.plan.head.outputs[0]
+            assert torch.allclose(passes.output(0)[key], seen[0][key])  # the first pass sees the batch itself
         for got, wanted in zip(terms, expected, strict=True):
             assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
         assert tiny.relative(zoo.gradient_of(model), gradient) < 1e-6
