@@ -5,7 +5,9 @@ import torch
 import transformers
 
 from rdrop_trainer import Objective, StepSettings, rdrop_ctc_loss
+from rdrop_trainer.objective.ctc import CTCHead
 from rdrop_trainer.objective.task_loss import StockLoss
+from rdrop_trainer.objective.window import Window
 from support import formulas, tiny, zoo
 
 BLANK = 3
@@ -121,6 +123,10 @@ def test_sums_add_up_over_micro_batches_and_processes(tmp_path):
         gradients.append(zoo.gradient(model, zoo.batches("ctc", rows=7, size=size)))
     mean = zoo.gradient(zoo.noisy("ctc"), zoo.batches("ctc", rows=7, size=7))
     assert tiny.relative(*gradients) < 1e-5 and tiny.relative(gradients[0], mean) > 1
+    window = Window.count(
+        CTCHead.of(model), zoo.batches("ctc", rows=7), processes=2, sum_over_processes=lambda n: 2 * n
+    )
+    assert window.divisors == [(0.5, 0.5)]  # the gradients of two processes are averaged
 
     runs = []  # `Trainer` adds them up too
     for plain in (True, False):
