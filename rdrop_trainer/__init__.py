@@ -18,6 +18,7 @@ _EXPORTS = {
     "Objective": "objective",
     "StepSettings": "objective",
     "RDropLoss": "losses",
+    "rdrop_ctc_loss": "losses",
     "rdrop_linear_loss": "losses",
     "rdrop_loss": "losses",
     "default_hp_space": "search",

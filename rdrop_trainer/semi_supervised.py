@@ -23,7 +23,7 @@ from transformers.utils import logging
 from ._mixin_base import MixinBase
 from .head import Head
 from .losses.reference import IGNORE_INDEX
-from .objective.head_of import head_of
+from .objective.head_of import head_of, is_ctc
 from .objective.heads import ROWS
 from .objective.training import Training
 from .training_args import RDropArguments
@@ -54,6 +54,11 @@ class UnlabeledRowsMixin(MixinBase):
             logger.warning_once("rdrop_alpha is 0: the rows of unlabeled_dataset have no effect and are left out.")
             return super().get_train_dataloader()
         labeled, collator = self.train_dataset, self.data_collator
+        if is_ctc(self._training().base):
+            raise ValueError(
+                f"unlabeled_dataset does not fit speech recognition by CTC, where a row of {IGNORE_INDEX} alone is an "
+                "empty transcript, silence: leave it out."
+            )
         _check_rows("train_dataset", labeled)
         self._set_signature_columns_if_needed()
         _check_inputs(labeled, self.unlabeled_dataset, self._signature_columns)

@@ -24,6 +24,7 @@ from .objective.inspect import first_plan
 from .objective.objective import Objective
 from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
 from .objective.training import Training
+from .objective.view import SecondView
 from .objective.window import LoggedTerms, StepSettings, Window
 from .overrides import calls_super, check_order, divides_again, overriding, takes_count, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
@@ -72,6 +73,8 @@ class RDropMixin(
             epochs and `num_examples` go on counting labeled rows, in the order of the run without unlabeled ones; the
             forward passes grow by the ratio, also on steps that are no R-Drop steps, where unlabeled rows have no
             effect. With alpha = 0 they are left out.
+        second_view: `second_view(batch, pass_index)` returns what the later passes of an R-Drop step, 1, 2, ..., see in
+            the place of the micro-batch: other inputs, and the same labels and rows. `rdrop_trainer.views` has some.
         *args: those of the trainer.
         **kwargs: those of the trainer.
 
@@ -94,7 +97,7 @@ class RDropMixin(
         super().__init_subclass__(**kwargs)
         check_order(cls, RDropMixin, Trainer)
 
-    def __init__(self, *args: Any, unlabeled_dataset: Any = None, **kwargs: Any):
+    def __init__(self, *args: Any, unlabeled_dataset: Any = None, second_view: SecondView | None = None, **kwargs: Any):
         given = kwargs.get("args", args[1] if len(args) > 1 else None)
         if isinstance(self, Seq2SeqTrainer) and not hasattr(given, "predict_with_generate"):
             raise ValueError(
@@ -102,6 +105,7 @@ class RDropMixin(
                 f"{'none' if given is None else type(given).__name__}."
             )
         super().__init__(*args, **kwargs)
+        self.second_view = second_view
         self._set_unlabeled_dataset(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
         for field in fields(RDropArguments):
@@ -259,6 +263,7 @@ class RDropMixin(
             reduction=settings.rdrop_reduction,
             fused_head=settings.rdrop_fused_head,
             allow_deterministic=settings.rdrop_allow_deterministic,
+            second_view=self.second_view,
         )
 
     def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:

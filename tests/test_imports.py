@@ -17,7 +17,7 @@ FOLDERS = [
     ["glue"],
     ["hub"],
     ["reliability", "stability"],
-    ["semi_supervised", "search"],
+    ["semi_supervised", "search", "views"],
     ["objective"],
     ["dropout", "training_args", "run_folder"],
     ["head"],

@@ -41,6 +41,8 @@ def compare_model_loss(
     loss = stock_loss(training, plan.head, passes, items, batch)
     if plan.head.misread_by_stock_code(batch):
         own = own.new_full((), torch.nan)  # decides nothing
+    if plan.head.summed:  # over the rows of all passes that ran together
+        own = own * len(passes.runs) / passes.num_passes
     tolerance = training.tolerance(own, items[0].outputs[0])
     comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.sum_over_processes)
     if not comparison.differs:

@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 
 from ..head import Head
 from ..losses.validation import PROBLEMS, Problem
+from .ctc import CTCHead
 from .heads import (
     CAUSAL_LM,
     MASKED_LM,
@@ -60,10 +61,11 @@ _HEADS = (
     (_class_names("NEXT_SENTENCE_PREDICTION"), SINGLE_LABEL),
     ((_class_names("MASKED_LM") | _IN_PLACE) - _GENERATORS, MASKED_LM),
 )
+_CTC = _class_names("CTC")
 _GENERATOR_NAMES = re.compile(r"For(CausalLM|ConditionalGeneration)$|LMHeadModel$")
-# Heads whose predictions have no fixed item to compare: boxes matched to objects, alignments, maps of pixels, sounds
+# Heads whose predictions have no fixed item to compare: boxes matched to objects, transducers, maps of pixels, sounds
 _REFUSED = re.compile(
-    r"For(CTC|RNNT|TDT|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
+    r"For(RNNT|TDT|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
     r"|Detection|Segmentation|Estimation|Matching|Matting|Recognition|ImageModeling|TextTo(Speech|Spectrogram|Waveform)"
     r"|^TapasForQuestionAnswering$"
 )
@@ -103,7 +105,7 @@ def head_of(
         head = _listed(model, batch)
         reads_config = own_loss and not head.language_model and not head.positions
         wanted: Any = problem if problem != "auto" else stated if reads_config else None
-        if wanted is not None and wanted != head.problem:
+        if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
             name = (TOKENS if head.tokens else ROWS)[wanted].name
             head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False)
             head = replace(head, soft=_are_soft(head, batch.get("labels")))
@@ -165,6 +167,8 @@ def _aligned(part: PredictionHead, head: Head) -> PredictionHead:
 def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
     """The head of a class that transformers lists."""
     cls, names = type(model), _names(model)
+    if is_ctc(model):
+        return CTCHead.of(model)
     if names & _ROW_CLASSIFIERS:
         return _row_classifier(model.config, _labels_of(batch, cls))
     for classes, head in _HEADS:
@@ -180,14 +184,19 @@ def _refuse_without_items(model: nn.Module) -> None:
             f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
             "audio and video classification, token classification, multiple choice, extractive question answering, "
-            "masked, causal and sequence-to-sequence language modelling, and models with a loss of their own that "
-            "return logits for rows or tokens."
+            "masked, causal and sequence-to-sequence language modelling, speech recognition by CTC, and models with a "
+            "loss of their own that return logits for rows or tokens."
         )
+
+
+def is_ctc(model: nn.Module) -> bool:
+    """Whether a model is one of transformers for speech recognition by CTC."""
+    return not _CTC.isdisjoint(_names(model))
 
 
 def has_listed_head(model: nn.Module) -> bool:
     """Whether transformers lists the head of a model's class, or of a class that it derives from."""
-    listed = _ROW_CLASSIFIERS.union(_GENERATORS, *(classes for classes, _ in _HEADS))
+    listed = _ROW_CLASSIFIERS.union(_GENERATORS, _CTC, *(classes for classes, _ in _HEADS))
     return not listed.isdisjoint(_names(model))
 
 

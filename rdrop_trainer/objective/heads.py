@@ -6,7 +6,7 @@ target token for language models. To support another head, add a `PredictionHead
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -27,12 +27,14 @@ class Items(NamedTuple):
         mask: (N,) booleans, those that count in the divergence, among them all labeled ones; or (N, C) booleans, their
             entries that count. None: all.
         problem: the divergence, and the stock loss.
+        loss: takes the arguments of `rdrop_loss`, in its place: the task loss is not that of these items.
     """
 
     outputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     mask: torch.Tensor | None = None
     problem: Problem = "single_label"
+    loss: Callable[..., Any] | None = None
 
     def counted(self, num_passes: int, at_most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs (m, n, C) and labels (n, ...) of the items that count, or of the first of them."""
@@ -72,6 +74,7 @@ class PredictionHead:
         stock: the problem of the stock loss of the model's class, where it is another one.
         own_loss: the task loss is not the stock one, so it may know tokens without a label that cross-entropy does not:
             with another negative label, and outside the attention mask in a batch without any -100.
+        summed: task loss and divergence are sums over the items of an optimizer step, not means.
         weights: of the divergence of each part; None: they are averaged.
         doubt: why the predictions of several passes cannot be compared, a sentence.
     """
@@ -91,6 +94,7 @@ class PredictionHead:
     soft: bool = False
     stock: Problem | None = None
     own_loss: bool = False
+    summed: bool = False
     weights: tuple[float, ...] | None = None
     doubt: str | None = None
 
@@ -103,6 +107,11 @@ class PredictionHead:
     def part_weights(self) -> tuple[float, ...]:
         """The weight of each part's divergence."""
         return self.weights or (1 / len(self.outputs),) * len(self.outputs)
+
+    @property
+    def of_rows(self) -> bool:
+        """The items are rows, whatever their length."""
+        return not (self.tokens or self.positions or self.choices)
 
     @property
     def task_problem(self) -> Problem:

@@ -204,8 +204,8 @@ def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> Noi
         return torch.cat([part.counted(settings.num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
 
     def again() -> torch.Tensor:
-        with training.aside():
-            passes = plan.run(training.model, batch, settings, lm_head)
+        with training.aside():  # without a view, which may change as little as rounding does, and the same each time
+            passes = plan.run(training.model, batch, replace(settings, second_view=None), lm_head)
         return some(plan.items(passes, batch, lm_head))
 
     return plan.noise.compare(
@@ -215,4 +215,5 @@ def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> Noi
         settings.allow_deterministic,
         training.sum_over_processes,
         again if settings.forward_mode == "concat" else None,
+        settings.second_view is not None,
     )

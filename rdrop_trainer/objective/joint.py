@@ -40,6 +40,10 @@ class JointHead(PredictionHead):
     def parts(self) -> tuple[PredictionHead, ...]:
         return self.heads
 
+    @property
+    def of_rows(self) -> bool:
+        return all(head.of_rows for head in self.heads)
+
     def count(self, batch: Mapping[str, Any]) -> torch.Tensor:
         return torch.cat([head.count(batch) for head in self.heads])
 

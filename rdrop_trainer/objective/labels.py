@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..losses.reference import IGNORE_INDEX
+from .ctc import CTCHead
 from .heads import PredictionHead
 from .lm_head import vocabulary_size
 from .training import Training
@@ -24,7 +25,7 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
         outside = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORE_INDEX)]
         if classes > 1 and outside.numel() > 0:
             label = int(outside[0])
-            is_fixed = head.choices or head.language_model or label < 0
+            is_fixed = head.choices or head.language_model or isinstance(head, CTCHead) or label < 0
             mend = "mend the labels" if is_fixed else "load the model with more num_labels"
             raise ValueError(
                 f"A label is {label}, but {type(training.base).__name__} knows {classes} classes, labeled "
@@ -36,6 +37,6 @@ def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any])
     """How many classes a stock head has; 0: unknown."""
     if head.choices:
         return batch["input_ids"].shape[1] if "input_ids" in batch else 0
-    if head.language_model:
+    if head.language_model or isinstance(head, CTCHead):
         return vocabulary_size(training.base)
     return getattr(getattr(training.base, "config", None), "num_labels", 0)

@@ -41,6 +41,7 @@ class NoiseWatch:
         allowed: bool,
         reduce: Callable[[torch.Tensor], torch.Tensor],
         again: Callable[[], torch.Tensor] | None = None,
+        has_view: bool = False,
     ) -> NoiseWatch | None:
         """Compare the passes over one micro-batch.
 
@@ -50,8 +51,9 @@ class NoiseWatch:
             window: that of the micro-batch.
             allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
-            again: computes the outputs once more, with other dropout, and gives the random state back. It is given
-                where all passes ran in one forward, which may round a row differently at another place in the batch.
+            again: computes the outputs once more, with other dropout and no view; the random state is as before. It is
+                given where all passes ran in one forward, which may round a row differently at another place.
+            has_view: a second view changes the inputs of the later passes, though maybe not those of this micro-batch.
 
         Returns:
             The watch to go on with; None when all is decided.
@@ -74,9 +76,9 @@ class NoiseWatch:
             return None
         windows_alike = self.windows_alike + (self.last is not window)
         active = active_dropout(model)
-        if (active or has_other_noise(model)) and windows_alike < PATIENCE:
+        if (active or has_view or has_other_noise(model)) and windows_alike < PATIENCE:
             return replace(self, windows_alike=windows_alike, last=window)
-        message = _no_noise(model, len(passes), active)
+        message = _no_noise(model, len(passes), active, has_view)
         if not allowed:
             raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
         logger.warning(message)
@@ -92,9 +94,14 @@ def is_rounding(passes: torch.Tensor) -> bool:
     return bool(spread <= torch.finfo(passes.dtype).eps ** 0.5 * passes[:, finite].abs().max())
 
 
-def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout]) -> str:
+def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout], has_view: bool = False) -> str:
     """Why R-Drop does nothing on this model, and what to do."""
     name = type(model).__name__
+    if has_view:
+        return (
+            f"The {num_passes} passes of {name} are still identical after {PATIENCE} R-Drop steps: what second_view "
+            "changes does not reach the predictions, nor does any dropout, so R-Drop has no effect."
+        )
     if active:
         places = ", ".join(map(str, active[:3]))
         return (

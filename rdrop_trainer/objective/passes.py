@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
-from .rows import find_batch_size, repeat_rows, take_rows
+from .rows import find_batch_size, stack_rows, take_rows
 from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
@@ -121,6 +121,7 @@ def run_passes(
     call: Callable[[nn.Module, dict[str, Any]], Any] = call_model,
     names: Sequence[str] = ("logits",),
     follows: Mapping[str, bool] | None = None,
+    later: Sequence[Mapping[str, Any]] = (),
 ) -> Passes:
     """Run the model `num_passes` times over `inputs`.
 
@@ -135,6 +136,7 @@ def run_passes(
         call: how the model is run on inputs.
         names: what the first entries of a plain tuple are called, behind its loss.
         follows: whether entries have a value for each row, where that is known; see `repeat_rows`.
+        later: the inputs of the m - 1 passes behind the first one, where they differ; empty: all have the same.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
@@ -146,20 +148,23 @@ def run_passes(
             "with rdrop_forward_mode='sequential'."
         )
         mode = "sequential"
+    of_passes = [inputs, *(later or [inputs] * (num_passes - 1))]
     if num_passes == 1:
         outputs = [call(model, dict(inputs))]
     elif mode == "concat":
-        outputs = [call(model, repeat_rows(inputs, num_passes, batch_size, follows))]
+        outputs = [call(model, stack_rows(of_passes, batch_size, follows))]
     else:
         # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
         # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
         # middle of the backward.
         inner = without_ddp(model)
         if mode == "recompute":
-            again = [checkpoint(_Repeatable(call, inner, inputs), use_reentrant=False) for _ in range(num_passes - 1)]
-            outputs = [*again, call(model, dict(inputs))]
+            *first, last = of_passes
+            again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
+            outputs = [*again, call(model, dict(last))]
         else:
-            outputs = [call(model, dict(inputs))] + [call(inner, dict(inputs)) for _ in range(num_passes - 1)]
+            first, *others = of_passes
+            outputs = [call(model, dict(first))] + [call(inner, dict(rows)) for rows in others]
     return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size)
 
 

@@ -15,6 +15,7 @@ from .lm_head import LMHead, auto_from, vocabulary_size
 from .noise import NoiseWatch
 from .passes import Passes, run_passes
 from .task_loss import LossComparison, TaskLoss, without_labels
+from .view import later_batches
 from .window import StepSettings
 
 logger = logging.get_logger(__name__)
@@ -86,13 +87,15 @@ class Plan:
             lm_head: stop in front of it.
             whole: keep all that the model returns, not only what the loss is made of.
         """
+        head, m = self.head, settings.num_passes
+        batches = [batch, *later_batches(settings.second_view, batch, m, head)]
         if lm_head is None:
-            keep = None if whole else self.head.outputs
-            inputs, call = self.task_loss.inputs(batch, self.head), partial(self.task_loss.call, keep=keep)
+            call: Any = partial(self.task_loss.call, keep=None if whole else head.outputs)
+            inputs, *later = [self.task_loss.inputs(rows, head) for rows in batches]
         else:
-            inputs, call = without_labels(self.task_loss.base, batch, self.head.labels), lm_head.call
-        names, mode = self.head.outputs, settings.forward_mode
-        return run_passes(model, inputs, settings.num_passes, mode, call, names, self.follows)
+            call = lm_head.call
+            inputs, *later = [without_labels(self.task_loss.base, rows, head.labels) for rows in batches]
+        return run_passes(model, inputs, m, settings.forward_mode, call, head.outputs, self.follows, later)
 
     def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[Items]:
         """The items of a micro-batch, by their logits, or by the hidden states in front of an output head."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,35 @@ def repeat_rows(
         key: value if known.get(key) is False else repeat(key, value, known.get(key, False))
         for key, value in inputs.items()
     }
+
+
+def stack_rows(
+    of_passes: Sequence[Mapping[str, Any]], batch_size: int, follows: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
+    """The inputs of all passes in one batch, those of the first pass first; see `repeat_rows`.
+
+    Raises:
+        ValueError: as `repeat_rows`; or passes with an entry of different shapes, or of one that is not for each row.
+    """
+    first = of_passes[0]
+    together = repeat_rows(first, len(of_passes), batch_size, follows)
+    for key, value in first.items():
+        values = [inputs[key] for inputs in of_passes]
+        if all(other is value for other in values):
+            continue
+        fault = None
+        if not isinstance(value, torch.Tensor) or together[key] is value:
+            fault = "has no value for each row"
+        elif len(shapes := {tuple(other.shape): None for other in values}) > 1:
+            fault = f"has the shapes {' and '.join(map(str, shapes))}"
+        if fault:
+            raise ValueError(
+                f"The passes cannot run in one forward: {key!r}, which second_view changed, {fault}. Let it keep the "
+                'shape, or use rdrop_forward_mode="sequential".'
+            )
+        of_axes = key == "position_ids" and value.dim() == 3
+        together[key] = torch.cat(values, 1 if of_axes else 0)
+    return together
 
 
 def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collection[str]) -> dict[str, bool]:

@@ -11,6 +11,7 @@ import torch
 
 from ..losses import RDropLoss, rdrop_loss
 from .heads import Items, PredictionHead
+from .view import SecondView
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class StepSettings:
         reduction: "mean" or "sum" of the divergence over the items of a micro-batch.
         fused_head: "auto", "true" or "false": whether the output head of a language model is fused into the loss.
         allow_deterministic: go on where the model has no noise.
+        second_view: `second_view(batch, pass_index)` returns what pass 1, 2, ... sees in the place of the batch: other
+            inputs, and the same labels and rows. None: all passes see the batch.
+
+    Raises:
+        ValueError: a second view that is no function.
     """
 
     alpha: float = 4.0
@@ -32,6 +38,11 @@ class StepSettings:
     reduction: str = "mean"
     fused_head: str = "auto"
     allow_deterministic: bool = False
+    second_view: SecondView | None = None
+
+    def __post_init__(self):
+        if self.second_view is not None and not callable(self.second_view):
+            raise ValueError(f"second_view must be a function of (batch, pass_index), got {self.second_view!r}.")
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,9 @@ class Window:
     @cached_property
     def divisors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What the sums over items of task loss and divergence are divided by on this process, for each part."""
-        tasks, divergences = (items / self.processes for items in (self.task_items, self.divergence_items))
+        counts = (self.task_items, self.divergence_items)
+        counts = (torch.ones_like(items) for items in counts) if self.head.summed else counts
+        tasks, divergences = (items / self.processes for items in counts)
         return list(zip(tasks.unbind(), divergences.unbind(), strict=True))
 
     @property
@@ -89,7 +102,9 @@ class Window:
         return self.micro_batches == 1 and self.processes == 1
 
     def share(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The weight that a mean over the items of one micro-batch has in the mean over the window; a scalar."""
+        """The weight that a mean (a sum) over one micro-batch has in the mean (the sum) over the window; a scalar."""
+        if self.head.summed:
+            return torch.full((), float(self.processes), device=self.task_items.device)
         items = self.head.count(batch)[:, 0].to(self.task_items.device)
         return (items * self.processes / self.task_items.clamp(min=1)).mean()
 
@@ -116,7 +131,7 @@ class Window:
             label_smoothing: of the task loss.
         """
         parts = [
-            (loss or partial(rdrop_loss, problem=part.problem))(
+            (loss or part.loss or partial(rdrop_loss, problem=part.problem))(
                 part.outputs,
                 part.labels if with_labels else None,
                 alpha=settings.alpha,

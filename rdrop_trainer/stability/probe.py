@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..errors import InputError
 from ..losses import rdrop_loss
-from ..objective.head_of import head_of
+from ..objective.head_of import head_of, is_ctc
 from ..objective.task_loss import promises_stock_loss
 from .running import as_it_was, batches_of, dropout_on, items_of, seeded
 
@@ -22,8 +22,8 @@ class DivergenceProbe(TrainerCallback):
     The divergence is what R-Drop adds to the loss. The probe measures it in the same way with R-Drop and without (alpha
     0, or a plain `Trainer`), where it should rise. The training does not change: the random numbers, and so the
     weights, are those of the run without the probe. It logs `probe_divergence` (nats, or squared difference for a
-    regression) and `probe_loss` (without label smoothing; not for models and trainers with a loss of their own) before
-    the first step and at `num_points` steps evenly over the training.
+    regression) and `probe_loss` (without label smoothing; not for CTC, nor for models and trainers with a loss of their
+    own) before the first step and at `num_points` steps evenly over the training.
 
         trainer.add_callback(DivergenceProbe(trainer, train_dataset.select(range(200))))
 
@@ -78,7 +78,7 @@ class DivergenceProbe(TrainerCallback):
             dropout_on(model)
             for batch in batches_of(model, self.dataset, self.data_collator, self.batch_size):
                 head = head_of(model, batch)
-                has_loss = has_loss and promises_stock_loss(model)
+                has_loss = has_loss and promises_stock_loss(model) and not is_ctc(model)
                 for (first, labels), (second, _) in zip(
                     items_of(model, head, batch), items_of(model, head, batch), strict=True
                 ):

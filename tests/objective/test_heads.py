@@ -5,8 +5,6 @@ import torch
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
-    Wav2Vec2Config,
-    Wav2Vec2ForCTC,
     YolosConfig,
     YolosForObjectDetection,
 )
@@ -118,7 +116,6 @@ def test_logged_terms_add_up(name, tmp_path):
 @pytest.mark.parametrize(
     "cls, config",
     [
-        (Wav2Vec2ForCTC, Wav2Vec2Config),
         (YolosForObjectDetection, YolosConfig),
         (SegformerForSemanticSegmentation, SegformerConfig),
     ],

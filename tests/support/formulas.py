@@ -56,6 +56,34 @@ def rdrop(passes, labels, alpha, problem="single_label", num_items=None, num_div
     return task + alpha / 2 * divergence, task, divergence
 
 
+def ctc(z, transcript, blank=0):
+    """Minus the log-probability of a transcript by frames z, (T, C): over all ways, by the forward recursion."""
+    log_p = torch.log_softmax(z.double(), -1)
+    states = [blank, *(entry for label in transcript for entry in (label, blank))]
+    never = torch.tensor(-math.inf, dtype=torch.float64)
+    ways = [log_p[0, state] if i < 2 else never for i, state in enumerate(states)]
+    for t in range(1, len(z)):
+        skips = [i > 1 and state not in (blank, states[i - 2]) for i, state in enumerate(states)]
+        came = [[ways[j] for j in range(i - 1 - skips[i], i + 1) if j >= 0] for i in range(len(states))]
+        came = [[way for way in of if way != -math.inf] or [never] for of in came]
+        ways = [torch.logsumexp(torch.stack(of), 0) + log_p[t, state] for of, state in zip(came, states, strict=True)]
+    return -torch.logsumexp(torch.stack(ways[-2:]), 0)
+
+
+def rdrop_ctc(passes, transcripts, lengths, alpha, blank=0, mean=True):
+    """(loss, task, divergence) of passes, each (B, T, C) logits, of which each row has some valid frames."""
+    valid = [[z[:length] for z, length in zip(rows, lengths, strict=True)] for rows in passes]
+    losses = [
+        ctc(z, transcript, blank) / (max(len(transcript), 1) if mean else 1)
+        for rows in valid
+        for z, transcript in zip(rows, transcripts, strict=True)
+    ]
+    task = sum(losses) / len(passes) / (len(transcripts) if mean else 1)
+    frames = [torch.cat(rows) for rows in valid]
+    _, _, divergence = rdrop(frames, [-100] * len(frames[0]), 0.0, num_divergence_items=None if mean else 1)
+    return task + alpha / 2 * divergence, task, divergence
+
+
 # ---- The same for logits of any size, by log-probabilities; a class that is -inf in every pass is left out ----
 
 

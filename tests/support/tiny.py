@@ -75,7 +75,7 @@ def tokenizer():
 
 QUIET = {"report_to": "none", "use_cpu": USE_CPU, "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
 OF_TRAINER = "data_collator processing_class eval_dataset unlabeled_dataset callbacks compute_loss_func compute_metrics"
-OF_TRAINER += " optimizers"
+OF_TRAINER += " optimizers second_view"
 
 
 def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):

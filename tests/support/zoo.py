@@ -37,7 +37,7 @@ from transformers import (
     Trainer,
     ViTConfig,
     ViTForImageClassification,
-    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
     Wav2Vec2ForSequenceClassification,
     default_data_collator,
     set_seed,
@@ -47,6 +47,7 @@ from rdrop_trainer import Objective, RDropSeq2SeqTrainer, RDropTrainer, StepSett
 from support import formulas, tiny
 
 VOCABULARY = 40
+WAV2VEC2_DROPOUT = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
 DECODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 SEQ2SEQ = {
     "vocab_size": VOCABULARY, "d_model": 16, "max_position_embeddings": 32,
@@ -113,12 +114,12 @@ def vit(p):
     return ViTForImageClassification(ViTConfig(**DECODER, **dropout, image_size=8, patch_size=4, num_labels=4))
 
 
-def wav2vec2(p):
+def wav2vec2(cls, p, **changes):
     encoder = {"conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (8, 4), "num_feat_extract_layers": 2}
     encoder |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16}
-    dropout = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), p)
-    config = Wav2Vec2Config(**DECODER, **encoder, **dropout, num_labels=4, layerdrop=0.0, apply_spec_augment=False)
-    return Wav2Vec2ForSequenceClassification(config)
+    dropout = dict.fromkeys(WAV2VEC2_DROPOUT, p)
+    changes = {"num_labels": 4, "vocab_size": 8, "layerdrop": 0.0, "apply_spec_augment": False, **changes}
+    return cls(cls.config_class(**DECODER, **encoder, **dropout, **changes))
 
 
 CASES = {
@@ -137,10 +138,11 @@ CASES = {
     "marian": Case("seq2seq", seq2seq(MarianMTModel, MarianConfig), "lm_head"),
     "mbart": Case("seq2seq", seq2seq(MBartForConditionalGeneration, MBartConfig), "lm_head"),
     "vit": Case("image", vit, "classifier"),
-    "wav2vec2": Case("audio", wav2vec2, "classifier"),
+    "wav2vec2": Case("audio", partial(wav2vec2, Wav2Vec2ForSequenceClassification), "classifier"),
+    "ctc": Case("speech", partial(wav2vec2, Wav2Vec2ForCTC, ctc_loss_reduction="mean"), "lm_head"),
 }
 
-ONE_OF_A_KIND = ("choice", "question", "masked_lm", "gpt2", "t5", "vit", "wav2vec2")
+ONE_OF_A_KIND = ("choice", "question", "masked_lm", "gpt2", "t5", "vit", "ctc")
 
 
 def build(name, dropout=0.1):
@@ -189,6 +191,11 @@ def dataset(name, rows=11, seed=0, unlabeled=()):
             return {"pixel_values": torch.randn(3, 8, 8, generator=g), "labels": label}
         if kind == "audio":
             return {"input_values": torch.randn(200, generator=g), "labels": label}
+        if kind == "speech":  # characters 1 to 7; padded, as a row of a batch is
+            labels = torch.randint(1, 8, (5,), generator=g)
+            labels[int(torch.randint(1, 5, (1,), generator=g)) :] = -100
+            mask = (torch.arange(200) < torch.randint(120, 200, (1,), generator=g)).long()
+            return {"input_values": torch.randn(200, generator=g) * mask, "attention_mask": mask, "labels": labels}
         ids = tokens(3, 12)
         entry = {"input_ids": ids, "attention_mask": [1] * len(ids)}
         if kind == "masked_lm":
@@ -263,8 +270,17 @@ def items(name, outputs, batch):
     return [(logits[labels != -100], labels[labels != -100])]
 
 
+def speech_frames(positions):
+    """The frames that the two convolutions of `wav2vec2` make of so many positions."""
+    return ((positions - 8) // 4 + 1 - 4) // 4 + 1
+
+
 def by_definition(name, passes, batch, alpha, smoothing=0.0):
     """(loss, task loss, divergence) of the model's outputs in each pass."""
+    if CASES[name].kind == "speech":
+        transcripts = [[label for label in row if label != -100] for row in batch["labels"].tolist()]
+        lengths = [speech_frames(positions) for positions in batch["attention_mask"].sum(-1).tolist()]
+        return formulas.rdrop_ctc([outputs["logits"] for outputs in passes], transcripts, lengths, alpha)
     parts = zip(*(items(name, outputs, batch) for outputs in passes), strict=True)
     problem = CASES[name].problem
     terms = [formulas.rdrop([z for z, _ in part], part[0][1], alpha, problem, smoothing=smoothing) for part in parts]
