@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
 
 from .head import Head
@@ -70,7 +71,7 @@ class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):
             raise ValueError("R-Drop needs one loss for all data sets, but got a dictionary of losses.")
         data = self.train_dataset
         row = next(iter(data.values()))[0] if isinstance(data, dict) else data[0]
-        is_listwise = any(isinstance(row.get(name), list) for name in self.data_collator.valid_label_columns)
+        is_listwise = any(isinstance(row.get(name), list) for name in DEFAULT_LABEL_COLUMNS)
         problem = "single_label"
         if self.model.num_labels == 1 and not is_listwise:
             problem = "regression" if isinstance(self.loss, losses.MSELoss) else "multi_label"

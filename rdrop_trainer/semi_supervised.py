@@ -50,9 +50,15 @@ class UnlabeledRowsMixin(MixinBase):
         """`Trainer.get_train_dataloader`, whose batches also hold rows of `unlabeled_dataset`."""
         if self.unlabeled_dataset is None or self.train_dataset is None:
             return super().get_train_dataloader()
-        if RDropArguments.of(self.args).rdrop_alpha == 0:
+        settings = RDropArguments.of(self.args)
+        if settings.rdrop_alpha == 0:
             logger.warning_once("rdrop_alpha is 0: the rows of unlabeled_dataset have no effect and are left out.")
             return super().get_train_dataloader()
+        if settings.rdrop_row_share < 1:
+            raise ValueError(
+                f"rdrop_row_share={settings.rdrop_row_share:g} would leave unlabeled rows out of the divergence, which "
+                "is all they are for: leave it at 1, or lower rdrop_unlabeled_ratio."
+            )
         labeled, collator = self.train_dataset, self.data_collator
         if is_ctc(self._training().base):
             raise ValueError(

@@ -271,7 +271,7 @@ class RDropMixin(
         if self._objective is None or self._objective.training.model is not self.model:
             training = self._training()
             self._objective = Objective(first_plan(training, batches), training)
-        return self._objective.window(batches, shared)
+        return self._objective.window(batches, shared, RDropArguments.of(self.args).rdrop_row_share)
 
     def _window_of(self, inputs: Mapping[str, Any]) -> Window:
         if self._window is None and self._phase == "train" and self.is_in_train:

@@ -57,6 +57,15 @@ class RDropArguments:
             "steps, or a share of all steps as a float below 1. 0: no warm-up."
         },
     )
+    rdrop_row_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the rows of each micro-batch that go through more than the first pass, in (0, 1], "
+            "rounded up and evenly spaced: 0.5 for every second one of the shuffled rows. The divergence is the mean "
+            "over their items, the task loss that over all. The first 8 batches, in which the model's loss is compared "
+            "with the usual one, have all rows, and so has a training with a loss of its own."
+        },
+    )
     rdrop_forward_mode: str = field(
         default="concat",
         metadata={
@@ -147,6 +156,9 @@ class RDropArguments:
         self.rdrop_unlabeled_ratio = _number("rdrop_unlabeled_ratio", self.rdrop_unlabeled_ratio)
         if self.rdrop_unlabeled_ratio <= 0:
             raise ValueError(f"rdrop_unlabeled_ratio must be more than 0, got {self.rdrop_unlabeled_ratio}.")
+        self.rdrop_row_share = _number("rdrop_row_share", self.rdrop_row_share)
+        if not 0 < self.rdrop_row_share <= 1:
+            raise ValueError(f"rdrop_row_share must be above 0 and at most 1, got {self.rdrop_row_share}.")
         if self.rdrop_dropout is not None and not 0 <= _number("rdrop_dropout", self.rdrop_dropout) < 1:
             raise ValueError(f"rdrop_dropout must be in [0, 1), got {self.rdrop_dropout}.")
         if self.rdrop_alpha < 0:

@@ -30,9 +30,13 @@ def compare_model_loss(
     training: Training, plan: Plan, passes: Passes, items: Sequence[Items], batch: Mapping[str, Any]
 ) -> Plan:
     """Is the loss that the model returned the stock loss of its head? If it is not, it is kept from here on."""
-    stock, own = plan.task_loss, passes.loss()
+    stock = plan.task_loss
     if not isinstance(stock, StockLoss) or stock.comparison is None:
         return plan
+    if passes.chosen is not None:  # the model's loss counted some rows more often than others
+        passes = training.probe(training.model, stock.inputs(batch, plan.head), names=plan.head.outputs)
+        items = plan.items(passes, batch)
+    own = passes.loss()
     if own is None:
         return replace(plan, task_loss=replace(stock, comparison=None))
     kept = replace(plan, task_loss=ModelLoss(stock.base))

@@ -205,7 +205,8 @@ def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> Noi
 
     def again() -> torch.Tensor:
         with training.aside():  # without a view, which may change as little as rounding does, and the same each time
-            passes = plan.run(training.model, batch, replace(settings, second_view=None), lm_head)
+            again = replace(settings, second_view=None)
+            passes = plan.run(training.model, batch, again, lm_head, row_share=window.row_share)
         return some(plan.items(passes, batch, lm_head))
 
     return plan.noise.compare(

@@ -12,6 +12,7 @@ from ..losses import RDropLoss
 from .inspect import after_passes, before_passes, check_divergence, first_plan, next_plan
 from .passes import Passes, without_ddp
 from .plan import Plan
+from .task_loss import check_item_by_item
 from .training import Training
 from .window import StepSettings, Window
 
@@ -61,23 +62,27 @@ class Objective:
         training = Training(without_ddp(model), accelerator, **settings)
         return cls(first_plan(training, batches), training)
 
-    def window(self, batches: Sequence[Mapping[str, Any]], shared: bool = True) -> Window:
+    def window(self, batches: Sequence[Mapping[str, Any]], shared: bool = True, row_share: float = 1.0) -> Window:
         """Count the items of the micro-batches of an optimizer step, on their way to the loss.
 
         Args:
             batches: all micro-batches of the step on this process; at least one.
             shared: normalise over the items of all processes, whose gradients are averaged; a collective.
+            row_share: of the rows of each micro-batch that go through more than the first pass, in (0, 1].
 
         Raises:
-            ValueError: batches without labels.
+            ValueError: batches without labels, or some rows left out of a loss that is not made item by item.
         """
         training, self.plan = self.training, next_plan(self.training, self.plan, batches)
+        if row_share < 1:
+            check_item_by_item(self.plan.task_loss)
         return Window.count(
             self.plan.head,
             batches,
             training.device,
             training.sharing if shared else 1,
             lambda counts: training.sum_over_processes(counts) // training.replicas,
+            row_share,
         )
 
     def stock_loss(self, outputs: Any, batch: Mapping[str, Any], window: Window) -> torch.Tensor:
@@ -114,9 +119,11 @@ class Objective:
         """
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
-        passes = self.plan.run(model, batch, settings, lm_head, whole)
+        passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
         items = self.plan.items(passes, batch, lm_head)
         self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
+        if window.row_share < 1:
+            check_item_by_item(self.plan.task_loss)  # the model's own loss may have turned out to be another
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             loss = None if lm_head is None else lm_head.loss

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
-from .rows import find_batch_size, stack_rows, take_rows
+from .rows import find_batch_size, pick_rows, spread_rows, stack_rows, take_rows
 from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
@@ -29,12 +29,15 @@ class Passes:
         raw: the model's own output objects, in the same order.
         num_passes: m.
         batch_size: B.
+        chosen: the n rows that went through the passes behind the first, (n,) integers; None: all of them. The outputs
+            of others, in those passes, are those of their first pass again.
     """
 
     runs: list[dict[str, Any]]
     raw: list[Any]
     num_passes: int
     batch_size: int
+    chosen: torch.Tensor | None = None
 
     @classmethod
     def of(cls, outputs: Any, names: Sequence[str] = ()) -> Passes:
@@ -60,7 +63,20 @@ class Passes:
         """The same; None if it is no tensor, or not there."""
         name, *path = key.split(".")
         found = [run.get(key, _entry(run.get(name), path)) for run in self.runs]
-        return tuple(found) if all(isinstance(value, torch.Tensor) for value in found) else None
+        if not all(isinstance(value, torch.Tensor) for value in found):
+            return None
+        return tuple(found) if self.chosen is None else self._with_all_rows(found)
+
+    def _with_all_rows(self, found: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        chosen = self.chosen.to(found[0].device)
+        if len(found) > 1:
+            first, *later = found
+            return (first, *(first.index_copy(0, chosen, value) for value in later))
+        source = torch.arange(self.batch_size, device=chosen.device).repeat(self.num_passes)
+        for k in range(1, self.num_passes):
+            start = self.batch_size + (k - 1) * len(chosen)
+            source[k * self.batch_size + chosen] = torch.arange(start, start + len(chosen), device=chosen.device)
+        return (found[0][source],)
 
     @property
     def is_unnamed(self) -> bool:
@@ -84,7 +100,8 @@ class Passes:
         if len(self.runs) == self.num_passes:
             return self.raw[k]
         rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
-        return take_rows(self.raw[0], rows, self.num_passes * self.batch_size)
+        others = self.batch_size if self.chosen is None else len(self.chosen)
+        return take_rows(self.raw[0], rows, self.batch_size + (self.num_passes - 1) * others)
 
     def first_output(self, loss: torch.Tensor) -> Any:
         """The output of the first pass with another loss, which stands first, as `Trainer` expects it."""
@@ -122,6 +139,7 @@ def run_passes(
     names: Sequence[str] = ("logits",),
     follows: Mapping[str, bool] | None = None,
     later: Sequence[Mapping[str, Any]] = (),
+    row_share: float = 1.0,
 ) -> Passes:
     """Run the model `num_passes` times over `inputs`.
 
@@ -137,6 +155,7 @@ def run_passes(
         names: what the first entries of a plain tuple are called, behind its loss.
         follows: whether entries have a value for each row, where that is known; see `repeat_rows`.
         later: the inputs of the m - 1 passes behind the first one, where they differ; empty: all have the same.
+        row_share: of the rows that go through those passes; see `spread_rows`.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
@@ -149,15 +168,25 @@ def run_passes(
         )
         mode = "sequential"
     of_passes = [inputs, *(later or [inputs] * (num_passes - 1))]
+    chosen = None
+    if row_share < 1 and num_passes > 1:
+        chosen = spread_rows(row_share, batch_size, next(v.device for v in inputs.values() if torch.is_tensor(v)))
     if num_passes == 1:
         outputs = [call(model, dict(inputs))]
     elif mode == "concat":
-        outputs = [call(model, stack_rows(of_passes, batch_size, follows))]
+        together = stack_rows(of_passes, batch_size, follows)
+        if chosen is not None:
+            first = torch.arange(batch_size, device=chosen.device)
+            fed = torch.cat([first, *(k * batch_size + chosen for k in range(1, num_passes))])
+            together = pick_rows(together, fed, num_passes * batch_size)
+        outputs = [call(model, together)]
     else:
         # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
         # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
         # middle of the backward.
         inner = without_ddp(model)
+        if chosen is not None:
+            of_passes[1:] = [pick_rows(rows, chosen, batch_size) for rows in of_passes[1:]]
         if mode == "recompute":
             *first, last = of_passes
             again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
@@ -165,7 +194,7 @@ def run_passes(
         else:
             first, *others = of_passes
             outputs = [call(model, dict(first))] + [call(inner, dict(rows)) for rows in others]
-    return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size)
+    return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size, chosen)
 
 
 class _Repeatable:

@@ -77,6 +77,7 @@ class Plan:
         settings: StepSettings,
         lm_head: LMHead | None = None,
         whole: bool = False,
+        row_share: float = 1.0,
     ) -> Passes:
         """The passes over a micro-batch.
 
@@ -86,6 +87,7 @@ class Plan:
             settings: of the step.
             lm_head: stop in front of it.
             whole: keep all that the model returns, not only what the loss is made of.
+            row_share: of the rows that go through more than the first pass.
         """
         head, m = self.head, settings.num_passes
         batches = [batch, *later_batches(settings.second_view, batch, m, head)]
@@ -95,7 +97,7 @@ class Plan:
         else:
             call = lm_head.call
             inputs, *later = [without_labels(self.task_loss.base, rows, head.labels) for rows in batches]
-        return run_passes(model, inputs, m, settings.forward_mode, call, head.outputs, self.follows, later)
+        return run_passes(model, inputs, m, settings.forward_mode, call, head.outputs, self.follows, later, row_share)
 
     def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[Items]:
         """The items of a micro-batch, by their logits, or by the hidden states in front of an output head."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,35 @@ def refuse_packed(inputs: Mapping[str, Any], batch_size: int, wait: bool = False
             'several sequences are packed into it. Use rdrop_forward_mode="sequential".',
             wait,
         )
+
+
+def spread_rows(share: float, batch_size: int, device: torch.device | None = None) -> torch.Tensor:
+    """A share of the rows of a batch, rounded up, evenly spaced, in order; (n,) integers.
+
+    They are as random as the order of the rows, and the same wherever they are asked for.
+    """
+    n = math.ceil(share * batch_size - 1e-9)
+    return torch.arange(n, device=device) * batch_size // n
+
+
+def pick_rows(inputs: Mapping[str, Any], rows: torch.Tensor, total: int) -> dict[str, Any]:
+    """Some rows of the inputs of a model, for which `repeat_rows` takes all that has `total` rows."""
+
+    def pick(key: str, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if key == "position_ids" and value.dim() == 3:
+                return value[:, rows.to(value.device)]
+            return value[rows.to(value.device)] if value.dim() > 0 and len(value) == total else value
+        if isinstance(value, Mapping):
+            made: Callable[[dict[str, Any]], Any] = type(value)
+            return made({k: pick(k, v) for k, v in value.items()})
+        if type(value) in (list, tuple) and any(isinstance(v, torch.Tensor) for v in value):
+            return type(value)(pick("", v) for v in value)
+        if type(value) in (list, tuple) and len(value) == total and not isinstance(value[0], (bool, int, float)):
+            return type(value)(value[i] for i in rows.tolist())
+        return value
+
+    return {key: pick(key, value) for key, value in inputs.items()}
 
 
 def take_rows(value: Any, rows: slice, total: int) -> Any:

@@ -237,6 +237,20 @@ class TrainerLoss(TaskLoss):
         return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and outputs[0].dim() == 0)
 
 
+def check_item_by_item(task_loss: TaskLoss) -> None:
+    """Refuse a loss that comes as one number for all rows, where not all go through the same passes.
+
+    Raises:
+        ValueError: it is not the stock loss of a head.
+    """
+    if not isinstance(task_loss, StockLoss):
+        source = "compute_loss_func" if isinstance(task_loss, FunctionLoss) else task_loss.computed_by
+        raise ValueError(
+            f"rdrop_row_share below 1 fits the usual losses alone, which R-Drop makes item by item: here {source} "
+            "makes one of all rows. Leave rdrop_row_share at 1."
+        )
+
+
 def own_loss(
     base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
 ) -> StockLoss | ModelLoss:

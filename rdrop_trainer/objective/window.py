@@ -11,6 +11,7 @@ import torch
 
 from ..losses import RDropLoss, rdrop_loss
 from .heads import Items, PredictionHead
+from .rows import pick_rows, spread_rows
 from .view import SecondView
 
 
@@ -55,6 +56,8 @@ class Window:
             the head; (parts,).
         micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
+        row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
+            their items, the task loss that of all.
     """
 
     head: PredictionHead
@@ -62,6 +65,7 @@ class Window:
     divergence_items: torch.Tensor
     micro_batches: int
     processes: int = 1
+    row_share: float = 1.0
 
     @classmethod
     def count(
@@ -71,6 +75,7 @@ class Window:
         device: torch.device | None = None,
         processes: int = 1,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        row_share: float = 1.0,
     ) -> Window:
         """Count the items of some micro-batches, over several processes where they share the normalisation.
 
@@ -80,13 +85,14 @@ class Window:
             device: where the counts are kept; default: that of the labels.
             processes: how many share the counts.
             sum_over_processes: sums a tensor over them; a collective. Needed where there are several.
+            row_share: as the attribute.
         """
-        counts = torch.stack([head.count(batch) for batch in batches]).sum(0)
+        counts = torch.stack([_count(head, batch, row_share) for batch in batches]).sum(0)
         if device is not None:
             counts = counts.to(device)
         if processes > 1:
             counts = sum_over_processes(counts)
-        return cls(head, counts[:, 0], counts[:, 1], len(batches), processes)
+        return cls(head, counts[:, 0], counts[:, 1], len(batches), processes, row_share)
 
     @cached_property
     def divisors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -149,6 +155,15 @@ class Window:
             return parts[0]
         sums = (sum(w * value for w, value in zip(weights, values, strict=True)) for values in zip(*parts, strict=True))
         return RDropLoss(*sums)
+
+
+def _count(head: PredictionHead, batch: Mapping[str, Any], row_share: float) -> torch.Tensor:
+    counts = head.count(batch)
+    if row_share < 1:
+        labels = batch[head.labels[0]]
+        chosen = pick_rows(batch, spread_rows(row_share, len(labels), labels.device), len(labels))
+        counts[:, 1] = head.count(chosen)[:, 1]
+    return counts
 
 
 class LoggedTerms:

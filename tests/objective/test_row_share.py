@@ -1,0 +1,136 @@
+"""Some rows alone go through more than the first pass: the divergence is theirs, the task loss that of all rows."""
+
+import pytest
+import torch
+
+from rdrop_trainer import Objective, RDropTrainingArguments, StepSettings
+from rdrop_trainer.objective.rows import spread_rows
+from support import tiny, zoo
+from support.resumed import whole_cut_and_resumed
+
+SHARE, ALPHA = 0.5, 3.0
+CHOSEN = {1: [0], 2: [0], 3: [0, 1], 4: [0, 2], 5: [0, 1, 3]}  # of so many rows
+
+
+def moved(batch, pass_index):
+    """A second view without chance, which makes the passes differ."""
+    [key] = [key for key in ("input_ids", "input_values", "pixel_values") if key in batch]
+    changed = batch[key].clone()
+    if key == "input_ids":
+        changed[..., 1] = 10 + pass_index
+    else:
+        changed *= 1 + 0.3 * pass_index
+    return {**batch, key: changed}
+
+
+def by_definition(name, model, batch, num_passes):
+    """(loss, task loss, divergence): means over all items, and over those of the chosen rows."""
+    size = len(next(iter(batch.values())))
+    chosen = CHOSEN[size]
+    seen = [dict(model(**(moved(batch, k) if k else batch))) for k in range(num_passes)]
+
+    def some(values):
+        return {k: v[chosen] for k, v in values.items() if torch.is_tensor(v) and v.dim() > 0 and len(v) == size}
+
+    completed = seen[:1]  # the others have their first pass alone
+    for other in map(some, seen[1:]):
+        completed.append({k: seen[0][k].index_copy(0, torch.tensor(chosen), v) for k, v in other.items()})
+    task = zoo.by_definition(name, completed, batch, 0.0)[1]
+    divergence = zoo.by_definition(name, [some(outputs) for outputs in seen], some(batch), 0.0)[2]
+    return task + ALPHA / 2 * divergence, task, divergence
+
+
+def test_rows_are_evenly_spaced_and_rounded_up():
+    assert {size: spread_rows(SHARE, size).tolist() for size in CHOSEN} == CHOSEN
+    assert spread_rows(0.1, 40).tolist() == [0, 10, 20, 30] and spread_rows(1.0, 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("num_passes", [2, 3])
+@pytest.mark.parametrize("name", ["single_label", "multi_label", "token", "choice", "question", "gpt2", "t5", "ctc"])
+def test_loss_and_gradient_are_those_of_the_definition(name, num_passes):
+    model = zoo.build(name, dropout=0.0).double().train()
+    batch = zoo.batch(name, model, rows=5)
+    batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+    expected = by_definition(name, model, batch, num_passes)
+    assert expected[2] > 0
+    expected[0].backward()
+    gradient = zoo.gradient_of(model)
+    for mode in ("concat", "sequential", "recompute", "fused"):
+        if mode == "fused" and name not in ("gpt2", "t5"):
+            continue
+        settings = {"forward_mode": "concat", "fused_head": "true"} if mode == "fused" else {"forward_mode": mode}
+        model.zero_grad()
+        objective = Objective.of(model, [batch])
+        window = objective.window([batch], row_share=SHARE)
+        settings = StepSettings(alpha=ALPHA, num_passes=num_passes, second_view=moved, **settings)
+        terms, passes = objective(model, batch, window, settings)
+        terms.loss.backward()
+        if mode != "fused":
+            assert len(passes.output(0)[objective.plan.head.outputs[0]]) == 5
+        for got, wanted in zip(terms, expected, strict=True):
+            assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
+        assert tiny.relative(zoo.gradient_of(model), gradient) < 1e-6
+
+
+def test_the_means_are_those_of_all_micro_batches_of_a_step():
+    model = zoo.build("single_label", dropout=0.0).double().train()
+    batches = [zoo.batch("single_label", model, rows=rows, seed=rows) for rows in (5, 3, 1)]
+    each = [by_definition("single_label", model, batch, 2) for batch in batches]
+    task = sum(len(batch["labels"]) * terms[1] for batch, terms in zip(batches, each, strict=True)) / 9
+    divergence = sum(chosen * terms[2] for chosen, terms in zip((3, 2, 1), each, strict=True)) / 6
+    objective = Objective.of(model, batches)
+    window = objective.window(batches, row_share=SHARE)
+    terms = [objective(model, batch, window, StepSettings(alpha=ALPHA, second_view=moved))[0] for batch in batches]
+    assert sum(t.task_loss for t in terms).item() == pytest.approx(task.item(), rel=1e-9)
+    assert sum(t.divergence for t in terms).item() == pytest.approx(divergence.item(), rel=1e-9)
+
+
+def test_the_model_sees_a_share_of_the_rows_of_the_second_pass(tmp_path):
+    rows = []
+    model = tiny.bert()
+    model.bert.encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    settings = {"per_device_train_batch_size": 4, "max_steps": 12, "rdrop_row_share": 0.25}
+    tiny.trainer(model, tiny.dataset(rows=48), tmp_path, **settings).train()
+    assert rows[-1] == 5
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+    whole, cut, resumed = whole_cut_and_resumed("single_label", tmp_path, rdrop_row_share=SHARE)
+    assert tiny.identical(whole, resumed) and not tiny.identical(whole, cut)
+
+
+class OwnLoss(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = tiny.bert()
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.inner(input_ids, attention_mask).logits
+        return {"loss": 0.5 * torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def halved(outputs, labels, num_items_in_batch=None):
+    return 0.5 * torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+@pytest.mark.parametrize(
+    "model, settings, source",
+    [(OwnLoss, {}, "OwnLoss"), (tiny.bert, {"compute_loss_func": halved}, "compute_loss_func")],
+)
+def test_a_loss_of_one_s_own_is_refused(model, settings, source, tmp_path):
+    run = tiny.trainer(model(), tiny.dataset(), tmp_path, rdrop_row_share=SHARE, **settings)
+    with pytest.raises(ValueError, match=f"here {source} makes one of all rows. Leave rdrop_row_share at 1"):
+        run.train()
+
+
+def test_unlabeled_rows_go_through_all_passes_or_none_do(tmp_path):
+    data = tiny.dataset()
+    run = tiny.trainer(tiny.bert(), data, tmp_path, rdrop_row_share=SHARE, unlabeled_dataset=data)
+    with pytest.raises(ValueError, match="rdrop_row_share=0.5 would leave unlabeled rows out"):
+        run.train()
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan"), "half"])
+def test_shares_that_are_none(share, tmp_path):
+    with pytest.raises(ValueError, match="rdrop_row_share must be"):
+        RDropTrainingArguments(str(tmp_path), rdrop_row_share=share)
