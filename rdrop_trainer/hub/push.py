@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
@@ -12,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..errors import HubError, InputError
 from .client import check_repo_id, connect, failure, reason, with_retries
-from .download import RemoteFile
+from .download import differs, hashes_of
 from .folder import CARD, Checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -61,8 +60,11 @@ def push_checkpoint(
         raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path, token)
     folder = checkpoint.folder
-    if not checkpoint.has_card:
-        logger.warning(f"{folder}: has no {CARD}, so the card says little; RDropTrainer.create_model_card writes one")
+    if CARD not in checkpoint.files:
+        logger.warning(
+            f"{folder}: has no {CARD}, so the model is pushed without a card, and not found as one of R-Drop; "
+            "RDropTrainer.create_model_card writes one"
+        )
     command = ["python", "-m", "rdrop_trainer.hub", "push", str(folder), repo_id]
     command += ["--private"] * (private is True) + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
@@ -105,33 +107,23 @@ def is_pushed(path: str | Path, repo_id: str, token: str | bool | None = None) -
         return False
     except Exception as error:
         raise failure(f"{repo_id} could not be compared with {path}", error) from None
-    return not _differences(info, checkpoint.contents(repo_id), checkpoint)
+    return not _differences(info, checkpoint, repo_id)
 
 
 def _commit(
     api: HfApi, repo_id: str, checkpoint: Checkpoint, message: str, revision: str, create_pr: bool
 ) -> CommitInfo:
     """Make the commit, and compare its files. A further try sends no file twice and makes no second commit."""
-    contents = checkpoint.contents(repo_id)
-    before = with_retries(lambda: _requests(api, repo_id, message)) if create_pr else {}
-    tried = False
 
     def attempt() -> CommitInfo:
-        nonlocal tried
+        if create_pr and (made := _request(api, repo_id, checkpoint, message)):  # by a try whose answer was lost
+            return made
         head = api.model_info(repo_id, revision=revision)
-        there = {file.rfilename for file in head.siblings or ()}
-        if not checkpoint.has_card and CARD in there:  # a made-up card takes no other's place
-            contents.pop(CARD, None)
-        if create_pr and tried:  # its answer may have been lost
-            for number, url in _requests(api, repo_id, message).items():
-                info = api.model_info(repo_id, revision=f"refs/pr/{number}", files_metadata=True)
-                if number not in before and not _differences(info, contents, checkpoint):
-                    address = f"{api.endpoint}/{repo_id}/commit/{info.sha}"
-                    return CommitInfo(address, commit_message=message, commit_description="", oid=info.sha, pr_url=url)
-        tried = True
         # Made anew for each try: the client keeps in them what it knew of the repository
-        added = [CommitOperationAdd(n, c if isinstance(c, bytes) else str(c)) for n, c in contents.items()]
-        deleted = [CommitOperationDelete(name) for name in sorted(there) if checkpoint.replaces(name)]
+        contents = checkpoint.contents(repo_id).items()
+        added = [CommitOperationAdd(n, c if isinstance(c, bytes) else str(c)) for n, c in contents]
+        there = sorted(file.rfilename for file in head.siblings or ())
+        deleted = [CommitOperationDelete(name) for name in there if checkpoint.replaces(name)]
         api.preupload_lfs_files(repo_id, added, revision=revision, create_pr=create_pr, free_memory=False)
         checkpoint.check_unchanged()
         if ignored := [addition.path_in_repo for addition in added if getattr(addition, "_should_ignore", False)]:
@@ -149,7 +141,7 @@ def _commit(
     commit = with_retries(attempt)
     held = commit.pr_revision or commit.oid
     info = with_retries(lambda: api.model_info(repo_id, revision=held, files_metadata=True))
-    if wrong := _differences(info, contents, checkpoint):
+    if wrong := _differences(info, checkpoint, repo_id):
         raise HubError(
             f"{checkpoint.folder} is not whole in {commit.commit_url}: {', '.join(wrong)} differ from what was sent; "
             "look at it there, then push again"
@@ -157,14 +149,21 @@ def _commit(
     return commit
 
 
-def _requests(api: HfApi, repo_id: str, title: str) -> dict[int, str]:
-    """The pull requests with a title: number -> address."""
-    requests = api.get_repo_discussions(repo_id, discussion_type="pull_request")
-    return {request.num: request.url for request in requests if request.title == title}
+def _request(api: HfApi, repo_id: str, checkpoint: Checkpoint, title: str) -> CommitInfo | None:
+    """The open pull request with this title that holds just this checkpoint; None where there is none."""
+    for request in api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open"):
+        if request.title == title:
+            info = api.model_info(repo_id, revision=f"refs/pr/{request.num}", files_metadata=True)
+            if not _differences(info, checkpoint, repo_id):
+                address = f"{api.endpoint}/{repo_id}/commit/{info.sha}"
+                return CommitInfo(
+                    address, commit_message=title, commit_description="", oid=info.sha, pr_url=request.url
+                )
+    return None
 
 
-def _differences(info: ModelInfo, contents: Mapping[str, bytes | Path], checkpoint: Checkpoint) -> list[str]:
+def _differences(info: ModelInfo, checkpoint: Checkpoint, repo_id: str) -> list[str]:
     """Names of files that a commit does not have as they were meant, or has and should not."""
-    there = {file.rfilename: RemoteFile.of(file) for file in info.siblings or ()}
-    wrong = [name for name, content in contents.items() if name not in there or there[name].fault(content)]
+    there = hashes_of(info)
+    wrong = [name for name, content in checkpoint.contents(repo_id).items() if differs(content, there.get(name, ""))]
     return wrong + sorted(name for name in there if checkpoint.replaces(name))
