@@ -90,7 +90,7 @@ def download_checkpoint(
 
 def differs(content: Path | bytes, known: str) -> bool:
     """Whether a file, or the content of one, has another hash than the Hub states of it: git's, or SHA-256 of LFS."""
-    if isinstance(content, Path) and not content.is_file():
+    if not known or (isinstance(content, Path) and not content.is_file()):
         return True
     with open(content, "rb") if isinstance(content, Path) else BytesIO(content) as file:
         return known != (git_hash(file.read()) if len(known) == 40 else sha_fileobj(file).hex())

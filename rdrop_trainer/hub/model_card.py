@@ -18,7 +18,7 @@ from .model_kinds import PIPELINES, auto_class_name, pipeline_tag_of
 
 NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
 # What `Trainer` writes: the scores of its last log, which may be of other weights, and a table that may have no rows
-_LAST_SCORES = re.compile(r"It achieves the following results on the evaluation set:\n.*?(?=\n\n)", re.DOTALL)
+_LAST_SCORES = re.compile(r"\nIt achieves the following results on the evaluation set:\n.*?(?=\n\n)", re.DOTALL)
 _NO_TABLE = "\n### Training results\n\n\n"
 _FIRST_SECTION = "\n## Model description\n"  # ours stands before it
 
@@ -69,9 +69,8 @@ def rdrop_card(
     baseline = numbers(facts.baseline or {})
     results = [_result(key, value, sets, baseline) for key, value in scores.items()]
     names = ", ".join(dict.fromkeys(data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name))
-    listed = "\n".join(f"- {key}: {_score(value)}" for key, value in scores.items())
-    text = _LAST_SCORES.sub(lambda _: f"It achieves the following results:\n{listed}" * bool(listed), card.text)
-    text = text.replace(_NO_TABLE, "").replace(" on an unknown dataset.", f" on {names}." if names else ".")
+    text = _LAST_SCORES.sub("", card.text).replace(_NO_TABLE, "")
+    text = text.replace(" on an unknown dataset.", f" on {names}." if names else ".")
     if base:
         text = text.replace("model was trained from scratch", "model is a fine-tuned version of a local model")
     before, mark, after = text.strip().partition(_FIRST_SECTION)

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import logging
+from transformers.utils import PushInProgress, logging
 
 from .. import __version__
 from .._mixin_base import MixinBase
@@ -169,7 +169,7 @@ class PublishingMixin(MixinBase):
             HubError: the Hub refused or could not be reached; everything is in `output_dir`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._finish_current_push()  # it reads the files that are about to be written
+        self._finish_current_push()  # before the files that it names are written again
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -214,8 +214,9 @@ class PublishingMixin(MixinBase):
             copy = tempfile.TemporaryDirectory(prefix=_COPY, dir=self.args.output_dir, ignore_cleanup_errors=True)
             checkpoint = checkpoint.copied_to(Path(until_pushed.enter_context(copy)), finished)
             self._pusher = self._pusher or ThreadPoolExecutor(max_workers=1)  # one after the other
-            self.push_in_progress = self._pusher.submit(push, checkpoint, until_pushed.pop_all())
-        return self.push_in_progress
+            pushed = self._pusher.submit(push, checkpoint, until_pushed.pop_all())
+        self.push_in_progress = PushInProgress([pushed])  # type: ignore[arg-type]  # it says one, and takes several
+        return pushed
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint while training goes on, unless the last push is still running."""
@@ -226,7 +227,7 @@ class PublishingMixin(MixinBase):
                 f"hub_strategy {self.args.hub_strategy.value}: the model is pushed at every save; optimizer states and "
                 "other pickled files are not, they stay in the checkpoint folders"
             )
-        if not (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.done()):
+        if not (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
             return
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
@@ -243,11 +244,6 @@ class PublishingMixin(MixinBase):
             push.add_done_callback(_log_failure)
         except Exception as error:  # a training shall not end over a push
             logger.error(f"Training goes on, but {checkpoint_folder} is not pushed: {reason(error)}")
-
-    def _finish_current_push(self) -> None:
-        if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():
-            logger.warning("Waiting until the checkpoint that is being pushed has arrived.")
-            self.push_in_progress.exception()
 
 
 def _put_aside(path: Path) -> None:
