@@ -34,7 +34,7 @@ def soon(monkeypatch):
         monkeypatch.setattr(f"huggingface_hub.constants.HF_HUB_{name}_TIMEOUT", 0.2)
 
 
-@pytest.mark.parametrize("route", ["info", "list", "create", "validate", "preupload", "batch", "upload", "commit"])
+@pytest.mark.parametrize("route", ["info", "list", "create", "upload", "commit"])
 def test_a_silent_server(there, folder, soon, route):
     there.hang(route, times=None)
     calls = {
@@ -115,8 +115,9 @@ AWAY = {
 }
 
 
-@pytest.mark.parametrize("case", AWAY)
-@pytest.mark.parametrize("revision", [None, "main", "v1", "commit"])
+@pytest.mark.parametrize(
+    ("case", "revision"), [*((case, None) for case in AWAY), *(("offline", name) for name in ("main", "v1", "commit"))]
+)
 def test_what_was_downloaded_is_loaded_without_the_hub(there, monkeypatch, waits, case, revision):
     there.repos["model", REPO].branches["v1"] = commit = there.commits(REPO)[0].sha
     revision = commit if revision == "commit" else revision

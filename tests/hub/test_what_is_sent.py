@@ -105,22 +105,21 @@ TOKENS = [
 
 
 @pytest.mark.parametrize("token", TOKENS)
-@pytest.mark.parametrize("around", ["{}", '"{}"', "my_{}", "https://user:{}@huggingface.co/"])
-def test_tokens_of_every_kind(ada, folder, token, around):
-    (folder / "chat_template.jinja").write_text(around.format(token))
-    with pytest.raises(InputError, match="chat_template.jinja: holds what looks like a token") as error:
-        push_checkpoint(folder, REPO)
-    assert token not in str(error.value) and ada.requests == []
+def test_tokens_of_every_kind(ada, folder, token):
+    for around in ("{}", '"{}"', "my_{}", "https://user:{}@huggingface.co/"):
+        (folder / "chat_template.jinja").write_text(around.format(token))
+        with pytest.raises(InputError, match="chat_template.jinja: holds what looks like a token") as error:
+            push_checkpoint(folder, REPO)
+        assert token not in str(error.value) and ada.requests == []
     (folder / "chat_template.jinja").unlink()
     ada.fail("commit", status=403, message=f"no rights for {token} there", times=None)
     with pytest.raises(HubError, match=r"no rights for \(a token\) there"):
         push_checkpoint(folder, REPO)
 
 
-@pytest.mark.parametrize("text", ["hf_internal-testing/tiny", "hf_transformers", "shf_abcdefghijklmnopqrstuvwx"])
-def test_what_is_no_token(ada, folder, text):
-    (folder / "chat_template.jinja").write_text(text)
-    push_checkpoint(folder, REPO)
+def test_what_is_no_token(folder):
+    (folder / "chat_template.jinja").write_text("hf_internal-testing/tiny hf_transformers shf_abcdefghijklmnopqrstuvwx")
+    assert "chat_template.jinja" in read_checkpoint(folder).files
 
 
 # ---- Local paths ----
@@ -277,25 +276,16 @@ def test_the_folder_of_a_comparison(hub, here, folder, call, finished):
 # ---- The command line ----
 
 
-def test_out_of_reach(folder):
-    """Every warning is printed once, and ten seconds are not waited for."""
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_ada"}
-    code = (
-        "import sys, time\n"
-        "waits = []\n"
-        "time.sleep = waits.append\n"
-        "from rdrop_trainer.hub.__main__ import main\n"
-        f"codes = [main(['list']), main(['push', {str(folder)!r}, 'ada/model'])]\n"
-        "print(codes, waits)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout == "[3, 3] [1.0, 2.0, 4.0, 1.0, 2.0, 4.0]\n"
-    again = [f"the connection failed (ConnectError); trying again in {wait} s" for wait in (1, 2, 4)]
-    lines = done.stderr.splitlines()
-    assert lines[:3] == lines[4:7] == again and len(lines) == 8
-    assert lines[3] == (
-        "rdrop_trainer.hub: error: the Hub's list could not be read: the connection failed (ConnectError)"
-    )
+def test_out_of_reach(folder, waits, monkeypatch, capsys, caplog):
+    """Every warning is given once, and ten seconds are not waited for."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for command in (["list"], ["push", str(folder), REPO, "--token", "hf_ada"]):
+        waits.clear()
+        caplog.clear()
+        assert main(command) == 3 and waits == [1, 2, 4]
+        again = [f"the connection failed (ConnectError); trying again in {wait} s" for wait in (1, 2, 4)]
+        assert caplog.messages == again
+        assert ": the connection failed (ConnectError)" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["push", "--help"], ["list", "--limit", "x"]])
