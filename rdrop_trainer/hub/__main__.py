@@ -70,7 +70,7 @@ def _describe(path: str, repo_id: str, token: str | None) -> None:
     from .model_card import shown
 
     checkpoint = read_checkpoint(path, token)
-    contents = checkpoint.contents(check_repo_id(repo_id, with_owner=False))
+    contents = checkpoint.contents(check_repo_id(repo_id))
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in sorted(contents.items())}
     for name, size in {**sizes, f"in all, to {repo_id}": sum(sizes.values())}.items():
         print(f"{size:>16,}  {name}")

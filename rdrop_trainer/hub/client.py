@@ -54,12 +54,11 @@ def connect(token: str | bool | None = None) -> HfApi:
     return HfApi(token=token, library_name="rdrop-trainer")
 
 
-def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
+def check_repo_id(repo_id: str) -> str:
     """Check the name of a repository before it becomes part of an address or a path.
 
     Args:
-        repo_id: "user/name".
-        with_owner: whether "name" alone is wrong.
+        repo_id: "user/name", or "name" alone.
 
     Returns:
         The name.
@@ -71,8 +70,6 @@ def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(f"{repo_id!r}: is no repository's name, expected USER/NAME: {error}") from error
-    if with_owner and "/" not in repo_id:
-        raise InputError(f"{repo_id!r}: expected USER/NAME")
     return repo_id
 
 

@@ -58,7 +58,7 @@ def download_checkpoint(
         HubError: there is no such repository or revision; the Hub could not be reached, and the cache holds no such
             checkpoint; a file is damaged; the name or the hash of a file leads out of the folder.
     """
-    check_repo_id(repo_id, with_owner=False)
+    check_repo_id(repo_id)
     if revision is not None and _NOT_A_REVISION.search(revision):
         raise InputError(f"{revision!r}: is no branch, tag or commit")
     where, api = f"{repo_id} at {revision or 'main'}", connect(token)

@@ -14,8 +14,6 @@ from ..training_args import RDropArguments
 from .card_data import BLOCK, TAG, settings_from_block
 from .client import check_repo_id, connect, failure, with_retries
 
-_MOST = 100  # results of a card that are read
-
 
 class Result(NamedTuple):
     """A score in a card."""
@@ -76,7 +74,7 @@ def list_checkpoints(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit: expected at least 1, got {limit}")
-    tags = [TAG] + ([task] if task else []) + ([f"base_model:{check_repo_id(base_model, False)}"] if base_model else [])
+    tags = [TAG] + ([task] if task else []) + ([f"base_model:{check_repo_id(base_model)}"] if base_model else [])
     api = connect(token)
     query = {
         "filter": tags,
@@ -107,7 +105,7 @@ def _record(listed: Mapping[str, Any]) -> CheckpointRecord:
         task=_text(listed.get("pipeline_tag") or card.get("pipeline_tag")),
         base_model=_text(base[0] if isinstance(base, list) and base else base),
         settings=settings_from_block(card.get(BLOCK)),
-        results=tuple(islice(_results(listed.get("model-index") or card.get("model-index")), _MOST)),
+        results=tuple(_results(listed.get("model-index") or card.get("model-index"))),
     )
 
 

@@ -101,7 +101,7 @@ def load_checkpoint(
 
 def _fetched(source: str, revision: str | None, fetch: Callable[..., Path]) -> Path:
     try:
-        check_repo_id(source, with_owner=False)
+        check_repo_id(source)
     except InputError as error:
         raise InputError(f"{source}: there is no such folder, and it is no repository's name (USER/NAME)") from error
     return fetch(source, revision=revision)

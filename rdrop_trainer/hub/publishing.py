@@ -68,7 +68,7 @@ class PublishingMixin(MixinBase):
             return
         for left in Path(self.args.output_dir).glob(f"{_COPY}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        name = check_repo_id(self._repo_name, with_owner=False)
+        name = check_repo_id(self._repo_name)
         connect(token or self.args.hub_token)
         try:
             with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, private))

@@ -56,7 +56,7 @@ def push_checkpoint(
         HubError: the Hub refused, could not be reached, or was silent for a minute: the message has the command to go
             on with. Or the commit does not hold what was meant.
     """
-    check_repo_id(repo_id, with_owner=False)
+    check_repo_id(repo_id)
     if create_pr and revision not in (None, MAIN):
         raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path, token)

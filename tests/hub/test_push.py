@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import push_checkpoint
-from rdrop_trainer.hub.client import check_repo_id, connect, httpx, with_retries
+from rdrop_trainer.hub.client import connect, httpx, with_retries
 from rdrop_trainer.hub.folder import read_checkpoint
 from support import tiny
 
@@ -401,9 +401,3 @@ def test_patient_gives_up_on_what_does_not_pass(waits):
     with pytest.raises(KeyError):
         with_retries(fails)
     assert len(calls) == 1 and waits == []
-
-
-def test_check_repo_id():
-    assert check_repo_id("ada/model") == "ada/model"
-    with pytest.raises(InputError, match="expected USER/NAME"):
-        check_repo_id("model")
