@@ -94,9 +94,8 @@ class PublishingMixin(MixinBase):
                 if picture.resolve().parent != path.resolve().parent:
                     shutil.copy(picture, path.parent)
             super().create_model_card(*args, **{**self._unnamed_data(), **kwargs})
-            write_text(
-                path, str(self._with_rdrop(ModelCard.load(path, ignore_metadata_errors=True), kwargs.get("tags")))
-            )
+            card = ModelCard.load(path, ignore_metadata_errors=True)
+            write_text(path, str(self._with_rdrop(card, kwargs.get("tags"))))
         except Exception as error:  # a training shall not end over a card
             logger.error(
                 f"{path} could not be written: {type(error).__name__}: {reason(error)}. The training goes on; call "
@@ -113,21 +112,18 @@ class PublishingMixin(MixinBase):
 
     def _with_rdrop(self, card: ModelCard, tags: str | list[str] | None) -> ModelCard:
         """A card that the base trainer wrote, with what is known of R-Drop and of the present weights."""
-        settings, model, facts = (
-            RDropArguments.of(self.args),
-            self.accelerator.unwrap_model(self.model),
-            self.card_facts,
-        )
+        settings, facts = RDropArguments.of(self.args), self.card_facts
+        model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {"": self.eval_dataset}
-        known = {f"eval_{name}".rstrip("_"): EvaluationSet.of(rows) for name, rows in sets.items()}
+        rows = self.eval_dataset
+        sets = {f"eval_{name}": part for name, part in rows.items()} if isinstance(rows, Mapping) else {"eval": rows}
         facts = replace(
             facts,
             tags=[*facts.tags, *([tags] if isinstance(tags, str) else tags or ())],  # PEFT's card loses them
             scores={**scores_now(self.state.log_history, self.state.global_step, best), **facts.scores},
-            evaluation_sets={**known, **facts.evaluation_sets},
+            evaluation_sets={**{key: EvaluationSet.of(part) for key, part in sets.items()}, **facts.evaluation_sets},
         )
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
         return rdrop_card(
