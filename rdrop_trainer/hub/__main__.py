@@ -131,7 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("repo_id", help="USER/NAME; made if there is none")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--revision", help="branch, made if there is none (default: main)")
-    push.add_argument("--commit_message", help="default: Upload R-Drop checkpoint")
     push.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     push.add_argument("--dry_run", action="store_true", help="check all, list what would be sent, and ask no Hub")
 
@@ -140,7 +139,6 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--base_model", help="the model that was fine-tuned")
     found.add_argument("--author", help="user or organisation")
     found.add_argument("--alpha", type=float, help="just this weight of the divergence, such as 4")
-    found.add_argument("--limit", type=int, help="at most so many")
 
     download = command("download", _download, "Download a checkpoint, verify every file, and print where it is.")
     download.add_argument("repo_id", help="USER/NAME")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 from huggingface_hub.utils import build_hf_headers, paginate
 
-from ..errors import InputError
 from ..training_args import RDropArguments
 from .card_data import BLOCK, TAG, settings_from_block
 from .client import check_repo_id, connect, failure, with_retries
@@ -52,7 +50,6 @@ def list_checkpoints(
     author: str | None = None,
     *,
     alpha: float | None = None,
-    limit: int | None = None,
     token: str | bool | None = None,
 ) -> list[CheckpointRecord]:
     """The R-Drop checkpoints on the Hub: repositories with the tag "r-drop", from all pages of the Hub's list.
@@ -62,18 +59,15 @@ def list_checkpoints(
         base_model: name of the model that was fine-tuned.
         author: user or organisation.
         alpha: those trained with just this weight of the divergence.
-        limit: at most so many.
         token: to see private ones; None for the stored one.
 
     Returns:
         Records, in the Hub's order.
 
     Raises:
-        InputError: the base model's name is not valid; the limit is below 1.
+        InputError: the base model's name is not valid.
         HubError: the Hub refused or could not be reached.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit: expected at least 1, got {limit}")
     tags = [TAG] + ([task] if task else []) + ([f"base_model:{check_repo_id(base_model)}"] if base_model else [])
     api = connect(token)
     query = {
@@ -87,8 +81,7 @@ def list_checkpoints(
         listed = paginate(
             f"{api.endpoint}/api/models", query, build_hf_headers(token=api.token, library_name=api.library_name)
         )
-        records = (record for record in map(_record, listed) if alpha is None or record.alpha == alpha)
-        return list(islice(records, limit))
+        return [record for record in map(_record, listed) if alpha is None or record.alpha == alpha]
 
     try:
         return with_retries(ask)

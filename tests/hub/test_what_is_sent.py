@@ -288,7 +288,7 @@ def test_out_of_reach(folder, waits, monkeypatch, capsys, caplog):
         assert ": the connection failed (ConnectError)" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["push", "--help"], ["list", "--limit", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["push", "--help"], ["list", "--alpha", "x"]])
 def test_parsing_needs_neither_torch_nor_transformers(arguments):
     heavy = "torch transformers huggingface_hub datasets accelerate numpy safetensors jinja2 peft".split()
     code = (
