@@ -28,8 +28,7 @@ def place(tmp_path_factory):
     (folder / "tiny.yaml").write_text("\n".join(f"{name}: {value}" for name, value in recipe.items()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        launch = InProcess()
-        patch.setattr(several, "launcher", lambda *_: launch)
+        launch = in_process(patch)
         command = release.parse_arguments(
             ["tiny.yaml", "--compare_baseline", "--seeds", "1", "2", "--output_dir", "runs/release/tiny"]
         )
@@ -52,11 +51,17 @@ def here(place, here):
     return Path(shutil.copytree(place, here, dirs_exist_ok=True))
 
 
+def in_process(patch):
+    """Runs in this process, and pictures that are not drawn: other tests look at them."""
+    launched = InProcess()
+    patch.setattr(several, "launcher", lambda *_: launched)
+    patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **options: Path(path).write_bytes(b"\x89PNG"))
+    return launched
+
+
 @pytest.fixture
 def launch(monkeypatch):
-    launched = InProcess()
-    monkeypatch.setattr(several, "launcher", lambda *_: launched)
-    return launched
+    return in_process(monkeypatch)
 
 
 def notes(hub):
