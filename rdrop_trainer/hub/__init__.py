@@ -5,7 +5,6 @@ from .._lazy import lazily
 _EXPORTS = {
     "push_checkpoint": "push",
     "list_checkpoints": "find",
-    "show_checkpoint": "find",
     "CheckpointRecord": "find",
     "download_checkpoint": "download",
     "load_checkpoint": "load",

@@ -1,15 +1,13 @@
-"""The command line: `python -m rdrop_trainer.hub push|list|show|download|release`."""
+"""The command line: `python -m rdrop_trainer.hub push|list|download|release`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import runpy
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import HubError, InputError, one_line
 
@@ -17,7 +15,6 @@ from ..errors import HubError, InputError, one_line
 if TYPE_CHECKING:
     from .find import CheckpointRecord
 
-_WIDTH = 100  # columns of the tables
 _RELEASE = "rdrop_trainer.script.release"  # a program of its own: it trains, so it stands above the hub
 
 
@@ -70,59 +67,43 @@ def _describe(path: str, repo_id: str, token: str | None) -> None:
     from .card_data import BLOCK
     from .client import check_repo_id
     from .folder import CARD, read_checkpoint
+    from .model_card import shown
 
     checkpoint = read_checkpoint(path, token)
-    contents = checkpoint.contents(check_repo_id(repo_id, with_owner=False))
+    contents = checkpoint.contents(check_repo_id(repo_id))
     sizes = {name: len(c) if isinstance(c, bytes) else c.stat().st_size for name, c in sorted(contents.items())}
     for name, size in {**sizes, f"in all, to {repo_id}": sum(sizes.values())}.items():
         print(f"{size:>16,}  {name}")
-    card = ModelCard(checkpoint.card, ignore_metadata_errors=True).data
-    alpha = card[BLOCK].get("alpha") if isinstance(card.get(BLOCK), dict) else None
-    told = {"alpha": alpha, "base model": card.base_model, "tags": ", ".join(map(str, card.tags or ()))}
-    told["results"] = len(card.eval_results or ())
-    made = CARD if checkpoint.has_card else f"made from the configuration, unless the repository has a {CARD}"
-    print(f"card: {made}; " + "; ".join(f"{name} {value}" for name, value in told.items() if value is not None))
+    if isinstance(text := contents.get(CARD), bytes):
+        card = ModelCard(text.decode(), ignore_metadata_errors=True).data.to_dict()
+        told = {
+            name: card.get(key) for name, key in (("settings", BLOCK), ("base model", "base_model"), ("tags", "tags"))
+        }
+        print("\n".join(f"card: {name}: {one_line(shown(value))}" for name, value in told.items() if value))
     stays = sorted(entry.name for entry in checkpoint.folder.iterdir() if entry.name not in contents)
     print(f"stays here: {', '.join(stays) or 'nothing'}")
     print("checked: weights and JSON are whole; no token; no pickled file; no local path in a configuration")
 
 
-def _list(as_json: bool, **options) -> None:
+def _list(**options) -> None:
     from .find import list_checkpoints
 
     records = list_checkpoints(**options)
-    if as_json:
-        print(json.dumps([_plain(record) for record in records], indent=2, ensure_ascii=False))
-        return
     if not records:
         print("none found", file=sys.stderr)
         return
     wide = min(44, max(len(record.repo_id) for record in records))
-    print(f"{'alpha':>5}  {'task':20}  {'repository':{wide}}  results")
-    for record in records:
-        scores = ", ".join(f"{result.metric} {result.value:.4g}" for result in record.results)
-        row = f"{_alpha(record):>5.5}  {_cut(record.task or '-', 20):20}  {_cut(record.repo_id, wide):{wide}}  "
-        print(row + _cut(scores or "-", _WIDTH - len(row)))
+    for name, task, alpha, scores in [("repository", "task", "alpha", "results"), *map(_row, records)]:
+        print(f"{alpha:>5.5}  {_cut(task, 20):20}  {_cut(name, wide):{wide}}  {_cut(scores, 69 - wide)}")
 
 
-def _show(as_json: bool, **options) -> None:
-    from .card_data import settings_block
-    from .find import show_checkpoint
+def _row(record: CheckpointRecord) -> tuple[str, str, str, str]:
+    scores = ", ".join(f"{result.metric} {result.value:.4g}" for result in record.results)
+    return record.repo_id, record.task or "-", "-" if record.alpha is None else f"{record.alpha:g}", scores or "-"
 
-    record = show_checkpoint(**options)
-    if as_json:
-        print(json.dumps(_plain(record), indent=2, ensure_ascii=False))
-        return
-    lines: dict[str, Any] = {"repository": record.repo_id, "revision": record.revision, "task": record.task}
-    lines |= {"base model": record.base_model, "changed": record.last_modified, "downloads": record.downloads}
-    if record.settings is not None:
-        lines |= settings_block(record.settings, record.dropout, record.version or "-")
-        lines["dropout"] = ", ".join(f"{name} {value:g}" for name, value in record.dropout.items()) or None
-    for name, value in lines.items():
-        print(_cut(f"{name:24} {'-' if value is None else value}", _WIDTH))
-    for result in record.results:
-        data = " ".join(part for part in (result.dataset, result.config, result.split) if part)
-        print(_cut(f"{_cut(result.metric, 24):24} {result.value:<10.4f} {data}", _WIDTH))
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def _download(**options) -> None:
@@ -131,27 +112,13 @@ def _download(**options) -> None:
     print(download_checkpoint(**options))
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
-
-
-def _alpha(record: CheckpointRecord) -> str:
-    return "-" if record.alpha is None else f"{record.alpha:g}"
-
-
-def _plain(record: CheckpointRecord) -> dict[str, Any]:
-    plain = {**asdict(record), "alpha": record.alpha, "results": [result._asdict() for result in record.results]}
-    plain["last_modified"] = record.last_modified and record.last_modified.isoformat()
-    return plain
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m rdrop_trainer.hub",
         description="Push, find, download and release R-Drop checkpoints.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="push | list | show | download | release")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="push | list | download | release")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -164,7 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("repo_id", help="USER/NAME; made if there is none")
     push.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     push.add_argument("--revision", help="branch, made if there is none (default: main)")
-    push.add_argument("--commit_message", help="default: Upload R-Drop checkpoint")
     push.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     push.add_argument("--dry_run", action="store_true", help="check all, list what would be sent, and ask no Hub")
 
@@ -172,18 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--task", help="such as text-classification, or mrpc")
     found.add_argument("--base_model", help="the model that was fine-tuned")
     found.add_argument("--author", help="user or organisation")
-    found.add_argument("--limit", type=int, help="at most so many")
-    found.add_argument("--json", action="store_true", dest="as_json", help="everything that is known, as JSON")
-
-    show = command("show", _show, "Show what a checkpoint's card tells: settings and results.")
-    show.add_argument("repo_id", help="USER/NAME")
-    show.add_argument("--revision", help="branch, tag or commit (default: main)")
-    show.add_argument("--json", action="store_true", dest="as_json", help="as JSON")
+    found.add_argument("--alpha", type=float, help="just this weight of the divergence, such as 4")
 
     download = command("download", _download, "Download a checkpoint, verify every file, and print where it is.")
     download.add_argument("repo_id", help="USER/NAME")
     download.add_argument("--revision", help="branch, tag or commit (default: main)")
-    download.add_argument("--local_dir", help="folder to copy it to (default: the cache alone)")
 
     # Listed here; its options are those of its program
     commands.add_parser("release", help="Train recipes with and without R-Drop, and push both: release --help")

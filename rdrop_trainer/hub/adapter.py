@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -32,12 +31,16 @@ class Adapter:
 
     Attributes:
         folder: where it is.
-        config: content of adapter_config.json.
+        base: name or path of the base model.
+        revision: of the base model; None for its newest.
+        task: the Hub's task that it was trained for; None where it is not known.
         shapes: name of a tensor, as in the base model -> its shape.
     """
 
     folder: Path
-    config: dict[str, Any]
+    base: str
+    revision: str | None
+    task: str | None
     shapes: dict[str, list[int]]
 
     @classmethod
@@ -49,7 +52,7 @@ class Adapter:
             folder: where to look.
 
         Raises:
-            InputError: peft is not installed; its weights are pickled or damaged.
+            InputError: peft is not installed; the weights are pickled or damaged; no base model is named.
         """
         if not (folder / _CONFIG).is_file():
             return None
@@ -59,47 +62,29 @@ class Adapter:
             raise InputError(f"{source}: is an adapter; pip install peft to load it") from error
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"{source}: holds no {_WEIGHTS}; pickled weights can run code and are not loaded")
+        config = read_json(folder / _CONFIG)
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if not isinstance(base, str) or not isinstance(revision, str | None):
+            raise InputError(f"{source}: its {_CONFIG} does not name the model that it is an adapter of")
         try:
             with safe_open(folder / _WEIGHTS, framework="pt") as tensors:
                 shapes = {n.removeprefix(_WRAPPED): tensors.get_slice(n).get_shape() for n in tensors.keys()}
         except SafetensorError as error:
             raise InputError(f"{source}: {_WEIGHTS} is damaged: {error}") from error
-        return cls(folder, read_json(folder / _CONFIG), shapes)
+        return cls(folder, base, revision, _TASKS.get(str(config.get("task_type"))), shapes)
 
-    @property
-    def task(self) -> str | None:
-        """The Hub's task that it was trained for."""
-        return _TASKS.get(str(self.config.get("task_type")))
+    def base_folder(self, source: str, fetch: Callable[..., Path]) -> Path:
+        """The folder of the base model. Only an adapter in a local folder may name another local folder.
+
+        Args:
+            source: name of the adapter's folder or repository.
+            fetch: downloads a repository, by name and `revision`, and returns its folder.
+        """
+        is_own = self.folder == Path(source) and Path(self.base).is_dir()
+        return Path(self.base) if is_own else fetch(self.base, revision=self.revision)
 
     @property
     def model_arguments(self) -> dict[str, int]:
         """Arguments of the base model's `from_pretrained`, so that the adapter's head takes the place of its own."""
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
         return {} if head is None else {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
-
-    @property
-    def base_name(self) -> str:
-        """Name or path of the base model, as the adapter's configuration has it."""
-        return str(self.config.get("base_model_name_or_path"))
-
-    def base(self, source: str, fetch: Callable[..., Path]) -> Path:
-        """The folder of the base model. Only an adapter in a local folder may name another local folder.
-
-        Args:
-            source: name of the adapter's folder or repository.
-            fetch: downloads a repository, by name and `revision`, and returns its folder.
-
-        Raises:
-            InputError: the configuration names no base model.
-        """
-        name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
-        if not isinstance(name, str) or not isinstance(revision, str | None):
-            raise InputError(f"{source}: its {_CONFIG} does not name the model that it is an adapter of")
-        is_own = self.folder == Path(source) and Path(name).is_dir()
-        return Path(name) if is_own else fetch(name, revision=revision)
-
-    def put_on(self, model: Any) -> Any:
-        """The base model with the adapter: a `PeftModel`."""
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(model, self.folder)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_session, get_token
 from huggingface_hub.errors import (
@@ -32,7 +32,7 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is not waited for
 # What a token looks like: of users, of organisations, of logins by OAuth, and of jobs
 TOKEN = r"(?<![A-Za-z0-9])(?:hf_(?:oauth|jwt)_[\w.=-]{20,}|(?:hf|api_org)_[A-Za-z0-9]{20,})"
-_DROPPED = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+DROPPED = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 
 
 def connect(token: str | bool | None = None) -> HfApi:
@@ -54,12 +54,11 @@ def connect(token: str | bool | None = None) -> HfApi:
     return HfApi(token=token, library_name="rdrop-trainer")
 
 
-def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
+def check_repo_id(repo_id: str) -> str:
     """Check the name of a repository before it becomes part of an address or a path.
 
     Args:
-        repo_id: "user/name".
-        with_owner: whether "name" alone is wrong.
+        repo_id: "user/name", or "name" alone.
 
     Returns:
         The name.
@@ -71,8 +70,6 @@ def check_repo_id(repo_id: str, with_owner: bool = True) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise InputError(f"{repo_id!r}: is no repository's name, expected USER/NAME: {error}") from error
-    if with_owner and "/" not in repo_id:
-        raise InputError(f"{repo_id!r}: expected USER/NAME")
     return repo_id
 
 
@@ -97,11 +94,9 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
         try:
             return call()
         except Exception as error:
-            seconds = None if wait is None else seconds_to_wait(error, wait)
-            patience = _patience(error)
-            if patience is not None:
-                lost += time.monotonic() - started + (seconds or 0.0)
-            if seconds is None or (patience is not None and lost > patience):
+            seconds, patience = seconds_to_wait(error, wait), _patience(error)
+            lost += 0.0 if patience == math.inf else time.monotonic() - started + (seconds or 0.0)
+            if seconds is None or lost > patience:
                 raise
             logger.warning(f"{reason(error)}; trying again in {seconds:.0f} s")
         finally:
@@ -132,18 +127,27 @@ def _is_reached(endpoint: str) -> bool:
         connect(token=False)
         with_retries(lambda: get_session().head(endpoint))
     except Exception as error:  # any but these is the sign of a server
-        return _patience(error) != UNREACHED
+        return not isinstance(cause(error), NOT_REACHED)
     return True
 
 
-def _patience(error: BaseException) -> float | None:
-    """Seconds without a sign of life after which a server is given up; None if the failure is one."""
-    if any(isinstance(e, NOT_REACHED) for e in _chain(error)):
+def cause(error: BaseException) -> BaseException:
+    """What an error comes from: the server's answer, or the lost connection, in its chain; else the error itself."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, (HfHubHTTPError, *DROPPED)):
+        link = link.__cause__ or link.__context__
+    return link or error
+
+
+def _patience(error: BaseException) -> float:
+    """Seconds without a sign of life after which a server is given up."""
+    found = cause(error)
+    if isinstance(found, NOT_REACHED):
         return UNREACHED
-    return 2 * silence() if any(isinstance(e, httpx.TimeoutException) for e in _chain(error)) else None
+    return 2 * silence() if isinstance(found, httpx.TimeoutException) else math.inf
 
 
-def seconds_to_wait(error: BaseException, otherwise: float) -> float | None:
+def seconds_to_wait(error: BaseException, otherwise: float | None = 0.0) -> float | None:
     """How long to wait before a failed call is tried again.
 
     Args:
@@ -153,40 +157,18 @@ def seconds_to_wait(error: BaseException, otherwise: float) -> float | None:
     Returns:
         Seconds; None if trying again is of no use.
     """
-    response = response_of(error)
-    if response is None:
-        return otherwise if any(isinstance(e, _DROPPED) for e in _chain(error)) else None
+    found = cause(error)
+    if not isinstance(found, HfHubHTTPError):
+        return otherwise if isinstance(found, DROPPED) else None
+    status, headers = found.response.status_code, found.response.headers
     # 409 and 412: somebody else changed the repository in between
-    if response.status_code not in (408, 409, 412, 429) and response.status_code < 500:
+    if otherwise is None or (status not in (408, 409, 412, 429) and status < 500):
         return None
-    asked = _asked_to_wait(response)
-    if asked is None:
-        return otherwise
-    return max(asked, otherwise) if asked <= LONGEST_WAIT else None
-
-
-def _asked_to_wait(response: Any) -> float | None:
-    limit = parse_ratelimit_headers(response.headers)
-    if response.status_code == 429 and limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def response_of(error: BaseException) -> Any | None:
-    """The server's answer that led to an error; None if there was none."""
-    return next((e.response for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    limit, asked = parse_ratelimit_headers(headers), headers.get("Retry-After", "").strip()
+    if status == 429 and limit is not None and limit.remaining == 0:
+        asked = str(limit.reset_in_seconds)
+    seconds = max(float(asked), otherwise) if asked.isdecimal() else otherwise
+    return seconds if seconds <= LONGEST_WAIT else None
 
 
 _REASONS = {
@@ -196,6 +178,9 @@ _REASONS = {
     413: "a file is larger than the Hub takes",
     429: "the Hub asks to wait before more requests",
 }
+_AGREE = (
+    "agree to its owner's terms on its page, and have the token of that account at hand (`hf auth login`, HF_TOKEN)"
+)
 
 
 def reason(error: BaseException) -> str:
@@ -204,31 +189,23 @@ def reason(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, (HubError, InputError)):  # ours, which say it
-        return str(error)
-    response = response_of(error)
-    if response is None:
-        dropped = next((e for e in _chain(error) if isinstance(e, _DROPPED)), None)
-        if isinstance(dropped, httpx.TimeoutException) and not isinstance(dropped, httpx.ConnectTimeout):
+    found = error if isinstance(error, (HubError, InputError)) else cause(error)  # ours say it
+    if isinstance(found, DROPPED):
+        if isinstance(found, httpx.TimeoutException) and not isinstance(found, httpx.ConnectTimeout):
             return "the Hub did not answer in time; for a slow line, set HF_HUB_DOWNLOAD_TIMEOUT to more seconds"
-        if dropped is not None:
-            return f"the connection failed ({type(dropped).__name__})"
-        if isinstance(error, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so the Hub is not asked"
-        return " ".join(str(error).split()) or type(error).__name__
-    http_error = next(e for e in _chain(error) if isinstance(e, HfHubHTTPError))
-    said = " ".join((http_error.server_message or "").split())[:300]
-    if isinstance(http_error, GatedRepoError):
-        return (
-            f"it is gated (HTTP {response.status_code}): agree to its owner's terms on its page, and have the token of "
-            "that account at hand (`hf auth login`, or HF_TOKEN)"
-        )
-    # Without a token, the Hub answers 401 for a missing repository too
-    status = 404 if isinstance(http_error, RepositoryNotFoundError) else response.status_code
-    if status != response.status_code:
-        said = "run `hf auth login` if it is private"
-    known = _REASONS.get(status) or ("the Hub has a fault" if response.status_code >= 500 else "refused")
-    return f"{known} (HTTP {response.status_code}{': ' + said if said else ''})"
+        return f"the connection failed ({type(found).__name__})"
+    if isinstance(found, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked"
+    if not isinstance(found, HfHubHTTPError):
+        return " ".join(str(found).split()) or type(found).__name__
+    status, said = found.response.status_code, " ".join((found.server_message or "").split())[:300]
+    if isinstance(found, GatedRepoError):
+        known, said = "it is gated", _AGREE
+    elif isinstance(found, RepositoryNotFoundError):  # without a token, the Hub answers 401 for it
+        known, said = _REASONS[404], said if status == 404 else "run `hf auth login` if it is private"
+    else:
+        known = _REASONS.get(status) or ("the Hub has a fault" if status >= 500 else "refused")
+    return f"{known} (HTTP {status}{': ' + said if said else ''})"
 
 
 def failure(what: str, error: BaseException, advice: str = "") -> HubError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 from huggingface_hub import Collection
 
@@ -41,24 +39,23 @@ def keep_collection(
         HubError: the Hub refused or could not be reached.
     """
     api, description = connect(token), description[:_LONGEST_DESCRIPTION]
-    settings: dict[str, Any] = {
-        "namespace": namespace,
-        "description": description,
-        "private": private,
-        "exists_ok": True,
-    }
-    try:
-        found = with_retries(partial(api.create_collection, title, **settings))
+
+    def keep() -> Collection:
+        found = api.create_collection(
+            title, namespace=namespace, description=description, private=private, exists_ok=True
+        )
         if description and found.description != description:
-            with_retries(partial(api.update_collection_metadata, found.slug, description=description))
+            api.update_collection_metadata(found.slug, description=description)
         items = {item.item_id: item for item in found.items if item.item_type == "model"}
-        for repo_id, note in notes.items():
-            note, item = note[:_LONGEST_NOTE], items.get(repo_id)
+        for repo_id, whole in notes.items():
+            note, item = whole[:_LONGEST_NOTE], items.get(repo_id)
             if item is None:
-                add = partial(api.add_collection_item, found.slug, repo_id, "model", note=note, exists_ok=True)
-                with_retries(add)
+                api.add_collection_item(found.slug, repo_id, "model", note=note, exists_ok=True)
             elif item.note != note:
-                with_retries(partial(api.update_collection_item, found.slug, item.item_object_id, note=note))
+                api.update_collection_item(found.slug, item.item_object_id, note=note)
+        return found
+
+    try:
+        return with_retries(keep)
     except Exception as error:
         raise failure(f"the collection {title!r} of {namespace} is not complete", error) from None
-    return found

@@ -14,13 +14,60 @@ _DEEPEST = 100  # levels of a JSON file
 
 
 def content_of(path: Path) -> bytes:
-    """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
-    content = read(path)
+    """What is sent of a file. JSON is parsed; configurations lose the local paths they name.
+
+    Raises:
+        InputError: the file cannot be read, or is no JSON although its name says so.
+    """
     if not fnmatch(path.name, "*.json"):
-        return content
-    given = _parsed(path, content)
+        return _read(path)
+    given = _parsed(path)
     clean = _without_local_paths(given) if fnmatch(path.name, "*config.json") else given
-    return content if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
+    return _read(path) if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; an `InputError` where it cannot be read as UTF-8."""
+    try:
+        return _read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    content = _parsed(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object, got {type(content).__name__}")
+    return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        value = json.loads(read_text(path))
+        if _depth(value) > _DEEPEST:
+            raise RecursionError
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested deeper than {_DEEPEST} levels; save the model again") from error
+    return value
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def _without_local_paths(value: Any) -> Any:
@@ -37,48 +84,3 @@ def _is_local(key: str, value: str) -> bool:
         return bool(value) and not is_hub_name(value)
     absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute() or value.startswith("~")
     return key.endswith(("_file", "_path", "_dir")) and absolute
-
-
-def read(path: Path) -> bytes:
-    """A file's content; an `InputError` where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def decoded(path: Path, content: bytes) -> str:
-    """The text of a file; an `InputError` where it is not in UTF-8."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
-    content = _parsed(path, read(path))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object, got {type(content).__name__}")
-    return content
-
-
-def _parsed(path: Path, content: bytes) -> Any:
-    def check_depth(value: Any, left: int = _DEEPEST) -> None:
-        if left == 0:
-            raise RecursionError
-        for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            check_depth(entry, left - 1)
-
-    try:
-        value = json.loads(decoded(path, content))
-        check_depth(value)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}; save the model again") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: is nested deeper than {_DEEPEST} levels; save the model again") from error
-    return value

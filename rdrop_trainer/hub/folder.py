@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,32 +16,29 @@ from urllib.parse import quote
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from ..run_folder import read_results
 from .card_data import is_hub_name
 from .client import TOKEN
-from .files import content_of, decoded, read, read_json
-from .model_card import NO_REPO, bare_card, card_for_hub
+from .files import content_of, read_json, read_text
+from .model_card import NO_REPO, card_for_others
 
 CARD = "README.md"
+CONFIGS = ("config.json", "adapter_config.json")
 # Files of a model and of its tokenizer or processor. Nothing else is pushed: optimizer states, pickled arguments (which
 # hold tokens and paths), logs, data and predictions
 _DESCRIPTIONS = (
-    "config.json generation_config.json tokenizer_config.json preprocessor_config.json processor_config.json "
-    "video_preprocessor_config.json adapter_config.json tokenizer.json special_tokens_map.json added_tokens.json "
-    "vocab.json vocab.txt merges.txt bpe.codes dict.txt *.model *.spm *.tiktoken *_vocab.json entity_vocab.json "
-    "normalizer.json emoji.json chat_template.jinja chat_template.json additional_chat_templates/*.jinja LICENSE"
-).split()
+    *CONFIGS,
+    *"generation_config.json tokenizer_config.json preprocessor_config.json processor_config.json "
+    "video_preprocessor_config.json tokenizer.json special_tokens_map.json added_tokens.json vocab.json vocab.txt "
+    "merges.txt bpe.codes dict.txt *.model *.spm *.tiktoken *_vocab.json entity_vocab.json normalizer.json emoji.json "
+    "chat_template.jinja chat_template.json additional_chat_templates/*.jinja".split(),
+)
+_LICENSE = "LICENSE"
 _WEIGHTS = ("model", "adapter_model")
 _WEIGHT_FILES = tuple(f"{stem}{end}" for stem in _WEIGHTS for end in ("*.safetensors", ".safetensors.index.json"))
-# Files of an earlier checkpoint in a repository. They would be read with those of a new one, or in place of them
-_REPLACED = (
-    *_DESCRIPTIONS[:-1],
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*.bin*",
-    "adapter_model.bin",
-)
+# Weights of an earlier checkpoint in a repository, which would be read with those of a new one, or in place of them
+_OTHER_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.bin")
 _SHOWN = (".png", ".svg", "report.md")  # pushed where the card shows or links them
-_TOKEN = re.compile(TOKEN.encode())
 
 
 class Weights(NamedTuple):
@@ -62,23 +61,21 @@ class Checkpoint:
     Attributes:
         folder: where it is.
         files: name in the repository -> content without local paths, or the file of weights.
-        card: text of the model card.
-        has_card: whether the folder has a card; else `card` is a short one made from the configuration.
     """
 
     folder: Path
     files: dict[str, bytes | Weights]
-    card: str
-    has_card: bool
 
     def contents(self, repo_id: str) -> dict[str, bytes | Path]:
-        """What a repository of this name gets: name -> content, or the file of weights."""
+        """What a repository of this name gets: name -> content, or the file of weights. The card has the name in it."""
         contents = {name: file.path if isinstance(file, Weights) else file for name, file in self.files.items()}
-        return {**contents, CARD: card_for_hub(self.card, repo_id).encode()}
+        if isinstance(card := contents.get(CARD), bytes):
+            contents[CARD] = card.replace(NO_REPO.encode(), repo_id.encode())
+        return contents
 
     def replaces(self, name: str) -> bool:
         """Whether a file in the repository belongs to an earlier checkpoint."""
-        return name not in self.files and any(_matches(name, pattern) for pattern in _REPLACED)
+        return name not in self.files and _matches(name, *_DESCRIPTIONS, *_OTHER_WEIGHTS)
 
     def check_unchanged(self) -> None:
         """Check that the weights are still those that were checked.
@@ -125,50 +122,57 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
     _check_adapter(folder)
     # Unlike rglob, walk does not fail when a training deletes an old checkpoint meanwhile
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-    card_file = folder / CARD
-    has_card = card_file.is_file()
-    card = decoded(card_file, read(card_file)) if has_card else bare_card(config)
-    _check_card(card_file, card)
-    chosen = {name for name in names if any(_matches(name, pattern) for pattern in _DESCRIPTIONS)}
+    names = {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
+    chosen = {name for name in names if _matches(name, *_DESCRIPTIONS, _LICENSE)}
     if "auto_map" in config:  # a custom class, which cannot be loaded without its code
-        chosen |= {name for name in names if fnmatch(name, "*.py") and "/" not in name}
-    shown = [name for name in names if name.endswith(_SHOWN)]
-    chosen |= {name for name in shown if f"]({name})" in card or f"]({quote(name)})" in card}
-    indices, weights = _weights(folder)
-    files = {name: content_of(folder / name) for name in sorted(chosen | indices)}
-    checkpoint = Checkpoint(folder, {**files, **weights}, card, has_card)
-    _check_no_token(checkpoint, token)
-    return checkpoint
+        chosen |= {name for name in names if _matches(name, "*.py")}
+    files: dict[str, bytes | Weights] = {}
+    if CARD in names:
+        card = read_text(folder / CARD)
+        files[CARD] = _card_to_send(folder / CARD, card)
+        shown = (name for name in names if name.endswith(_SHOWN))
+        chosen |= {name for name in shown if f"]({name})" in card or f"]({quote(name)})" in card}
+    weights = _weights(folder)
+    chosen |= {name for name in check_index(folder) if name not in weights}
+    files |= {name: content_of(folder / name) for name in sorted(chosen)}
+    _check_no_token(folder, files, token)
+    return Checkpoint(folder, {**files, **weights})
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+def _matches(name: str, *patterns: str) -> bool:
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def is_part(name: str) -> bool:
     """Whether a file of this name can belong to a checkpoint."""
-    return any(_matches(name, pattern) for pattern in (*_DESCRIPTIONS, *_WEIGHT_FILES))
+    return _matches(name, *_DESCRIPTIONS, *_WEIGHT_FILES, _LICENSE, CARD)
 
 
 def config_name(folder: Path) -> str:
     """The name of the configuration in the folder of a saved model or adapter.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none. The message names the models below; of a comparison's, the best with R-Drop first.
     """
-    names = ("config.json", "adapter_config.json")
-    found = next((name for name in names if (folder / name).is_file()), None)
+    found = next((name for name in CONFIGS if (folder / name).is_file()), None)
     if found is None:
-        inside = sorted(
-            {str(path.parent) for name in names for at in ("*", "*/*") for path in folder.glob(f"{at}/{name}")}
-        )
-        more = f", and {len(inside) - 4} more" if len(inside) > 4 else ""
-        expected = (
-            f"saved models are in {', '.join(inside[:4])}{more}" if inside else "expected what save_pretrained writes"
-        )
+        inside = {path.parent for name in CONFIGS for at in ("*", "*/*") for path in folder.glob(f"{at}/{name}")}
+        models = sorted(map(_rank, inside))
+        more = f", and {len(models) - 4} more" if len(models) > 4 else ""
+        listed = ", ".join(name for *_, name in models[:4]) + more
+        order = ", the best with R-Drop first," if models and not models[0][0] else ""
+        expected = f"saved models{order} are in {listed}" if models else "expected what save_pretrained writes"
         raise InputError(f"{folder}: holds no config.json, so no saved model; {expected}")
     return found
+
+
+def _rank(folder: Path) -> tuple[bool, float, str]:
+    """What sorts models: finished runs with R-Drop before others, of them those with the better first score."""
+    with suppress(InputError, LookupError, TypeError):
+        results = read_results(folder)
+        score = next((score for score in results["headline"].values() if score is not None), -math.inf)
+        return not results["settings"]["rdrop_alpha"] > 0, -score, str(folder)
+    return True, math.inf, str(folder)
 
 
 def check_index(folder: Path) -> set[str]:
@@ -194,27 +198,26 @@ def check_index(folder: Path) -> set[str]:
     return found
 
 
-def _weights(folder: Path) -> tuple[set[str], dict[str, Weights]]:
-    """Indices, and the safetensors files with the weights. Each of these is opened, to check that it is whole."""
-    found = check_index(folder) | {f"{s}.safetensors" for s in _WEIGHTS if (folder / f"{s}.safetensors").is_file()}
-    indices = {name for name in found if name.endswith(".index.json")}
-    if not found:
+def _weights(folder: Path) -> dict[str, Weights]:
+    """The safetensors files with the weights. Each of them is opened, to check that it is whole."""
+    whole = {f"{stem}.safetensors" for stem in _WEIGHTS if (folder / f"{stem}.safetensors").is_file()}
+    names = sorted(whole | {name for name in check_index(folder) if not name.endswith(".index.json")})
+    if not names:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.ckpt") for path in folder.glob(pattern))
         has = f"only {', '.join(pickled[:3])}, which can run code where it is loaded" if pickled else "no weights"
         raise InputError(
             f"{folder}: holds {has}; expected model.safetensors: load the model and save it with save_pretrained"
         )
-    weights = {name: Weights.at(folder / name) for name in sorted(found - indices)}
-    for path, _ in weights.values():
+    weights = {name: Weights.at(folder / name) for name in names}
+    for name, (path, _) in weights.items():
         try:
             with safe_open(path, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: is damaged or not finished ({error}); save the model again") from error
-    for name in weights:
         if not is_part(name):
-            raise InputError(f"{folder / name}: would not be downloaded; save the model again, as save_pretrained does")
-    return indices, weights
+            raise InputError(f"{path}: would not be downloaded; save the model again, as save_pretrained does")
+    return weights
 
 
 def _check_adapter(folder: Path) -> None:
@@ -227,16 +230,16 @@ def _check_adapter(folder: Path) -> None:
         )
 
 
-def _check_card(path: Path, text: str) -> None:
+def _card_to_send(path: Path, text: str) -> bytes:
     try:
-        card_for_hub(text, NO_REPO)
+        return card_for_others(text).encode()
     except Exception as error:  # YAML and types raise their own errors
         said = " ".join(str(error).split())
         raise InputError(f"{path}: its metadata cannot be read: {said}; mend it, or delete the file") from error
 
 
-def _check_no_token(checkpoint: Checkpoint, token: str | bool | None) -> None:
+def _check_no_token(folder: Path, files: dict[str, bytes | Weights], token: str | bool | None) -> None:
     given = token.strip().encode() if isinstance(token, str) else b""
-    for name, content in {**checkpoint.files, CARD: checkpoint.card.encode()}.items():
-        if isinstance(content, bytes) and (_TOKEN.search(content) or (given and given in content)):
-            raise InputError(f"{checkpoint.folder / name}: holds what looks like a token; take it out before pushing")
+    for name, content in files.items():
+        if isinstance(content, bytes) and (re.search(TOKEN.encode(), content) or (given and given in content)):
+            raise InputError(f"{folder / name}: holds what looks like a token; take it out before pushing")

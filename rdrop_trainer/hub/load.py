@@ -78,7 +78,7 @@ def load_checkpoint(
     config_name(folder)
     card = _card(folder)
     adapter = Adapter.of(source, folder)
-    model_folder = folder if adapter is None else adapter.base(source, fetch)
+    model_folder = folder if adapter is None else adapter.base_folder(source, fetch)
     config = read_json(model_folder / "config.json")
     check_index(model_folder)
     if not trust_remote_code:
@@ -101,7 +101,7 @@ def load_checkpoint(
 
 def _fetched(source: str, revision: str | None, fetch: Callable[..., Path]) -> Path:
     try:
-        check_repo_id(source, with_owner=False)
+        check_repo_id(source)
     except InputError as error:
         raise InputError(f"{source}: there is no such folder, and it is no repository's name (USER/NAME)") from error
     return fetch(source, revision=revision)
@@ -114,11 +114,13 @@ def _model(source: str, name: str, folder: Path, adapter: Adapter | None, option
         folder, use_safetensors=True, output_loading_info=True, **{**given, **options}
     )
     # Not the folder in the cache: the card of what is trained from here on names its base
-    model.name_or_path = model.config.name_or_path = source if adapter is None else adapter.base_name
+    model.name_or_path = model.config.name_or_path = adapter.base if adapter else source
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if adapter:
+        from peft import PeftModel
+
         lacking -= set(adapter.shapes)
-        model = adapter.put_on(model)
+        model = PeftModel.from_pretrained(model, adapter.folder)
     if lacking:
         shown = ", ".join(sorted(lacking)[:4]) + " ..." * (len(lacking) > 4)
         raise InputError(f"{source}: its weights lack {shown}, which would be random: they are of no {name}")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import ModelCard, ModelCardData
-from transformers.modelcard import TrainingSummary, make_markdown_table
+from huggingface_hub import ModelCard
 
-from ..training_args import RDropArguments
 from .card_data import BLOCK, TAG, EvaluationSet, eval_results, is_hub_name, numbers, set_of
-from .model_kinds import PIPELINES, auto_class_name, classes_of, pipeline_tag_of
+from .model_kinds import PIPELINES, auto_class_name, pipeline_tag_of
 
 NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
-_FRAMEWORKS = {"Transformers": "transformers", "Pytorch": "torch", "Datasets": "datasets", "Tokenizers": "tokenizers"}
+# What `Trainer` writes: the scores of its last log, which may be of other weights, and a table that may have no rows
+_LAST_SCORES = re.compile(r"\nIt achieves the following results on the evaluation set:\n.*?(?=\n\n)", re.DOTALL)
+_NO_TABLE = "\n### Training results\n\n\n"
+_FIRST_SECTION = "\n## Model description\n"  # ours stands before it
 
 
 @dataclass
@@ -50,125 +51,66 @@ class CardFacts:
     weights: str | None = None
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """What a trainer knows of the model in a card.
-
-    Attributes:
-        architecture: class name.
-        base: name or path of the model that training started from; empty for random weights.
-        settings: of R-Drop.
-        block: the `r_drop` entry of `settings_block`.
-        scores: of the present weights, with their prefix.
-        evaluation_sets: prefix of scores -> their data.
-        repo_id: repository to push to; None if not known yet.
-    """
-
-    architecture: str
-    base: str
-    settings: RDropArguments
-    block: Mapping[str, Any]
-    scores: Mapping[str, float]
-    evaluation_sets: Mapping[str, EvaluationSet]
-    repo_id: str | None
-
-
-def trainer_card(summary: TrainingSummary, trained: TrainedModel, facts: CardFacts) -> ModelCard:
-    """The whole card of a model.
+def rdrop_card(
+    card: ModelCard, facts: CardFacts, block: Mapping[str, Any], *, architecture: str, base: str, repo_id: str | None
+) -> ModelCard:
+    """The card that a trainer wrote, with our metadata, our section, and the scores of the weights that it is about.
 
     Args:
-        summary: what `Trainer` knows of the training. Its scores are not used: they are those of its last log, which
-            may be of other weights.
-        trained: the model.
-        facts: what the trainer does not know.
+        card: of `Trainer`, or of another trainer with a template of its own.
+        facts: what the card is to say, with all scores of the present weights.
+        block: the `r_drop` entry of `settings_block`.
+        architecture: class name of the model.
+        base: name or path of the model that training started from; empty for random weights.
+        repo_id: repository to push to; None if not known yet.
     """
-    data = ModelCardData(**summary.create_metadata(), ignore_metadata_errors=True)
-    forget_local_base(data)
-    if data.base_model:
-        origin = f"is a fine-tuned version of [{data.base_model}](https://huggingface.co/{data.base_model})"
-    elif summary.finetuned_from or trained.base:
-        origin = "is a fine-tuned version of a local model"
-    else:
-        origin = "was trained from scratch"
-    return _render(
-        data,
-        trained,
-        facts,
-        title=summary.model_name,
-        origin=origin,
-        trained_on=_named(summary.dataset),
-        hyperparameters=summary.hyperparameters,
-        training_results=make_markdown_table(summary.eval_lines) if summary.eval_lines else None,
-        versions={name: version(package) for name, package in _FRAMEWORKS.items()},
-    )
-
-
-def extended_card(card: ModelCard, trained: TrainedModel, facts: CardFacts) -> ModelCard:
-    """A card that another trainer wrote from a template of its own, with our metadata and our section at its end."""
     hide_local_base(card)
-    return _render(card.data, trained, facts, base_text=card.text.strip())
+    data, sets, scores = card.data, facts.evaluation_sets, numbers(facts.scores)
+    baseline = numbers(facts.baseline or {})
+    results = [_result(key, value, sets, baseline) for key, value in scores.items()]
+    names = ", ".join(dict.fromkeys(data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name))
+    text = _LAST_SCORES.sub("", card.text).replace(_NO_TABLE, "")
+    text = text.replace(" on an unknown dataset.", f" on {names}." if names else ".")
+    if base:
+        text = text.replace("model was trained from scratch", "model is a fine-tuned version of a local model")
+    before, mark, after = text.strip().partition(_FIRST_SECTION)
 
-
-def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more: Any) -> ModelCard:
-    scores, baseline = numbers({**trained.scores, **facts.scores}), numbers(facts.baseline or {})
-    sets = {**trained.evaluation_sets, **facts.evaluation_sets}
-    _extend_metadata(data, trained, facts, scores, sets)
-    known = [data_set.name for data_set in sets.values() if data_set.name != EvaluationSet.name]
+    data.pipeline_tag = facts.task or data.get("pipeline_tag") or pipeline_tag_of(architecture)
+    data.language = data.language or facts.language
+    # A baseline has the settings in its card, but shall not be found as an R-Drop model
+    tags = [TAG] * (block["alpha"] > 0) + [data.pipeline_tag] * (data.pipeline_tag is not None)
+    data.tags = list(dict.fromkeys([*tags, *facts.tags, *(data.tags or ())]))
+    data[BLOCK] = dict(block)
+    data.model_name = data.model_name or (repo_id or "model").split("/")[-1]
+    data.eval_results = eval_results(scores, sets, data.pipeline_tag) or None
+    data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results or ())) or None
+    datasets = [data_set.type for data_set in sets.values() if data_set.config or data_set.revision]
+    data.datasets = list(dict.fromkeys([*datasets, *_listed(data.datasets)])) or None
     return ModelCard.from_template(
         data,
         template_str=files(__package__).joinpath("templates/card.md").read_text(encoding="utf-8"),
-        alpha=trained.settings.rdrop_alpha,
-        scores={key: _score(value) for key, value in scores.items()},
-        settings={name: _shown(value) for name, value in trained.block.items() if name != "version"},
-        results=[_result(key, value, sets, baseline) for key, value in scores.items()],
+        before=before.strip(),
+        after=(mark + after).strip(),
+        settings={name: shown(value) for name, value in block.items() if name != "version"},
+        results=results,
         has_baseline=bool(baseline),
-        data_names=list(dict.fromkeys(known)),
-        stability={name: _shown(value) for name, value in (facts.stability or {}).items()},
+        stability={name: shown(value) for name, value in (facts.stability or {}).items()},
         pictures={quote(Path(path).name): caption for path, caption in facts.pictures.items()},
         weights=facts.weights,
         pipeline=data.pipeline_tag if data.pipeline_tag in PIPELINES else None,
-        repo_id=trained.repo_id or NO_REPO,
-        auto_class=auto_class_name([trained.architecture], data.pipeline_tag) or "AutoModel",
-        **more,
+        repo_id=repo_id or NO_REPO,
+        auto_class=auto_class_name([architecture], data.pipeline_tag) or "AutoModel",
     )
-
-
-def _extend_metadata(
-    data: ModelCardData,
-    trained: TrainedModel,
-    facts: CardFacts,
-    scores: Mapping[str, float],
-    sets: Mapping[str, EvaluationSet],
-) -> None:
-    data.pipeline_tag = facts.task or data.get("pipeline_tag") or pipeline_tag_of(trained.architecture)
-    data.language = data.language or facts.language
-    # A baseline has the settings in its card, but shall not be found as an R-Drop model
-    tags = [TAG] * (trained.settings.rdrop_alpha > 0) + [data.pipeline_tag] * (data.pipeline_tag is not None)
-    data.tags = list(dict.fromkeys([*tags, *facts.tags, *(data.tags or ())]))
-    data[BLOCK] = dict(trained.block)
-    results = eval_results(scores, sets, data.pipeline_tag)
-    data.model_name = data.model_name or (trained.repo_id or "").split("/")[-1] or "model"
-    data.eval_results = results or None
-    data.metrics = list(dict.fromkeys(result.metric_type for result in results)) or None
-    datasets = [data_set.type for data_set in sets.values() if data_set.config or data_set.revision]
-    data.datasets = list(dict.fromkeys([*datasets, *_listed(data.datasets)])) or None
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _named(datasets: str | Sequence[str] | None) -> str:
-    """Data sets in words, as `Trainer` puts them."""
-    names = _listed(datasets)
-    if len(names) < 2:
-        return "".join(f"the {name} dataset" for name in names)
-    return ", ".join(f"the {name}" for name in names[:-1]) + f" and the {names[-1]} datasets"
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """An entry of a card's metadata in words."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k} {shown(v)}" for k, v in value.items()) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -186,51 +128,27 @@ def _score(value: float | None) -> str:
     return "" if value is None else "not defined" if math.isnan(value) else f"{value:.4f}"
 
 
-def forget_local_base(data: ModelCardData) -> set[str]:
-    """Take base models that are not on the Hub out of a card's metadata: a local path is nobody else's business.
-
-    Returns:
-        The names that were taken out.
+def hide_local_base(card: ModelCard) -> None:
+    """Take base models that are not on the Hub out of a card's metadata and text, in place: a local path is nobody
+    else's business.
 
     Raises:
         TypeError: a base model is a list or a mapping.
     """
-    given = _listed(data.base_model)
+    given = _listed(card.data.base_model)
     local = {name for name in given if not is_hub_name(name)}
     if local:
-        data.base_model = [name for name in given if name not in local] or None
-    return local
-
-
-def hide_local_base(card: ModelCard) -> None:
-    """Take a local base model out of a card that we did not write, in place: out of its metadata and its text."""
+        card.data.base_model = [name for name in given if name not in local] or None
     text = card.text.replace("is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch")
-    for name in forget_local_base(card.data):
+    for name in local - {""}:
         text = text.replace(f"[{name}](https://huggingface.co/{name})", "a local model")
         if "/" in name:  # any other may be a word of the text
             text = text.replace(name, "a local model")
     card.text = text
 
 
-def card_for_hub(text: str, repo_id: str) -> str:
-    """A card as it is pushed: without local paths, and with the repository's name in the lines that load it."""
+def card_for_others(text: str) -> str:
+    """A card as it is pushed: without local paths."""
     card = ModelCard(text, ignore_metadata_errors=True)
     hide_local_base(card)
-    card.text = card.text.replace(NO_REPO, repo_id)
     return str(card)
-
-
-def bare_card(config: Mapping[str, Any]) -> str:
-    """The card of a folder that has none, from its configuration."""
-    tag = next(map(pipeline_tag_of, classes_of(config)), None)
-    base = config.get("base_model_name_or_path")
-    data = ModelCardData(
-        library_name="peft" if base else "transformers",
-        pipeline_tag=tag,
-        base_model=base if is_hub_name(base) else None,
-        tags=[TAG, *([tag] if tag else [])],
-    )
-    return (
-        f"---\n{data.to_yaml()}\n---\n\n# {NO_REPO}\n\nPushed by rdrop-trainer. The settings of its training were not "
-        "saved with it.\n"
-    )

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import transformers
-from transformers.models.auto import modeling_auto as auto
 
-# The Hub's task -> Auto class. Of several tasks with the same class, the first is the default tag of a model.
+# The Hub's task -> Auto class. Of several tasks with the same class, the first is the default tag of a model. Of the
+# classes that know a model, three of them BART for generation, the first is the right one.
 AUTO_CLASSES = {
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "summarization": "AutoModelForSeq2SeqLM",
+    "translation": "AutoModelForSeq2SeqLM",
     "text-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "multiple-choice": "AutoModelForMultipleChoice",
     "question-answering": "AutoModelForQuestionAnswering",
     "fill-mask": "AutoModelForMaskedLM",
     "text-generation": "AutoModelForCausalLM",
-    "text2text-generation": "AutoModelForSeq2SeqLM",
-    "summarization": "AutoModelForSeq2SeqLM",
-    "translation": "AutoModelForSeq2SeqLM",
     "image-classification": "AutoModelForImageClassification",
     "video-classification": "AutoModelForVideoClassification",
     "audio-classification": "AutoModelForAudioClassification",
@@ -30,21 +30,6 @@ PIPELINES = frozenset(
     "text-classification token-classification fill-mask text-generation image-classification video-classification "
     "audio-classification automatic-speech-recognition image-text-to-text".split()
 )
-# BART's classes for generation stand in three lists; the first of them here is the right one
-_CLASSES_OF: Mapping[str, Mapping[str, Any]] = {
-    "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    "AutoModelForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    "AutoModelForTokenClassification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    "AutoModelForMultipleChoice": auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
-    "AutoModelForQuestionAnswering": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    "AutoModelForMaskedLM": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    "AutoModelForImageClassification": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    "AutoModelForVideoClassification": auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
-    "AutoModelForAudioClassification": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    "AutoModelForSpeechSeq2Seq": auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-    "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-}
 
 
 def classes_of(config: Mapping[str, Any]) -> list[str]:
@@ -67,10 +52,10 @@ def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | Non
         Such as "AutoModelForSequenceClassification"; None if neither is known.
     """
     for architecture in architectures or ():
-        for name, classes in _CLASSES_OF.items():
-            # A few model types have several classes for one task
-            if any(architecture == c or (not isinstance(c, str) and architecture in c) for c in classes.values()):
-                return name
+        for name in dict.fromkeys(AUTO_CLASSES.values()):
+            for known in auto_class(name)._model_mapping._model_mapping.values():
+                if architecture in ([known] if isinstance(known, str) else known):  # some models have several
+                    return name
     return AUTO_CLASSES.get(pipeline_tag)
 
 

@@ -9,14 +9,13 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, ModelCard, ModelCardData
-from transformers import Trainer
-from transformers.modelcard import TrainingSummary
+from huggingface_hub import CommitInfo, ModelCard
 from transformers.trainer_utils import HubStrategy, SaveStrategy
-from transformers.utils import logging
+from transformers.utils import PushInProgress, logging
 
 from .. import __version__
 from .._mixin_base import MixinBase
@@ -26,7 +25,7 @@ from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
 from .client import check_repo_id, connect, failure, reason, repo_name, seconds_to_wait, with_retries
 from .folder import CARD, Checkpoint, Weights, read_checkpoint
-from .model_card import CardFacts, TrainedModel, extended_card, hide_local_base, trainer_card
+from .model_card import CardFacts, rdrop_card
 from .push import push_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -69,14 +68,13 @@ class PublishingMixin(MixinBase):
             return
         for left in Path(self.args.output_dir).glob(f"{_COPY}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        name = check_repo_id(repo_name(self.args.hub_model_id, self.args.output_dir), with_owner=False)
-        private = self.args.hub_private_repo if private is None else private
-        api = connect(token or self.args.hub_token)
+        name = check_repo_id(self._repo_name)
+        connect(token or self.args.hub_token)
         try:
-            self.hub_model_id = with_retries(lambda: api.create_repo(name, private=private, exist_ok=True)).repo_id
+            with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, private))
         except Exception as error:
             refused = failure(f"{name} cannot be pushed to", error)
-            if seconds_to_wait(error, 1.0) is None:
+            if seconds_to_wait(error) is None:
                 raise refused from None
             logger.warning(f"{refused}. Training goes on, and pushing is tried again when there is something to push.")
 
@@ -89,37 +87,21 @@ class PublishingMixin(MixinBase):
         """
         if not self.is_world_process_zero():
             return
+        path = Path(self.args.output_dir, CARD)
         try:
-            self._write_card(*args, **kwargs)
+            _put_aside_if_damaged(path)
+            for picture in map(Path, self.card_facts.pictures):
+                if picture.resolve().parent != path.resolve().parent:
+                    shutil.copy(picture, path.parent)
+            super().create_model_card(*args, **{**self._unnamed_data(), **kwargs})
+            card = ModelCard.load(path, ignore_metadata_errors=True)
+            write_text(path, str(self._with_rdrop(card, kwargs.get("tags"))))
         except Exception as error:  # a training shall not end over a card
-            path = Path(self.args.output_dir) / CARD
             logger.error(
                 f"{path} could not be written: {type(error).__name__}: {reason(error)}. The training goes on; call "
                 "trainer.create_model_card() when that is mended"
             )
-            with suppress(OSError):
-                os.replace(path, path.with_name(f"{CARD}.old"))
-
-    def _write_card(self, *args, **kwargs) -> None:
-        path = Path(self.args.output_dir) / CARD
-        present = _metadata_of(path)
-        for picture in map(Path, self.card_facts.pictures):
-            if picture.resolve().parent != path.resolve().parent:
-                shutil.copy(picture, path.parent)
-        trained = self._trained_model()
-        if getattr(super().create_model_card, "__func__", None) is Trainer.create_model_card:
-            card = trainer_card(self._training_summary(present.tags, *args, **kwargs), trained, self.card_facts)
-            model = self.accelerator.unwrap_model(self.model)
-            if hasattr(model, "create_or_update_model_card"):  # PEFT's, which adds its tags and version to the file
-                write_text(path, str(card))
-                model.create_or_update_model_card(self.args.output_dir)
-                tags, card = card.data.tags, ModelCard.load(path)
-                card.data.tags = list(dict.fromkeys([*tags, *card.data.tags]))
-                hide_local_base(card)
-        else:
-            super().create_model_card(*args, **{**self._unnamed_data(), **kwargs})
-            card = extended_card(ModelCard.load(path, ignore_metadata_errors=True), trained, self.card_facts)
-        write_text(path, str(card))
+            _put_aside(path)
 
     def _unnamed_data(self) -> dict[str, Any]:
         """The arguments without which `Trainer` would guess data sets, where every card maker down to it takes them."""
@@ -128,38 +110,30 @@ class PublishingMixin(MixinBase):
         hands_on = all(any(p.kind == p.VAR_KEYWORD or p.name == "dataset_tags" for p in each) for each in parameters)
         return dict(_UNNAMED_DATA) if hands_on else {}
 
-    def _training_summary(self, present_tags: list[str] | None, *args, **kwargs) -> TrainingSummary:
-        """What `Trainer` knows of the training, for the arguments of `Trainer.create_model_card`."""
-        given = inspect.signature(Trainer.create_model_card).bind(self, *args, **kwargs).arguments
-        given = {
-            **_UNNAMED_DATA,
-            **{name: value for name, value in given.items() if name != "self" and value is not None},
-        }
-        if "tags" in given:
-            tags = [given["tags"]] if isinstance(given["tags"], str) else given["tags"]
-            given["tags"] = list(dict.fromkeys([*tags, *(present_tags or ())]))
-        return TrainingSummary.from_trainer(self, **given)
-
-    def _trained_model(self) -> TrainedModel:
-        settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
+    def _with_rdrop(self, card: ModelCard, tags: str | list[str] | None) -> ModelCard:
+        """A card that the base trainer wrote, with what is known of R-Drop and of the present weights."""
+        settings, facts = RDropArguments.of(self.args), self.card_facts
+        model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        rows = self.eval_dataset
+        sets = {f"eval_{name}": part for name, part in rows.items()} if isinstance(rows, Mapping) else {"eval": rows}
+        facts = replace(
+            facts,
+            tags=[*facts.tags, *([tags] if isinstance(tags, str) else tags or ())],  # PEFT's card loses them
+            scores={**scores_now(self.state.log_history, self.state.global_step, best), **facts.scores},
+            evaluation_sets={**{key: EvaluationSet.of(part) for key, part in sets.items()}, **facts.evaluation_sets},
+        )
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
-        return TrainedModel(
+        return rdrop_card(
+            card,
+            facts,
+            settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
             architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a new class of each
             base=getattr(model.config, "_name_or_path", None) or "",
-            settings=settings,
-            block=settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
-            scores=scores_now(self.state.log_history, self.state.global_step, best),
-            evaluation_sets=self._evaluation_sets(),
             repo_id=self.hub_model_id or self.args.hub_model_id,
         )
-
-    def _evaluation_sets(self) -> dict[str, EvaluationSet]:
-        if isinstance(self.eval_dataset, Mapping):
-            return {f"eval_{name}": EvaluationSet.of(rows) for name, rows in self.eval_dataset.items()}
-        return {"eval": EvaluationSet.of(self.eval_dataset)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """`Trainer.save_model`. If a push in it fails, the failure is logged and the script goes on."""
@@ -191,15 +165,15 @@ class PublishingMixin(MixinBase):
             HubError: the Hub refused or could not be reached; everything is in `output_dir`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self._finish_current_push()  # it reads the files that are about to be written
+        self._finish_current_push()  # before the files that it names are written again
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         tags = kwargs.pop("tags", None) or []
-        tags = [tags] if isinstance(tags, str) else list(tags)
-        tags += [tag for tag in getattr(self.model, "model_tags", None) or [] if tag not in tags]
-        self.create_model_card(**{"model_name": self._repo_name.split("/")[-1], "tags": tags or None, **kwargs})
-        return self._push(commit_message, blocking, token, revision, private)
+        tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(self.model, "model_tags", None) or ())]
+        name = self._repo_name.split("/")[-1]
+        self.create_model_card(**{"model_name": name, "tags": list(dict.fromkeys(tags)) or None, **kwargs})
+        return self._push(commit_message, blocking, token=token, revision=revision, private=private)
 
     @property
     def _repo_name(self) -> str:
@@ -209,6 +183,7 @@ class PublishingMixin(MixinBase):
         self,
         message: str | None,
         blocking: bool,
+        *,
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
@@ -234,10 +209,10 @@ class PublishingMixin(MixinBase):
         with ExitStack() as until_pushed:  # the copy goes when it has arrived, or when it cannot be made
             copy = tempfile.TemporaryDirectory(prefix=_COPY, dir=self.args.output_dir, ignore_cleanup_errors=True)
             checkpoint = checkpoint.copied_to(Path(until_pushed.enter_context(copy)), finished)
-            if self._pusher is None:
-                self._pusher = ThreadPoolExecutor(max_workers=1)  # one after the other
-            self.push_in_progress = self._pusher.submit(push, checkpoint, until_pushed.pop_all())
-        return self.push_in_progress
+            self._pusher = self._pusher or ThreadPoolExecutor(max_workers=1)  # one after the other
+            pushed = self._pusher.submit(push, checkpoint, until_pushed.pop_all())
+        self.push_in_progress = PushInProgress([pushed])  # type: ignore[arg-type]  # it says one, and takes several
+        return pushed
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint while training goes on, unless the last push is still running."""
@@ -248,7 +223,7 @@ class PublishingMixin(MixinBase):
                 f"hub_strategy {self.args.hub_strategy.value}: the model is pushed at every save; optimizer states and "
                 "other pickled files are not, they stay in the checkpoint folders"
             )
-        if not (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.done()):
+        if not (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
             return
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
@@ -266,23 +241,19 @@ class PublishingMixin(MixinBase):
         except Exception as error:  # a training shall not end over a push
             logger.error(f"Training goes on, but {checkpoint_folder} is not pushed: {reason(error)}")
 
-    def _finish_current_push(self) -> None:
-        if getattr(self, "push_in_progress", None) is not None and not self.push_in_progress.done():
-            logger.warning("Waiting until the checkpoint that is being pushed has arrived.")
-            self.push_in_progress.exception()
+
+def _put_aside(path: Path) -> None:
+    with suppress(OSError):
+        os.replace(path, path.with_name(f"{path.name}.old"))
 
 
-def _metadata_of(path: Path) -> ModelCardData:
-    """The metadata of the card that is there. A card whose metadata cannot be read is put aside."""
-    if not path.exists():
-        return ModelCardData()
+def _put_aside_if_damaged(path: Path) -> None:
+    """Put a card aside whose metadata `Trainer` could not read."""
     try:
-        return ModelCard.load(path).data
+        ModelCard.load(path) if path.exists() else None
     except Exception as error:  # YAML and encodings raise their own errors
-        aside = path.with_name(path.name + ".old")
-        logger.warning(f"{path}: its metadata cannot be read ({type(error).__name__}); it is now {aside.name}")
-        os.replace(path, aside)
-        return ModelCardData()
+        logger.warning(f"{path}: its metadata cannot be read ({type(error).__name__}); it is now {path.name}.old")
+        _put_aside(path)
 
 
 def _log_failure(push: Future[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
@@ -12,7 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from ..errors import HubError, InputError
 from .client import check_repo_id, connect, failure, reason, with_retries
-from .download import RemoteFile
+from .download import differs, hashes_of
 from .folder import CARD, Checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def push_checkpoint(
     A report that the card links is pushed too. Optimizer states, checkpoints in subfolders, pickled files, logs and
     results are not. Everything is checked before the first byte is sent, and what was checked is what is sent. One
     commit adds the files, and deletes those of an earlier checkpoint; then its files are compared with those that were
-    meant. Rate limits, server errors and dropped connections are tried again after a wait; a commit whose answer was
-    lost is not made twice. The folder is not changed.
+    meant. A repository that has just these files gets no commit. Rate limits, server errors and dropped connections are
+    tried again after a wait; a commit whose answer was lost is not made twice. The folder is not changed.
 
     Args:
         path: the folder, or what `read_checkpoint` found in it.
@@ -47,7 +47,7 @@ def push_checkpoint(
         create_pr: open a pull request instead of changing the branch main.
 
     Returns:
-        The commit, with `oid`, `commit_url` and, for a pull request, `pr_url`.
+        The commit that holds the checkpoint, with `oid`, `commit_url` and, for a pull request, `pr_url`.
 
     Raises:
         InputError: the folder holds no whole checkpoint, or holds a token; it changes meanwhile; the name or the token
@@ -56,27 +56,27 @@ def push_checkpoint(
         HubError: the Hub refused, could not be reached, or was silent for a minute: the message has the command to go
             on with. Or the commit does not hold what was meant.
     """
-    check_repo_id(repo_id, with_owner=False)
+    check_repo_id(repo_id)
     if create_pr and revision not in (None, MAIN):
         raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path, token)
     folder = checkpoint.folder
-    if not checkpoint.has_card:
-        logger.warning(f"{folder}: has no {CARD}, so the card says little; RDropTrainer.create_model_card writes one")
+    if CARD not in checkpoint.files:
+        logger.warning(
+            f"{folder}: has no {CARD}, so the model is pushed without a card, and not found as one of R-Drop; "
+            "RDropTrainer.create_model_card writes one"
+        )
     command = ["python", "-m", "rdrop_trainer.hub", "push", str(folder), repo_id]
     command += ["--private"] * (private is True) + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
     advice = f"Nothing is lost, all of it is in {folder}. To go on: {shlex.join(command)}"
     api = connect(token)
     try:
-        repo_id = with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-        if private and not with_retries(lambda: api.model_info(repo_id)).private:
-            raise InputError(f"{repo_id}: is there already and public; make it private first, or push to another")
+        repo_id = with_retries(partial(_repository, api, repo_id, private))
         if revision not in (None, MAIN) and not revision.startswith("refs/"):
             with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-        return _commit(
-            api, repo_id, checkpoint, commit_message or "Upload R-Drop checkpoint", revision or MAIN, create_pr
-        )
+        message = commit_message or "Upload R-Drop checkpoint"
+        return with_retries(partial(_commit, api, repo_id, checkpoint, message, revision or MAIN, create_pr))
     except (InputError, HubError):
         raise
     except KeyboardInterrupt:
@@ -91,65 +91,51 @@ def push_checkpoint(
         raise failure(f"{folder} was not pushed to {repo_id}", error, advice) from None
 
 
-def is_pushed(path: str | Path, repo_id: str, token: str | bool | None = None) -> bool:
-    """Whether a repository has on main just what `push_checkpoint` would send there. Nothing is sent.
-
-    Raises:
-        InputError: as `push_checkpoint`, of the folder.
-        HubError: the Hub refused or could not be reached.
-    """
-    checkpoint, api = read_checkpoint(path, token), connect(token)
+def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:
+    """The whole name of a repository, which is made if there is none."""
     try:
-        info = with_retries(lambda: api.model_info(check_repo_id(repo_id), files_metadata=True))
+        found = api.model_info(repo_id)
     except RepositoryNotFoundError:
-        return False
-    except Exception as error:
-        raise failure(f"{repo_id} could not be compared with {path}", error) from None
-    return not _differences(info, checkpoint.contents(repo_id), checkpoint)
+        return api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not found.private:
+        raise InputError(f"{repo_id}: is there already and public; make it private first, or push to another")
+    return found.id
 
 
 def _commit(
     api: HfApi, repo_id: str, checkpoint: Checkpoint, message: str, revision: str, create_pr: bool
 ) -> CommitInfo:
-    """Make the commit, and compare its files. A further try sends no file twice and makes no second commit."""
-    contents = checkpoint.contents(repo_id)
-    before = with_retries(lambda: _requests(api, repo_id, message)) if create_pr else {}
-    tried = False
-
-    def attempt() -> CommitInfo:
-        nonlocal tried
-        head = api.model_info(repo_id, revision=revision)
-        there = {file.rfilename for file in head.siblings or ()}
-        if not checkpoint.has_card and CARD in there:  # a made-up card takes no other's place
-            contents.pop(CARD, None)
-        if create_pr and tried:  # its answer may have been lost
-            for number, url in _requests(api, repo_id, message).items():
-                info = api.model_info(repo_id, revision=f"refs/pr/{number}", files_metadata=True)
-                if number not in before and not _differences(info, contents, checkpoint):
-                    address = f"{api.endpoint}/{repo_id}/commit/{info.sha}"
-                    return CommitInfo(address, commit_message=message, commit_description="", oid=info.sha, pr_url=url)
-        tried = True
-        # Made anew for each try: the client keeps in them what it knew of the repository
-        added = [CommitOperationAdd(n, c if isinstance(c, bytes) else str(c)) for n, c in contents.items()]
-        deleted = [CommitOperationDelete(name) for name in sorted(there) if checkpoint.replaces(name)]
-        api.preupload_lfs_files(repo_id, added, revision=revision, create_pr=create_pr, free_memory=False)
-        checkpoint.check_unchanged()
-        if ignored := [addition.path_in_repo for addition in added if getattr(addition, "_should_ignore", False)]:
-            raise InputError(f"{repo_id}: its .gitignore names {', '.join(ignored)}, which would be left out; mend it")
-        # With the parent named, a commit whose answer was lost is not made twice
-        return api.create_commit(
-            repo_id,
-            [*added, *deleted],
-            commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=head.sha,
-        )
-
-    commit = with_retries(attempt)
-    held = commit.pr_revision or commit.oid
-    info = with_retries(lambda: api.model_info(repo_id, revision=held, files_metadata=True))
-    if wrong := _differences(info, contents, checkpoint):
+    """The commit or pull request that holds a checkpoint: the one that is there, by a try whose answer was lost say, or
+    a new one, whose files are compared.
+    """
+    head = api.model_info(repo_id, revision=revision, files_metadata=True)
+    places: list[tuple[str, str | None]] = [(revision, None)]
+    if create_pr:
+        requests = api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open")
+        places += [(f"refs/pr/{request.num}", request.url) for request in requests if request.title == message]
+    for place, url in places:
+        info = head if place == revision else api.model_info(repo_id, revision=place, files_metadata=True)
+        if not _differences(info, checkpoint, repo_id):
+            address = f"{api.endpoint}/{repo_id}/commit/{info.sha}"
+            return CommitInfo(address, commit_message=message, commit_description="", oid=str(info.sha), pr_url=url)
+    # Made anew for each try: the client keeps in them what it knew of the repository
+    contents = checkpoint.contents(repo_id).items()
+    added = [CommitOperationAdd(name, c if isinstance(c, bytes) else str(c)) for name, c in contents]
+    deleted = [CommitOperationDelete(name) for name in sorted(hashes_of(head)) if checkpoint.replaces(name)]
+    api.preupload_lfs_files(repo_id, added, revision=revision, create_pr=create_pr, free_memory=False)
+    checkpoint.check_unchanged()
+    if ignored := [addition.path_in_repo for addition in added if getattr(addition, "_should_ignore", False)]:
+        raise InputError(f"{repo_id}: its .gitignore names {', '.join(ignored)}, which would be left out; mend it")
+    commit = api.create_commit(
+        repo_id,
+        [*added, *deleted],
+        commit_message=message,
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=head.sha,  # so that one whose answer was lost is not made twice
+    )
+    info = api.model_info(repo_id, revision=commit.pr_revision or commit.oid, files_metadata=True)
+    if wrong := _differences(info, checkpoint, repo_id):
         raise HubError(
             f"{checkpoint.folder} is not whole in {commit.commit_url}: {', '.join(wrong)} differ from what was sent; "
             "look at it there, then push again"
@@ -157,14 +143,8 @@ def _commit(
     return commit
 
 
-def _requests(api: HfApi, repo_id: str, title: str) -> dict[int, str]:
-    """The pull requests with a title: number -> address."""
-    requests = api.get_repo_discussions(repo_id, discussion_type="pull_request")
-    return {request.num: request.url for request in requests if request.title == title}
-
-
-def _differences(info: ModelInfo, contents: Mapping[str, bytes | Path], checkpoint: Checkpoint) -> list[str]:
+def _differences(info: ModelInfo, checkpoint: Checkpoint, repo_id: str) -> list[str]:
     """Names of files that a commit does not have as they were meant, or has and should not."""
-    there = {file.rfilename: RemoteFile.of(file) for file in info.siblings or ()}
-    wrong = [name for name, content in contents.items() if name not in there or there[name].fault(content)]
+    there = hashes_of(info)
+    wrong = [name for name, content in checkpoint.contents(repo_id).items() if differs(content, there.get(name, ""))]
     return wrong + sorted(name for name in there if checkpoint.replaces(name))

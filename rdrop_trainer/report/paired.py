@@ -6,6 +6,7 @@ They need SciPy, which is part of the extra `report`.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,10 +56,11 @@ class PairedDifference:
         Args:
             difference: in the unit of the values.
         """
-        if not self.std:
+        if not (std := self.std):
             return None
-        sizes = range(2, _MOST_SEEDS + 1)
-        return next((n for n in sizes if _detectable(self.std, n) <= abs(difference)), None)
+        sizes = range(2, _MOST_SEEDS + 1)  # the more pairs, the smaller the difference that they detect
+        place = bisect_left(sizes, True, key=lambda n: _detectable(std, n) <= abs(difference))
+        return sizes[place] if place < len(sizes) else None
 
 
 @dataclass(frozen=True)

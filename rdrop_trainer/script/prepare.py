@@ -176,7 +176,7 @@ def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments
         InputError: the run would push to a repository whose name is none.
     """
     if args.push_to_hub:
-        check_repo_id(repo_name(args.hub_model_id, args.output_dir), with_owner=False)
+        check_repo_id(repo_name(args.hub_model_id, args.output_dir))
     # A trainer creates its folder at once; the temporary folder exists, and stays as it is
     return with_values(args, push_to_hub=False, report_to=[], disable_tqdm=True, output_dir=tempfile.gettempdir())
 

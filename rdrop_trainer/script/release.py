@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import HubError, InputError, one_line
 from ..hub.client import check_repo_id, offline
 from ..hub.collection import keep_collection
-from ..hub.push import is_pushed, push_checkpoint
+from ..hub.push import push_checkpoint
 from ..report.tables import markdown_table
 from ..run_folder import write_text
 from .command_line import CommandLine, parse_arguments
@@ -115,7 +115,8 @@ def release(options: argparse.Namespace) -> int:
             continue
         pair = Pair.best(member.folder, member.names)
         for folder, name in zip(pair.stage(options.token), pair.names, strict=True):
-            print(_pushed(folder, name, options), flush=True)
+            commit = push_checkpoint(folder, name, private=options.private or None, token=options.token)
+            print(f"{name}: {one_line(commit.commit_url)}", flush=True)
         rows[pair.names] = pair.row()
         _collect(options, {name: _note(pair.row()) for name in pair.names})
     if rows:
@@ -125,14 +126,6 @@ def release(options: argparse.Namespace) -> int:
     if incomplete:
         print(f"Left out, because runs failed: {', '.join(map(str, incomplete))}. The same command tries them again.")
     return INCOMPLETE if incomplete else 0
-
-
-def _pushed(folder: Path, name: str, options: argparse.Namespace) -> str:
-    """Push a folder where the repository has something else; a line on it."""
-    if is_pushed(folder, name, options.token):
-        return f"{name}: is there already"
-    commit = push_checkpoint(folder, name, private=options.private or None, token=options.token)
-    return f"{name}: {one_line(commit.commit_url)}"
 
 
 def _collect(options: argparse.Namespace, notes: Mapping[str, str]) -> str:

@@ -102,7 +102,8 @@ class Pair:
             write_text(folder / _REPORT, self._public(report.markdown()))
             for picture in report.pictures:
                 shutil.copy(picture, (folder / _REPORT).parent)
-            card = ModelCard(checkpoint.card, ignore_metadata_errors=True)
+            (folder / CARD).touch()  # a run whose card could not be written has none
+            card = ModelCard.load(folder / CARD, ignore_metadata_errors=True)
             card.data.model_name = name
             before, mark, after = card.text.replace(f"# {source.name}\n", f"# {name}\n", 1).partition(_OURS_BEFORE)
             card.text = f"{before}\n{self._section(arm, report)}{mark}{after}"

@@ -138,8 +138,7 @@ def test_the_best_checkpoint_is_pushed_with_its_own_scores(ada, tmp_path):
     trainer.push_to_hub()
     card = pushed_card(ada)
     assert set(scores(card).values()) == {0.9}
-    results = card.text.split("## R-Drop")[0]
-    assert "eval_accuracy: 0.9000" in results and "0.4" not in results
+    assert "| unknown | eval | accuracy | 0.9000 |" in card.text and "0.4" not in card.text.split("## Model desc")[0]
 
 
 def test_a_failed_push_at_save_model_does_not_end_the_script(ada, tmp_path, caplog):
@@ -389,9 +388,13 @@ def test_data_of_the_hub_know_their_commit(ada, tmp_path):
     expected = Set("rows small", "eve/rows", "small", "test", repo.resolve("main").sha)
     assert Set.of(data) == expected and Set.of(data.select(range(2))) == expected
     trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path / "run", eval_dataset=data)
-    assert trainer._evaluation_sets() == {"eval": expected}
-    trainer.eval_dataset = {"one": data, "two": tiny.dataset()}
-    assert trainer._evaluation_sets() == {"eval_one": expected, "eval_two": Set()}
+    trainer.card_facts = CardFacts(scores={"eval_f1": 1.0, "eval_one_f1": 0.5, "eval_two_f1": 0.25})
+    for sets, places in ((data, {1.0: "test"}), ({"one": data, "two": tiny.dataset()}, {0.5: "test"})):
+        trainer.eval_dataset = sets
+        trainer.create_model_card()
+        card = ModelCard.load(tmp_path / "run" / "README.md")
+        told = {r.metric_value: r.dataset_split for r in card.data.eval_results if r.dataset_type == "eve/rows"}
+        assert told.items() >= places.items() and card.data.datasets == ["eve/rows"]
 
 
 def test_scores_that_are_not_defined_are_in_no_index():
