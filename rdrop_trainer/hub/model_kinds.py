@@ -25,6 +25,7 @@ AUTO_CLASSES = {
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
+_CTC = "AutoModelForCTC"  # the other class of automatic-speech-recognition
 # The tasks among them for which `transformers.pipeline` has a pipeline
 PIPELINES = frozenset(
     "text-classification token-classification fill-mask text-generation image-classification video-classification "
@@ -52,7 +53,7 @@ def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | Non
         Such as "AutoModelForSequenceClassification"; None if neither is known.
     """
     for architecture in architectures or ():
-        for name in dict.fromkeys(AUTO_CLASSES.values()):
+        for name in dict.fromkeys([*AUTO_CLASSES.values(), _CTC]):
             for known in auto_class(name)._model_mapping._model_mapping.values():
                 if architecture in ([known] if isinstance(known, str) else known):  # some models have several
                     return name
@@ -67,4 +68,6 @@ def auto_class(name: str) -> type[Any]:
 def pipeline_tag_of(architecture: str) -> str | None:
     """The Hub's task of a model class; None if transformers does not have the class."""
     name = auto_class_name([architecture])
+    if name == _CTC:
+        return "automatic-speech-recognition"
     return next((tag for tag, auto_name in AUTO_CLASSES.items() if auto_name == name), None)

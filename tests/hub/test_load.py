@@ -269,6 +269,7 @@ TASKS = {
     "bart": "translation",
     "vit": "image-classification",
     "wav2vec2": "audio-classification",
+    "ctc": "automatic-speech-recognition",
 }
 HEADS = {
     "sequence": (tiny.bert, "text-classification"),
