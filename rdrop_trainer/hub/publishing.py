@@ -21,6 +21,7 @@ from transformers.utils import logging
 from .. import __version__
 from .._mixin_base import MixinBase
 from ..dropout import dropout_settings
+from ..objective.noise_of import noise_of
 from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
@@ -146,11 +147,13 @@ class PublishingMixin(MixinBase):
             model = model.get_base_model()
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
+        block = settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled)
+        noise = noise_of(model, self.args.neftune_noise_alpha)
         return TrainedModel(
             architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a new class of each
             base=getattr(model.config, "_name_or_path", None) or "",
             settings=settings,
-            block=settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
+            block={**block, "noise": "; ".join(map(str, noise)) or "none"},
             scores=scores_now(self.state.log_history, self.state.global_step, best),
             evaluation_sets=self._evaluation_sets(),
             repo_id=self.hub_model_id or self.args.hub_model_id,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..dropout import active_dropout
 from ..glue.tasks import Task
 from ..hub.client import reason
 from ..hub.model_kinds import PIPELINES
+from ..objective.noise_of import noise_of
 from ..report import draw_curves
 from ..run_folder import RESULTS, best_checkpoint, name_of_data, versions, write_json
 from .card import find_baseline, scores_of
@@ -46,7 +46,7 @@ def publish(
         "complete_submissions": {file.path.name: file.complete for file in predicted.files},
         "settings": config.settings,
         "given": sorted(config.given),
-        "has_dropout": bool(active_dropout(prepared.model)),
+        "noise": [str(source) for source in noise_of(prepared.model, args.neftune_noise_alpha)],
         "processes": args.world_size,
         "device": str(args.device),
         "seconds": prepared.clock.seconds,
