@@ -72,10 +72,20 @@ class Adapter:
         return _TASKS.get(str(self.config.get("task_type")))
 
     @property
-    def model_arguments(self) -> dict[str, int]:
+    def model_arguments(self) -> dict[str, Any]:
         """Arguments of the base model's `from_pretrained`, so that the adapter's head takes the place of its own."""
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
-        return {} if head is None else {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
+        found: dict[str, Any] = {}
+        if head is not None:
+            found |= {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
+        known = self.config.get("auto_mapping")  # anybody may have written it
+        known = known if isinstance(known, dict) else {}
+        labels, padding = known.get("id2label"), known.get("pad_token_id")
+        names = list(labels.values()) if isinstance(labels, dict) else []
+        if names and [*labels] == [str(i) for i in range(len(names))] and all(isinstance(n, str) for n in names):
+            found |= {"num_labels": len(names), "ignore_mismatched_sizes": True}
+            found |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        return found | ({"pad_token_id": padding} if type(padding) is int else {})
 
     @property
     def base_name(self) -> str:

@@ -62,6 +62,7 @@ class TrainedModel:
         scores: of the present weights, with their prefix.
         evaluation_sets: prefix of scores -> their data.
         repo_id: repository to push to; None if not known yet.
+        is_adapter: whether it is one of PEFT's; transformers alone loads it with the labels of its base model.
     """
 
     architecture: str
@@ -71,6 +72,7 @@ class TrainedModel:
     scores: Mapping[str, float]
     evaluation_sets: Mapping[str, EvaluationSet]
     repo_id: str | None
+    is_adapter: bool = False
 
 
 def trainer_card(summary: TrainingSummary, trained: TrainedModel, facts: CardFacts) -> ModelCard:
@@ -128,6 +130,7 @@ def _render(data: ModelCardData, trained: TrainedModel, facts: CardFacts, **more
         weights=facts.weights,
         pipeline=data.pipeline_tag if data.pipeline_tag in PIPELINES else None,
         repo_id=trained.repo_id or NO_REPO,
+        is_adapter=trained.is_adapter,
         auto_class=auto_class_name([trained.architecture], data.pipeline_tag) or "AutoModel",
         **more,
     )

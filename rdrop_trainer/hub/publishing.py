@@ -143,7 +143,8 @@ class PublishingMixin(MixinBase):
 
     def _trained_model(self) -> TrainedModel:
         settings, model = RDropArguments.of(self.args), self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "get_base_model"):  # PEFT
+        is_adapter = hasattr(model, "get_base_model")  # PEFT
+        if is_adapter:
             model = model.get_base_model()
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
@@ -157,6 +158,7 @@ class PublishingMixin(MixinBase):
             scores=scores_now(self.state.log_history, self.state.global_step, best),
             evaluation_sets=self._evaluation_sets(),
             repo_id=self.hub_model_id or self.args.hub_model_id,
+            is_adapter=is_adapter,
         )
 
     def _evaluation_sets(self) -> dict[str, EvaluationSet]:

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..glue.features import without_seen_texts
 from ..glue.metrics import load_metric
 from ..hub.client import check_repo_id, repo_name
+from ..objective.head_of import base_model
 from ..objective.noise_of import noise_of
 from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
@@ -81,7 +82,7 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     with clock("load"):
         data = _used_splits(config, whole)
         transformers.set_seed(args.seed)
-        model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train)
+        model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train, config.adapter)
         if args.do_train:
             _check_noise(model, args)
         reader = model.get_encoder() if task.head == "seq2seq" else model
@@ -197,7 +198,9 @@ def _check_noise(model: Any, args: RDropTrainingArguments) -> None:
         noise = [kind for kind in noise if "dropout" not in kind] + ["dropout"] * (args.rdrop_dropout > 0)
     if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
         zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.rdrop_dropout == 0)
+        name = type(base_model(model)).__name__
+        own = "--lora_dropout 0.05 or " if base_model(model) is not model else ""
         raise InputError(
-            f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
-            "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"
+            f"{name} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
+            f"add {own}--dropout 0.1, or --rdrop_allow_deterministic to go on without"
         )

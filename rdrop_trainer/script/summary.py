@@ -43,6 +43,8 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
         loss = f"loss {metrics['train_loss']:.4f}, " if "train_loss" in metrics else ""
         lines.append(f"training  {loss}{metrics['steps']} steps")
         lines.append(f"noise     {'; '.join(results['noise']) or 'none'}")
+        if adapter := results["adapter"]:
+            lines.append("adapter   {trained:,} of {weights:,} weights train, over {base}".format(**adapter))
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
     lines += [f"classes   {_classes(found)} ({split})" for split, found in results["by_class"].items()]
