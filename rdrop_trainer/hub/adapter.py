@@ -72,17 +72,27 @@ class Adapter:
         return _TASKS.get(str(self.config.get("task_type")))
 
     @property
+    def _of_base(self) -> dict[str, Any]:
+        """What the adapter says of its base model, which anybody may have written: its class, or its labels."""
+        found = self.config.get("auto_mapping")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def classes(self) -> list[str]:
+        """The name of the base model's class, which PEFT writes down where it has no name for the task."""
+        name = self._of_base.get("base_model_class")
+        return [name] if isinstance(name, str) else []
+
+    @property
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of the base model's `from_pretrained`, so that the adapter's head takes the place of its own."""
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
         found: dict[str, Any] = {}
         if head is not None:
             found |= {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
-        known = self.config.get("auto_mapping")  # anybody may have written it
-        known = known if isinstance(known, dict) else {}
-        labels, padding = known.get("id2label"), known.get("pad_token_id")
-        names = list(labels.values()) if isinstance(labels, dict) else []
-        if names and [*labels] == [str(i) for i in range(len(names))] and all(isinstance(n, str) for n in names):
+        labels, padding = self._of_base.get("id2label"), self._of_base.get("pad_token_id")
+        names = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else []
+        if names and all(isinstance(name, str) for name in names):
             found |= {"num_labels": len(names), "ignore_mismatched_sizes": True}
             found |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         return found | ({"pad_token_id": padding} if type(padding) is int else {})

@@ -258,9 +258,8 @@ def describe_base(config: Any, adapter: Adapter) -> None:
     for name, value in adapter.model_arguments.items():
         if name != "ignore_mismatched_sizes":
             setattr(config, name, value)
-    mapping = adapter.config.get("auto_mapping") or {}
-    known = AUTO_CLASSES.get(adapter.task, "").removeprefix("AutoModel") or mapping.get("base_model_class")
-    config.architectures = [known] if known else config.architectures
+    known = AUTO_CLASSES.get(adapter.task, "").removeprefix("AutoModel")
+    config.architectures = [known] if known else adapter.classes or config.architectures
 
 
 def with_saved_adapter(
