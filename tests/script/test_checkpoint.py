@@ -7,13 +7,19 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    BartConfig,
     BartForQuestionAnswering,
     BartForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    Qwen2Config,
     T5Config,
 )
 
 from rdrop_trainer import trainer
 from rdrop_trainer.glue.tasks import get_task
+from rdrop_trainer.script.adapter import four_bit
 from rdrop_trainer.script.arguments import ModelArguments
 from rdrop_trainer.script.checkpoint import load_checkpoint, max_positions
 from rdrop_trainer.script.cost import peak_memory
@@ -67,6 +73,27 @@ def test_memory_is_that_of_the_device_of_the_run():
     """A machine may have a GPU that a run does not use."""
     found = peak_memory(torch.device("cpu"))
     assert found is None or (found["of"] == "process" and found["bytes"] > 2**20)
+
+
+# ---- Adapters ----
+
+
+@pytest.mark.parametrize(
+    "config, head",
+    [
+        (BertConfig, ["classifier"]),
+        (DistilBertConfig, ["pre_classifier", "classifier"]),
+        (DebertaV2Config, ["pooler", "classifier"]),
+        (BartConfig, ["classification_head"]),
+        (Qwen2Config, ["score"]),
+    ],
+)
+def test_the_head_is_not_held_in_4_bits(config, head, monkeypatch):
+    """It is trained whole."""
+    monkeypatch.setattr("transformers.BitsAndBytesConfig", dict)  # which looks for bitsandbytes
+    made = four_bit(AutoModelForSequenceClassification, config(), "bfloat16")
+    assert made.pop("llm_int8_skip_modules") == head
+    assert made == {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
 
 
 # ---- Positions ----
