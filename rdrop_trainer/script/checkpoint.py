@@ -16,17 +16,10 @@ from ..glue.tasks import Task
 from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES, auto_class
-from .adapter import (
-    AdapterArguments,
-    base_of,
-    describe_base,
-    four_bit,
-    saved_adapter,
-    with_new_adapter,
-    with_saved_adapter,
-)
+from .adapter import AdapterArguments, four_bit, with_new_adapter
 from .arguments import ModelArguments
 from .processors import PROCESSORS
+from .saved_adapter import base_of, describe_base, saved_adapter, with_saved_adapter
 
 logger = logging.getLogger(__name__)
 

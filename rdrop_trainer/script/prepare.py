@@ -21,6 +21,7 @@ from ..objective.head_of import base_model
 from ..objective.noise_of import noise_of
 from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
+from .adapter import check_pushable
 from .card import card_facts
 from .checkpoint import load_checkpoint, max_positions
 from .cost import Clock
@@ -85,6 +86,8 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
         model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train, config.adapter)
         if args.do_train:
             _check_noise(model, args)
+            if args.push_to_hub:
+                check_pushable(model)
         reader = model.get_encoder() if task.head == "seq2seq" else model
         max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, reader)
         data_args, args = config.data, with_values(args)  # the trainer's own

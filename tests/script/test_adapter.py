@@ -141,12 +141,14 @@ def test_a_pushed_adapter_is_used_with_its_base(bases, here, ada):
     assert results("again")["metrics"]["eval_loss"] == results(here / "gone")["metrics"]["eval_loss"]
 
 
-def test_modules_that_are_not_there(bases, here, capsys):
+def test_what_no_adapter_can_do(bases, here, capsys):
     flags = ["--model_name_or_path", bases / "qwen2", "--use_cpu True --output_dir x", FILES]
     assert "cannot be adapted: " in fails(capsys, *flags, "--lora_target_modules none_such")
     said = fails(capsys, *flags, "--lora_modules_to_save none_such")
     assert "Qwen2ForSequenceClassification has no module of this name" in said
     said = fails(capsys, *flags, "--lora_dropout 0")
     assert "Qwen2ForSequenceClassification has no active dropout" in said and "--lora_dropout 0.05 or --dropout" in said
+    said = fails(capsys, *flags, "--push_to_hub")
+    assert f"the base model of the adapter is the folder {bases / 'qwen2'}, which others do not have" in said
     plain = ["--model_name_or_path", bases / "qwen2", "--validation_file a.csv --train_file a.csv --output_dir x"]
     assert "is no adapter, and this run does not train one" in fails(capsys, *plain, "--use_peft --do_eval")
