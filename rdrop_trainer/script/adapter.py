@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .arguments import ModelArguments
 
 # What PEFT calls the tasks; without a name it wraps a model of any other task as well
 _TASK_TYPES = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS", "question": "QUESTION_ANS", "seq2seq": "SEQ_2_SEQ_LM"}
@@ -90,20 +91,20 @@ def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any], use
         )
 
 
-def four_bit(build: Any, config: Any, dtype: str) -> Any:
+def four_bit(build: Any, config: Any, arguments: ModelArguments) -> Any:
     """The quantization of QLoRA: all weights but those of the head.
 
     Args:
         build: the Auto class of the model.
         config: of the model.
-        dtype: the type to compute in.
+        arguments: of the model; it is computed in their `dtype`.
     """
     import torch
     import transformers
 
     with torch.device("meta"):
-        head = head_modules(build.from_config(config))
-    compute = {} if dtype == "auto" else {"bnb_4bit_compute_dtype": dtype}
+        head = head_modules(build.from_config(config, trust_remote_code=arguments.trust_remote_code))
+    compute = {} if arguments.dtype == "auto" else {"bnb_4bit_compute_dtype": arguments.dtype}
     # Without a list of its own, transformers leaves the output of a language model out
     skipped = {"llm_int8_skip_modules": head} if head else {}
     return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **compute, **skipped)

@@ -74,7 +74,7 @@ def load_checkpoint(
     options = {**found.options, "config": config, "dtype": arguments.dtype, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = new_head or adapter is not None
     if lora.load_in_4bit:
-        options["quantization_config"] = four_bit(cls, config, arguments.dtype)
+        options["quantization_config"] = four_bit(cls, config, arguments)
     model, report = _load(cls, found.base, options)
     if hasattr(model, "score"):  # a decoder's classifier, which looks for the last token that is no padding
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

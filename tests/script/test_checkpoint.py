@@ -114,7 +114,7 @@ def test_the_padding_token_of_a_decoder_is_that_of_its_tokenizer(own, padding, m
 def test_the_head_is_not_held_in_4_bits(config, head, monkeypatch):
     """It is trained whole."""
     monkeypatch.setattr("transformers.BitsAndBytesConfig", dict)  # which looks for bitsandbytes
-    made = four_bit(AutoModelForSequenceClassification, config(), "bfloat16")
+    made = four_bit(AutoModelForSequenceClassification, config(), ModelArguments(dtype="bfloat16"))
     assert made.pop("llm_int8_skip_modules") == head
     assert made == {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
 
