@@ -18,7 +18,6 @@ from transformers.utils import logging
 from ._dropout_places import (
     CONFIG_NAME,
     DROPOUT_NAME,
-    OTHER_NOISE,
     config_entries,
     configs_of,
     entries,
@@ -154,12 +153,6 @@ def set_config_dropout(config: Any, p: float) -> None:
 def dropout_settings(config: Any) -> dict[str, float]:
     """The dropout entries of a configuration and of its nested configurations, by name, without those of None."""
     return {path: entries(owner)[key] for owner, key, path in config_entries(config, CONFIG_NAME)}
-
-
-def has_other_noise(model: nn.Module) -> bool:
-    """Whether a configuration of the model asks for another kind of noise: LayerDrop or stochastic depth."""
-    found = (entry for config in configs_of(model) for entry in config_entries(config, OTHER_NOISE))
-    return any(entries(owner)[key] > 0 for owner, key, _ in found)
 
 
 # ---- What is missing, and what was not set ----

@@ -141,9 +141,9 @@ class RDropArguments:
     rdrop_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Set every dropout of the model to this probability, in [0, 1), with alpha 0 too. R-Drop needs "
-            "dropout: the Chinese text classification of bojone/r-drop used 0.3, most BERT models come with 0.1, "
-            "ModernBERT and most decoder models with 0. Default: as the model has it."
+            "help": "Set every dropout of the model, and of an adapter, to this probability, in [0, 1), with alpha 0 "
+            "too. R-Drop needs dropout: the Chinese text classification of bojone/r-drop used 0.3, most BERT models "
+            "come with 0.1, ModernBERT and most decoder models with 0. Default: as the model has it."
         },
     )
 

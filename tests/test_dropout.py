@@ -28,7 +28,8 @@ from transformers import (
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments
 from rdrop_trainer import dropout as module
-from rdrop_trainer.dropout import active_dropout, dropout_settings, has_other_noise, set_dropout
+from rdrop_trainer.dropout import active_dropout, dropout_settings, set_dropout
+from rdrop_trainer.objective.noise_of import noise_of
 from support import tiny
 from support.device import USE_CPU
 
@@ -221,7 +222,7 @@ def test_configurations_of_any_type(config):
     """transformers' own `RegressionModel` has None, PEFT a dict for a model without one."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
     model.config = config
-    assert not has_other_noise(model)
+    assert [source.kind for source in noise_of(model)] == ["dropout"]
     set_dropout(model, 0.3)
     settings = dropout_settings(config)
     assert settings == (

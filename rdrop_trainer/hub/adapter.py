@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -35,6 +36,7 @@ class Adapter:
         revision: of the base model; None for its newest.
         task: the Hub's task that it was trained for; None where it is not known.
         shapes: name of a tensor, as in the base model -> its shape.
+        config: what PEFT wrote down.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Adapter:
     revision: str | None
     task: str | None
     shapes: dict[str, list[int]]
+    config: dict[str, Any]
 
     @classmethod
     def of(cls, source: str, folder: Path) -> Adapter | None:
@@ -71,7 +74,7 @@ class Adapter:
                 shapes = {n.removeprefix(_WRAPPED): tensors.get_slice(n).get_shape() for n in tensors.keys()}
         except SafetensorError as error:
             raise InputError(f"{source}: {_WEIGHTS} is damaged: {error}") from error
-        return cls(folder, base, revision, _TASKS.get(str(config.get("task_type"))), shapes)
+        return cls(folder, base, revision, _TASKS.get(str(config.get("task_type"))), shapes, config)
 
     def base_folder(self, source: str, fetch: Callable[..., Path]) -> Path:
         """The folder of the base model. Only an adapter in a local folder may name another local folder.
@@ -84,7 +87,27 @@ class Adapter:
         return Path(self.base) if is_own else fetch(self.base, revision=self.revision)
 
     @property
-    def model_arguments(self) -> dict[str, int]:
+    def _of_base(self) -> dict[str, Any]:
+        """What the adapter says of its base model, which anybody may have written: its class, or its labels."""
+        found = self.config.get("auto_mapping")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def classes(self) -> list[str]:
+        """The name of the base model's class, which PEFT writes down where it has no name for the task."""
+        name = self._of_base.get("base_model_class")
+        return [name] if isinstance(name, str) else []
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
         """Arguments of the base model's `from_pretrained`, so that the adapter's head takes the place of its own."""
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)
-        return {} if head is None else {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
+        found: dict[str, Any] = {}
+        if head is not None:
+            found |= {"num_labels": self.shapes[head][0], "ignore_mismatched_sizes": True}
+        labels, padding = self._of_base.get("id2label"), self._of_base.get("pad_token_id")
+        names = [labels.get(str(i)) for i in range(len(labels))] if isinstance(labels, dict) else []
+        if names and all(isinstance(name, str) for name in names):
+            found |= {"num_labels": len(names), "ignore_mismatched_sizes": True}
+            found |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        return found | ({"pad_token_id": padding} if type(padding) is int else {})

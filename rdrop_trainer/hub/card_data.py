@@ -80,7 +80,7 @@ def settings_block(
         with_unlabeled: whether unlabeled rows were trained on.
 
     Returns:
-        alpha, num_passes, every_n_steps, warmup_steps, forward_mode, reduction and, with unlabeled rows,
+        alpha, num_passes, every_n_steps, row_share, warmup_steps, forward_mode, reduction and, with unlabeled rows,
         unlabeled_ratio, and problem and heads (their JSON) where they are set, as in `RDropArguments`; dropout and
         version.
     """

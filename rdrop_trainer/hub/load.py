@@ -84,7 +84,7 @@ def load_checkpoint(
     if not trust_remote_code:
         _check_no_code(source, config)
     # An adapter brings its own head, so the head of its base model says nothing
-    name = (auto_class_name((), adapter.task) if adapter else None) or _auto_class_of(source, config, card)
+    name = (auto_class_name(adapter.classes, adapter.task) if adapter else None) or _auto_class_of(source, config, card)
     options = {"trust_remote_code": trust_remote_code}
     try:
         model = _model(source, name, model_folder, adapter, {**options, **model_arguments})

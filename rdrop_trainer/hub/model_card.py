@@ -52,7 +52,14 @@ class CardFacts:
 
 
 def rdrop_card(
-    card: ModelCard, facts: CardFacts, block: Mapping[str, Any], *, architecture: str, base: str, repo_id: str | None
+    card: ModelCard,
+    facts: CardFacts,
+    block: Mapping[str, Any],
+    *,
+    architecture: str,
+    base: str,
+    repo_id: str | None,
+    is_adapter: bool = False,
 ) -> ModelCard:
     """The card that a trainer wrote, with our metadata, our section, and the scores of the weights that it is about.
 
@@ -63,6 +70,7 @@ def rdrop_card(
         architecture: class name of the model.
         base: name or path of the model that training started from; empty for random weights.
         repo_id: repository to push to; None if not known yet.
+        is_adapter: whether it is one of PEFT's; transformers alone loads it with the labels of its base model.
     """
     hide_local_base(card)
     data, sets, scores = card.data, facts.evaluation_sets, numbers(facts.scores)
@@ -99,6 +107,7 @@ def rdrop_card(
         weights=facts.weights,
         pipeline=data.pipeline_tag if data.pipeline_tag in PIPELINES else None,
         repo_id=repo_id or NO_REPO,
+        is_adapter=is_adapter,
         auto_class=auto_class_name([architecture], data.pipeline_tag) or "AutoModel",
     )
 

@@ -20,6 +20,7 @@ from transformers.utils import PushInProgress, logging
 from .. import __version__
 from .._mixin_base import MixinBase
 from ..dropout import dropout_settings
+from ..objective.noise_of import noise_of
 from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
 from .card_data import EvaluationSet, scores_now, settings_block
@@ -49,6 +50,7 @@ class PublishingMixin(MixinBase):
 
     card_facts: CardFacts
     unlabeled_dataset: Any
+    second_view: Any
     args: Any  # its strategies are texts to a type checker, but members of an enumeration
     push_in_progress: Any
 
@@ -114,7 +116,8 @@ class PublishingMixin(MixinBase):
         """A card that the base trainer wrote, with what is known of R-Drop and of the present weights."""
         settings, facts = RDropArguments.of(self.args), self.card_facts
         model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "get_base_model"):  # PEFT
+        is_adapter = hasattr(model, "get_base_model")  # PEFT
+        if is_adapter:
             model = model.get_base_model()
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         rows = self.eval_dataset
@@ -126,13 +129,16 @@ class PublishingMixin(MixinBase):
             evaluation_sets={**{key: EvaluationSet.of(part) for key, part in sets.items()}, **facts.evaluation_sets},
         )
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
+        block = settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled)
+        noise = [*map(str, noise_of(model, self.args.neftune_noise_alpha)), *["a second view"] * bool(self.second_view)]
         return rdrop_card(
             card,
             facts,
-            settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled),
+            {**block, "noise": "; ".join(noise) or "none"},
             architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a new class of each
             base=getattr(model.config, "_name_or_path", None) or "",
             repo_id=self.hub_model_id or self.args.hub_model_id,
+            is_adapter=is_adapter,
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

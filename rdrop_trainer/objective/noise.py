@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..dropout import ActiveDropout, active_dropout, dropout_settings, has_other_noise
+from ..dropout import dropout_settings
+from .noise_of import Noise, noise_of
 from .window import Window
 
 logger = logging.get_logger(__name__)
 
-# Where there is dropout, so many windows may pass before it shows: LoRA starts with a matrix of zeros after its
+# Where there is noise, so many windows may pass before it shows: LoRA starts with a matrix of zeros after its
 # dropout, and a learning-rate warm-up keeps it there for a while
 PATIENCE = 20
 # So many items of a micro-batch are compared: each has gone through every dropout of the model
@@ -75,10 +76,10 @@ class NoiseWatch:
         if differ:
             return None
         windows_alike = self.windows_alike + (self.last is not window)
-        active = active_dropout(model)
-        if (active or has_view or has_other_noise(model)) and windows_alike < PATIENCE:
+        sources = noise_of(model)
+        if (sources or has_view) and windows_alike < PATIENCE:
             return replace(self, windows_alike=windows_alike, last=window)
-        message = _no_noise(model, len(passes), active, has_view)
+        message = _no_noise(model, len(passes), sources, has_view)
         if not allowed:
             raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
         logger.warning(message)
@@ -94,7 +95,7 @@ def is_rounding(passes: torch.Tensor) -> bool:
     return bool(spread <= torch.finfo(passes.dtype).eps ** 0.5 * passes[:, finite].abs().max())
 
 
-def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout], has_view: bool = False) -> str:
+def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view: bool = False) -> str:
     """Why R-Drop does nothing on this model, and what to do."""
     name = type(model).__name__
     if has_view:
@@ -102,12 +103,11 @@ def _no_noise(model: nn.Module, num_passes: int, active: list[ActiveDropout], ha
             f"The {num_passes} passes of {name} are still identical after {PATIENCE} R-Drop steps: what second_view "
             "changes does not reach the predictions, nor does any dropout, so R-Drop has no effect."
         )
-    if active:
-        places = ", ".join(map(str, active[:3]))
+    if sources:
         return (
             f"The {num_passes} passes of {name} are still identical after {PATIENCE} R-Drop steps, although it has "
-            f"active dropout ({places}): that does not reach the predictions, so R-Drop has no effect. Set dropout "
-            "where it does, for example everywhere with rdrop_trainer.dropout.set_dropout(model, 0.1)."
+            f"noise: {'; '.join(map(str, sources))}. That does not reach the predictions, so R-Drop has no effect. Set "
+            "dropout where it does, for example everywhere with rdrop_trainer.dropout.set_dropout(model, 0.1)."
         )
     config = getattr(model, "config", None)
     zeros = [key for key, p in dropout_settings(config).items() if p == 0] if config is not None else []

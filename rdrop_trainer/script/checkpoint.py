@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..glue.features import LabelMap, are_nameless, match_labels
 from ..glue.tasks import Task
+from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES, auto_class
+from .adapter import AdapterArguments, four_bit, with_new_adapter
 from .arguments import ModelArguments
 from .processors import PROCESSORS
+from .saved_adapter import base_of, describe_base, saved_adapter, with_saved_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ _POSITION_TABLES = ("position_embeddings", "embed_positions", "positions_embed",
 
 
 def load_checkpoint(
-    arguments: ModelArguments, task: Task, will_train: bool
+    arguments: ModelArguments, task: Task, will_train: bool, lora: AdapterArguments | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, LabelMap | None]:
     """Load a model and its tokenizer for a task.
 
@@ -32,6 +36,8 @@ def load_checkpoint(
         arguments: which model.
         task: its labels become the model's, unless the model has the same labels in another order.
         will_train: whether a head for other labels may be replaced by a new one; its weights are then random.
+        lora: whether the model gets an adapter to train; default none. A model that is a saved adapter comes with its
+            base model, and as a `PeftModel`.
 
     Returns:
         Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
@@ -39,17 +45,24 @@ def load_checkpoint(
     Raises:
         InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
     """
-    source, options = arguments.model_name_or_path, _options(arguments)
-    config = _load(AutoConfig, source, options)
+    source, lora = arguments.model_name_or_path, lora or AdapterArguments()
+    found = _Found.at(arguments)
+    config, adapter = found.config, found.adapter
+    if lora.use_peft and adapter is None and not will_train:
+        raise InputError(f"--use_peft: {source} is no adapter, and this run does not train one; leave it out")
     labels, new_head = _fit_labels(config, task, source, will_train)
-    tokenizer = _load(AutoTokenizer, arguments.tokenizer_name or source, options)
+    if new_head and adapter is not None:
+        raise InputError(f"{source}: is an adapter for other labels; start from its base model, {found.base}")
+    named = arguments.tokenizer_name or (source if found.has_tokenizer else found.base)
+    tokenizer = _load(AutoTokenizer, named, found.options if named == found.base else _options(arguments))
     # Where there is none, transformers makes one without words
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise InputError(
             f"{arguments.tokenizer_name or source}: its tokenizer knows no words, because its files (tokenizer.json, "
             "vocab.txt) are missing; put them there, or give --tokenizer_name"
         )
-    if tokenizer.pad_token is None:
+    words = getattr(config.get_text_config(), "vocab_size", None) or math.inf
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # the model has no row for some that were added
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
@@ -57,9 +70,52 @@ def load_checkpoint(
         tokenizer.padding_side = "right"  # positions of answers count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    options |= {"config": config, "ignore_mismatched_sizes": new_head, "dtype": arguments.dtype}
-    model = _load(auto_class(_class_name(task.head)), source, options)
-    return _with_new_head(model) if new_head else model, tokenizer, labels
+    cls = auto_class(_class_name(task.head))
+    options = {**found.options, "config": config, "dtype": arguments.dtype, "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = new_head or adapter is not None
+    if lora.load_in_4bit:
+        options["quantization_config"] = four_bit(cls, config, arguments)
+    model, report = _load(cls, found.base, options)
+    if hasattr(model, "score"):  # a decoder's classifier, which looks for the last token that is no padding
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if adapter is not None:
+        return with_saved_adapter(model, adapter, lora, lacking, source, will_train), tokenizer, labels
+    if new_head and not lora.load_in_4bit:
+        model = _with_new_head(model)
+    if lora.use_peft:
+        model = with_new_adapter(model, lora, task.head, lacking, source, arguments.model_revision)
+    return model, tokenizer, labels
+
+
+class _Found(NamedTuple):
+    """What a name stands for.
+
+    Attributes:
+        config: of the model; of an adapter that of its base model, with the adapter's labels.
+        base: name or folder of the model.
+        options: of `from_pretrained`.
+        adapter: the one that the name stands for; None for a whole model.
+        has_tokenizer: whether the name has a tokenizer of its own.
+    """
+
+    config: Any
+    base: str
+    options: dict[str, Any]
+    adapter: Adapter | None = None
+    has_tokenizer: bool = True
+
+    @classmethod
+    def at(cls, arguments: ModelArguments) -> _Found:
+        source, options = arguments.model_name_or_path, _options(arguments)
+        adapter = saved_adapter(source, options)
+        if adapter is None:
+            return cls(_load(AutoConfig, source, options), source, options)
+        base, revision = base_of(adapter, source)
+        options["revision"] = revision
+        config = _load(AutoConfig, base, options)
+        describe_base(config, adapter)
+        return cls(config, base, options, adapter, (adapter.folder / "tokenizer_config.json").is_file())
 
 
 def _with_new_head(model: Any) -> Any:
@@ -128,7 +184,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:
     """The labels that a trained sequence classifier predicts, in its order; empty for a regression, None if unknown."""
-    config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
+    config = _Found.at(arguments).config
     if not _has_head(config, "sequence"):
         return None
     if config.problem_type == "regression" or config.num_labels == 1:

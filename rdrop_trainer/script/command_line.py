@@ -20,6 +20,7 @@ from ..glue.strict import parse_json, parse_yaml
 from ..glue.tasks import get_task
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
 from . import program
+from .adapter import AdapterArguments
 from .arguments import DataArguments, ModelArguments, SeveralRunsArguments, check_ranges, defaults_of_early_stopping
 
 # Help for flags of TrainingArguments that mean something of their own here
@@ -43,11 +44,12 @@ class CommandLine(NamedTuple):
     """A command line that was read.
 
     Attributes:
-        model, data, training, several: all arguments.
+        model, adapter, data, training, several: all arguments.
         given: the values of those that were given, in the recipe or as flags, as a recipe states them.
     """
 
     model: ModelArguments
+    adapter: AdapterArguments
     data: DataArguments
     training: RDropTrainingArguments
     several: SeveralRunsArguments
@@ -58,12 +60,13 @@ class Flags(NamedTuple):
     """The flags of a command line, before the training arguments are made of them.
 
     Attributes:
-        model, data, several: their groups.
+        model, adapter, data, several: their groups.
         values: the values of all flags, by name.
         given: the values of those that were given, in the recipe or as flags, as a recipe states them.
     """
 
     model: ModelArguments
+    adapter: AdapterArguments
     data: DataArguments
     several: SeveralRunsArguments
     values: Mapping[str, Any]
@@ -78,7 +81,7 @@ class Flags(NamedTuple):
         generates = self.data.task_name is not None and get_task(self.data.task_name).head == "seq2seq"
         with _wrong_values_as_input_errors():
             training = _build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments, self.values)
-        return CommandLine(self.model, self.data, training, self.several, self.given)
+        return CommandLine(self.model, self.adapter, self.data, training, self.several, self.given)
 
 
 @dataclass
@@ -133,7 +136,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def _make_parser() -> HfArgumentParser:
     """One flag for each field of the dataclasses, grouped."""
-    groups: list[Any] = [ModelArguments, DataArguments, SeveralRunsArguments, _RDropGroup, _TrainingGroup]
+    groups: list[Any] = [ModelArguments, DataArguments, SeveralRunsArguments, _RDropGroup, AdapterArguments]
+    groups.append(_TrainingGroup)
     parser = _Parser(
         groups,
         prog=program.name(),
@@ -173,10 +177,11 @@ def read_flags(argv: Sequence[str]) -> Flags:
     given = {name: _plain(values[name]) for name in names}
     with _wrong_values_as_input_errors():
         values |= defaults_of_early_stopping(values, given)
-        model, data, several = (_build(cls, values) for cls in (ModelArguments, DataArguments, SeveralRunsArguments))
+        kinds = (ModelArguments, AdapterArguments, DataArguments, SeveralRunsArguments)
+        model, adapter, data, several = (_build(cls, values) for cls in kinds)
         _build(RDropArguments, values)
         check_ranges(values)
-    return Flags(model, data, several, values, given)
+    return Flags(model, adapter, data, several, values, given)
 
 
 def parse_arguments(argv: Sequence[str]) -> CommandLine:

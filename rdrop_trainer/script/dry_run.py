@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..dropout import dropout_settings
+from ..objective.noise_of import noise_of
 from .estimate import Cost, Training, seconds_of, training_of
 from .prepare import Prepared, wrong_settings_as_input_errors
 from .resolve import RunConfig
@@ -73,8 +73,8 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
             f"{first['warmup_steps']:,} steps, weight decay {args.weight_decay:g}"
         )
     lines.append(f"inputs    at most {prepared.processor.max_length} tokens")
-    dropout = ", ".join(f"{key} {p:g}" for key, p in dropout_settings(prepared.model.config).items())
-    lines.append(f"dropout   {dropout or 'no setting for it'}")
+    noise = noise_of(prepared.model, args.neftune_noise_alpha)
+    lines.append(f"noise     {'; '.join(map(str, noise)) or 'none'}")
     if first:
         lines.append(f"loss      {first['loss']:.4f} (train, the first batch)")
     lines += held_out

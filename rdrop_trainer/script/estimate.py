@@ -37,7 +37,7 @@ class Training:
         step_seconds: of one of them.
         evaluations: how often the validation rows are scored while it trains.
         checkpoints: bytes of those that are on the disk at its end.
-        weights: bytes of the model.
+        weights: bytes of the model, or of its adapter.
     """
 
     steps: int
@@ -78,7 +78,9 @@ def training_of(trainer: Any, state: Any, batch: Any) -> Training:
 
     forward_and_backward()  # the first one takes longer
     micro = seconds_of(forward_and_backward, args.device)
-    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    is_adapter = hasattr(trainer.model, "get_base_model")  # which is saved without its base model
+    saved = [p for p in trainer.model.parameters() if p.requires_grad or not is_adapter]
+    weights = sum(p.numel() * p.element_size() for p in saved)
     evaluations = _times(args.eval_strategy.value, state.eval_steps, state)
     saves = (
         evaluations if args.save_strategy.value == "best" else _times(args.save_strategy.value, state.save_steps, state)

@@ -12,13 +12,16 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..dropout import active_dropout, dropout_settings
+from ..dropout import dropout_settings
 from ..errors import InputError
 from ..glue.features import without_seen_texts
 from ..glue.metrics import load_metric
 from ..hub.client import check_repo_id, repo_name
+from ..objective.head_of import base_model
+from ..objective.noise_of import noise_of
 from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
+from .adapter import check_pushable
 from .card import card_facts
 from .checkpoint import load_checkpoint, max_positions
 from .cost import Clock
@@ -80,9 +83,11 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     with clock("load"):
         data = _used_splits(config, whole)
         transformers.set_seed(args.seed)
-        model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train)
+        model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train, config.adapter)
         if args.do_train:
-            _check_dropout(model, args)
+            _check_noise(model, args)
+            if args.push_to_hub:
+                check_pushable(model)
         reader = model.get_encoder() if task.head == "seq2seq" else model
         max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, reader)
         data_args, args = config.data, with_values(args)  # the trainer's own
@@ -189,12 +194,16 @@ def _limited(name: str, wanted: int, tokenizer: PreTrainedTokenizerBase, model: 
     return min(wanted, limit)
 
 
-def _check_dropout(model: Any, args: RDropTrainingArguments) -> None:
+def _check_noise(model: Any, args: RDropTrainingArguments) -> None:
     """Refuse R-Drop with a model that has no noise."""
-    noise = active_dropout(model) if args.rdrop_dropout is None else args.rdrop_dropout  # the trainer sets it
+    noise = [source.kind for source in noise_of(model, args.neftune_noise_alpha)]
+    if args.rdrop_dropout is not None:  # the trainer sets it everywhere
+        noise = [kind for kind in noise if "dropout" not in kind] + ["dropout"] * (args.rdrop_dropout > 0)
     if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
         zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.rdrop_dropout == 0)
+        name = type(base_model(model)).__name__
+        own = "--lora_dropout 0.05 or " if base_model(model) is not model else ""
         raise InputError(
-            f"{type(model).__name__} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
-            "add --dropout 0.1, or --rdrop_allow_deterministic to go on without"
+            f"{name} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
+            f"add {own}--dropout 0.1, or --rdrop_allow_deterministic to go on without"
         )

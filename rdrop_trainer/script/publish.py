@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..dropout import active_dropout
 from ..glue.tasks import Task
 from ..hub.client import reason
 from ..hub.model_kinds import PIPELINES
+from ..objective.noise_of import noise_of
 from ..report import draw_curves
 from ..run_folder import RESULTS, best_checkpoint, name_of_data, versions, write_json
+from .adapter import adapter_facts
 from .card import find_baseline, scores_of
 from .evaluate import Evaluated
 from .predict import Predicted
@@ -33,6 +34,7 @@ def publish(
     """
     args, trainer = config.training, prepared.trainer
     metrics = {**trained.metrics, **evaluated.metrics, **predicted.metrics}
+    adapter, pipeline = adapter_facts(prepared.model), prepared.processor.pipeline
     results = {
         "task": config.task.name,
         "headline": _headline(config.task, metrics),
@@ -46,14 +48,16 @@ def publish(
         "complete_submissions": {file.path.name: file.complete for file in predicted.files},
         "settings": config.settings,
         "given": sorted(config.given),
-        "has_dropout": bool(active_dropout(prepared.model)),
+        "noise": [str(source) for source in noise_of(prepared.model, args.neftune_noise_alpha)],
         "processes": args.world_size,
         "device": str(args.device),
         "seconds": prepared.clock.seconds,
         "peak_memory": trained.memory,
         "stability": evaluated.stability,
         "versions": versions(),
-        "pipeline": prepared.processor.pipeline if prepared.processor.pipeline in PIPELINES else None,
+        # Of an adapter it would have the labels of the base model
+        "pipeline": pipeline if pipeline in PIPELINES and adapter is None else None,
+        "adapter": adapter,
         "best_checkpoint": _best_checkpoint(config, prepared),
         "pushed": None,
         "push_error": None,

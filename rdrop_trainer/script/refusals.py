@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from ..errors import InputError
 from ..glue.tasks import get_task
+from .adapter import check_adapter_flags
 from .command_line import Flags
 
 # Flags that only some runs read: which, and what else to give
@@ -53,6 +54,8 @@ def check_flags(flags: Flags) -> None:
     if idle := idle & given.keys():
         name = min(idle)
         raise InputError(f"--{name} has no effect without {_ONLY_FOR[name]}: add that, or leave this out")
+    if several.engine == "local":  # elsewhere each run looks for itself
+        check_adapter_flags(flags.adapter, given, flags.values["use_cpu"])
     if several.tune_metric is not None and "metric_for_best_model" in given:
         raise InputError(
             "--tune_metric chooses the checkpoints of a trial too: leave out --metric_for_best_model, or give that "

@@ -17,6 +17,7 @@ from ..glue.metrics import with_metrics
 from ..glue.tasks import Task, get_task
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
+from .adapter import AdapterArguments
 from .arguments import DataArguments, ModelArguments
 from .checkpoint import labels_of_checkpoint
 from .command_line import CommandLine
@@ -28,12 +29,14 @@ class RunConfig:
 
     Attributes:
         task: what is learned.
-        model, data, training: the settings. transformers changes the arguments of a trainer, so a trainer gets a copy.
+        model, adapter, data, training: the settings. transformers changes the arguments of a trainer, so a trainer gets
+            a copy.
         given: names of the settings that the user gave.
     """
 
     task: Task
     model: ModelArguments
+    adapter: AdapterArguments
     data: DataArguments
     training: RDropTrainingArguments
     given: frozenset[str]
@@ -46,7 +49,7 @@ class RunConfig:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings as plain values; tokens left out."""
-        return settings_of(self.model, self.data, self.training)
+        return settings_of(self.model, self.adapter, self.data, self.training)
 
     @property
     def columns(self) -> dict[str, list[str]] | None:
@@ -88,7 +91,7 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
     if training.metric_for_best_model is not None:
         _check_metric(task, training)
     data = replace(data, max_seq_length=data.max_seq_length or task.max_length)
-    return RunConfig(task, command.model, data, training, frozenset(given)), splits
+    return RunConfig(task, command.model, command.adapter, data, training, frozenset(given)), splits
 
 
 def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArguments:

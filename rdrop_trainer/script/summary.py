@@ -42,6 +42,9 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     if "steps" in metrics:
         loss = f"loss {metrics['train_loss']:.4f}, " if "train_loss" in metrics else ""
         lines.append(f"training  {loss}{metrics['steps']} steps")
+        lines.append(f"noise     {'; '.join(results['noise']) or 'none'}")
+        if adapter := results["adapter"]:
+            lines.append("adapter   {trained:,} of {weights:,} weights train, over {base}".format(**adapter))
     for name, value in results["headline"].items():
         lines.append(f"score     {name} " + ("is not defined" if math.isnan(value) else f"{value:.4f}"))
     lines += [f"classes   {_classes(found)} ({split})" for split, found in results["by_class"].items()]
@@ -137,7 +140,7 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
         changes |= {"seed": seed, "output_dir": f"{output_dir}-seed{seed}"}
     elif settings["do_train"]:
         changes |= {"rdrop_alpha": alpha, "output_dir": f"{output_dir}-{name}"}
-        if alpha != "0" and not results["has_dropout"]:
+        if alpha != "0" and not results["noise"]:
             changes["dropout"] = "0.1"
     else:
         changes |= dict.fromkeys(("do_train", "do_eval", "do_predict", "measure"))

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from ..objective.head_of import head_of
+from ..objective.head_of import base_model, head_of
 from ..objective.heads import SEQ2SEQ, PredictionHead
 
 _ROW_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
@@ -23,8 +23,9 @@ _ROW_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions
 
 def batches_of(model: nn.Module, dataset: Any, collate: Callable | None, size: int) -> Iterator[dict[str, Any]]:
     """Batches of the columns that the model takes, on its device; labels of -100 where the rows have none."""
-    # The signature of the class, because the model's own method is wrapped while it trains
-    known = inspect.signature(type(model).forward).parameters.keys() - {"self"}
+    # The signature of the class, because the model's own method is wrapped while it trains. Adapters take all that
+    # the model below them does, and do not say so
+    known = inspect.signature(type(base_model(model)).forward).parameters.keys() - {"self"}
     anything = "kwargs" in known and len(known) <= 2  # a wrapper; its signature does not say what the model takes
     device = next(model.parameters()).device
 

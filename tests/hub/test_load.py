@@ -18,6 +18,7 @@ from rdrop_trainer import RDropArguments
 from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import download_checkpoint, load_checkpoint
 from rdrop_trainer.hub.__main__ import main
+from rdrop_trainer.hub.adapter import Adapter
 from support import tiny, zoo
 
 REPO = "ada/model"
@@ -478,6 +479,29 @@ def test_adapters_that_are_not_loaded(ada, adapter, harm, said):
     ada.repo("ada/adapter", files)
     with pytest.raises((InputError, HubError), match=said):
         load_checkpoint("ada/adapter")
+
+
+NAMES = {str(i): f"name {i}" for i in range(12)}
+
+
+@pytest.mark.parametrize(
+    "known, expected",
+    [
+        ({"id2label": dict(sorted(NAMES.items())), "pad_token_id": 7}, list(NAMES.values())),  # as JSON is written
+        ({"id2label": {"0": "a", "2": "b"}, "pad_token_id": "x"}, None),
+        ({"id2label": {"0": "a", "1": ["b"]}, "pad_token_id": True}, None),
+        ({"id2label": ["a", "b"]}, None),
+        ("text", None),
+        (None, None),
+    ],
+)
+def test_the_labels_that_an_adapter_names(known, expected, tmp_path):
+    found = Adapter(tmp_path, {"auto_mapping": known}, {"score.weight": [3, 8]}).model_arguments
+    if expected is None:
+        assert found == {"num_labels": 3, "ignore_mismatched_sizes": True}
+    else:
+        assert found["num_labels"] == 12 and found["pad_token_id"] == 7
+        assert found["id2label"] == dict(enumerate(expected)) and found["label2id"]["name 11"] == 11
 
 
 def test_an_adapter_without_peft(ada, adapter, monkeypatch):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from rdrop_trainer.objective.heads import SINGLE_LABEL
 from rdrop_trainer.objective.noise import PATIENCE, NoiseWatch
+from rdrop_trainer.objective.noise_of import noise_of
 from rdrop_trainer.objective.window import Window
-from support import tiny
+from support import tiny, zoo
 
 
 def window():
@@ -88,5 +90,56 @@ def test_layer_drop_may_drop_nothing_for_a_while():
     model = tiny.bert(dropout=0.0)
     model.config.layerdrop = 0.1
     alike = patient(model, torch.ones(2, 3))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"although it has noise: LayerDrop 0.1 \(layerdrop\). That does not reach"):
         watch(torch.ones(2, 3), model=model, before=alike)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_neftune_alone_is_noise_enough(mode, tmp_path):
+    """Stock decoders have no dropout; the noise on their embeddings makes the passes differ from the first step on."""
+    settings = {"rdrop_forward_mode": mode, "logging_steps": 1, "per_device_train_batch_size": 4}
+    model = zoo.build("llama", 0.0)
+    trainer = zoo.trainer("llama", model, zoo.dataset("llama", 8), tmp_path, neftune_noise_alpha=5.0, **settings)
+    trainer.train()
+    divergences = [entry["divergence"] for entry in trainer.state.log_history if "divergence" in entry]
+    assert len(divergences) == 2 and min(divergences) > 1e-6
+    assert noise_of(model) == [], "it is taken away when the training ends"
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data["r_drop"]["noise"] == "NEFTune alpha 5 (the input embeddings)"
+
+
+def test_neftune_that_does_not_reach_the_predictions_is_named():
+    """As where a batch brings its own embeddings."""
+    model = zoo.build("llama", 0.0)
+    model.get_input_embeddings().neftune_noise_alpha = 5.0
+    alike = patient(model, torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"although it has noise: NEFTune alpha 5 \(the input embeddings\)"):
+        watch(torch.ones(2, 3), model=model, before=alike)
+
+
+def test_sources_of_noise_are_named():
+    model = tiny.bert(dropout=0.1, classifier_dropout=0.3)
+    model.config.layerdrop = 0.25
+    model.config.drop_path_rate = 0.2
+    model.config.apply_spec_augment, model.config.mask_time_prob = True, 0.05
+    assert list(map(str, noise_of(model, neftune_alpha=5))) == [
+        "dropout 0.1 (bert.embeddings.dropout, bert.encoder.layer.*.attention.self.dropout, "
+        "bert.encoder.layer.*.attention.output.dropout and 1 more)",
+        "dropout 0.3 (dropout)",
+        "LayerDrop 0.25 (layerdrop)",
+        "stochastic depth 0.2 (drop_path_rate)",
+        "SpecAugment 0.05 (mask_time_prob)",
+        "NEFTune alpha 5 (the input embeddings)",
+    ]
+
+
+def test_the_dropout_of_an_adapter_is_named_by_what_it_adapts():
+    """The copy of the head that PEFT keeps, and does not run, is none of the sources."""
+    peft = pytest.importorskip("peft")
+    model = tiny.bert(dropout=0.1)
+    settings = {"target_modules": ["query", "dense"], "modules_to_save": ["classifier", "bert.embeddings"]}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(lora_dropout=0.05, **settings))
+    adapter, own = sorted(noise_of(adapted), key=lambda source: source.strength)
+    assert str(adapter) == "adapter dropout 0.05 (query, dense)"
+    assert own.kind == "dropout" and own.where == noise_of(tiny.bert(dropout=0.1))[0].where

@@ -7,13 +7,21 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
     BartForQuestionAnswering,
     BartForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
 )
 
 from rdrop_trainer import trainer
 from rdrop_trainer.glue.tasks import get_task
+from rdrop_trainer.script.adapter import four_bit
 from rdrop_trainer.script.arguments import ModelArguments
 from rdrop_trainer.script.checkpoint import load_checkpoint, max_positions
 from rdrop_trainer.script.cost import peak_memory
@@ -67,6 +75,48 @@ def test_memory_is_that_of_the_device_of_the_run():
     """A machine may have a GPU that a run does not use."""
     found = peak_memory(torch.device("cpu"))
     assert found is None or (found["of"] == "process" and found["bytes"] > 2**20)
+
+
+# ---- Decoders ----
+
+
+@pytest.mark.parametrize("own, padding", [(None, None), (0, None), (None, "[NEW]")], ids=["none", "other", "beyond"])
+def test_the_padding_token_of_a_decoder_is_that_of_its_tokenizer(own, padding, model, tmp_path):
+    """The classifier reads the last token that is no padding, so a row in a batch is the same row alone."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token, tokenizer.model_input_names = tokenizer.sep_token, ["input_ids", "attention_mask"]
+    vocabulary, tokenizer.pad_token = len(tokenizer), padding
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(vocab_size=vocabulary, intermediate_size=16, pad_token_id=own, **size)
+    tokenizer.save_pretrained(tmp_path)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    loaded, tokenizer, _ = load_checkpoint(ModelArguments(str(tmp_path)), get_task("sst2"), will_train=True)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == loaded.config.pad_token_id
+    texts = ["a good film", "what a truly lovely day it was"]
+    together = loaded.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    alone = [loaded(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+    torch.testing.assert_close(together, torch.stack(alone))
+
+
+# ---- Adapters ----
+
+
+@pytest.mark.parametrize(
+    "config, head",
+    [
+        (BertConfig, ["classifier"]),
+        (DistilBertConfig, ["pre_classifier", "classifier"]),
+        (DebertaV2Config, ["pooler", "classifier"]),
+        (BartConfig, ["classification_head"]),
+        (Qwen2Config, ["score"]),
+    ],
+)
+def test_the_head_is_not_held_in_4_bits(config, head, monkeypatch):
+    """It is trained whole."""
+    monkeypatch.setattr("transformers.BitsAndBytesConfig", dict)  # which looks for bitsandbytes
+    made = four_bit(AutoModelForSequenceClassification, config(), ModelArguments(dtype="bfloat16"))
+    assert made.pop("llm_int8_skip_modules") == head
+    assert made == {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
 
 
 # ---- Positions ----

@@ -132,7 +132,7 @@ def test_a_recipe_runs_dry(path, tiny, here, capsys):
     batch = settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
     steps = settings.get("max_steps") or settings["num_train_epochs"]  # few rows: one step an epoch
     assert f"training  {steps:,} steps" in said and f"of {batch} rows" in said
-    assert f"dropout   dropout {settings['dropout']}" in said or f"hidden_dropout_prob {settings['dropout']}" in said
+    assert f"noise     dropout {settings['dropout']} (" in said
     held_out = [split for split in TASKS[settings["task_name"]].files if split.startswith("validation")]
     assert re.findall(r"^loss      \d\S+ \((\w+),", said, re.M) == ["train", *held_out]
     assert f"would go to {settings['output_dir']}\n" in said

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from rdrop_trainer.script import adapter
 from support import SCRIPT
 from support.runs import fails, write_csv
 
@@ -51,11 +52,33 @@ def test_the_other_commands_need_no_torch_for_their_help(module):
         ("--task_name mrpc --num_beams 2", "--num_beams: mrpc does not use it"),
         ("--train_file train.csv --load_best_model_at_end", "add --eval_strategy epoch and --save_strategy epoch"),
         ("--train_file train.csv --tune 2 --compare_baseline", "two commands"),
+        ("--train_file train.csv --lora_r 8", "--lora_r has no effect without --use_peft: add that, or leave this out"),
+        ("--train_file train.csv --load_in_4bit", "--load_in_4bit has no effect without --use_peft"),
+        ("--train_file train.csv --use_peft --lora_r 0", "lora_r must be at least 1, got 0"),
+        ("--train_file train.csv --use_peft --lora_dropout 1", "lora_dropout must be in [0, 1), got 1.0"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(flags, message, here, capsys):
     write_csv(here / "train.csv")
     assert message in fails(capsys, "--model_name_or_path nowhere", *flags.split())
+
+
+@pytest.mark.parametrize(
+    "installed, gpu, flags, message",
+    [
+        ({}, True, "", '--use_peft: peft is needed and not installed: pip install "rdrop-trainer[peft]"'),
+        ({"peft"}, True, "--load_in_4bit", "and bitsandbytes is not installed (pip install bitsandbytes); without it"),
+        ({"peft", "bitsandbytes"}, False, "--load_in_4bit", "a GPU and bitsandbytes, and there is no GPU to use;"),
+        ({"peft", "bitsandbytes"}, True, "--load_in_4bit --use_cpu", "and there is no GPU to use; without it"),
+    ],
+)
+def test_what_this_machine_cannot_adapt(installed, gpu, flags, message, here, capsys, monkeypatch):
+    """Said before a model of many gigabytes is loaded."""
+    monkeypatch.setattr(adapter, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    write_csv(here / "train.csv")
+    said = fails(capsys, "--model_name_or_path nowhere --train_file train.csv --use_peft", *flags.split())
+    assert message in said
 
 
 def test_the_demo_takes_no_other_flag(capsys):

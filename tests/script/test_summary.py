@@ -28,7 +28,10 @@ def test_the_summary_names_the_model_and_how_to_load_it(model, here, capsys):
         "negative",
         "positive",
     )
+    noise = found["noise"][0]
+    assert f"noise     {noise}\n" in output and noise.startswith("dropout 0.1 (bert.embeddings.dropout, ")
     card = (here / "out" / "README.md").read_text()
+    assert f"| noise | {noise} |" in card
     assert f"The weights are those of {said}." in card and 'pipeline("text-classification", ' in card
     assert FinishedRun.read("out").scored_step == chosen["step"]
     assert output.startswith("a: R-Drop with alpha 4") or "\na: R-Drop with alpha 4" in output

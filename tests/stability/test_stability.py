@@ -15,6 +15,7 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from rdrop_trainer import dropout_stability, perturbation_stability, set_dropout
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.stability import EDITS, Stability, expected_calibration_error, mean_confidence
+from rdrop_trainer.stability.running import batches_of
 from support import tiny, zoo
 from support.formulas import bernoulli, squared, symmetric_kl
 from support.tiny import Drawn
@@ -315,3 +316,23 @@ def test_a_sure_and_right_classifier_is_calibrated():
         mean_confidence(np.eye(2), [0, 1, 0])
     with pytest.raises(InputError, match="no row has a label"):
         mean_confidence(np.eye(2), [-100, -100])
+
+
+class Adapted(torch.nn.Module):
+    """As PEFT's models: it names fewer inputs than it hands on."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        return self.model(input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+    def get_base_model(self):
+        return self.model
+
+
+def test_an_adapter_gets_all_inputs_of_the_model_below_it():
+    row = {"input_ids": [3, 4], "attention_mask": [1, 1], "token_type_ids": [0, 1], "labels": 1, "other": 2}
+    (batch,) = batches_of(Adapted(tiny.bert()), [row], None, size=1)
+    assert batch.keys() == row.keys() - {"other"}

@@ -1,0 +1,107 @@
+"""A model that is a saved adapter, in a folder or on the Hub: what it says of itself, and its base model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ..errors import InputError
+from ..hub.adapter import Adapter
+from ..hub.client import check_repo_id, offline_if_unreached
+from ..hub.model_kinds import AUTO_CLASSES
+from .adapter import AdapterArguments
+
+_OWN_SETTINGS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # flag -> PEFT's name
+
+
+def saved_adapter(source: str, options: Mapping[str, Any]) -> Adapter | None:
+    """The adapter in a folder or on the Hub; None where there is none, as where a whole model is.
+
+    Args:
+        source: a name on the Hub or a folder.
+        options: of `from_pretrained`; those that say how to reach the Hub count.
+
+    Raises:
+        InputError: peft is not installed, or the adapter's weights are pickled or damaged.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return None if any(folder.glob("model*.safetensors*")) else Adapter.of(source, folder)
+    if find_spec("peft") is None:  # then transformers does not look for one either
+        return None
+    how = {name: options[name] for name in ("cache_dir", "revision", "token")}
+    how["_raise_exceptions_for_missing_entries"] = how["_raise_exceptions_for_connection_errors"] = False
+    how["_raise_exceptions_for_gated_repo"] = False  # said where the model is loaded
+    try:
+        with offline_if_unreached():
+            found = cached_file(source, "adapter_config.json", **how)
+            for name in ("adapter_model.safetensors", "tokenizer_config.json") if found else ():
+                cached_file(source, name, **how)
+    except (OSError, ValueError):  # no such repository, no such name: said there as well
+        return None
+    return None if found is None else Adapter.of(source, Path(found).parent)
+
+
+def base_of(adapter: Adapter, source: str) -> tuple[str, str]:
+    """The name or folder of an adapter's base model, and its revision.
+
+    Raises:
+        InputError: the adapter names none, or a folder that is not there.
+    """
+
+    def named(name: str, revision: str | None) -> Any:
+        try:
+            return check_repo_id(name)
+        except InputError as error:
+            raise InputError(f"{source}: is an adapter of {name}, which is not there") from error
+
+    return str(adapter.base_folder(source, named)), adapter.revision or "main"
+
+
+def describe_base(config: Any, adapter: Adapter) -> None:
+    """Write what an adapter knows of its head into the configuration of its base model, in place."""
+    for name, value in adapter.model_arguments.items():
+        if name != "ignore_mismatched_sizes":
+            setattr(config, name, value)
+    known = AUTO_CLASSES.get(adapter.task, "").removeprefix("AutoModel")
+    config.architectures = [known] if known else adapter.classes or config.architectures
+
+
+def with_saved_adapter(
+    model: Any, adapter: Adapter, arguments: AdapterArguments, lacking: Collection[str], source: str, will_train: bool
+) -> Any:
+    """A base model with its adapter: a `PeftModel`.
+
+    Args:
+        model: the base model.
+        adapter: what is put on it.
+        arguments: of the command line; an adapter that exists has its own.
+        lacking: names of the weights that the base model's checkpoint did not hold, or in another shape.
+        source: where the adapter came from.
+        will_train: whether the adapter trains on.
+
+    Raises:
+        InputError: a weight that neither of the two holds, or arguments that are not the adapter's.
+    """
+    from peft import PeftModel, prepare_model_for_kbit_training
+
+    if random := set(lacking) - set(adapter.shapes):
+        raise InputError(
+            f"{source}: neither the adapter nor its base model holds {', '.join(sorted(random)[:4])}, which would be "
+            "random; train it again"
+        )
+    defaults = AdapterArguments()
+    for flag, name in _OWN_SETTINGS.items() if will_train else ():
+        value, own = getattr(arguments, flag), adapter.config.get(name)
+        if value not in (getattr(defaults, flag), own):
+            raise InputError(
+                f"--{flag} {value}: {source} is an adapter with {own} already; leave it out to train that one on, or "
+                f"start from its base model, {adapter.base}"
+            )
+    if arguments.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return PeftModel.from_pretrained(model, adapter.folder, is_trainable=will_train)
