@@ -235,7 +235,8 @@ def test_all_of_a_card(ada, tmp_path, here):
     card = pushed_card(ada)
     assert valid(card, ada)
     assert card.data.r_drop == {
-        "alpha": 2.0, "num_passes": 3, "every_n_steps": 2, "row_share": 1.0, "warmup_steps": 0.0, "forward_mode": "concat",
+        "alpha": 2.0, "num_passes": 3, "every_n_steps": 2, "row_share": 1.0, "warmup_steps": 0.0,
+        "forward_mode": "concat",
         "reduction": "mean", "dropout": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
         "version": "0.1.0",
         "noise": "dropout 0.1 (bert.embeddings.dropout, bert.encoder.layer.*.attention.self.dropout, "
