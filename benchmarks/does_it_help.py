@@ -5,10 +5,10 @@
     python benchmarks/does_it_help.py mrpc cola --data_dir glue_data
 
 The model is the MiniLM-L6 of that package (22 million parameters). `mrpc` and `cola` are the whole sets, ten seeds;
-`sst2-100`, `sst2-300` and `sst2-1000` on so many labeled rows, five seeds, also with 8,000 further rows as unlabeled
-texts. All arms of a seed see the same rows in the same order. The scores are those of the whole development set after
-the last step. Each experiment is one comparison of `run_glue_rdrop.py`, whose report and pictures lie in its folder; a
-second call goes on where the first stopped, and prints the table of what is finished.
+`sst2-100`, `sst2-300` and `sst2-1000` so many labeled rows, five seeds; with `-unlabeled` behind it R-Drop also has
+8,000 further rows as unlabeled texts. All arms of a seed see the same rows in the same order. The scores are of
+the whole development set after the last step. Each experiment is one comparison of `run_glue_rdrop.py`, whose report
+and pictures lie in its folder; a second call goes on where the first stopped, and prints the table of what is finished.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from results import machine
 SCRIPT = Path(__file__).parents[1] / "run_glue_rdrop.py"
 FLAGS = (
     "--do_train --do_eval --per_device_train_batch_size 32 --per_device_eval_batch_size 64 --learning_rate 1e-4 "
-    "--warmup_steps 0.1 --max_seq_length 128 --train_sampling_strategy group_by_length --rdrop_alpha 4 "
+    "--warmup_steps 0.1 --max_seq_length 128 --train_sampling_strategy group_by_length --rdrop_alpha 16 "
     "--compare_baseline --save_strategy no --disable_tqdm True --report_to none"
 ).split()
-ARMS = ("plain", "rdrop", "strong:rdrop_alpha=16", "plain_longer")
+ARMS = ("plain", "rdrop", "mild:rdrop_alpha=4", "plain_longer")
 UNLABELED_ROWS = range(10_000, 18_000)  # behind all labeled ones
 # Name: task, labeled rows, epochs, seeds
 EXPERIMENTS = {
@@ -36,12 +36,14 @@ EXPERIMENTS = {
     "sst2-300": ("sst2", 300, 12, 5),
     "sst2-1000": ("sst2", 1000, 6, 5),
 }
+UNLABELED = "-unlabeled"
+NAMES = [*EXPERIMENTS, *(name + UNLABELED for name in EXPERIMENTS if name.startswith("sst2"))]
 SHOWN = ("loss", "expected_calibration_error", "dropout_flip_rate", "edits_flip_rate")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
+    parser.add_argument("experiments", nargs="+", choices=NAMES)
     parser.add_argument("--data_dir", type=Path, required=True, help="the classic glue_data folder")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/does_it_help"))
     parser.add_argument("--model", help="default: the packaged MiniLM-L6")
@@ -59,17 +61,13 @@ def main():
 
 def run(name, options):
     """One comparison; finished runs are not repeated."""
-    task, rows, epochs, seeds = EXPERIMENTS[name]
-    arms = [*ARMS]
+    task, rows, epochs, seeds = EXPERIMENTS[name.removesuffix(UNLABELED)]
     flags = [f"--task_name={task}", f"--data_dir={options.data_dir}", f"--num_train_epochs={epochs}"]
     if rows is not None:
-        texts = options.output_dir / "unlabeled.txt"
-        if not texts.exists():
-            texts.parent.mkdir(parents=True, exist_ok=True)
-            lines = (options.data_dir / "SST-2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
-            texts.write_text("".join(lines[i].split("\t")[0] + "\n" for i in UNLABELED_ROWS), encoding="utf-8")
         flags += [f"--max_train_samples={rows}", "--per_device_train_batch_size=16"]
-        arms.append(f"unlabeled:unlabeled_file={texts}")
+    arms = [*ARMS]
+    if name.endswith(UNLABELED):
+        arms = ["plain", "rdrop", f"unlabeled:unlabeled_file={unlabeled_texts(options)}"]
     seeds = options.seeds or range(1, seeds + 1)
     subprocess.run(
         [
@@ -79,6 +77,15 @@ def run(name, options):
         ],
         check=True,
     )  # fmt: skip
+
+
+def unlabeled_texts(options):
+    path = options.output_dir / "unlabeled.txt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (options.data_dir / "SST-2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+        path.write_text("".join(lines[i].split("\t")[0] + "\n" for i in UNLABELED_ROWS), encoding="utf-8")
+    return path
 
 
 def table(report):
