@@ -107,7 +107,7 @@ def measure(options):
     done = {key(record): record for record in records}
     bench = None
     plan = [(PLAIN, 0.0), *((FULL, a) for a in options.alphas), (LONGER, 0.0)]
-    plan += [(way, alpha) for way in WAYS for alpha in options.alphas]
+    plan += [(way, alpha) for way in options.ways for alpha in options.alphas]
     with tempfile.TemporaryDirectory() as folder:
         for seed in options.seeds:
             for way, alpha in plan:
@@ -254,6 +254,7 @@ def main():
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--bf16", action="store_true", help="slower on a processor without bfloat16 arithmetic")
     parser.add_argument("--alphas", type=float, nargs="+", default=[4.0, 16.0])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     options = parser.parse_args()
     if not options.report:
