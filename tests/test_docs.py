@@ -92,8 +92,8 @@ def names(tmp_path, hub, monkeypatch):
     return vars(page)
 
 
-# Their blocks need what their commands leave, so a test of their own runs both
-APART = ("your-own-data.md",)
+# Their blocks need what their commands leave, so tests of their own run both
+APART = ("your-own-data.md", "your-own-tags.md")
 
 
 @pytest.mark.parametrize(

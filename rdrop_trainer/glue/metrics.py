@@ -15,8 +15,9 @@ import numpy as np
 
 from .._extras import import_optional
 from ..errors import InputError
-from .overlap import bleu, rouge
-from .tasks import Task
+from .overlap import bleu, chrf, rouge
+from .tag_scores import are_entities, entity_f1, tag_accuracy
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +116,8 @@ class TaskMetric(_InMemoryMetric):
         return {key: _SCORES[key](predictions, references) for key in self.task.metrics}
 
 
-class EntityF1(_InMemoryMetric):
-    """F1 of whole entities over IOB2 tags: an entity is right if its type and both its ends are.
-
-    `f1`, `precision` and `recall` are over all entities. `macro_f1` is the mean of the `f1_<type>` over the types that
-    occur in the references or the predictions.
-    """
+class TagScores(_InMemoryMetric):
+    """F1 of whole entities, or accuracy and macro F1 of tags that are no entities; see `tag_scores`."""
 
     def __init__(self, task: Task):
         import_optional("seqeval")
@@ -135,23 +132,7 @@ class EntityF1(_InMemoryMetric):
                 raise InputError(
                     f"{self.task.name}: row {row} has {len(predicted)} predicted tags, expected {len(reference)}"
                 )
-        predicted, reference = (
-            {(kind, row, start, end) for row, tags in enumerate(rows) for kind, start, end in entities_of(tags)}
-            for rows in (predictions, references)
-        )
-        kinds = sorted({entity[0] for entity in predicted | reference})
-        per_type = {
-            f"f1_{kind}": _f1({e for e in predicted if e[0] == kind}, {e for e in reference if e[0] == kind})
-            for kind in kinds
-        }
-        right = len(predicted & reference)
-        return {
-            "f1": _f1(predicted, reference),
-            "macro_f1": sum(per_type.values()) / len(kinds) if kinds else 0.0,
-            "precision": right / len(predicted) if predicted else 0.0,
-            "recall": right / len(reference) if reference else 0.0,
-            **per_type,
-        }
+        return (entity_f1 if are_entities(self.task.labels) else tag_accuracy)(predictions, references)
 
 
 class AnswerMatch(_InMemoryMetric):
@@ -194,7 +175,7 @@ def _run_f1(prediction: str, answer: str) -> float:
 
 
 class TextOverlap(_InMemoryMetric):
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, and BLEU, from 0 to 100, of generated texts.
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, and BLEU and chrF, from 0 to 100, of generated texts.
 
     Chinese is compared character by character, other scripts word by word; see `overlap`.
     """
@@ -208,20 +189,8 @@ class TextOverlap(_InMemoryMetric):
         return self._describe(datasets.Value("string"))
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        return {**rouge(predictions, references), "bleu": bleu(predictions, references)}
-
-
-def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
-
-    An I- tag without a B- tag before it begins an entity too.
-    """
-    return import_optional("seqeval.metrics.sequence_labeling").get_entities(list(tags))
-
-
-def _f1(predicted: set, reference: set) -> float:
-    both = len(predicted) + len(reference)
-    return 2 * len(predicted & reference) / both if both else 0.0
+        overlap = {"bleu": bleu(predictions, references), "chrf": chrf(predictions, references)}
+        return {**rouge(predictions, references), **overlap}
 
 
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -266,4 +235,4 @@ _SCORES = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
-_METRICS = {"tokens": EntityF1, "question": AnswerMatch, "seq2seq": TextOverlap}
+_METRICS = {"tokens": TagScores, "question": AnswerMatch, "seq2seq": TextOverlap}

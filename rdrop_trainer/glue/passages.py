@@ -16,7 +16,7 @@ import datasets
 
 from ..errors import InputError
 from .examples import UNLABELED, row_id, text_of
-from .tasks import Task
+from .task import Task
 
 logger = logging.getLogger(__name__)
 

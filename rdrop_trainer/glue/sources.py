@@ -13,10 +13,11 @@ import datasets
 from ..errors import InputError
 from ..hub.client import offline_if_unreached
 from ..hub.origin import keep_origin
+from .conll import read_sentences
 from .examples import to_dataset
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values
-from .tasks import Task
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
     path = Path(path)
     if task.reads_passages:
         return _load_passages(task, split, [path])
+    if task.head == "tokens" and task.suite == "custom":
+        return to_dataset(task, split, read_sentences(path), str(path))
     header = rename = None
     if path.suffix.lower() == ".txt":
         if split != "unlabeled" or len(task.text_columns) != 1:

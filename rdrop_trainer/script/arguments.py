@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..glue.tasks import TASKS
+from ..glue.task import HEADS
+from ..glue.tasks import TASKS, get_task
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -46,12 +47,17 @@ class DataArguments:
     task_name: str | None = _flag(
         None, "One of " + ", ".join(TASKS) + ". Without it: your own files, their labels taken from train_file."
     )
+    task_type: Literal["classification", "tokens"] = _flag(
+        "classification",
+        "What your own files are for. classification: a label for each row, or a number (.csv, .tsv, .json, .jsonl, "
+        ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet.",
+    )
     data_dir: str | None = _flag(
         None,
         "Folder with the task's official files: glue_data (.tsv) or CLUE's layout (.json), the task's own folder "
         "or the one above it. Without it and without files, the task comes from the Hub.",
     )
-    train_file: str | None = _flag(None, "Training data: .csv, .tsv, .json, .jsonl or .parquet.")
+    train_file: str | None = _flag(None, "Training data: .csv, .tsv, .json, .jsonl or .parquet, or as task_type says.")
     validation_file: str | None = _flag(None, "Evaluation data, in one of these formats.")
     test_file: str | None = _flag(None, "Data to predict, in one of these formats.")
     unlabeled_file: str | None = _flag(
@@ -61,9 +67,13 @@ class DataArguments:
         "left out.",
     )
     text_columns: list[str] | None = _flag(
-        None, "Names of the one or two text columns in your files. Default: a usual name, or the only column of text."
+        None,
+        "Names of the one or two text columns in your files. Default: a usual name, or the only column of text. Of "
+        "tokens: the column of the tokens, in CoNLL its number, counted from 1. Default: a usual name, or the first.",
     )
-    label_column: str | None = _flag(None, "Name of the label column. Default: label.")
+    label_column: str | None = _flag(
+        None, "Name of the label column. Default: label. Of tokens: that of the tags; a usual name, or the last column."
+    )
     id_column: str | None = _flag(
         None,
         "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",
@@ -72,7 +82,8 @@ class DataArguments:
         None,
         "Scores to report first, the first of them to choose the best model by. Labels: accuracy, macro_f1, "
         "matthews_correlation, and of two labels f1 (that of the second by name). Numbers: pearson, spearmanr; with "
-        "these, labels that are whole numbers are a regression too. Default: the task's, or accuracy and pearson.",
+        "these, labels that are whole numbers are a regression too. Tokens: f1, macro_f1, precision and recall of "
+        "entities; of other tags accuracy, macro_f1. Default: the task's, or accuracy, pearson and f1.",
     )
     early_stopping_patience: int | None = _flag(
         None,
@@ -132,6 +143,11 @@ class DataArguments:
         _check_at_least(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1, max_unlabeled_samples=1)
         _check_at_least(self, early_stopping_patience=1, max_seconds=0)
         _check_at_least(self, max_seq_length=4, doc_stride=0, max_answer_length=1, max_target_length=2, num_beams=1)
+
+    @property
+    def head(self) -> str:
+        """The head that a model needs, as of `Task.head`."""
+        return HEADS[self.task_type] if self.task_name is None else get_task(self.task_name).head
 
     @property
     def files(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from ..errors import InputError
 from ..glue.features import LabelMap, are_nameless, match_labels
-from ..glue.tasks import Task
+from ..glue.task import Task
 from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES, auto_class
 from .arguments import ModelArguments
@@ -126,12 +126,14 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return min((limit for limit in limits if limit > 0), default=None)
 
 
-def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:
-    """The labels that a trained sequence classifier predicts, in its order; empty for a regression, None if unknown."""
+def labels_of_checkpoint(arguments: ModelArguments, head: str = "sequence") -> list[str] | None:
+    """The labels that a trained classifier of rows or tokens predicts, in its order; empty for a regression, None if
+    unknown.
+    """
     config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
-    if not _has_head(config, "sequence"):
+    if head not in ("sequence", "tokens") or not _has_head(config, head):
         return None
-    if config.problem_type == "regression" or config.num_labels == 1:
+    if head == "sequence" and (config.problem_type == "regression" or config.num_labels == 1):
         return []
     names = [str(name) for _, name in sorted(config.id2label.items())]
     return None if are_nameless(names) else names

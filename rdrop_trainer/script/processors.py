@@ -20,16 +20,15 @@ from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from ..glue.features import (
     LabelMap,
     decode_labels,
-    decode_tags,
     labeled,
     logits_of,
     make_compute_metrics,
     make_features,
-    predict_spans,
 )
 from ..glue.metrics import load_metric
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
-from ..glue.tasks import Task
+from ..glue.tag_features import decode_tags, make_tag_features, tag_names
+from ..glue.task import Task
 from ..glue.titles import decode_titles, make_title_features
 from .arguments import DataArguments
 
@@ -107,21 +106,6 @@ class Processor:
         return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
-class TokenProcessor(Processor):
-    """Token classification."""
-
-    pipeline = "token-classification"
-
-    def collator(self) -> Callable:
-        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
-
-    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        return predict_spans(decode_tags(self.task, predictions, self.labels, features, rows))
-
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return False
-
-
 class ChoiceProcessor(Processor):
     """Multiple choice."""
 
@@ -150,6 +134,30 @@ class ChoiceProcessor(Processor):
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
         return min(rows["label"]) >= 0
+
+
+class TokenProcessor(ChoiceProcessor):
+    """Token classification."""
+
+    pipeline = "token-classification"
+
+    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+        return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+
+    def collator(self) -> Callable:
+        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return decode_tags(self.task, predictions, self.labels, features, rows)
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return any(rows["labels"])
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of whole rows, so that entities that were cut off count as missed."""
+        pairs = [(answer, tags) for answer, tags in zip(answers, tag_names(self.task, rows), strict=True) if tags]
+        predictions, references = (list(column) for column in zip(*pairs, strict=True))
+        return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
 class QuestionProcessor(ChoiceProcessor):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..dropout import active_dropout
-from ..glue.tasks import Task
+from ..glue.task import Task
 from ..hub.client import reason
 from ..hub.model_kinds import PIPELINES
 from ..report import draw_curves

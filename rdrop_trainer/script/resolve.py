@@ -12,9 +12,11 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..errors import InputError
-from ..glue.data import load_files, load_task
+from ..glue.data import load_task
 from ..glue.metrics import with_metrics
-from ..glue.tasks import Task, get_task
+from ..glue.own_files import load_files
+from ..glue.task import Task
+from ..glue.tasks import get_task
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
 from .arguments import DataArguments, ModelArguments
@@ -54,7 +56,8 @@ class RunConfig:
         if self.task.suite != "custom":
             return None
         ids = [] if self.task.id_column is None else [self.task.id_column]
-        return {"text": list(self.task.text_columns), "label": list(self.task.label_sources), "id": ids}
+        texts = [name for column in self.task.text_columns for name in self.task.sources(column)[:1]]
+        return {"text": texts, "label": list(self.task.label_sources[:1]), "id": ids}
 
     @property
     def what_runs(self) -> dict[str, Any]:
@@ -114,8 +117,9 @@ def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
         task = with_metrics(get_task(data.task_name), data.metric or ())
         return task, load_task(task, data_dir=data.data_dir, cache_dir=model.cache_dir, token=model.token, **options)
     # Without training data, the labels are those of the model that is to be evaluated
-    labels = None if data.train_file else labels_of_checkpoint(model)
-    splits, task = load_files(**options, id_column=data.id_column, labels=labels, metrics=data.metric)
+    labels = None if data.train_file else labels_of_checkpoint(model, data.head)
+    options |= {"task_type": data.task_type, "id_column": data.id_column, "labels": labels, "metrics": data.metric}
+    splits, task = load_files(**options)
     return task, splits
 
 

@@ -1,33 +1,74 @@
-"""docs/your-own-data.md from its first line to its last: commands and Python blocks in their order, in one folder."""
+"""The pages on one's own data from the first line to the last: commands and Python blocks in order, in one folder."""
 
 import csv
+import random
 import re
 import shlex
 
+from rdrop_trainer.glue.conll import read_conll
+from rdrop_trainer.run_folder import read_results
 from rdrop_trainer.script.demo import make_sentences
+from rdrop_trainer.script.scratch import make_bert
 from support import ROOT
 from support.runs import FAST, script
 
-PAGE = ROOT / "docs" / "your-own-data.md"
+QUICK = [flag for flag in FAST if flag not in ("--save_strategy", "no", "--num_train_epochs", "1")]
 
 
-def test_the_page_runs(model, here, capsys):
+def run_page(name, model, *more):
+    """Run a page; the models that it names are `model`."""
+    names = {}
+    for language, text in re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", (ROOT / "docs" / name).read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(text, name, "exec"), names)
+        elif language == "bash":
+            python, program, *flags = shlex.split(text.replace("\\\n", " "))
+            assert (python, program) == ("python", "run_glue_rdrop.py")
+            at = flags.index("--model_name_or_path") + 1
+            flags[at] = flags[at] if flags[at].startswith("runs/") else str(model)
+            flags = ["2" if flag == "10" else flag for flag in flags]
+            assert script.main([*flags, *QUICK, *more]) == 0
+
+
+def test_classification(model, here, capsys):
     for name, rows in (("train", 32), ("dev", 16), ("new", 8)):
         with open(here / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             sentences = enumerate(make_sentences(rows, seed=rows))
             csv.writer(file).writerows([("id", "review", "sentiment"), *((f"a{i}", *one) for i, one in sentences)])
-    names = {}
-    for language, text in re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8")):
-        if language == "python":
-            exec(compile(text, PAGE.name, "exec"), names)
-        elif language == "bash":
-            python, program, *flags = shlex.split(text.replace("\\\n", " "))
-            assert (python, program) == ("python", "run_glue_rdrop.py")
-            quick = [flag for flag in FAST if flag not in ("--save_strategy", "no", "--num_train_epochs", "1")]
-            flags = [str(model) if flag == "bert-base-cased" else "2" if flag == "10" else flag for flag in flags]
-            assert script.main([*flags, *quick]) == 0
+    run_page("your-own-data.md", model)
     screen = capsys.readouterr().out
     assert "columns   text: review; label: sentiment" in screen and "positive was predicted as" in screen
     assert "'label': 'positive'" in screen or "'label': 'negative'" in screen
     written = (here / "runs/reviews-new/custom_test_predict.tsv").read_text().splitlines()
     assert written[0] == "id\tprediction" and len(written) == 9 and written[1].startswith("a0\t")
+
+
+PEOPLE, PLACES = ("Anna Berg", "Paul", "Eva Lind"), ("Oslo", "New York")
+
+
+def write_names(path, rows, seed, tagged=True):
+    """CoNLL columns: people and places in sentences of two forms."""
+    choose, sentences = random.Random(seed).choice, []
+    for _ in range(rows):
+        who, verb, where = choose(PEOPLE).split(), choose(["lives", "is"]), choose(PLACES).split()
+        tags = [
+            f"{'I' if i else 'B'}-{kind}" for kind, name in (("PER", who), ("LOC", where)) for i in range(len(name))
+        ]
+        tags[len(who) : len(who)] = ["O", "O"]
+        words = [*who, verb, "in", *where]
+        sentences.append("".join(f"{w} {t}\n" if tagged else f"{w}\n" for w, t in zip(words, tags, strict=True)))
+    path.write_text("-DOCSTART- O\n\n" * tagged + "\n".join(sentences), encoding="utf-8")
+
+
+def test_tags(here, capsys):
+    make_bert(here / "model", [*PEOPLE, *PLACES, "lives in is"], hidden_size=32, heads=2, max_length=32)
+    for name, rows in (("train.conll", 48), ("dev.conll", 12)):
+        write_names(here / name, rows, seed=rows)
+    write_names(here / "new.txt", 5, seed=1, tagged=False)
+    run_page("your-own-tags.md", here / "model", "--learning_rate", "5e-3")
+    assert "columns   text: 1; label: 2\n" in capsys.readouterr().out
+    found = read_results("runs/names")
+    assert list(found["headline"])[:2] == ["eval_f1", "eval_macro_f1"] and found["metrics"]["eval_f1"] > 0.9
+    written = [row for _, row in read_conll("runs/names-new/custom_test_predict.conll")]
+    assert [row["1"] for row in written] == [row["1"] for _, row in read_conll("new.txt")]
+    assert {tag for row in written for tag in row["2"]} == {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
