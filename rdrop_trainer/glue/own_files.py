@@ -15,9 +15,10 @@ from .data import load_task
 from .examples import find_column
 from .labels import find_labels
 from .metrics import CORRELATIONS, with_metrics
+from .pairs import choose_pair
 from .tag_rows import find_tags
 from .tag_scores import are_entities
-from .task import ENTITIES, OTHER_TAGS, Task
+from .task import ENTITIES, OTHER_TAGS, TEXTS, Leaderboard, Task
 
 _TOKENS = ("tokens", "words", "text")
 _TAGS = ("ner_tags", "tags", "labels", "label", "ner", "pos_tags", "chunk_tags")
@@ -39,12 +40,13 @@ def load_files(
     """Load a user's own data, for which there is no named task.
 
     Args:
-        task_type: "classification" (or a regression) or "tokens".
+        task_type: "classification" (or a regression), "tokens" or "seq2seq".
         train_file, validation_file, test_file, unlabeled_file: the files; at least one of the first three. Token tasks
             read CoNLL columns, or .json, .jsonl and .parquet with lists of tokens and of tags.
-        text_columns: one or two columns; of a token task that of the tokens. Default: as `choose_text_columns` finds
-            them; a usual name, or the first column of CoNLL.
-        label_column: name of the label column; default: "label"; of a token task a usual name, or the last column.
+        text_columns: one or two columns; of a token task that of the tokens, of texts from texts that of the source.
+            Default: as `choose_text_columns` finds them; a usual name, or the first column of CoNLL; as `choose_pair`.
+        label_column: name of the label column; default: "label"; of a token task a usual name, or the last column; of
+            texts from texts that of the target, as `choose_pair` finds it.
         id_column: name of the column of ids, which predictions keep as they are written; a test file must have it.
         labels: label names in the order of their ids, if they are known, as from a trained model; an empty sequence
             means a regression. Default: the sorted labels of the training file (else of the validation or test file),
@@ -62,7 +64,7 @@ def load_files(
     if not files:
         raise InputError("no data: give train_file, validation_file or test_file")
     kind, first = next(iter(files.items()))
-    make = {"classification": _classification, "tokens": _tokens}[task_type]
+    make = {"classification": _classification, "tokens": _tokens, "seq2seq": _texts}[task_type]
     fields = make(first, kind == "test", text_columns, label_column, id_column, labels, metrics or ())
     task = Task(name="custom", suite="custom", files=dict.fromkeys(files, ()), id_column=id_column, **fields)
     task = with_metrics(task, metrics or ())
@@ -150,5 +152,27 @@ def _tokens(
         "text_sources": {"tokens": (tokens,)},
         "labels": tuple(labels),
         "label_sources": (tags,) if tags else usual,
+        "submission": {"test": (Leaderboard("custom_test_predict.conll", None),)},
         **(ENTITIES if are_entities(labels) else OTHER_TAGS),
+    }
+
+
+def _texts(
+    path: str | Path,
+    is_test: bool,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    id_column: str | None,
+    labels: Sequence[str] | None,
+    metrics: Sequence[str],
+) -> Mapping[str, Any]:
+    """Fields of a task that writes a text for each text."""
+    source, target = choose_pair(path, (text_columns or [None])[0], label_column, id_column, is_test)
+    return {
+        "text_columns": ("source",),
+        "text_sources": {"source": (source,)},
+        "labels": None,
+        "label_sources": (target,),
+        "submission": {"test": (Leaderboard("custom_test_predict.jsonl", None, "prediction"),)},
+        **TEXTS,
     }

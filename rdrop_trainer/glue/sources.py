@@ -15,6 +15,7 @@ from ..hub.client import offline_if_unreached
 from ..hub.origin import keep_origin
 from .conll import read_sentences
 from .examples import to_dataset
+from .pairs import read_pairs
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values
 from .task import Task
@@ -39,6 +40,8 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
         return _load_passages(task, split, [path])
     if task.head == "tokens" and task.suite == "custom":
         return to_dataset(task, split, read_sentences(path), str(path))
+    if task.head == "seq2seq" and task.suite == "custom":
+        return to_dataset(task, split, read_pairs(path), str(path))
     header = rename = None
     if path.suffix.lower() == ".txt":
         if split != "unlabeled" or len(task.text_columns) != 1:

@@ -44,9 +44,9 @@ def write_submission(
 ) -> Submission:
     """Write the predictions for one split, in its order.
 
-    GLUE and custom tasks get .tsv files, custom token tasks .conll with a token and its tag a line; CLUE and FewCLUE
-    get JSON in the form of the leaderboard. A split that no leaderboard takes goes into `<task>_<split>_predict` with
-    the ending of its suite. The file appears as a whole, or not at all.
+    GLUE and custom tasks get .tsv files, CLUE and FewCLUE JSON in the form of the leaderboard; a .conll has a token and
+    its tag a line. A split that no leaderboard takes goes into `<task>_<split>_predict` with the ending of its suite.
+    The file appears as a whole, or not at all.
 
     Args:
         task: the task.
@@ -82,10 +82,9 @@ def write_submission(
     if leaderboard.file.endswith(".conll"):
         names: Sequence[int | str | None] = ids if task.id_column is not None else [None] * len(ids)
         lines = [to_conll(list(zip(names, tokens, predictions, strict=True))).rstrip("\n")]
-    elif task.id_column is not None:
-        lines = [f"{task.id_column}\tprediction", *map("{}\t{}".format, ids, answers)]
-    elif task.suite in ("glue", "custom"):
-        lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
+    elif leaderboard.file.endswith(".tsv"):
+        name, shown = ("index", range(len(ids))) if task.id_column is None else (task.id_column, ids)
+        lines = [f"{name}\tprediction", *map("{}\t{}".format, shown, answers)]
     elif leaderboard.form == "object":
         by_id = dict(zip(ids, answers, strict=True))
         if len(by_id) < len(ids):
@@ -103,7 +102,6 @@ def write_submission(
 def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Leaderboard:
     """The leaderboard whose row count fits, else the main one. Of two forms, "object" is for ids that are names."""
     ending = "tsv" if task.suite in ("glue", "custom") else "json"
-    ending = "conll" if task.suite == "custom" and task.head == "tokens" else ending
     known = task.submission.get(split, (Leaderboard(f"{task.name}_{split}_predict.{ending}", None),))
     named = bool(ids) and isinstance(ids[0], str)
     if len({leaderboard.form for leaderboard in known}) > 1:

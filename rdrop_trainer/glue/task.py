@@ -130,4 +130,4 @@ TEXTS: dict[str, Any] = {
 }
 
 # The kinds of tasks that a user's own files may be for -> the head of a model
-HEADS: dict[str, str] = {"classification": "sequence", "tokens": "tokens"}
+HEADS: dict[str, str] = {"classification": "sequence", "tokens": "tokens", "seq2seq": "seq2seq"}

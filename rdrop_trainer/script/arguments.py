@@ -47,10 +47,11 @@ class DataArguments:
     task_name: str | None = _flag(
         None, "One of " + ", ".join(TASKS) + ". Without it: your own files, their labels taken from train_file."
     )
-    task_type: Literal["classification", "tokens"] = _flag(
+    task_type: Literal["classification", "tokens", "seq2seq"] = _flag(
         "classification",
         "What your own files are for. classification: a label for each row, or a number (.csv, .tsv, .json, .jsonl, "
-        ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet.",
+        ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet. "
+        "seq2seq: a text for each text, such as its summary or translation, from two columns.",
     )
     data_dir: str | None = _flag(
         None,
@@ -74,6 +75,10 @@ class DataArguments:
     label_column: str | None = _flag(
         None, "Name of the label column. Default: label. Of tokens: that of the tags; a usual name, or the last column."
     )
+    source_column: str | None = _flag(
+        None, "Of seq2seq: the column of the texts to read. Default: a usual name, where the target has one too."
+    )
+    target_column: str | None = _flag(None, "Of seq2seq: the column of the texts to write. Default: as source_column.")
     id_column: str | None = _flag(
         None,
         "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",
@@ -83,7 +88,8 @@ class DataArguments:
         "Scores to report first, the first of them to choose the best model by. Labels: accuracy, macro_f1, "
         "matthews_correlation, and of two labels f1 (that of the second by name). Numbers: pearson, spearmanr; with "
         "these, labels that are whole numbers are a regression too. Tokens: f1, macro_f1, precision and recall of "
-        "entities; of other tags accuracy, macro_f1. Default: the task's, or accuracy, pearson and f1.",
+        "entities; of other tags accuracy, macro_f1. seq2seq: rouge1, rouge2, rougeL, bleu, chrf. Default: the task's, "
+        "or accuracy, pearson, f1 and rougeL.",
     )
     early_stopping_patience: int | None = _flag(
         None,
@@ -98,7 +104,7 @@ class DataArguments:
     max_seq_length: int | None = _flag(
         None,
         "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. Default: "
-        "128, for csl_title 256, for c3, cmrc2018 and drcd 512.",
+        "128, for csl_title 256, for c3, cmrc2018, drcd and seq2seq 512.",
     )
     doc_stride: int = _flag(
         128,
@@ -106,8 +112,14 @@ class DataArguments:
         "max_seq_length.",
     )
     max_answer_length: int = _flag(50, "cmrc2018 and drcd: longest answer, in tokens.")
-    max_target_length: int = _flag(64, "csl_title: longer titles are cut, and none longer is written, in tokens.")
-    num_beams: int = _flag(4, "csl_title: beams of the search for the best title; 1 takes the best next token.")
+    max_target_length: int | None = _flag(
+        None,
+        "seq2seq and csl_title: longer targets are cut, and none longer is written, in tokens. Default: 128, for "
+        "csl_title 64.",
+    )
+    num_beams: int = _flag(
+        4, "seq2seq and csl_title: beams of the search for the best text; 1 takes the best next token."
+    )
     pad_to_max_length: bool = _flag(False, "Pad every row to max_seq_length instead of to the longest of its batch.")
     max_train_samples: int | None = _flag(None, "Use only the first rows to train.")
     max_eval_samples: int | None = _flag(None, "Use only the first rows to evaluate.")

@@ -25,11 +25,11 @@ from ..glue.features import (
     make_compute_metrics,
     make_features,
 )
+from ..glue.generation import decode_texts, make_text_features
 from ..glue.metrics import load_metric
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
 from ..glue.tag_features import decode_tags, make_tag_features, tag_names
 from ..glue.task import Task
-from ..glue.titles import decode_titles, make_title_features
 from .arguments import DataArguments
 
 if TYPE_CHECKING:
@@ -185,10 +185,10 @@ class QuestionProcessor(ChoiceProcessor):
         return all(max(starts, default=-1) >= 0 for starts in rows["starts"])
 
 
-class TitleProcessor(ChoiceProcessor):
-    """Sequence to sequence: titles of texts."""
+class TextProcessor(ChoiceProcessor):
+    """Sequence to sequence: texts from texts."""
 
-    # With smoothed labels, Seq2SeqTrainer cannot predict without them; a row without a title has the marks around it
+    # With smoothed labels, Seq2SeqTrainer cannot predict without them; a row without a target has the marks around it
     # as labels, and their loss is not used
     label_columns = ()
     pipeline = "summarization"
@@ -196,18 +196,23 @@ class TitleProcessor(ChoiceProcessor):
 
     def features(self, rows: datasets.Dataset) -> datasets.Dataset:
         (column,) = self.task.text_columns
-        longest = self.data_args.max_target_length
-        return make_title_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
+        longest = self.data_args.max_target_length or self.task.max_target_length
+        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
 
     def collator(self) -> Callable:
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         # Several processes repeat rows to fill their last batch, and Seq2SeqTrainer does not remove them
-        return decode_titles(predictions[: len(rows)], self.tokenizer)
+        return decode_texts(predictions[: len(rows)], self.tokenizer)
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        return all(title is not None for title in rows["target"])
+        return any(target is not None for target in rows["target"])
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        pairs = [pair for pair in zip(answers, rows["target"], strict=True) if pair[1] is not None]
+        predictions, references = (list(column) for column in zip(*pairs, strict=True))
+        return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
 PROCESSORS = {
@@ -215,5 +220,5 @@ PROCESSORS = {
     "tokens": TokenProcessor,
     "choice": ChoiceProcessor,
     "question": QuestionProcessor,
-    "seq2seq": TitleProcessor,
+    "seq2seq": TextProcessor,
 }

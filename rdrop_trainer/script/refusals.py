@@ -61,12 +61,14 @@ def check_flags(flags: Flags) -> None:
             "alone and search by the first score of --metric"
         )
     head = data.head
+    if data.task_type == "seq2seq" and (named := {"text_columns", "label_column"} & given.keys()):
+        raise InputError(f"{_listed(named)}: the columns of pairs are --source_column and --target_column")
     idle = set() if head == "question" else {"doc_stride", "max_answer_length"}
     idle |= set() if head == "seq2seq" else {"max_target_length", "num_beams"}
+    idle |= set() if data.task_type == "seq2seq" else {"source_column", "target_column"}
     if idle := idle & given.keys():
-        raise InputError(
-            f"{_listed(idle)}: {data.task_name or f'--task_type {data.task_type}'} does not use it; leave it out"
-        )
+        what = data.task_name or ("a classification" if head == "sequence" else f"--task_type {data.task_type}")
+        raise InputError(f"{_listed(idle)}: {what} does not use it; leave it out")
     if flags.values["load_best_model_at_end"] and flags.values["eval_strategy"] == "no":
         raise InputError(
             "--load_best_model_at_end chooses by the scores during training: add --eval_strategy epoch and "

@@ -52,12 +52,15 @@ class RunConfig:
 
     @property
     def columns(self) -> dict[str, list[str]] | None:
-        """Which columns of the user's own files are read as "text", "label" and "id"; None for a named task."""
+        """Which columns of the user's own files are read as "text" (or "source"), "label" (or "target") and "id"; None
+        for a named task.
+        """
         if self.task.suite != "custom":
             return None
         ids = [] if self.task.id_column is None else [self.task.id_column]
         texts = [name for column in self.task.text_columns for name in self.task.sources(column)[:1]]
-        return {"text": texts, "label": list(self.task.label_sources[:1]), "id": ids}
+        text, label = ("source", "target") if self.task.head == "seq2seq" else ("text", "label")
+        return {text: texts, label: list(self.task.label_sources[:1]), "id": ids}
 
     @property
     def what_runs(self) -> dict[str, Any]:
@@ -90,7 +93,11 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
             training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
     if training.metric_for_best_model is not None:
         _check_metric(task, training)
-    data = replace(data, max_seq_length=data.max_seq_length or task.max_length)
+    data = replace(
+        data,
+        max_seq_length=data.max_seq_length or task.max_length,
+        max_target_length=data.max_target_length or task.max_target_length,
+    )
     return RunConfig(task, command.model, data, training, frozenset(given)), splits
 
 
@@ -118,6 +125,8 @@ def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
         return task, load_task(task, data_dir=data.data_dir, cache_dir=model.cache_dir, token=model.token, **options)
     # Without training data, the labels are those of the model that is to be evaluated
     labels = None if data.train_file else labels_of_checkpoint(model, data.head)
+    if data.head == "seq2seq":
+        options |= {"text_columns": data.source_column and [data.source_column], "label_column": data.target_column}
     options |= {"task_type": data.task_type, "id_column": data.id_column, "labels": labels, "metrics": data.metric}
     splits, task = load_files(**options)
     return task, splits

@@ -1,14 +1,16 @@
 """The pages on one's own data from the first line to the last: commands and Python blocks in order, in one folder."""
 
 import csv
+import json
 import random
 import re
 import shlex
 
 from rdrop_trainer.glue.conll import read_conll
+from rdrop_trainer.hub import load_checkpoint
 from rdrop_trainer.run_folder import read_results
 from rdrop_trainer.script.demo import make_sentences
-from rdrop_trainer.script.scratch import make_bert
+from rdrop_trainer.script.scratch import make_bart, make_bert
 from support import ROOT
 from support.runs import FAST, script
 
@@ -72,3 +74,47 @@ def test_tags(here, capsys):
     written = [row for _, row in read_conll("runs/names-new/custom_test_predict.conll")]
     assert [row["1"] for row in written] == [row["1"] for _, row in read_conll("new.txt")]
     assert {tag for row in written for tag in row["2"]} == {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
+
+
+PLACES_DE, NEWS = {"Oslo": "Oslo", "Bergen": "Bergen", "Rom": "Rome"}, {"Sturm": "storm", "Streik": "strike"}
+
+
+def write_pairs(folder):
+    """A sentence of an event in a place: in German, and in English at length and in short."""
+    choose = random.Random(0).choice
+    for kind, rows in (("", 48), ("-dev", 8), ("new", 4)):
+        found = [(*choose([*PLACES_DE.items()]), *choose([*NEWS.items()])) for _ in range(rows)]
+        lines = [
+            f"t{i}\tDer Hafen von {o} ist zu\tThe harbour of {p} is closed" for i, (o, p, _, _) in enumerate(found)
+        ]
+        header = "id\tde\ten"
+        if kind == "new":
+            header, lines = "id\tde", [line.rsplit("\t", 1)[0] for line in lines]
+        (folder / (f"pairs{kind}.tsv" if kind != "new" else "new.tsv")).write_text("\n".join([header, *lines]) + "\n")
+        pairs = [(f"The harbour of {p} is closed because of a {e}.", f"{e} closes harbour") for _, p, _, e in found]
+        name = {"": "train", "-dev": "dev"}.get(kind, "more")
+        rows = (json.dumps({"document": text, "summary": short}) + "\n" for text, short in pairs)
+        (folder / f"{name}.jsonl").write_text("".join(rows))
+        yield from (text for pair in pairs for text in pair)
+        yield from lines
+
+
+def test_pairs(here, capsys):
+    make_bart(here / "model", write_pairs(here), hidden_size=16, layers=1, heads=2, max_length=32)
+    run_page("your-own-pairs.md", here / "model", *"--num_beams 1 --max_target_length 10 --learning_rate 1e-2".split())
+    screen = capsys.readouterr().out
+    assert "columns   source: document; target: summary\n" in screen
+    assert "columns   source: de; target: en; id: id\n" in screen
+    assert [*read_results("runs/summaries")["headline"]] == ["eval_rougeL", "eval_bleu", "eval_chrf"]
+    assert [*read_results("runs/translations")["headline"]] == ["eval_bleu", "eval_chrf"]
+    written = (here / "runs/translations-new/custom_test_predict.jsonl").read_text().splitlines()
+    model, tokenizer, _ = load_checkpoint("runs/translations")
+    with open("new.tsv") as file:
+        rows = [{"id": row["id"], "prediction": row["de"]} for row in csv.DictReader(file, delimiter="\t")]
+    for row in rows:
+        tokens = tokenizer(
+            row["prediction"], return_tensors="pt", return_token_type_ids=False, truncation=True, max_length=16
+        )
+        (target,) = model.generate(**tokens, num_beams=1, max_length=11)
+        row["prediction"] = tokenizer.decode(target, skip_special_tokens=True).strip()
+    assert list(map(json.loads, written)) == rows and len(rows) == 4
