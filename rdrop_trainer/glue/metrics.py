@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 
 import datasets
 import evaluate
@@ -15,7 +13,8 @@ import numpy as np
 
 from .._extras import import_optional
 from ..errors import InputError
-from .overlap import bleu, chrf, rouge
+from .answer_scores import cmrc_scores, squad_scores
+from .overlap import bleu, chrf, is_chinese, rouge
 from .tag_scores import are_entities, entity_f1, tag_accuracy
 from .task import Task
 
@@ -136,12 +135,7 @@ class TagScores(_InMemoryMetric):
 
 
 class AnswerMatch(_InMemoryMetric):
-    """Exact match and F1 of answers, as in the evaluation of CMRC 2018; the best value over the answers of a question.
-
-    `exact_match` ignores case and punctuation. `f1` counts Chinese characters, and words, numbers and marks of other
-    scripts; the overlap of two answers is their longest common run. The official script takes words from NLTK, which
-    also splits English contractions ("don't") in two.
-    """
+    """Exact match and F1 of answers, as CMRC counts for its own tasks and where an answer is Chinese, else as SQuAD."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -150,28 +144,8 @@ class AnswerMatch(_InMemoryMetric):
     def _compute(self, predictions: Sequence[str], references: Sequence[list[str]]) -> dict[str, float]:
         if not all(references):
             raise InputError(f"{self.task.name}: there are questions without an answer to compare with")
-        pairs = list(zip(predictions, references, strict=True))
-        exact = [max(_bare(prediction) == _bare(answer) for answer in answers) for prediction, answers in pairs]
-        f1 = [max(_run_f1(prediction, answer) for answer in answers) for prediction, answers in pairs]
-        return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
-
-
-# The punctuation marks of the official script, which knows no others
-_PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-# An ellipsis; a run of anything but spaces, Chinese characters and marks that stand alone, with full stops and commas
-# inside words and numbers; or a single character
-_HAN, _ALONE = r"\u4e00-\u9fa5", re.escape(';@#$%&?!()[]{}<>"«»—‘')
-_SEGMENT = re.compile(rf"\.{{3}}|(?:[^\s,.{_HAN}{_ALONE}]|,(?=\d)|\.(?=[^\s.{_HAN}]))+|\S")
-
-
-def _bare(text: str) -> str:
-    return text.lower().strip().translate(_PUNCTUATION)
-
-
-def _run_f1(prediction: str, answer: str) -> float:
-    predicted, expected = (_SEGMENT.findall(_bare(text)) for text in (prediction, answer))
-    run = SequenceMatcher(None, predicted, expected, autojunk=False).find_longest_match().size
-    return 2 * run / (len(predicted) + len(expected)) if run else 0.0
+        by_characters = self.task.suite != "custom" or any(is_chinese(answer) for row in references for answer in row)
+        return (cmrc_scores if by_characters else squad_scores)(predictions, references)
 
 
 class TextOverlap(_InMemoryMetric):

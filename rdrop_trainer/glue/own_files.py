@@ -16,9 +16,11 @@ from .examples import find_column
 from .labels import find_labels
 from .metrics import CORRELATIONS, with_metrics
 from .pairs import choose_pair
+from .passages import has_no_answer, squad_questions
+from .readers import read_values
 from .tag_rows import find_tags
 from .tag_scores import are_entities
-from .task import ENTITIES, OTHER_TAGS, TEXTS, Leaderboard, Task
+from .task import ENTITIES, OTHER_TAGS, QUESTIONS, TEXTS, Leaderboard, Task
 
 _TOKENS = ("tokens", "words", "text")
 _TAGS = ("ner_tags", "tags", "labels", "label", "ner", "pos_tags", "chunk_tags")
@@ -40,7 +42,7 @@ def load_files(
     """Load a user's own data, for which there is no named task.
 
     Args:
-        task_type: "classification" (or a regression), "tokens" or "seq2seq".
+        task_type: "classification" (or a regression), "tokens", "seq2seq" or "qa".
         train_file, validation_file, test_file, unlabeled_file: the files; at least one of the first three. Token tasks
             read CoNLL columns, or .json, .jsonl and .parquet with lists of tokens and of tags.
         text_columns: one or two columns; of a token task that of the tokens, of texts from texts that of the source.
@@ -64,7 +66,7 @@ def load_files(
     if not files:
         raise InputError("no data: give train_file, validation_file or test_file")
     kind, first = next(iter(files.items()))
-    make = {"classification": _classification, "tokens": _tokens, "seq2seq": _texts}[task_type]
+    make = {"classification": _classification, "tokens": _tokens, "seq2seq": _texts, "qa": _questions}[task_type]
     fields = make(first, kind == "test", text_columns, label_column, id_column, labels, metrics or ())
     task = Task(name="custom", suite="custom", files=dict.fromkeys(files, ()), id_column=id_column, **fields)
     task = with_metrics(task, metrics or ())
@@ -175,4 +177,25 @@ def _texts(
         "label_sources": (target,),
         "submission": {"test": (Leaderboard("custom_test_predict.jsonl", None, "prediction"),)},
         **TEXTS,
+    }
+
+
+def _questions(
+    path: str | Path,
+    is_test: bool,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    id_column: str | None,
+    labels: Sequence[str] | None,
+    metrics: Sequence[str],
+) -> Mapping[str, Any]:
+    """Fields of a task that cuts answers out of passages."""
+    places = ((value, f"{path}:{line}") for line, value in read_values(path))
+    questions = (question for value, place in places for _, question in squad_questions(value, place))
+    return {
+        "text_columns": ("context", "question"),
+        "labels": None,
+        "unanswerable": any(has_no_answer(question, is_test) for question in questions),
+        "submission": {"test": (Leaderboard("custom_test_predict.json", None, "object"),)},
+        **QUESTIONS,
     }

@@ -49,6 +49,7 @@ class Task:
         headerless_splits: the splits whose .tsv files have no header line.
         tolerant: whether the official files have rows with missing or extra cells, and empty texts.
         unlabeled_rows: whether the official files have rows labeled "-", on which the annotators disagreed.
+        unanswerable: whether some questions have no answer in their passage, as in SQuAD 2.0.
         score_range: lowest and highest value of a regression in a leaderboard file.
         submission: split -> each leaderboard that takes it, the main one first.
         max_length: default for the longest input, in tokens.
@@ -74,6 +75,7 @@ class Task:
     headerless_splits: tuple[str, ...] = ("train", "validation")
     tolerant: bool = False
     unlabeled_rows: bool = False
+    unanswerable: bool = False
     score_range: tuple[float, float] | None = None
     submission: Mapping[str, tuple[Leaderboard, ...]] = field(default_factory=dict, hash=False)
     max_length: int = 128
@@ -130,4 +132,4 @@ TEXTS: dict[str, Any] = {
 }
 
 # The kinds of tasks that a user's own files may be for -> the head of a model
-HEADS: dict[str, str] = {"classification": "sequence", "tokens": "tokens", "seq2seq": "seq2seq"}
+HEADS: dict[str, str] = {"classification": "sequence", "tokens": "tokens", "seq2seq": "seq2seq", "qa": "question"}

@@ -47,11 +47,12 @@ class DataArguments:
     task_name: str | None = _flag(
         None, "One of " + ", ".join(TASKS) + ". Without it: your own files, their labels taken from train_file."
     )
-    task_type: Literal["classification", "tokens", "seq2seq"] = _flag(
+    task_type: Literal["classification", "tokens", "seq2seq", "qa"] = _flag(
         "classification",
         "What your own files are for. classification: a label for each row, or a number (.csv, .tsv, .json, .jsonl, "
         ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet. "
-        "seq2seq: a text for each text, such as its summary or translation, from two columns.",
+        "seq2seq: a text for each text, such as its summary or translation, from two columns. qa: an answer out of a "
+        "passage to each question about it, from JSON in the form of SQuAD 1.1 or 2.0.",
     )
     data_dir: str | None = _flag(
         None,
@@ -88,8 +89,8 @@ class DataArguments:
         "Scores to report first, the first of them to choose the best model by. Labels: accuracy, macro_f1, "
         "matthews_correlation, and of two labels f1 (that of the second by name). Numbers: pearson, spearmanr; with "
         "these, labels that are whole numbers are a regression too. Tokens: f1, macro_f1, precision and recall of "
-        "entities; of other tags accuracy, macro_f1. seq2seq: rouge1, rouge2, rougeL, bleu, chrf. Default: the task's, "
-        "or accuracy, pearson, f1 and rougeL.",
+        "entities; of other tags accuracy, macro_f1. seq2seq: rouge1, rouge2, rougeL, bleu, chrf. qa: "
+        "exact_match, f1. Default: the task's, or accuracy, pearson, f1, rougeL and exact_match.",
     )
     early_stopping_patience: int | None = _flag(
         None,
@@ -103,15 +104,20 @@ class DataArguments:
     )
     max_seq_length: int | None = _flag(
         None,
-        "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. Default: "
-        "128, for csl_title 256, for c3, cmrc2018, drcd and seq2seq 512.",
+        "Longer inputs are cut, in tokens; the passages of questions into windows of this length. Default: "
+        "128, for csl_title 256, for c3, cmrc2018, drcd, seq2seq and qa 512.",
     )
     doc_stride: int = _flag(
         128,
-        "cmrc2018 and drcd: how many tokens two windows of a long passage have in common, at most a third of "
+        "qa, cmrc2018 and drcd: how many tokens two windows of a long passage have in common, at most a third of "
         "max_seq_length.",
     )
-    max_answer_length: int = _flag(50, "cmrc2018 and drcd: longest answer, in tokens.")
+    max_answer_length: int = _flag(50, "qa, cmrc2018 and drcd: longest answer, in tokens.")
+    null_score_diff_threshold: float | None = _flag(
+        None,
+        "qa: a question gets no answer where that has a score higher by more than this than the best answer. Default: "
+        "0 where the training file has questions without an answer (SQuAD 2.0), else every question gets one.",
+    )
     max_target_length: int | None = _flag(
         None,
         "seq2seq and csl_title: longer targets are cut, and none longer is written, in tokens. Default: 128, for "

@@ -27,6 +27,7 @@ from ..glue.features import (
 )
 from ..glue.generation import decode_texts, make_text_features
 from ..glue.metrics import load_metric
+from ..glue.passages import NO_ANSWER
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
 from ..glue.tag_features import decode_tags, make_tag_features, tag_names
 from ..glue.task import Task
@@ -178,11 +179,15 @@ class QuestionProcessor(ChoiceProcessor):
         return predictions[:2]  # of the start and of the end
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        return decode_answers(predictions, features, rows, self.data_args.max_answer_length)
+        longest, threshold = self.data_args.max_answer_length, self.data_args.null_score_diff_threshold
+        return decode_answers(predictions, features, rows, longest, threshold)
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
         # An answer that the passage does not contain may stand for one that is kept secret
-        return all(max(starts, default=-1) >= 0 for starts in rows["starts"])
+        return all(
+            max(starts, default=-1) >= 0 or answers == NO_ANSWER
+            for starts, answers in zip(rows["starts"], rows["answers"], strict=True)
+        )
 
 
 class TextProcessor(ChoiceProcessor):

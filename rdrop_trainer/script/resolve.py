@@ -53,9 +53,9 @@ class RunConfig:
     @property
     def columns(self) -> dict[str, list[str]] | None:
         """Which columns of the user's own files are read as "text" (or "source"), "label" (or "target") and "id"; None
-        for a named task.
+        for a named task, and where the form of the file says it.
         """
-        if self.task.suite != "custom":
+        if self.task.suite != "custom" or self.task.head == "question":
             return None
         ids = [] if self.task.id_column is None else [self.task.id_column]
         texts = [name for column in self.task.text_columns for name in self.task.sources(column)[:1]]
@@ -97,8 +97,15 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
         data,
         max_seq_length=data.max_seq_length or task.max_length,
         max_target_length=data.max_target_length or task.max_target_length,
+        null_score_diff_threshold=_null_threshold(data, task),
     )
     return RunConfig(task, command.model, data, training, frozenset(given)), splits
+
+
+def _null_threshold(data: DataArguments, task: Task) -> float | None:
+    """What was given; else 0 where questions may have no answer."""
+    known = data.null_score_diff_threshold
+    return 0.0 if known is None and task.unanswerable else known
 
 
 def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArguments:

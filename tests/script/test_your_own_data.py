@@ -118,3 +118,31 @@ def test_pairs(here, capsys):
         (target,) = model.generate(**tokens, num_beams=1, max_length=11)
         row["prediction"] = tokenizer.decode(target, skip_special_tokens=True).strip()
     assert list(map(json.loads, written)) == rows and len(rows) == 4
+
+
+def write_questions(path, rows, labeled=True):
+    """Where somebody lives, which the passage says, or does not."""
+    choose, paragraphs = random.Random(rows).choice, []
+    for i in range(rows):
+        who, where, other = choose(PEOPLE), choose(PLACES), choose(PEOPLE)
+        context = f"{who} lives in {where}"
+        known = {"answers": [{"text": where, "answer_start": context.index(where)}], "is_impossible": False}
+        unknown = {"answers": [], "is_impossible": True}
+        question = {"id": f"q{i}", "question": f"in {other}"} | (
+            (known if who == other else unknown) if labeled else {}
+        )
+        paragraphs.append({"context": context, "qas": [question]})
+    path.write_text(json.dumps({"version": "v2.0", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+
+
+def test_questions(here, capsys):
+    make_bert(here / "model", [*PEOPLE, *PLACES, "lives in is"], hidden_size=16, heads=2, max_length=32)
+    for name, rows in (("train", 48), ("dev", 12)):
+        write_questions(here / f"{name}.json", rows)
+    write_questions(here / "new.json", 4, labeled=False)
+    run_page("your-own-questions.md", here / "model", "--doc_stride", "4")
+    found = read_results("runs/questions")
+    assert [*found["headline"]] == ["eval_exact_match", "eval_f1"] and found["columns"] is None
+    assert found["settings"]["null_score_diff_threshold"] == 0
+    answers = json.loads((here / "runs/questions-new/custom_test_predict.json").read_text())
+    assert [*answers] == ["q0", "q1", "q2", "q3"] and str(answers) in capsys.readouterr().out
