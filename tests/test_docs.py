@@ -93,7 +93,7 @@ def names(tmp_path, hub, monkeypatch):
 
 
 # Their blocks need what their commands leave, so tests of their own run both
-APART = ("your-own-data.md", "your-own-tags.md", "your-own-pairs.md", "your-own-questions.md")
+APART = ("your-own-data.md", "your-own-tags.md", "your-own-pairs.md", "your-own-questions.md", "your-own-texts.md")
 
 
 @pytest.mark.parametrize(

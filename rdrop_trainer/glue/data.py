@@ -59,7 +59,7 @@ def load_task(
     if data_dir is not None and files:
         given = ", ".join(f"{kind}_file" for kind in files)
         raise InputError(f"both data_dir and {given} are given: give the folder or the files")
-    if unlabeled_file is not None and (task.reads_passages or task.head == "seq2seq"):
+    if unlabeled_file is not None and task.head not in ("sequence", "tokens"):
         what = "asks about passages" if task.reads_passages else "writes texts"
         raise InputError(f"{unlabeled_file}: unlabeled rows are for training a classifier, but {task.name} {what}")
     task = _with_columns(task, text_columns, label_column)

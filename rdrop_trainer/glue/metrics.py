@@ -14,6 +14,7 @@ import numpy as np
 from .._extras import import_optional
 from ..errors import InputError
 from .answer_scores import cmrc_scores, squad_scores
+from .language_models import perplexity
 from .overlap import bleu, chrf, is_chinese, rouge
 from .tag_scores import are_entities, entity_f1, tag_accuracy
 from .task import Task
@@ -148,6 +149,16 @@ class AnswerMatch(_InMemoryMetric):
         return (cmrc_scores if by_characters else squad_scores)(predictions, references)
 
 
+class Perplexity(_InMemoryMetric):
+    """exp of the mean loss of tokens; predictions are sums of losses in nats, references their numbers of tokens."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return self._describe(datasets.Value("float64"))
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        return {"perplexity": perplexity(list(zip(predictions, references, strict=True)))}
+
+
 class TextOverlap(_InMemoryMetric):
     """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, and BLEU and chrF, from 0 to 100, of generated texts.
 
@@ -209,4 +220,10 @@ _SCORES = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
-_METRICS = {"tokens": TagScores, "question": AnswerMatch, "seq2seq": TextOverlap}
+_METRICS = {
+    "tokens": TagScores,
+    "question": AnswerMatch,
+    "seq2seq": TextOverlap,
+    "causal": Perplexity,
+    "masked": Perplexity,
+}

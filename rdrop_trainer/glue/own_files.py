@@ -20,7 +20,7 @@ from .passages import has_no_answer, squad_questions
 from .readers import read_values
 from .tag_rows import find_tags
 from .tag_scores import are_entities
-from .task import ENTITIES, OTHER_TAGS, QUESTIONS, TEXTS, Leaderboard, Task
+from .task import ENTITIES, LANGUAGE, OTHER_TAGS, QUESTIONS, TEXTS, Leaderboard, Task
 
 _TOKENS = ("tokens", "words", "text")
 _TAGS = ("ner_tags", "tags", "labels", "label", "ner", "pos_tags", "chunk_tags")
@@ -29,6 +29,7 @@ _TAGS = ("ner_tags", "tags", "labels", "label", "ner", "pos_tags", "chunk_tags")
 def load_files(
     *,
     task_type: str = "classification",
+    head: str = "causal",
     train_file: str | Path | None = None,
     validation_file: str | Path | None = None,
     test_file: str | Path | None = None,
@@ -42,7 +43,9 @@ def load_files(
     """Load a user's own data, for which there is no named task.
 
     Args:
-        task_type: "classification" (or a regression), "tokens", "seq2seq" or "qa".
+        task_type: "classification" (or a regression), "tokens", "seq2seq", "qa" or "lm" (a causal or masked language
+            model, which `head` says).
+        head: of a language model, "causal" or "masked".
         train_file, validation_file, test_file, unlabeled_file: the files; at least one of the first three. Token tasks
             read CoNLL columns, or .json, .jsonl and .parquet with lists of tokens and of tags.
         text_columns: one or two columns; of a token task that of the tokens, of texts from texts that of the source.
@@ -66,8 +69,10 @@ def load_files(
     if not files:
         raise InputError("no data: give train_file, validation_file or test_file")
     kind, first = next(iter(files.items()))
-    make = {"classification": _classification, "tokens": _tokens, "seq2seq": _texts, "qa": _questions}[task_type]
-    fields = make(first, kind == "test", text_columns, label_column, id_column, labels, metrics or ())
+    kinds = {"classification": _classification, "tokens": _tokens, "seq2seq": _texts, "qa": _questions, "lm": _language}
+    fields = kinds[task_type](first, kind == "test", text_columns, label_column, id_column, labels, metrics or ())
+    if task_type == "lm":
+        fields = {**fields, "head": head}
     task = Task(name="custom", suite="custom", files=dict.fromkeys(files, ()), id_column=id_column, **fields)
     task = with_metrics(task, metrics or ())
     named: dict[str, Any] = {f"{kind}_file": path for kind, path in files.items()}
@@ -199,3 +204,9 @@ def _questions(
         "submission": {"test": (Leaderboard("custom_test_predict.json", None, "object"),)},
         **QUESTIONS,
     }
+
+
+def _language(path: str | Path, is_test: bool, *_: Any) -> Mapping[str, Any]:
+    """Fields of a task that learns texts alone."""
+    submission = {"test": (Leaderboard("custom_test_predict.jsonl", None, "perplexity"),)}
+    return {"text_columns": ("text",), "labels": None, "submission": submission, **LANGUAGE}

@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import InputError
 from ..run_folder import write_text
 from .conll import to_conll
+from .language_models import perplexity
 from .tag_scores import NO_TAG, entities_of
 from .task import Leaderboard, Task
 
@@ -54,7 +55,7 @@ def write_submission(
         ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead, as do a user's own files without
             `task.id_column`.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of tags; indices of choices;
-            texts of answers or titles.
+            texts of answers or titles; of a language model the loss of each line and its number of tokens.
         directory: folder to write to; it is made if it does not exist.
         tokens: the tokens of the rows, for token tasks.
 
@@ -109,9 +110,11 @@ def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Lea
     return next((leaderboard for leaderboard in known if leaderboard.rows == len(ids)), known[0])
 
 
-def _answer(task: Task, row: int, prediction: Any) -> str | int:
+def _answer(task: Task, row: int, prediction: Any) -> str | int | float | None:
     if task.head in ("question", "seq2seq"):
         return str(prediction)
+    if task.is_language_model:
+        return perplexity([prediction]) if prediction[1] else None
     if task.head == "choice":
         return operator.index(prediction)
     if task.is_regression:

@@ -19,7 +19,7 @@ class Leaderboard(NamedTuple):
 
     file: str
     rows: int | None
-    form: Literal["label", "answer", "title", "prediction", "object"] = "label"
+    form: Literal["label", "answer", "title", "prediction", "perplexity", "object"] = "label"
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Task:
         text_columns: names of the one or two text columns of the loaded data; a token task has one, of lists.
         labels: label names in id order. None for a regression, and where the answer is one of the choices of a row, a
             part of its text, or a new text.
-        head: kind of model head: "sequence", "tokens", "choice" (multiple choice), "question" (extractive answers) or
-            "seq2seq" (texts from texts).
+        head: kind of model head: "sequence", "tokens", "choice" (multiple choice), "question" (extractive answers),
+            "seq2seq" (texts from texts), "causal" or "masked" (language models).
         raw_labels: the labels as the official files write them, in id order; None when they are `labels`.
         metrics: keys of the scores; empty when nothing can be scored.
         headline: the keys to report first; the first of them selects models.
@@ -87,6 +87,11 @@ class Task:
         return self.labels is None and self.head == "sequence"
 
     @property
+    def is_language_model(self) -> bool:
+        """Whether texts alone are learned."""
+        return self.head in ("causal", "masked")
+
+    @property
     def reads_passages(self) -> bool:
         """Whether a row asks something about a passage and has the answer in itself."""
         return self.head in ("choice", "question")
@@ -131,5 +136,18 @@ TEXTS: dict[str, Any] = {
     "max_target_length": 128,
 }
 
-# The kinds of tasks that a user's own files may be for -> the head of a model
-HEADS: dict[str, str] = {"classification": "sequence", "tokens": "tokens", "seq2seq": "seq2seq", "qa": "question"}
+LANGUAGE: dict[str, Any] = {"metrics": ("perplexity",), "headline": ("perplexity",), "max_length": 512}
+
+# The kinds of tasks that a user's own files may be for -> the head; of "lm" the model decides, causal or masked
+HEADS: dict[str, str] = {
+    "classification": "sequence",
+    "tokens": "tokens",
+    "seq2seq": "seq2seq",
+    "qa": "question",
+    "lm": "causal",
+}
+
+
+def lower_is_better(score: str) -> bool:
+    """Whether lower values of a score are better, by its name; of other scores than these higher ones are."""
+    return score.endswith(("loss", "perplexity"))

@@ -47,12 +47,13 @@ class DataArguments:
     task_name: str | None = _flag(
         None, "One of " + ", ".join(TASKS) + ". Without it: your own files, their labels taken from train_file."
     )
-    task_type: Literal["classification", "tokens", "seq2seq", "qa"] = _flag(
+    task_type: Literal["classification", "tokens", "seq2seq", "qa", "lm"] = _flag(
         "classification",
         "What your own files are for. classification: a label for each row, or a number (.csv, .tsv, .json, .jsonl, "
         ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet. "
         "seq2seq: a text for each text, such as its summary or translation, from two columns. qa: an answer out of a "
-        "passage to each question about it, from JSON in the form of SQuAD 1.1 or 2.0.",
+        "passage to each question about it, from JSON in the form of SQuAD 1.1 or 2.0. lm: a language model, from "
+        "plain text (.txt); the model says whether causal or masked.",
     )
     data_dir: str | None = _flag(
         None,
@@ -90,7 +91,7 @@ class DataArguments:
         "matthews_correlation, and of two labels f1 (that of the second by name). Numbers: pearson, spearmanr; with "
         "these, labels that are whole numbers are a regression too. Tokens: f1, macro_f1, precision and recall of "
         "entities; of other tags accuracy, macro_f1. seq2seq: rouge1, rouge2, rougeL, bleu, chrf. qa: "
-        "exact_match, f1. Default: the task's, or accuracy, pearson, f1, rougeL and exact_match.",
+        "exact_match, f1. lm: perplexity. Default: the task's, or the first of these.",
     )
     early_stopping_patience: int | None = _flag(
         None,
@@ -105,7 +106,7 @@ class DataArguments:
     max_seq_length: int | None = _flag(
         None,
         "Longer inputs are cut, in tokens; the passages of questions into windows of this length. Default: "
-        "128, for csl_title 256, for c3, cmrc2018, drcd, seq2seq and qa 512.",
+        "128, for csl_title 256, for c3, cmrc2018, drcd, seq2seq, qa and lm 512.",
     )
     doc_stride: int = _flag(
         128,
@@ -125,6 +126,9 @@ class DataArguments:
     )
     num_beams: int = _flag(
         4, "seq2seq and csl_title: beams of the search for the best text; 1 takes the best next token."
+    )
+    mlm_probability: float = _flag(
+        0.15, "lm: share of the tokens that a masked language model predicts. Each epoch masks others."
     )
     pad_to_max_length: bool = _flag(False, "Pad every row to max_seq_length instead of to the longest of its batch.")
     max_train_samples: int | None = _flag(None, "Use only the first rows to train.")
@@ -161,6 +165,9 @@ class DataArguments:
         _check_at_least(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1, max_unlabeled_samples=1)
         _check_at_least(self, early_stopping_patience=1, max_seconds=0)
         _check_at_least(self, max_seq_length=4, doc_stride=0, max_answer_length=1, max_target_length=2, num_beams=1)
+
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"mlm_probability must be above 0 and below 1, got {self.mlm_probability}.")
 
     @property
     def head(self) -> str:

@@ -11,10 +11,12 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    TrainerCallback,
     default_data_collator,
 )
 
 from .._extras import import_optional
+from ..errors import InputError
 from ..glue.by_class import scores_by_class
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from ..glue.features import (
@@ -26,6 +28,7 @@ from ..glue.features import (
     make_features,
 )
 from ..glue.generation import decode_texts, make_text_features
+from ..glue.language_models import losses_of_lines, make_block_features, mask, token_losses
 from ..glue.metrics import load_metric
 from ..glue.passages import NO_ANSWER
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
@@ -62,8 +65,8 @@ class Processor:
         self.max_length, self.multiple_of = max_length, multiple_of
         self.padded = data_args.pad_to_max_length
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """The model's inputs for rows of the task."""
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        """The model's inputs for rows of the task, to train on them or not."""
         return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
 
     def collator(self) -> Callable:
@@ -113,7 +116,7 @@ class ChoiceProcessor(Processor):
     pipeline = "multiple-choice"
     references = "label"  # the column of rows to score against
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         import_optional("scipy.optimize")  # the answers need it; better missed now than after the training
         return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
 
@@ -142,7 +145,7 @@ class TokenProcessor(ChoiceProcessor):
 
     pipeline = "token-classification"
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
 
     def collator(self) -> Callable:
@@ -168,7 +171,7 @@ class QuestionProcessor(ChoiceProcessor):
     pipeline = "question-answering"
     references = "answers"
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         overlap = self.data_args.doc_stride
         return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padded)
 
@@ -199,7 +202,7 @@ class TextProcessor(ChoiceProcessor):
     pipeline = "summarization"
     references = "target"
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         (column,) = self.task.text_columns
         longest = self.data_args.max_target_length or self.task.max_target_length
         return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
@@ -220,10 +223,76 @@ class TextProcessor(ChoiceProcessor):
         return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
+class LanguageProcessor(ChoiceProcessor):
+    """Causal language models; a row is a line, and features are blocks of their tokens."""
+
+    label_columns = ()  # the texts are
+    pipeline = "text-generation"
+
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        blocks = make_block_features(rows, self.tokenizer, self.max_length, with_end=False)
+        return blocks.add_column("labels", blocks["input_ids"][:])
+
+    def collator(self) -> Callable:
+        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def keep_logits(self, predictions: Any, labels: Any) -> Any:
+        return token_losses(logits_of(predictions), labels, shifted=self.task.head == "causal")
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return losses_of_lines(predictions, features, len(rows))
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return True
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        losses, counts = (list(column) for column in zip(*answers, strict=True))
+        return load_metric(self.task).compute(predictions=losses, references=counts)
+
+
+class MaskedProcessor(LanguageProcessor):
+    """Masked language models; each epoch has other masks, and rows that are evaluated always the same."""
+
+    pipeline = "fill-mask"
+
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        if self.tokenizer.mask_token is None:
+            raise InputError(f"{type(self.tokenizer).__name__} has no mask token, which a masked language model needs")
+        blocks = make_block_features(rows, self.tokenizer, self.max_length, with_end=True)
+        if is_training:
+            return blocks
+        probability = self.data_args.mlm_probability
+        return blocks.map(lambda block: mask(block, self.tokenizer, probability, seed=(0,)), desc="Masking")
+
+    def collator(self) -> Callable:
+        return MaskingCollator(super().collator(), self.tokenizer, self.data_args.mlm_probability)
+
+
+class MaskingCollator(TrainerCallback):
+    """Masks the blocks that have no labels yet.
+
+    The masks follow from seed, epoch and tokens alone: they are the same in every arm of a comparison, and in a run
+    that goes on.
+    """
+
+    def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
+        self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
+        self.seed = (1, 0)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.seed = (1 + args.seed, int((state.epoch or 0) + 1e-6))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, self.seed) for row in rows)
+        return self.pad(list(masked))
+
+
 PROCESSORS = {
     "sequence": Processor,
     "tokens": TokenProcessor,
     "choice": ChoiceProcessor,
     "question": QuestionProcessor,
     "seq2seq": TextProcessor,
+    "causal": LanguageProcessor,
+    "masked": MaskedProcessor,
 }

@@ -15,12 +15,12 @@ from ..errors import InputError
 from ..glue.data import load_task
 from ..glue.metrics import with_metrics
 from ..glue.own_files import load_files
-from ..glue.task import Task
+from ..glue.task import Task, lower_is_better
 from ..glue.tasks import get_task
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
 from .arguments import DataArguments, ModelArguments
-from .checkpoint import labels_of_checkpoint
+from .checkpoint import labels_of_checkpoint, language_model_head
 from .command_line import CommandLine
 
 
@@ -55,7 +55,7 @@ class RunConfig:
         """Which columns of the user's own files are read as "text" (or "source"), "label" (or "target") and "id"; None
         for a named task, and where the form of the file says it.
         """
-        if self.task.suite != "custom" or self.task.head == "question":
+        if self.task.suite != "custom" or self.task.head in ("question", "causal", "masked"):
             return None
         ids = [] if self.task.id_column is None else [self.task.id_column]
         texts = [name for column in self.task.text_columns for name in self.task.sources(column)[:1]]
@@ -90,7 +90,9 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
         training = with_values(training, output_dir=output_dir)
     if training.load_best_model_at_end or training.save_strategy == "best" or data.early_stopping_patience is not None:
         if "metric_for_best_model" not in given and task.headline:
-            training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
+            training = with_values(training, metric_for_best_model=task.headline[0])
+    if training.metric_for_best_model is not None and "greater_is_better" not in given:
+        training = with_values(training, greater_is_better=not lower_is_better(training.metric_for_best_model))
     if training.metric_for_best_model is not None:
         _check_metric(task, training)
     data = replace(
@@ -135,6 +137,8 @@ def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
     if data.head == "seq2seq":
         options |= {"text_columns": data.source_column and [data.source_column], "label_column": data.target_column}
     options |= {"task_type": data.task_type, "id_column": data.id_column, "labels": labels, "metrics": data.metric}
+    if data.task_type == "lm":
+        options["head"] = language_model_head(model)
     splits, task = load_files(**options)
     return task, splits
 

@@ -6,6 +6,11 @@ import random
 import re
 import shlex
 
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
 from rdrop_trainer.glue.conll import read_conll
 from rdrop_trainer.hub import load_checkpoint
 from rdrop_trainer.run_folder import read_results
@@ -18,7 +23,7 @@ QUICK = [flag for flag in FAST if flag not in ("--save_strategy", "no", "--num_t
 
 
 def run_page(name, model, *more):
-    """Run a page; the models that it names are `model`."""
+    """Run a page; the models that it names are `model`, or folders by their names."""
     names = {}
     for language, text in re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", (ROOT / "docs" / name).read_text(encoding="utf-8")):
         if language == "python":
@@ -27,7 +32,8 @@ def run_page(name, model, *more):
             python, program, *flags = shlex.split(text.replace("\\\n", " "))
             assert (python, program) == ("python", "run_glue_rdrop.py")
             at = flags.index("--model_name_or_path") + 1
-            flags[at] = flags[at] if flags[at].startswith("runs/") else str(model)
+            folder = model.get(flags[at]) if isinstance(model, dict) else model
+            flags[at] = flags[at] if flags[at].startswith("runs/") else str(folder)
             flags = ["2" if flag == "10" else flag for flag in flags]
             assert script.main([*flags, *QUICK, *more]) == 0
 
@@ -146,3 +152,39 @@ def test_questions(here, capsys):
     assert found["settings"]["null_score_diff_threshold"] == 0
     answers = json.loads((here / "runs/questions-new/custom_test_predict.json").read_text())
     assert [*answers] == ["q0", "q1", "q2", "q3"] and str(answers) in capsys.readouterr().out
+
+
+def test_texts(here, capsys):
+    texts = [text for text, _ in make_sentences(60, seed=1)]
+    for name, lines in (("train", texts[:40]), ("dev", texts[40:50]), ("new", [*texts[50:], "", "the"])):
+        (here / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    make_bert(here / "masked", texts, hidden_size=16, heads=2, max_length=32)
+    tokenizer = AutoTokenizer.from_pretrained("masked")
+    ends = {"bos_token_id": 2, "eos_token_id": 3}
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, **ends)
+    ).save_pretrained("causal")
+    tokenizer.save_pretrained("causal")
+    run_page("your-own-texts.md", {"gpt2": "causal", "bert-base-cased": "masked"}, "--learning_rate", "1e-2")
+    found, masked = read_results("runs/texts"), read_results("runs/masked")
+    assert [*found["headline"]] == [*masked["headline"]] == ["eval_perplexity"]
+    assert not found["settings"]["greater_is_better"] and found["best_checkpoint"]["metric"] == "perplexity"
+    # By hand: blocks of 16 tokens, the first of which is [CLS]
+    model = AutoModelForCausalLM.from_pretrained("runs/texts").eval()
+    lines = (here / "new.txt").read_text().splitlines()
+    tokens = [
+        (place, token)
+        for place, line in enumerate(lines)
+        for token in tokenizer(line, add_special_tokens=False)["input_ids"]
+    ]
+    losses = {place: [] for place in range(len(lines))}
+    for start in range(0, len(tokens), 15):
+        block = torch.tensor([tokenizer.cls_token_id, *(token for _, token in tokens[start : start + 15])])
+        chances = model(block[None]).logits[0].double().log_softmax(-1)
+        for i, (place, token) in enumerate(tokens[start : start + 15]):
+            losses[place].append(-chances[i, token].item())
+    written = map(json.loads, (here / "runs/texts-new/custom_test_predict.jsonl").read_text().splitlines())
+    expected = [np.exp(np.mean(each)) if each else None for each in losses.values()]
+    assert [row["perplexity"] for row in written] == [one and pytest.approx(one, rel=1e-4) for one in expected]
+    whole = np.exp(np.mean(sum(losses.values(), [])))
+    assert read_results("runs/texts-new")["metrics"]["test_perplexity"] == pytest.approx(whole, rel=1e-4)
