@@ -202,6 +202,11 @@ class TextProcessor(ChoiceProcessor):
     pipeline = "summarization"
     references = "target"
 
+    def __init__(self, task: Task, *args: Any, **options: Any):
+        super().__init__(task, *args, **options)
+        if task.suite == "custom":  # of which nobody says what the texts are
+            self.pipeline = "text2text-generation"
+
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         (column,) = self.task.text_columns
         longest = self.data_args.max_target_length or self.task.max_target_length
