@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 
@@ -69,33 +69,38 @@ def load_files(
     if not files:
         raise InputError("no data: give train_file, validation_file or test_file")
     kind, first = next(iter(files.items()))
+    given = _Given(first, kind == "test", head, text_columns, label_column, id_column, labels, metrics or ())
     kinds = {"classification": _classification, "tokens": _tokens, "seq2seq": _texts, "qa": _questions, "lm": _language}
-    fields = kinds[task_type](first, kind == "test", text_columns, label_column, id_column, labels, metrics or ())
-    if task_type == "lm":
-        fields = {**fields, "head": head}
+    fields = kinds[task_type](given)
     task = Task(name="custom", suite="custom", files=dict.fromkeys(files, ()), id_column=id_column, **fields)
     task = with_metrics(task, metrics or ())
     named: dict[str, Any] = {f"{kind}_file": path for kind, path in files.items()}
     return load_task(task, **named, unlabeled_file=unlabeled_file), task
 
 
-def _classification(
-    path: str | Path,
-    is_test: bool,
-    text_columns: Sequence[str] | None,
-    label_column: str | None,
-    id_column: str | None,
-    labels: Sequence[str] | None,
-    metrics: Sequence[str],
-) -> Mapping[str, Any]:
-    """Fields of a task that gives each row a label or a number; the arguments are those of `load_files`."""
-    label_column = label_column or "label"
+class _Given(NamedTuple):
+    """The first file, whether it may have no labels, and what the user says of the files, as of `load_files`."""
+
+    path: str | Path
+    is_test: bool
+    head: str
+    text_columns: Sequence[str] | None
+    label_column: str | None
+    id_column: str | None
+    labels: Sequence[str] | None
+    metrics: Sequence[str]
+
+
+def _classification(given: _Given) -> Mapping[str, Any]:
+    """Fields of a task that gives each row a label or a number."""
+    path, text_columns, labels = given.path, given.text_columns, given.labels
+    label_column = given.label_column or "label"
     line, columns = read_columns(path)
-    if label_column not in (column.name for column in columns) and (labels is None or not is_test):
+    if label_column not in (column.name for column in columns) and (labels is None or not given.is_test):
         names = dict.fromkeys(column.name for column in columns)
         find_column(names, (label_column,), f"{path}:{line}", advice=advice_on_label(columns, text_columns or ()))
     if text_columns is None:
-        others = {label_column} if id_column is None else {label_column, id_column}
+        others = {label_column} if given.id_column is None else {label_column, given.id_column}
         text_columns = choose_text_columns(path, line, columns, others)
     reserved = {"idx", "label", "labels", label_column}.intersection(text_columns)
     if reserved or len(text_columns) > 2 or len(set(text_columns)) < len(text_columns):
@@ -103,7 +108,7 @@ def _classification(
             f"text columns {', '.join(text_columns)}: expected one or two different ones, none called idx or label"
         )
     if labels is None:
-        labels = () if metrics and set(metrics) <= CORRELATIONS else find_labels(path, label_column)
+        labels = () if given.metrics and set(given.metrics) <= CORRELATIONS else find_labels(path, label_column)
     scores = ("accuracy",) if labels else ("pearson", "spearmanr")
     return {
         "text_columns": tuple(text_columns),
@@ -114,16 +119,9 @@ def _classification(
     }
 
 
-def _tokens(
-    path: str | Path,
-    is_test: bool,
-    text_columns: Sequence[str] | None,
-    label_column: str | None,
-    id_column: str | None,
-    labels: Sequence[str] | None,
-    metrics: Sequence[str],
-) -> Mapping[str, Any]:
+def _tokens(given: _Given) -> Mapping[str, Any]:
     """Fields of a task that gives each token a tag."""
+    path, text_columns, label_column, labels = given.path, given.text_columns, given.label_column, given.labels
     if text_columns is not None and len(text_columns) != 1:
         raise InputError(f"text columns {', '.join(text_columns)}: expected one, that of the tokens")
     line, row = next(read_sentences(path), (1, {}))
@@ -143,7 +141,7 @@ def _tokens(
     left = {name: row[name] for name in columns if name != tokens}
     usual = (columns[-1] if len(columns) > 1 else "2",) if is_conll else _TAGS
     tags = find_column(left, (label_column,) if label_column else usual, where, required=False)
-    if tags is None and (labels is None or not is_test):
+    if tags is None and (labels is None or not given.is_test):
         if is_conll and len(columns) == 1:
             raise InputError(
                 f"{where}: the line has one column, expected a token and its tag, separated by blanks or a tab"
@@ -164,17 +162,10 @@ def _tokens(
     }
 
 
-def _texts(
-    path: str | Path,
-    is_test: bool,
-    text_columns: Sequence[str] | None,
-    label_column: str | None,
-    id_column: str | None,
-    labels: Sequence[str] | None,
-    metrics: Sequence[str],
-) -> Mapping[str, Any]:
+def _texts(given: _Given) -> Mapping[str, Any]:
     """Fields of a task that writes a text for each text."""
-    source, target = choose_pair(path, (text_columns or [None])[0], label_column, id_column, is_test)
+    source = given.text_columns[0] if given.text_columns else None
+    source, target = choose_pair(given.path, source, given.label_column, given.id_column, given.is_test)
     return {
         "text_columns": ("source",),
         "text_sources": {"source": (source,)},
@@ -185,28 +176,20 @@ def _texts(
     }
 
 
-def _questions(
-    path: str | Path,
-    is_test: bool,
-    text_columns: Sequence[str] | None,
-    label_column: str | None,
-    id_column: str | None,
-    labels: Sequence[str] | None,
-    metrics: Sequence[str],
-) -> Mapping[str, Any]:
+def _questions(given: _Given) -> Mapping[str, Any]:
     """Fields of a task that cuts answers out of passages."""
-    places = ((value, f"{path}:{line}") for line, value in read_values(path))
+    places = ((value, f"{given.path}:{line}") for line, value in read_values(given.path))
     questions = (question for value, place in places for _, question in squad_questions(value, place))
     return {
         "text_columns": ("context", "question"),
         "labels": None,
-        "unanswerable": any(has_no_answer(question, is_test) for question in questions),
+        "unanswerable": any(has_no_answer(question, given.is_test) for question in questions),
         "submission": {"test": (Leaderboard("custom_test_predict.json", None, "object"),)},
         **QUESTIONS,
     }
 
 
-def _language(path: str | Path, is_test: bool, *_: Any) -> Mapping[str, Any]:
+def _language(given: _Given) -> Mapping[str, Any]:
     """Fields of a task that learns texts alone."""
     submission = {"test": (Leaderboard("custom_test_predict.jsonl", None, "perplexity"),)}
-    return {"text_columns": ("text",), "labels": None, "submission": submission, **LANGUAGE}
+    return {"text_columns": ("text",), "labels": None, "head": given.head, "submission": submission, **LANGUAGE}
