@@ -51,6 +51,15 @@ def test_the_other_commands_need_no_torch_for_their_help(module):
         ("--task_name mrpc --num_beams 2", "--num_beams: mrpc does not use it"),
         ("--train_file train.csv --load_best_model_at_end", "add --eval_strategy epoch and --save_strategy epoch"),
         ("--train_file train.csv --tune 2 --compare_baseline", "two commands"),
+        ("--task_name mrpc --task_type tokens", "--task_type tokens: is for your own files; mrpc is of its own type"),
+        ("--train_file train.csv --source_column a", "--source_column: a classification does not use it"),
+        ("--train_file train.csv --task_type tokens --num_beams 2", "--num_beams: --task_type tokens does not use it"),
+        (
+            "--train_file train.csv --task_type seq2seq --label_column a",
+            "of pairs are --source_column and --target_column",
+        ),
+        ("--train_file train.csv --task_type qa --id_column a", "--id_column: --task_type qa does not use it"),
+        ("--train_file train.csv --task_type lm --mlm_probability 1", "must be above 0 and below 1, got 1.0"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(flags, message, here, capsys):
