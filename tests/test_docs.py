@@ -94,8 +94,8 @@ def names(tmp_path, hub, monkeypatch):
     return vars(page)
 
 
-# Their blocks need what their commands leave, so a test of their own runs both
-APART = ("your-own-data.md",)
+# Their blocks need what their commands leave, so tests of their own run both
+APART = ("your-own-data.md", "your-own-tags.md", "your-own-pairs.md", "your-own-questions.md", "your-own-texts.md")
 
 
 @pytest.mark.parametrize(

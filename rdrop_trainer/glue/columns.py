@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from ..errors import InputError
-from .readers import read_rows
+from .readers import Rows, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +78,17 @@ class Column:
         return f"{self.name!r} ({self.kind}" + (f", such as {self.example!r})" if self.example else ")")
 
 
-def read_columns(path: str | Path) -> tuple[int, list[Column]]:
+def read_columns(path: str | Path, read: Callable[[str | Path], Rows] = read_rows) -> tuple[int, list[Column]]:
     """The line of the first row of a file, and its columns.
+
+    Args:
+        path: the file.
+        read: reads it.
 
     Raises:
         InputError: the file cannot be read, or has no rows.
     """
-    rows = list(islice(read_rows(path), ROWS))
+    rows = list(islice(read(path), ROWS))
     if not rows:
         raise InputError(f"{path}: is empty, expected rows of data")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
@@ -118,12 +122,12 @@ def choose_text_columns(
     if len(texts) == 1 or (len(texts) == 2 and _is_pair(*texts)):
         logger.warning("%s: taking %s for the text; name text_columns if that is wrong", path, " and ".join(texts))
         return tuple(texts)
-    listed = f"The columns: {_listed(columns)}"
+    shown = f"The columns: {listed(columns)}"
     if not texts:
-        raise InputError(f"{path}:{line}: no column of text; if one is, name it with --text_columns. {listed}")
+        raise InputError(f"{path}:{line}: no column of text; if one is, name it with --text_columns. {shown}")
     raise InputError(
         f"{path}: {', '.join(texts)} may all be text; name the one or two to read: --text_columns {_quoted(texts[0])}. "
-        f"{listed}"
+        f"{shown}"
     )
 
 
@@ -137,6 +141,12 @@ def advice_on_label(columns: Sequence[Column], texts: Collection[str] = ()) -> s
     if not likely:
         return "; --label_column says which of them has the labels"
     return "; did you mean " + " or ".join(f"--label_column {_quoted(name)}" for name in likely) + "?"
+
+
+def listed(columns: Sequence[Column]) -> str:
+    """Columns with their kinds and examples, for messages."""
+    more = f", and {len(columns) - 12} more" if len(columns) > 12 else ""
+    return ", ".join(map(str, columns[:12])) + more
 
 
 def _kind(name: str, rows: int, known: Sequence[Any], texts: Sequence[str], is_first: bool) -> str:
@@ -195,11 +205,6 @@ def _is_pair(first: str, second: str) -> bool:
 
 def _names_an_id(name: str) -> bool:
     return re.search(r"(^|[\W_])id$|I[dD]$|编号$|序号$", name, re.IGNORECASE if name.isupper() else 0) is not None
-
-
-def _listed(columns: Sequence[Column]) -> str:
-    more = f", and {len(columns) - 12} more" if len(columns) > 12 else ""
-    return ", ".join(map(str, columns[:12])) + more
 
 
 def _quoted(name: str) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import InputError
 from .readers import Rows
-from .tasks import Task
+from .tag_rows import tags_of, tokens_of
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,14 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     for position, (line, row) in enumerate(rows):
         where = f"{source}:{line}"
         text = READ_TEXTS.get(task.name, _read_texts)(task, row, where)
-        if kind in ("train", "unlabeled") and not task.tolerant and not all(part.strip() for part in text):
+        if kind in ("train", "unlabeled") and not task.tolerant and not all("".join(part).strip() for part in text):
             raise InputError(f"{where}: the text is empty, expected some in {' and '.join(task.text_columns)}")
         value = None
         if kind != "unlabeled":
             column = find_column(row, task.label_sources, where, required=kind != "test")
             value = row.get(column)
         if task.head == "tokens":
-            label = _tags(text[0], value, label_ids, where)
+            label = tags_of(text[0], value, label_ids, where)
         elif task.head == "seq2seq":
             label = None if value is None else text_of(row, column, where).strip() or None
         else:
@@ -70,7 +71,8 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
         raise InputError(f"{source}: is empty, expected rows of data")
 
     columns = dict(zip(task.text_columns, map(list, zip(*texts, strict=True)), strict=True))
-    features = {column: datasets.Value("string") for column in columns}
+    text_feature = datasets.Value("string")
+    features = {c: datasets.List(text_feature) if task.head == "tokens" else text_feature for c in columns}
     whole = all(isinstance(value, int) for value in ids)
     columns["idx"] = ids if whole else [str(value) for value in ids]
     features["idx"] = datasets.Value("int64" if whole else "string")
@@ -124,8 +126,11 @@ def text_of(row: dict, column: str, where: str) -> str:
     return row[column]
 
 
-def _read_texts(task: Task, row: dict, where: str) -> tuple[str, ...]:
-    return tuple(text_of(row, find_column(row, task.sources(column), where), where) for column in task.text_columns)
+def _read_texts(task: Task, row: dict, where: str) -> tuple[Any, ...]:
+    columns = (find_column(row, task.sources(column), where) for column in task.text_columns)
+    if task.head == "tokens":
+        return tuple(tokens_of(row[column], where, column) for column in columns)
+    return tuple(text_of(row, column, where) for column in columns)
 
 
 def _read_keywords_and_abstract(task: Task, row: dict, where: str) -> tuple[str, ...]:
@@ -196,40 +201,6 @@ def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int
     if text in ("-", "-1"):
         return None
     raise InputError(f"{where}: unknown label {value!r}, expected {_expected(task)}")
-
-
-def _tags(text: str, entities: Any, label_ids: dict[str, int], where: str) -> list[int] | None:
-    """One tag id per character from {type: {mention: [[start, inclusive end], ...]}}."""
-    if entities is None:
-        return None
-    try:
-        spans = [
-            (start, end, kind, mention)
-            for kind, mentions in entities.items()
-            for mention, places in mentions.items()
-            for start, end in places
-        ]
-    except (AttributeError, TypeError, ValueError):
-        raise InputError(
-            f"{where}: the label is {entities!r}, expected {{type: {{mention: [[start, end], ...]}}}}"
-        ) from None
-    for start, end, kind, mention in spans:
-        if f"B-{kind}" not in label_ids:
-            kinds = (name[2:] for name in label_ids if name.startswith("B-"))
-            raise InputError(f"{where}: unknown kind of entity {kind!r}, expected one of {', '.join(kinds)}")
-        fits = isinstance(start, int) and isinstance(end, int) and 0 <= start <= end < len(text)
-        if not fits or text[start : end + 1] != mention:
-            raise InputError(
-                f"{where}: the {kind} {mention!r} is not at [{start!r}, {end!r}] of the text, expected the places of "
-                "its first and last character, counted from 0"
-            )
-    tags = [label_ids["O"]] * len(text)
-    # Of overlapping entities the longest is kept, of equally long ones the first
-    for start, end, kind, _ in sorted(spans, key=lambda span: (span[0] - span[1], span)):
-        if all(tag == label_ids["O"] for tag in tags[start : end + 1]):
-            inside = label_ids[f"I-{kind}"]
-            tags[start : end + 1] = [label_ids[f"B-{kind}"]] + [inside] * (end - start)
-    return tags
 
 
 def _named_id(task: Task, row: dict, where: str, kind: str) -> str | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 
 import datasets
 import evaluate
@@ -15,8 +13,11 @@ import numpy as np
 
 from .._extras import import_optional
 from ..errors import InputError
-from .overlap import bleu, rouge
-from .tasks import Task
+from .answer_scores import cmrc_scores, squad_scores
+from .language_models import perplexity
+from .overlap import bleu, chrf, is_chinese, rouge
+from .tag_scores import are_entities, entity_f1, tag_accuracy
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +116,8 @@ class TaskMetric(_InMemoryMetric):
         return {key: _SCORES[key](predictions, references) for key in self.task.metrics}
 
 
-class EntityF1(_InMemoryMetric):
-    """F1 of whole entities over IOB2 tags: an entity is right if its type and both its ends are.
-
-    `f1`, `precision` and `recall` are over all entities. `macro_f1` is the mean of the `f1_<type>` over the types that
-    occur in the references or the predictions.
-    """
+class TagScores(_InMemoryMetric):
+    """F1 of whole entities, or accuracy and macro F1 of tags that are no entities; see `tag_scores`."""
 
     def __init__(self, task: Task):
         import_optional("seqeval")
@@ -135,32 +132,11 @@ class EntityF1(_InMemoryMetric):
                 raise InputError(
                     f"{self.task.name}: row {row} has {len(predicted)} predicted tags, expected {len(reference)}"
                 )
-        predicted, reference = (
-            {(kind, row, start, end) for row, tags in enumerate(rows) for kind, start, end in entities_of(tags)}
-            for rows in (predictions, references)
-        )
-        kinds = sorted({entity[0] for entity in predicted | reference})
-        per_type = {
-            f"f1_{kind}": _f1({e for e in predicted if e[0] == kind}, {e for e in reference if e[0] == kind})
-            for kind in kinds
-        }
-        right = len(predicted & reference)
-        return {
-            "f1": _f1(predicted, reference),
-            "macro_f1": sum(per_type.values()) / len(kinds) if kinds else 0.0,
-            "precision": right / len(predicted) if predicted else 0.0,
-            "recall": right / len(reference) if reference else 0.0,
-            **per_type,
-        }
+        return (entity_f1 if are_entities(self.task.labels) else tag_accuracy)(predictions, references)
 
 
 class AnswerMatch(_InMemoryMetric):
-    """Exact match and F1 of answers, as in the evaluation of CMRC 2018; the best value over the answers of a question.
-
-    `exact_match` ignores case and punctuation. `f1` counts Chinese characters, and words, numbers and marks of other
-    scripts; the overlap of two answers is their longest common run. The official script takes words from NLTK, which
-    also splits English contractions ("don't") in two.
-    """
+    """Exact match and F1 of answers, as CMRC counts for its own tasks and where an answer is Chinese, else as SQuAD."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
@@ -169,32 +145,22 @@ class AnswerMatch(_InMemoryMetric):
     def _compute(self, predictions: Sequence[str], references: Sequence[list[str]]) -> dict[str, float]:
         if not all(references):
             raise InputError(f"{self.task.name}: there are questions without an answer to compare with")
-        pairs = list(zip(predictions, references, strict=True))
-        exact = [max(_bare(prediction) == _bare(answer) for answer in answers) for prediction, answers in pairs]
-        f1 = [max(_run_f1(prediction, answer) for answer in answers) for prediction, answers in pairs]
-        return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+        by_characters = self.task.suite != "custom" or any(is_chinese(answer) for row in references for answer in row)
+        return (cmrc_scores if by_characters else squad_scores)(predictions, references)
 
 
-# The punctuation marks of the official script, which knows no others
-_PUNCTUATION = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
-# An ellipsis; a run of anything but spaces, Chinese characters and marks that stand alone, with full stops and commas
-# inside words and numbers; or a single character
-_HAN, _ALONE = r"\u4e00-\u9fa5", re.escape(';@#$%&?!()[]{}<>"«»—‘')
-_SEGMENT = re.compile(rf"\.{{3}}|(?:[^\s,.{_HAN}{_ALONE}]|,(?=\d)|\.(?=[^\s.{_HAN}]))+|\S")
+class Perplexity(_InMemoryMetric):
+    """exp of the mean loss of tokens; predictions are sums of losses in nats, references their numbers of tokens."""
 
+    def _info(self) -> evaluate.MetricInfo:
+        return self._describe(datasets.Value("float64"))
 
-def _bare(text: str) -> str:
-    return text.lower().strip().translate(_PUNCTUATION)
-
-
-def _run_f1(prediction: str, answer: str) -> float:
-    predicted, expected = (_SEGMENT.findall(_bare(text)) for text in (prediction, answer))
-    run = SequenceMatcher(None, predicted, expected, autojunk=False).find_longest_match().size
-    return 2 * run / (len(predicted) + len(expected)) if run else 0.0
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        return {"perplexity": perplexity(list(zip(predictions, references, strict=True)))}
 
 
 class TextOverlap(_InMemoryMetric):
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, and BLEU, from 0 to 100, of generated texts.
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1, and BLEU and chrF, from 0 to 100, of generated texts.
 
     Chinese is compared character by character, other scripts word by word; see `overlap`.
     """
@@ -208,20 +174,8 @@ class TextOverlap(_InMemoryMetric):
         return self._describe(datasets.Value("string"))
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        return {**rouge(predictions, references), "bleu": bleu(predictions, references)}
-
-
-def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """The entities in one row of IOB2 tags, as seqeval reads them: (type, start, inclusive end).
-
-    An I- tag without a B- tag before it begins an entity too.
-    """
-    return import_optional("seqeval.metrics.sequence_labeling").get_entities(list(tags))
-
-
-def _f1(predicted: set, reference: set) -> float:
-    both = len(predicted) + len(reference)
-    return 2 * len(predicted & reference) / both if both else 0.0
+        overlap = {"bleu": bleu(predictions, references), "chrf": chrf(predictions, references)}
+        return {**rouge(predictions, references), **overlap}
 
 
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -266,4 +220,10 @@ _SCORES = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
-_METRICS = {"tokens": EntityF1, "question": AnswerMatch, "seq2seq": TextOverlap}
+_METRICS = {
+    "tokens": TagScores,
+    "question": AnswerMatch,
+    "seq2seq": TextOverlap,
+    "causal": Perplexity,
+    "masked": Perplexity,
+}

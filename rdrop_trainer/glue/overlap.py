@@ -1,4 +1,4 @@
-"""ROUGE and BLEU of texts in Chinese, English or both: pure functions over lists of texts."""
+"""ROUGE, BLEU and chrF of texts in Chinese, English or both: pure functions over lists of texts."""
 
 from __future__ import annotations
 
@@ -56,6 +56,18 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
     tokenize = "zh" if any(map(is_chinese, references)) else "13a"
     corpus_bleu = import_optional("sacrebleu", "seq2seq").corpus_bleu
     return corpus_bleu(list(predictions), [list(references)], tokenize=tokenize).score
+
+
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF of sacrebleu, from 0 to 100: F-score of runs of up to 6 characters, blanks left out.
+
+    Args:
+        predictions, references: one text each per row, at least one row.
+
+    Raises:
+        InputError: sacrebleu is not installed.
+    """
+    return import_optional("sacrebleu", "seq2seq").corpus_chrf(list(predictions), [list(references)]).score
 
 
 class _Tokenizer:

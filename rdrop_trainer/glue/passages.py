@@ -1,4 +1,4 @@
-"""Turn rows that ask something about a passage into examples: C3, ChID, CMRC 2018 and DRCD.
+"""Turn rows that ask something about a passage into examples: C3, ChID, CMRC 2018, DRCD and files in SQuAD's form.
 
 The official files nest their questions, each in its own way; the rows on the Hub are flat. The content of a row shows
 which layout it has.
@@ -16,10 +16,11 @@ import datasets
 
 from ..errors import InputError
 from .examples import UNLABELED, row_id, text_of
-from .tasks import Task
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
+NO_ANSWER = [""]  # as SQuAD 2.0 scores it
 BLANK = "#idiom#"  # the blank that a row asks for
 OTHER_BLANK = "____"
 _ANY_BLANK = re.compile(r"#idiom\d*#")
@@ -39,24 +40,26 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     Returns:
         The columns `idx`, `context` and `question`. For multiple choice also `choices`, `label` (the index of the right
         one, -1 where it is not known) and `group` (the same for blanks that share their candidates, each of which fills
-        one blank at most). For questions also `answers` (texts) and `starts` (their first characters in the context, -1
-        where the context does not contain them). A blank to fill is `BLANK` in the context.
+        one blank at most). For questions also `answers` (texts; `NO_ANSWER` where there is none) and `starts` (their
+        first characters in the context, -1 where it does not contain them). A blank to fill is `BLANK` in the context.
 
     Raises:
         InputError: something is missing or not as expected; the message names the place.
     """
     choice = task.head == "choice"
-    flatten, check = _LAYOUTS[task.name], _check_choice if choice else _check_question
+    flatten, check = _LAYOUTS.get(task.name, squad_questions), _check_choice if choice else _check_question
     kind = split.split("_")[0]
     rows: list[dict[str, Any]] = []
     ids, groups, lost = [], [], []
     for place, value in values:
         for where, question in flatten(value, place):
             row = check(question, where)
+            if task.unanswerable and has_no_answer(question, kind == "test"):
+                row |= {"answers": NO_ANSWER, "starts": [-1]}
             if kind in ("train", "validation") and (row["label"] == UNLABELED if choice else not row["answers"]):
                 name = f" {question['id']}" if "id" in question else ""
                 raise InputError(f"{where}: the question{name} has no answer, expected one in {split} rows")
-            if not choice and kind == "train" and max(row["starts"]) < 0:
+            if not choice and kind == "train" and max(row["starts"]) < 0 and row["answers"] != NO_ANSWER:
                 lost.append(where)
                 continue
             ids.append(row_id(task, question, len(rows)))
@@ -142,13 +145,13 @@ def _chid_questions(value: Any, where: str) -> Questions:
             }  # fmt: skip
 
 
-def _squad_questions(value: Any, where: str) -> Questions:
+def squad_questions(value: Any, where: str) -> Questions:
     """`{data: [{paragraphs: [{context, qas: [{id, question, answers}]}]}]}`, or flat as on the Hub."""
     row = _mapping(value, where)
     for key in ("data", "paragraphs"):
         if isinstance(row.get(key), list):
             for number, part in enumerate(row[key], 1):
-                yield from _squad_questions(part, f"{where}, {key} {number}")
+                yield from squad_questions(part, f"{where}, {key} {number}")
             return
     for number, question in enumerate(_list(row, "qas", where, [row]), 1):
         place = f"{where}, question {number}" if "qas" in row else where
@@ -161,16 +164,20 @@ def _squad_questions(value: Any, where: str) -> Questions:
             if not all(isinstance(column, list) for column in columns) or len(set(map(len, columns))) > 1:
                 raise InputError(f"{place}: the answers are {answers!r}, expected lists of text and answer_start")
             answers = [dict(zip(_ANSWER, answer, strict=True)) for answer in zip(*columns, strict=True)]
-        yield place, {**question, "context": row.get("context"), "answers": answers}
+        known = answers if question.get("answers") is not None else None
+        yield place, {**question, "context": row.get("context"), "answers": known}
 
 
 _ANSWER = ("text", "answer_start")
 _LAYOUTS = {
     "c3": _c3_questions,
     "chid": _chid_questions,
-    "cmrc2018": _squad_questions,
-    "drcd": _squad_questions,
 }
+
+
+def has_no_answer(question: dict, is_test: bool) -> bool:
+    """Whether a question is marked to have no answer, or, where answers are not left out, has none."""
+    return bool(question.get("is_impossible")) or (not is_test and question["answers"] == [])
 
 
 # ---- Checks ----
@@ -190,7 +197,7 @@ def _check_choice(question: dict, where: str) -> dict:
 def _check_question(question: dict, where: str) -> dict:
     row = _check_texts(question, where)
     texts, starts = [], []
-    for answer in question["answers"]:
+    for answer in question["answers"] or ():
         text, start = (answer.get(key) for key in _ANSWER) if isinstance(answer, dict) else (None, None)
         if text == "":  # test sets have it for no answer
             continue
@@ -213,7 +220,9 @@ def _check_texts(question: dict, where: str) -> dict:
     texts = {}
     for name in ("context", "question"):
         if question.get(name) is None:
-            raise InputError(f"{where}: has no {name!r}, it holds {', '.join(question)}")
+            raise InputError(
+                f"{where}: has no {name!r}, it holds {', '.join(key for key in question if question[key] is not None)}"
+            )
         texts[name] = text_of(question, name, where)
     if not texts["context"].strip():
         raise InputError(f"{where}: the context is empty, expected a text")

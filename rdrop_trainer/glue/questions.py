@@ -38,6 +38,7 @@ def make_question_features(
         `start_positions`, `end_positions`: the first and last token of the (first) answer. Where the window does not
         contain all of it, both are the classification token (else the first token).
         `row`: the index of the question in the data set.
+        `nowhere`: the token that stands for no answer, as above.
         `char_start`, `char_end`: the characters of the passage that a token covers; -1 for tokens outside the passage.
 
     Raises:
@@ -65,7 +66,7 @@ def make_question_features(
         questions = _cut(batch["question"], tokenizer, max_length // 4)
         encoded = tokenizer(questions, batch["context"], **options)
         rows, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
-        names = ("row", "char_start", "char_end", *POSITIONS)
+        names = ("row", "char_start", "char_end", "nowhere", *POSITIONS)
         windows: dict[str, list] = {name: [] for name in names}
         for window, (i, offset) in enumerate(zip(rows, offsets, strict=True)):
             passage = np.array([segment == 1 for segment in encoded.sequence_ids(window)])
@@ -73,7 +74,7 @@ def make_question_features(
             tokens = encoded["input_ids"][window]
             nowhere = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
             span = _tokens_of(batch["answers"][i][:1], batch["starts"][i][:1], starts, ends) or (nowhere, nowhere)
-            for name, value in zip(names, (places[i], starts, ends, *span), strict=True):
+            for name, value in zip(names, (places[i], starts, ends, nowhere, *span), strict=True):
                 windows[name].append(value)
         return {**encoded, **windows}
 
@@ -100,11 +101,16 @@ def _tokens_of(texts: list[str], places: list[int], starts: np.ndarray, ends: np
 
 
 def decode_answers(
-    predictions: tuple[np.ndarray, ...], features: datasets.Dataset, rows: datasets.Dataset, max_answer_length: int
+    predictions: tuple[np.ndarray, ...],
+    features: datasets.Dataset,
+    rows: datasets.Dataset,
+    max_answer_length: int,
+    null_score_threshold: float | None = None,
 ) -> list[str]:
     """The answer to each question, cut out of its passage: the span with the highest sum of start and end logit.
 
-    Every span of every window is compared, not only those of the n best starts and ends.
+    Every span of every window is compared, not only those of the n best starts and ends. No answer has the score of the
+    token that stands for it, in the window that speaks most against it.
 
     Args:
         predictions: start and end logits first, (windows, tokens) each; columns beyond the tokens of a window are
@@ -112,11 +118,16 @@ def decode_answers(
         features: the windows, as `make_question_features` returns them.
         rows: the questions that the windows were made of.
         max_answer_length: the longest answer, in tokens.
+        null_score_threshold: the answer is "" where no answer has a score that is higher by more than this. None: every
+            question gets an answer.
     """
     contexts = rows["context"][:]
     best = [(-np.inf, "")] * len(contexts)
-    columns = (features["row"], features["char_start"], features["char_end"], *predictions[:2])
-    for row, char_start, char_end, start_logits, end_logits in zip(*columns, strict=True):
+    none = [np.inf] * len(contexts)
+    names = ("row", "char_start", "char_end", "nowhere")
+    columns = (*(features[name] for name in names), *predictions[:2])
+    for row, char_start, char_end, nowhere, start_logits, end_logits in zip(*columns, strict=True):
+        none[row] = min(none[row], float(start_logits[nowhere]) + float(end_logits[nowhere]))
         outside = np.array(char_start) < 0
         score, start, end = _best_span(
             np.where(outside, -np.inf, start_logits[: len(outside)].astype(np.float64)),
@@ -125,7 +136,8 @@ def decode_answers(
         )
         if score > best[row][0]:
             best[row] = (score, contexts[row][char_start[start] : char_end[end]].strip())
-    return [text for _, text in best]
+    limit = np.inf if null_score_threshold is None else null_score_threshold
+    return ["" if null - score > limit else text for (score, text), null in zip(best, none, strict=True)]
 
 
 def _best_span(start_logits: np.ndarray, end_logits: np.ndarray, longest: int) -> tuple[float, int, int]:

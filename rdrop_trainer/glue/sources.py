@@ -13,10 +13,13 @@ import datasets
 from ..errors import InputError
 from ..hub.client import offline_if_unreached
 from ..hub.origin import keep_origin
+from .conll import read_sentences
 from .examples import to_dataset
+from .pairs import read_pairs
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values
-from .tasks import Task
+from .task import Task
+from .textfiles import SUFFIXES, check_file, lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,12 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
     path = Path(path)
     if task.reads_passages:
         return _load_passages(task, split, [path])
+    if task.head == "tokens" and task.suite == "custom":
+        return to_dataset(task, split, read_sentences(path), str(path))
+    if task.is_language_model:
+        return _load_lines(path)
+    if task.head == "seq2seq" and task.suite == "custom":
+        return to_dataset(task, split, read_pairs(path), str(path))
     header = rename = None
     if path.suffix.lower() == ".txt":
         if split != "unlabeled" or len(task.text_columns) != 1:
@@ -48,6 +57,17 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
     skip_short = task.tolerant and split.startswith(("train", "validation"))
     rows = read_rows(path, header=header, rename=rename, tolerant=task.tolerant, skip_short=skip_short)
     return to_dataset(task, split, rows, str(path))
+
+
+def _load_lines(path: Path) -> datasets.Dataset:
+    """Load the lines of a text, blank ones too."""
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
+        raise InputError(f"{path}: a language model learns from plain text, expected a .txt")
+    check_file(path)
+    lines = [line for _, line in lines_of(path, limit=None)]
+    if not any(line.strip() for line in lines):
+        raise InputError(f"{path}: is empty, expected text")
+    return datasets.Dataset.from_dict({"text": lines, "idx": list(range(len(lines)))})
 
 
 def _has_header(task: Task, path: Path) -> bool:

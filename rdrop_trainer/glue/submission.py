@@ -18,7 +18,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..run_folder import write_text
-from .tasks import Leaderboard, Task
+from .conll import to_conll
+from .language_models import perplexity
+from .tag_scores import NO_TAG, entities_of
+from .task import Leaderboard, Task
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,23 @@ def write_submission(
     predictions: Sequence,
     directory: str | Path,
     *,
-    texts: Sequence[str] | None = None,
+    tokens: Sequence[Sequence[str]] | None = None,
 ) -> Submission:
     """Write the predictions for one split, in its order.
 
-    GLUE and custom tasks get .tsv files; CLUE and FewCLUE get JSON in the form of the leaderboard. A split that no
-    leaderboard takes goes into `<task>_<split>_predict` with the ending of its suite. The file appears as a whole, or
-    not at all.
+    GLUE and custom tasks get .tsv files, CLUE and FewCLUE JSON in the form of the leaderboard; a .conll has a token and
+    its tag a line. A split that no leaderboard takes goes into `<task>_<split>_predict` with the ending of its suite.
+    The file appears as a whole, or not at all.
 
     Args:
         task: the task.
         split: the split of the predictions, such as "test" or "test_matched".
         ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead, as do a user's own files without
             `task.id_column`.
-        predictions: label ids; numbers for a regression; for token tasks, per row, a list of (type, start,
-            inclusive end); indices of choices; texts of answers or titles.
+        predictions: label ids; numbers for a regression; for token tasks, per row, a list of tags; indices of choices;
+            texts of answers or titles; of a language model the loss of each line and its number of tokens.
         directory: folder to write to; it is made if it does not exist.
-        texts: the rows' texts, for token tasks.
+        tokens: the tokens of the rows, for token tasks.
 
     Returns:
         The file; `complete` is false if the leaderboard expects another number of rows.
@@ -64,23 +67,25 @@ def write_submission(
     """
     lengths = {"ids": len(ids), "predictions": len(predictions)}
     if task.head == "tokens":
-        lengths["texts"] = len(texts or ())
+        lengths["rows of tokens"] = len(tokens or ())
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
         raise InputError(f"{task.name} {split}: there are {counts}, expected as many of each")
 
     if task.head == "tokens":
-        answers = [
-            _entities(task, row, text, spans) for row, (text, spans) in enumerate(zip(texts, predictions, strict=True))
-        ]
+        for row, (words, tags) in enumerate(zip(tokens, predictions, strict=True)):
+            _check_tags(task, row, words, tags)
+        answers = [_entities("".join(words), tags) for words, tags in zip(tokens, predictions, strict=True)]
     else:
         answers = [_answer(task, row, prediction) for row, prediction in enumerate(predictions)]
     ids = [_plain_id(row_id) for row_id in ids]
     leaderboard = _choose_leaderboard(task, split, ids)
-    if task.id_column is not None:
-        lines = [f"{task.id_column}\tprediction", *map("{}\t{}".format, ids, answers)]
-    elif task.suite in ("glue", "custom"):
-        lines = ["index\tprediction", *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
+    if leaderboard.file.endswith(".conll"):
+        names: Sequence[int | str | None] = ids if task.id_column is not None else [None] * len(ids)
+        lines = [to_conll(list(zip(names, tokens, predictions, strict=True))).rstrip("\n")]
+    elif leaderboard.file.endswith(".tsv"):
+        name, shown = ("index", range(len(ids))) if task.id_column is None else (task.id_column, ids)
+        lines = [f"{name}\tprediction", *map("{}\t{}".format, shown, answers)]
     elif leaderboard.form == "object":
         by_id = dict(zip(ids, answers, strict=True))
         if len(by_id) < len(ids):
@@ -105,9 +110,11 @@ def _choose_leaderboard(task: Task, split: str, ids: Sequence[int | str]) -> Lea
     return next((leaderboard for leaderboard in known if leaderboard.rows == len(ids)), known[0])
 
 
-def _answer(task: Task, row: int, prediction: Any) -> str | int:
+def _answer(task: Task, row: int, prediction: Any) -> str | int | float | None:
     if task.head in ("question", "seq2seq"):
         return str(prediction)
+    if task.is_language_model:
+        return perplexity([prediction]) if prediction[1] else None
     if task.head == "choice":
         return operator.index(prediction)
     if task.is_regression:
@@ -125,17 +132,17 @@ def _answer(task: Task, row: int, prediction: Any) -> str | int:
     return names[label]
 
 
-def _entities(task: Task, row: int, text: str, spans: Sequence[tuple[str, int, int]]) -> dict:
-    """{type: {mention: [[start, inclusive end], ...]}}, as in the training data."""
-    kinds = {label[2:] for label in task.labels if label.startswith("B-")}
+def _check_tags(task: Task, row: int, tokens: Sequence[str], tags: Sequence[str]) -> None:
+    known = {*task.labels, NO_TAG}
+    if len(tags) != len(tokens) or not known.issuperset(tags):
+        expected = f"expected {len(tokens)} of {', '.join(sorted(known)[:10])}"
+        raise InputError(f"{task.name}: row {row} has the tags {', '.join(map(repr, tags[:10]))}, {expected}")
+
+
+def _entities(text: str, tags: Sequence[str]) -> dict:
+    """{type: {mention: [[start, inclusive end], ...]}}, as in the training data of CLUENER."""
     found: dict[str, dict[str, list]] = {}
-    for kind, start, end in spans:
-        start, end = operator.index(start), operator.index(end)
-        if kind not in kinds or not 0 <= start <= end < len(text):
-            raise InputError(
-                f"{task.name}: row {row} has the entity {(kind, start, end)}, expected one of "
-                f"{', '.join(sorted(kinds))} within 0 to {len(text) - 1}"
-            )
+    for kind, start, end in entities_of(tags):
         found.setdefault(kind, {}).setdefault(text[start : end + 1], []).append([start, end])
     return found
 

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..glue.tasks import TASKS
+from ..glue.task import HEADS
+from ..glue.tasks import TASKS, get_task
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -46,12 +47,20 @@ class DataArguments:
     task_name: str | None = _flag(
         None, "One of " + ", ".join(TASKS) + ". Without it: your own files, their labels taken from train_file."
     )
+    task_type: Literal["classification", "tokens", "seq2seq", "qa", "lm"] = _flag(
+        "classification",
+        "What your own files are for. classification: a label for each row, or a number (.csv, .tsv, .json, .jsonl, "
+        ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet. "
+        "seq2seq: a text for each text, such as its summary or translation, from two columns. qa: an answer out of a "
+        "passage to each question about it, from JSON in the form of SQuAD 1.1 or 2.0. lm: a language model, from "
+        "plain text (.txt); the model says whether causal or masked.",
+    )
     data_dir: str | None = _flag(
         None,
         "Folder with the task's official files: glue_data (.tsv) or CLUE's layout (.json), the task's own folder "
         "or the one above it. Without it and without files, the task comes from the Hub.",
     )
-    train_file: str | None = _flag(None, "Training data: .csv, .tsv, .json, .jsonl or .parquet.")
+    train_file: str | None = _flag(None, "Training data: .csv, .tsv, .json, .jsonl or .parquet, or as task_type says.")
     validation_file: str | None = _flag(None, "Evaluation data, in one of these formats.")
     test_file: str | None = _flag(None, "Data to predict, in one of these formats.")
     unlabeled_file: str | None = _flag(
@@ -61,9 +70,17 @@ class DataArguments:
         "left out.",
     )
     text_columns: list[str] | None = _flag(
-        None, "Names of the one or two text columns in your files. Default: a usual name, or the only column of text."
+        None,
+        "Names of the one or two text columns in your files. Default: a usual name, or the only column of text. Of "
+        "tokens: the column of the tokens, in CoNLL its number, counted from 1. Default: a usual name, or the first.",
     )
-    label_column: str | None = _flag(None, "Name of the label column. Default: label.")
+    label_column: str | None = _flag(
+        None, "Name of the label column. Default: label. Of tokens: that of the tags; a usual name, or the last column."
+    )
+    source_column: str | None = _flag(
+        None, "Of seq2seq: the column of the texts to read. Default: a usual name, where the target has one too."
+    )
+    target_column: str | None = _flag(None, "Of seq2seq: the column of the texts to write. Default: as source_column.")
     id_column: str | None = _flag(
         None,
         "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",
@@ -72,7 +89,9 @@ class DataArguments:
         None,
         "Scores to report first, the first of them to choose the best model by. Labels: accuracy, macro_f1, "
         "matthews_correlation, and of two labels f1 (that of the second by name). Numbers: pearson, spearmanr; with "
-        "these, labels that are whole numbers are a regression too. Default: the task's, or accuracy and pearson.",
+        "these, labels that are whole numbers are a regression too. Tokens: f1, macro_f1, precision and recall of "
+        "entities; of other tags accuracy, macro_f1. seq2seq: rouge1, rouge2, rougeL, bleu, chrf. qa: "
+        "exact_match, f1. lm: perplexity. Default: the task's, or the first of these.",
     )
     early_stopping_patience: int | None = _flag(
         None,
@@ -86,17 +105,31 @@ class DataArguments:
     )
     max_seq_length: int | None = _flag(
         None,
-        "Longer inputs are cut, in tokens; the passages of cmrc2018 and drcd into windows of this length. Default: "
-        "128, for csl_title 256, for c3, cmrc2018 and drcd 512.",
+        "Longer inputs are cut, in tokens; the passages of questions into windows of this length. Default: "
+        "128, for csl_title 256, for c3, cmrc2018, drcd, seq2seq, qa and lm 512.",
     )
     doc_stride: int = _flag(
         128,
-        "cmrc2018 and drcd: how many tokens two windows of a long passage have in common, at most a third of "
+        "qa, cmrc2018 and drcd: how many tokens two windows of a long passage have in common, at most a third of "
         "max_seq_length.",
     )
-    max_answer_length: int = _flag(50, "cmrc2018 and drcd: longest answer, in tokens.")
-    max_target_length: int = _flag(64, "csl_title: longer titles are cut, and none longer is written, in tokens.")
-    num_beams: int = _flag(4, "csl_title: beams of the search for the best title; 1 takes the best next token.")
+    max_answer_length: int = _flag(50, "qa, cmrc2018 and drcd: longest answer, in tokens.")
+    null_score_diff_threshold: float | None = _flag(
+        None,
+        "qa: a question gets no answer where that has a score higher by more than this than the best answer. Default: "
+        "0 where the training file has questions without an answer (SQuAD 2.0), else every question gets one.",
+    )
+    max_target_length: int | None = _flag(
+        None,
+        "seq2seq and csl_title: longer targets are cut, and none longer is written, in tokens. Default: 128, for "
+        "csl_title 64.",
+    )
+    num_beams: int = _flag(
+        4, "seq2seq and csl_title: beams of the search for the best text; 1 takes the best next token."
+    )
+    mlm_probability: float = _flag(
+        0.15, "lm: share of the tokens that a masked language model predicts. Each epoch masks others."
+    )
     pad_to_max_length: bool = _flag(False, "Pad every row to max_seq_length instead of to the longest of its batch.")
     max_train_samples: int | None = _flag(None, "Use only the first rows to train.")
     max_eval_samples: int | None = _flag(None, "Use only the first rows to evaluate.")
@@ -132,6 +165,14 @@ class DataArguments:
         _check_at_least(self, max_train_samples=1, max_eval_samples=1, max_predict_samples=1, max_unlabeled_samples=1)
         _check_at_least(self, early_stopping_patience=1, max_seconds=0)
         _check_at_least(self, max_seq_length=4, doc_stride=0, max_answer_length=1, max_target_length=2, num_beams=1)
+
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"mlm_probability must be above 0 and below 1, got {self.mlm_probability}.")
+
+    @property
+    def head(self) -> str:
+        """The head that a model needs, as of `Task.head`."""
+        return HEADS[self.task_type] if self.task_name is None else get_task(self.task_name).head
 
     @property
     def files(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from ..errors import InputError
-from ..glue.tasks import Task
+from ..glue.task import Task
 from ..hub.card_data import EvaluationSet, is_score
 from ..hub.model_card import CardFacts
 from ..run_folder import RESULTS, comparable_settings, read_results

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import InputError
 from ..glue.features import LabelMap, are_nameless, match_labels
-from ..glue.tasks import Task
+from ..glue.task import Task
 from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES, auto_class
@@ -66,8 +67,8 @@ def load_checkpoint(
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
-    if task.head == "question":
-        tokenizer.padding_side = "right"  # positions of answers count from the left
+    if task.head == "question" or task.is_language_model:
+        tokenizer.padding_side = "right"  # positions count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     cls = auto_class(_class_name(task.head))
@@ -140,6 +141,8 @@ def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple
             f"{source} has no trained head ({_model_suffix(task.head)}), so it would predict at random; train it on "
             f"{task.name} first (--do_train), or choose a trained model"
         )
+    if task.is_language_model:
+        return None, False
     if task.reads_passages:
         if task.head == "question":
             config.num_labels = 2  # start and end; a classifier's configuration has its number of labels
@@ -182,19 +185,44 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return min((limit for limit in limits if limit > 0), default=None)
 
 
-def labels_of_checkpoint(arguments: ModelArguments) -> list[str] | None:
-    """The labels that a trained sequence classifier predicts, in its order; empty for a regression, None if unknown."""
+def labels_of_checkpoint(arguments: ModelArguments, head: str = "sequence") -> list[str] | None:
+    """The labels that a trained classifier of rows or tokens predicts, in its order; empty for a regression, None if
+    unknown.
+    """
     config = _Found.at(arguments).config
-    if not _has_head(config, "sequence"):
+    if head not in ("sequence", "tokens") or not _has_head(config, head):
         return None
-    if config.problem_type == "regression" or config.num_labels == 1:
+    if head == "sequence" and (config.problem_type == "regression" or config.num_labels == 1):
         return []
     names = [str(name) for _, name in sorted(config.id2label.items())]
     return None if are_nameless(names) else names
 
 
+def language_model_head(arguments: ModelArguments) -> str:
+    """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has.
+
+    Raises:
+        InputError: it is neither.
+    """
+    config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
+    known = next((head for head in _LANGUAGE_SUFFIXES if _has_head(config, head)), None)
+    kinds = {"masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    known = known or next((head for head, names in kinds.items() if config.model_type in names), None)
+    if config.is_encoder_decoder or known is None:
+        raise InputError(
+            f"{arguments.model_name_or_path} ({config.model_type}) is no language model of texts alone; choose one "
+            "such as GPT-2 or Llama (causal) or BERT or RoBERTa (masked), or for encoder-decoders --task_type seq2seq"
+        )
+    return known
+
+
+# Some classes are called otherwise than the Auto class
+_LANGUAGE_SUFFIXES = {"causal": ("ForCausalLM", "LMHeadModel"), "masked": ("ForMaskedLM", "ForPreTraining")}
+
+
 def _has_head(config: Any, head: str) -> bool:
-    return any(name.endswith(_model_suffix(head)) for name in config.architectures or ())
+    suffixes = _LANGUAGE_SUFFIXES.get(head) or (_model_suffix(head),)
+    return any(name.endswith(suffixes) for name in config.architectures or ())
 
 
 def _class_name(head: str) -> str:

@@ -17,7 +17,6 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError
 from ..glue.strict import parse_json, parse_yaml
-from ..glue.tasks import get_task
 from ..training_args import RDropArguments, RDropSeq2SeqTrainingArguments, RDropTrainingArguments
 from . import program
 from .adapter import AdapterArguments
@@ -78,7 +77,7 @@ class Flags(NamedTuple):
         Raises:
             InputError: training arguments that do not go together.
         """
-        generates = self.data.task_name is not None and get_task(self.data.task_name).head == "seq2seq"
+        generates = self.data.head == "seq2seq"
         with _wrong_values_as_input_errors():
             training = _build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments, self.values)
         return CommandLine(self.model, self.adapter, self.data, training, self.several, self.given)

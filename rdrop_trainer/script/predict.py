@@ -53,8 +53,8 @@ def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
     if not trainer.is_world_process_zero():
         return Predicted()
     answers = processor.answers(predicted, features, rows)
-    texts = rows["text"] if task.head == "tokens" else None
-    written = write_submission(task, split, list(rows["idx"]), answers, config.output_dir, texts=texts)
+    tokens = rows[task.text_columns[0]] if task.head == "tokens" else None
+    written = write_submission(task, split, list(rows["idx"]), answers, config.output_dir, tokens=tokens)
     if not written.complete:
         logger.warning(
             f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "

@@ -103,11 +103,12 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
         multiple_of = 8 if args.fp16 or args.bf16 else None
         processor = PROCESSORS[task.head](task, tokenizer, labels, data_args, max_length, multiple_of)
         with args.main_process_first(desc="tokenising"):
-            features = {split: processor.features(rows) for split, rows in data.items()}
+            features = {split: processor.features(rows, split == "train") for split, rows in data.items()}
     if any(processor.has_answers(data[split]) for split in splits_of(data, "test")):
         load_metric(task)  # a package that scoring needs is missed here, not when all is computed
     if config.data.dry_run:
         args = disable_side_effects(args)
+    collator = processor.collator()
     eval_split = next(iter(splits_of(data, "validation")), None)
     with wrong_settings_as_input_errors():
         trainer = (RDropSeq2SeqTrainer if task.head == "seq2seq" else RDropTrainer)(
@@ -116,7 +117,8 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
             train_dataset=features.get("train"),
             eval_dataset=features.get(eval_split),
             processing_class=tokenizer,
-            data_collator=processor.collator(),
+            data_collator=collator,
+            callbacks=[collator] if isinstance(collator, transformers.TrainerCallback) else None,
             compute_metrics=processor.compute_metrics(features[eval_split], data[eval_split]) if eval_split else None,
             unlabeled_dataset=features.get("unlabeled"),
             preprocess_logits_for_metrics=processor.keep_logits,

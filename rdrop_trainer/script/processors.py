@@ -11,26 +11,29 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    TrainerCallback,
     default_data_collator,
 )
 
 from .._extras import import_optional
+from ..errors import InputError
 from ..glue.by_class import scores_by_class
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from ..glue.features import (
     LabelMap,
     decode_labels,
-    decode_tags,
     labeled,
     logits_of,
     make_compute_metrics,
     make_features,
-    predict_spans,
 )
+from ..glue.generation import decode_texts, make_text_features
+from ..glue.language_models import losses_of_lines, make_block_features, mask, token_losses
 from ..glue.metrics import load_metric
+from ..glue.passages import NO_ANSWER
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
-from ..glue.tasks import Task
-from ..glue.titles import decode_titles, make_title_features
+from ..glue.tag_features import decode_tags, make_tag_features, tag_names
+from ..glue.task import Task
 from .arguments import DataArguments
 
 if TYPE_CHECKING:
@@ -62,8 +65,8 @@ class Processor:
         self.max_length, self.multiple_of = max_length, multiple_of
         self.padded = data_args.pad_to_max_length
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """The model's inputs for rows of the task."""
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        """The model's inputs for rows of the task, to train on them or not."""
         return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
 
     def collator(self) -> Callable:
@@ -107,28 +110,13 @@ class Processor:
         return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
-class TokenProcessor(Processor):
-    """Token classification."""
-
-    pipeline = "token-classification"
-
-    def collator(self) -> Callable:
-        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
-
-    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        return predict_spans(decode_tags(self.task, predictions, self.labels, features, rows))
-
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return False
-
-
 class ChoiceProcessor(Processor):
     """Multiple choice."""
 
     pipeline = "multiple-choice"
     references = "label"  # the column of rows to score against
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         import_optional("scipy.optimize")  # the answers need it; better missed now than after the training
         return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
 
@@ -152,6 +140,30 @@ class ChoiceProcessor(Processor):
         return min(rows["label"]) >= 0
 
 
+class TokenProcessor(ChoiceProcessor):
+    """Token classification."""
+
+    pipeline = "token-classification"
+
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+
+    def collator(self) -> Callable:
+        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return decode_tags(self.task, predictions, self.labels, features, rows)
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return any(rows["labels"])
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of whole rows, so that entities that were cut off count as missed."""
+        pairs = [(answer, tags) for answer, tags in zip(answers, tag_names(self.task, rows), strict=True) if tags]
+        predictions, references = (list(column) for column in zip(*pairs, strict=True))
+        return load_metric(self.task).compute(predictions=predictions, references=references)
+
+
 class QuestionProcessor(ChoiceProcessor):
     """Extractive questions; a row has one or more windows of features."""
 
@@ -159,7 +171,7 @@ class QuestionProcessor(ChoiceProcessor):
     pipeline = "question-answering"
     references = "answers"
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         overlap = self.data_args.doc_stride
         return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padded)
 
@@ -170,36 +182,114 @@ class QuestionProcessor(ChoiceProcessor):
         return predictions[:2]  # of the start and of the end
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
-        return decode_answers(predictions, features, rows, self.data_args.max_answer_length)
+        longest, threshold = self.data_args.max_answer_length, self.data_args.null_score_diff_threshold
+        return decode_answers(predictions, features, rows, longest, threshold)
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
         # An answer that the passage does not contain may stand for one that is kept secret
-        return all(max(starts, default=-1) >= 0 for starts in rows["starts"])
+        return all(
+            max(starts, default=-1) >= 0 or answers == NO_ANSWER
+            for starts, answers in zip(rows["starts"], rows["answers"], strict=True)
+        )
 
 
-class TitleProcessor(ChoiceProcessor):
-    """Sequence to sequence: titles of texts."""
+class TextProcessor(ChoiceProcessor):
+    """Sequence to sequence: texts from texts."""
 
-    # With smoothed labels, Seq2SeqTrainer cannot predict without them; a row without a title has the marks around it
+    # With smoothed labels, Seq2SeqTrainer cannot predict without them; a row without a target has the marks around it
     # as labels, and their loss is not used
     label_columns = ()
     pipeline = "summarization"
     references = "target"
 
-    def features(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def __init__(self, task: Task, *args: Any, **options: Any):
+        super().__init__(task, *args, **options)
+        if task.suite == "custom":  # of which nobody says what the texts are
+            self.pipeline = "text2text-generation"
+
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         (column,) = self.task.text_columns
-        longest = self.data_args.max_target_length
-        return make_title_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
+        longest = self.data_args.max_target_length or self.task.max_target_length
+        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
 
     def collator(self) -> Callable:
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         # Several processes repeat rows to fill their last batch, and Seq2SeqTrainer does not remove them
-        return decode_titles(predictions[: len(rows)], self.tokenizer)
+        return decode_texts(predictions[: len(rows)], self.tokenizer)
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        return all(title is not None for title in rows["target"])
+        return any(target is not None for target in rows["target"])
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        pairs = [pair for pair in zip(answers, rows["target"], strict=True) if pair[1] is not None]
+        predictions, references = (list(column) for column in zip(*pairs, strict=True))
+        return load_metric(self.task).compute(predictions=predictions, references=references)
+
+
+class LanguageProcessor(ChoiceProcessor):
+    """Causal language models; a row is a line, and features are blocks of their tokens."""
+
+    label_columns = ()  # the texts are
+    pipeline = "text-generation"
+
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        blocks = make_block_features(rows, self.tokenizer, self.max_length, with_end=False)
+        return blocks.add_column("labels", blocks["input_ids"][:])
+
+    def collator(self) -> Callable:
+        return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
+
+    def keep_logits(self, predictions: Any, labels: Any) -> Any:
+        return token_losses(logits_of(predictions), labels, shifted=self.task.head == "causal")
+
+    def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
+        return losses_of_lines(predictions, features, len(rows))
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        return True
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        losses, counts = (list(column) for column in zip(*answers, strict=True))
+        return load_metric(self.task).compute(predictions=losses, references=counts)
+
+
+class MaskedProcessor(LanguageProcessor):
+    """Masked language models; each epoch has other masks, and rows that are evaluated always the same."""
+
+    pipeline = "fill-mask"
+
+    def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
+        if self.tokenizer.mask_token is None:
+            raise InputError(f"{type(self.tokenizer).__name__} has no mask token, which a masked language model needs")
+        blocks = make_block_features(rows, self.tokenizer, self.max_length, with_end=True)
+        if is_training:
+            return blocks
+        probability = self.data_args.mlm_probability
+        return blocks.map(lambda block: mask(block, self.tokenizer, probability, seed=(0,)), desc="Masking")
+
+    def collator(self) -> Callable:
+        return MaskingCollator(super().collator(), self.tokenizer, self.data_args.mlm_probability)
+
+
+class MaskingCollator(TrainerCallback):
+    """Masks the blocks that have no labels yet.
+
+    The masks follow from seed, epoch and tokens alone: they are the same in every arm of a comparison, and in a run
+    that goes on.
+    """
+
+    def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
+        self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
+        self.seed = (1, 0)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.seed = (1 + args.seed, int((state.epoch or 0) + 1e-6))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, self.seed) for row in rows)
+        return self.pad(list(masked))
 
 
 PROCESSORS = {
@@ -207,5 +297,7 @@ PROCESSORS = {
     "tokens": TokenProcessor,
     "choice": ChoiceProcessor,
     "question": QuestionProcessor,
-    "seq2seq": TitleProcessor,
+    "seq2seq": TextProcessor,
+    "causal": LanguageProcessor,
+    "masked": MaskedProcessor,
 }

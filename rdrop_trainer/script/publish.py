@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..glue.tasks import Task
+from ..glue.task import Task
 from ..hub.client import reason
 from ..hub.model_kinds import PIPELINES
 from ..objective.noise_of import noise_of

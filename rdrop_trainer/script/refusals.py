@@ -36,6 +36,8 @@ def check_flags(flags: Flags) -> None:
     if model.model_name_or_path is None:
         raise InputError("which model? Give --model_name_or_path (or --demo for a run that needs nothing).")
     task = None if data.task_name is None else get_task(data.task_name)
+    if task is not None and "task_type" in given:
+        raise InputError(f"--task_type {data.task_type}: is for your own files; {task.name} is of its own type")
     if data.data_dir is not None and task is None:
         raise InputError(f"{data.data_dir}: a data_dir needs --task_name, to know which files to read")
     if task is None and not data.files:
@@ -61,11 +63,17 @@ def check_flags(flags: Flags) -> None:
             "--tune_metric chooses the checkpoints of a trial too: leave out --metric_for_best_model, or give that "
             "alone and search by the first score of --metric"
         )
-    head = "sequence" if task is None else task.head
-    idle = set() if head == "question" else {"doc_stride", "max_answer_length"}
+    head = data.head
+    if data.task_type == "seq2seq" and (named := {"text_columns", "label_column"} & given.keys()):
+        raise InputError(f"{_listed(named)}: the columns of pairs are --source_column and --target_column")
+    idle = set() if head == "question" else {"doc_stride", "max_answer_length", "null_score_diff_threshold"}
     idle |= set() if head == "seq2seq" else {"max_target_length", "num_beams"}
+    idle |= {"text_columns", "label_column", "id_column"} if data.task_type in ("qa", "lm") else set()
+    idle |= set() if data.task_type == "lm" else {"mlm_probability"}
+    idle |= set() if data.task_type == "seq2seq" else {"source_column", "target_column"}
     if idle := idle & given.keys():
-        raise InputError(f"{_listed(idle)}: {data.task_name or 'a classification'} does not use it; leave it out")
+        what = data.task_name or ("a classification" if head == "sequence" else f"--task_type {data.task_type}")
+        raise InputError(f"{_listed(idle)}: {what} does not use it; leave it out")
     if flags.values["load_best_model_at_end"] and flags.values["eval_strategy"] == "no":
         raise InputError(
             "--load_best_model_at_end chooses by the scores during training: add --eval_strategy epoch and "

@@ -12,14 +12,16 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..errors import InputError
-from ..glue.data import load_files, load_task
+from ..glue.data import load_task
 from ..glue.metrics import with_metrics
-from ..glue.tasks import Task, get_task
+from ..glue.own_files import load_files
+from ..glue.task import Task, lower_is_better
+from ..glue.tasks import get_task
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
 from .adapter import AdapterArguments
 from .arguments import DataArguments, ModelArguments
-from .checkpoint import labels_of_checkpoint
+from .checkpoint import labels_of_checkpoint, language_model_head
 from .command_line import CommandLine
 
 
@@ -53,11 +55,15 @@ class RunConfig:
 
     @property
     def columns(self) -> dict[str, list[str]] | None:
-        """Which columns of the user's own files are read as "text", "label" and "id"; None for a named task."""
-        if self.task.suite != "custom":
+        """Which columns of the user's own files are read as "text" (or "source"), "label" (or "target") and "id"; None
+        for a named task, and where the form of the file says it.
+        """
+        if self.task.suite != "custom" or self.task.head in ("question", "causal", "masked"):
             return None
         ids = [] if self.task.id_column is None else [self.task.id_column]
-        return {"text": list(self.task.text_columns), "label": list(self.task.label_sources), "id": ids}
+        texts = [name for column in self.task.text_columns for name in self.task.sources(column)[:1]]
+        text, label = ("source", "target") if self.task.head == "seq2seq" else ("text", "label")
+        return {text: texts, label: list(self.task.label_sources[:1]), "id": ids}
 
     @property
     def what_runs(self) -> dict[str, Any]:
@@ -87,11 +93,24 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
         training = with_values(training, output_dir=output_dir)
     if training.load_best_model_at_end or training.save_strategy == "best" or data.early_stopping_patience is not None:
         if "metric_for_best_model" not in given and task.headline:
-            training = with_values(training, metric_for_best_model=task.headline[0], greater_is_better=True)
+            training = with_values(training, metric_for_best_model=task.headline[0])
+    if training.metric_for_best_model is not None and "greater_is_better" not in given:
+        training = with_values(training, greater_is_better=not lower_is_better(training.metric_for_best_model))
     if training.metric_for_best_model is not None:
         _check_metric(task, training)
-    data = replace(data, max_seq_length=data.max_seq_length or task.max_length)
+    data = replace(
+        data,
+        max_seq_length=data.max_seq_length or task.max_length,
+        max_target_length=data.max_target_length or task.max_target_length,
+        null_score_diff_threshold=_null_threshold(data, task),
+    )
     return RunConfig(task, command.model, command.adapter, data, training, frozenset(given)), splits
+
+
+def _null_threshold(data: DataArguments, task: Task) -> float | None:
+    """What was given; else 0 where questions may have no answer."""
+    known = data.null_score_diff_threshold
+    return 0.0 if known is None and task.unanswerable else known
 
 
 def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArguments:
@@ -117,8 +136,13 @@ def _load(command: CommandLine) -> tuple[Task, DatasetDict]:
         task = with_metrics(get_task(data.task_name), data.metric or ())
         return task, load_task(task, data_dir=data.data_dir, cache_dir=model.cache_dir, token=model.token, **options)
     # Without training data, the labels are those of the model that is to be evaluated
-    labels = None if data.train_file else labels_of_checkpoint(model)
-    splits, task = load_files(**options, id_column=data.id_column, labels=labels, metrics=data.metric)
+    labels = None if data.train_file else labels_of_checkpoint(model, data.head)
+    if data.head == "seq2seq":
+        options |= {"text_columns": data.source_column and [data.source_column], "label_column": data.target_column}
+    options |= {"task_type": data.task_type, "id_column": data.id_column, "labels": labels, "metrics": data.metric}
+    if data.task_type == "lm":
+        options["head"] = language_model_head(model)
+    splits, task = load_files(**options)
     return task, splits
 
 

@@ -30,8 +30,8 @@ _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 _MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure"}
 # A run computes these from its data and model where they are not given
 _FILLED_IN = frozenset(
-    "max_seq_length max_target_length metric_for_best_model greater_is_better predict_with_generate do_train do_eval "
-    "do_predict generation_num_beams generation_max_length".split()
+    "max_seq_length max_target_length null_score_diff_threshold metric_for_best_model greater_is_better "
+    "predict_with_generate do_train do_eval do_predict generation_num_beams generation_max_length".split()
 )
 
 

@@ -52,7 +52,8 @@ def measure_stability(
     extent, every = extent_of(config, prepared), prepared.features[split]
     found: dict[str, Any] = {"rows": extent.rows, "of_rows": len(every)}
     found |= {"dropout": None, "edits": None, "calibration": None}
-    batch_size = trainer.args.per_device_eval_batch_size
+    # The logits of a language model are as many as its words, for every token and every prediction
+    batch_size = 1 if task.is_language_model else trainer.args.per_device_eval_batch_size
     logits, labels = (None, None) if predicted is None else _logits_and_labels(predicted)
     own = even_share(logits, extent.rows) if task.head == "sequence" and logits is not None else None
     if extent.rows and active_dropout(trainer.model):

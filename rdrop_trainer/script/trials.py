@@ -10,6 +10,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from ..glue.task import lower_is_better
 from ..run_folder import name_of_data, write_json, write_text
 from ..search import SPACE
 from . import program
@@ -67,13 +68,13 @@ class Trial:
 
 def metric_of(command: CommandLine) -> str | None:
     """The score that a search is by, without `eval_`; None: the first headline score of the task."""
-    name = command.several.tune_metric
+    name = command.several.tune_metric or ("perplexity" if command.data.task_type == "lm" else None)
     return None if name is None else name.removeprefix("eval_")
 
 
-def is_loss(metric: str | None) -> bool:
-    """Whether lower values of a score are better; by its name, as `Trainer` decides it."""
-    return metric is not None and metric.endswith("loss")
+def is_lower_better(metric: str | None) -> bool:
+    """Whether lower values of the score of a search are better."""
+    return metric is not None and lower_is_better(metric)
 
 
 def delete_weights(trials: Sequence[Trial]) -> None:
@@ -127,7 +128,7 @@ def summary(folder: Path, trials: Sequence[Trial], command: CommandLine) -> str:
     about = {1: "given", 0: "alpha 0"}
     rows_of = [("best", best), *((about[trial.number], trial) for trial in trials if trial.number in about)]
     rows = next(count for split, count in best.results["rows"].items() if split.startswith("validation"))
-    lower = ", the lower the better" if is_loss(best.metric) else ""
+    lower = ", the lower the better" if is_lower_better(best.metric) else ""
     lines.append(f"score     {best.score_name} of {rows:,} validation rows{lower}")
     for name, trial in dict(rows_of).items():
         values = ", ".join(f"{key} {value:g}" for key, value in trial.values.items() if value is not None)

@@ -18,7 +18,7 @@ from .jobs import Job
 from .output_dir import check_unlocked
 from .plan import plan
 from .several import alone_in, check_command, exit_code, folder_for, is_finished, run_all, settings_of_runs
-from .trials import Trial, delete_weights, is_loss, metric_of, summary, write_recipe, write_trials
+from .trials import Trial, delete_weights, is_lower_better, metric_of, summary, write_recipe, write_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -118,7 +118,7 @@ class Search:
         if command.data.overwrite_output_dir:
             (folder / STORE).unlink(missing_ok=True)
         self.metric = metric_of(command)
-        self.study = open_study("minimize" if is_loss(self.metric) else "maximize", **study_in(folder))
+        self.study = open_study("minimize" if is_lower_better(self.metric) else "maximize", **study_in(folder))
         # Not multivariate, which would learn nothing from trials that did not draw every value
         self.study.sampler = sampler_for(self.study, command.training.seed, multivariate=False)
         self.space = {name: range_around(getattr(command.training, name), *SPACE[name]) for name in SPACE}
@@ -190,7 +190,7 @@ class Search:
         """The finished trials, the best first."""
         numbers = [trial.number for trial in self.study.trials if trial.state.is_finished()]
         trials = [self._read(self.folder / f"trial-{number}") for number in numbers]
-        sign = 1 if is_loss(self.metric) else -1
+        sign = 1 if is_lower_better(self.metric) else -1
         return sorted(trials, key=lambda trial: (trial.score is None, sign * (trial.score or 0), trial.number))
 
     def _read(self, folder: Path) -> Trial:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.glue.data import load_files
+from rdrop_trainer.glue.own_files import load_files
 from rdrop_trainer.script.demo import make_sentences
 
 ROWS = 60

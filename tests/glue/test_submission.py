@@ -8,7 +8,8 @@ import pytest
 
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.glue.submission import write_submission
-from rdrop_trainer.glue.tasks import TASKS, Task
+from rdrop_trainer.glue.task import Task
+from rdrop_trainer.glue.tasks import TASKS
 
 GLUE = [
     ("cola", "test", [0, 1], "CoLA.tsv", ["0", "1"], 1063),
@@ -104,8 +105,8 @@ def test_complete(tmp_path, name, rows, file):
 
 
 def test_cluener(tmp_path):
-    spans = [[("name", 0, 1), ("name", 5, 6), ("scene", 2, 2)], []]
-    done = write_submission(TASKS["cluener"], "test", [0, 1], spans, tmp_path, texts=["小明山和小小明", "无"])
+    tags = [["B-name", "I-name", "B-scene", "O", "O", "B-name", "I-name"], ["O"]]
+    done = write_submission(TASKS["cluener"], "test", [0, 1], tags, tmp_path, tokens=[list("小明山和小小明"), ["无"]])
     rows = [json.loads(line) for line in done.path.read_text(encoding="utf-8").splitlines()]
     assert rows == [
         {"id": 0, "label": {"name": {"小明": [[0, 1], [5, 6]]}, "scene": {"山": [[2, 2]]}}},
@@ -125,21 +126,21 @@ def test_splits_without_a_leaderboard(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, ids, predictions, texts, message",
+    "name, ids, predictions, tokens, message",
     [
         ("rte", [0, 1], [0], None, "2 ids, 1 predictions"),
         ("rte", [0, 1], [0, 2], None, "row 1 is 2, expected 0 to 1"),
         ("rte", [0], [-1], None, "row 0 is -1"),
         ("stsb", [0], [float("nan")], None, "row 0 is nan"),
-        ("cluener", [0], [[]], None, "0 texts"),
+        ("cluener", [0], [[]], None, "0 rows of tokens"),
         ("cmrc2018", ["a", "b", "a"], ["x", "y", "z"], None, "1 ids occur twice"),
-        ("cluener", [0], [[("name", 0, 3)]], ["abc"], "within 0 to 2"),
-        ("cluener", [0], [[("animal", 0, 1)]], ["abc"], "row 0 has the entity"),
+        ("cluener", [0], [["O", "O"]], ["abc"], "row 0 has the tags 'O', 'O', expected 3 of"),
+        ("cluener", [0], [["O", "O", "B-animal"]], ["abc"], "row 0 has the tags"),
     ],
 )
-def test_wrong_predictions(tmp_path, name, ids, predictions, texts, message):
+def test_wrong_predictions(tmp_path, name, ids, predictions, tokens, message):
     with pytest.raises(InputError, match=message):
-        write_submission(TASKS[name], "test", ids, predictions, tmp_path, texts=texts)
+        write_submission(TASKS[name], "test", ids, predictions, tmp_path, tokens=tokens)
     assert os.listdir(tmp_path) == []
 
 

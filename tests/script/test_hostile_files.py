@@ -15,7 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.glue.data import load_files, load_task
+from rdrop_trainer.glue.data import load_task
+from rdrop_trainer.glue.own_files import load_files
 from rdrop_trainer.glue.readers import read_rows, read_values
 from rdrop_trainer.glue.tasks import get_task
 from support.runs import script

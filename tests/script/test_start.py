@@ -56,6 +56,15 @@ def test_the_other_commands_need_no_torch_for_their_help(module):
         ("--train_file train.csv --load_in_4bit", "--load_in_4bit has no effect without --use_peft"),
         ("--train_file train.csv --use_peft --lora_r 0", "lora_r must be at least 1, got 0"),
         ("--train_file train.csv --use_peft --lora_dropout 1", "lora_dropout must be in [0, 1), got 1.0"),
+        ("--task_name mrpc --task_type tokens", "--task_type tokens: is for your own files; mrpc is of its own type"),
+        ("--train_file train.csv --source_column a", "--source_column: a classification does not use it"),
+        ("--train_file train.csv --task_type tokens --num_beams 2", "--num_beams: --task_type tokens does not use it"),
+        (
+            "--train_file train.csv --task_type seq2seq --label_column a",
+            "of pairs are --source_column and --target_column",
+        ),
+        ("--train_file train.csv --task_type qa --id_column a", "--id_column: --task_type qa does not use it"),
+        ("--train_file train.csv --task_type lm --mlm_probability 1", "must be above 0 and below 1, got 1.0"),
     ],
 )
 def test_flags_that_cannot_work_are_refused_before_anything_is_loaded(flags, message, here, capsys):

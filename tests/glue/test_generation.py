@@ -1,4 +1,4 @@
-"""Titles of abstracts: the files, the scores, and whole runs of the script with a sequence-to-sequence model."""
+"""Texts from texts: the files, the scores, and whole runs of the script with titles of abstracts."""
 
 import json
 import random
@@ -13,10 +13,11 @@ from transformers import AutoTokenizer, BartForConditionalGeneration
 from rdrop_trainer import InputError
 from rdrop_trainer.glue.data import load_task
 from rdrop_trainer.glue.metrics import load_metric
-from rdrop_trainer.glue.overlap import bleu, rouge, without_blanks, words_of
+from rdrop_trainer.glue.overlap import bleu, chrf, rouge, without_blanks, words_of
+from rdrop_trainer.glue.own_files import load_files
 from rdrop_trainer.glue.tasks import get_task
 from rdrop_trainer.script.arguments import DataArguments
-from rdrop_trainer.script.processors import TitleProcessor
+from rdrop_trainer.script.processors import TextProcessor
 from rdrop_trainer.script.scratch import make_bart, make_bert
 from support.device import USE_CPU
 from support.runs import script
@@ -65,6 +66,12 @@ def test_bleu_takes_its_tokenizer_from_the_references():
     assert bleu(["a method for classification"], [english]) == pytest.approx(
         sacrebleu.corpus_bleu(["a method for classification"], [[english]], tokenize="13a").score
     )
+
+
+def test_chrf_by_hand():
+    """Of "ab" and "abc": runs of 1 and 2 characters all right, 2 of 3 and 1 of 2 found; longer ones there are none."""
+    precision, recall = 1, (2 / 3 + 1 / 2) / 2
+    assert chrf(["a b"], ["abc"]) == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
 
 
 def test_the_metric():
@@ -145,6 +152,70 @@ def test_no_unlabeled_rows(tmp_path):
         load_task(TASK, train_file=file, unlabeled_file=file)
 
 
+# ---- Files of one's own ----
+
+DE, EN = [f"Der {w} ist neu." for w in "Hund Baum Weg".split()], [f"The {w} is new." for w in "dog tree way".split()]
+
+
+def own(path, columns, **options):
+    names, rows = list(columns), zip(*columns.values(), strict=True)
+    return load_files(task_type="seq2seq", train_file=lines(path, *map("\t".join, [names, *rows])), **options)
+
+
+@pytest.mark.parametrize(
+    "columns, given, found",
+    [
+        ({"Source": DE, "target": EN}, {}, ("Source", "target")),
+        ({"id": "abc", "summary": EN, "document": DE}, {}, ("document", "summary")),
+        ({"de": DE, "en": EN}, {"text_columns": ["en"]}, ("en", "de")),
+        ({"de": DE, "en": EN, "count": "123"}, {"label_column": "de"}, ("en", "de")),
+        ({"de": DE, "en": EN, "fr": EN}, {"text_columns": ["de"], "label_column": "fr"}, ("de", "fr")),
+        ({"text": DE, "summary": EN, "note": EN}, {"label_column": "note"}, ("text", "note")),
+    ],
+)
+def test_which_column_is_read_and_which_is_written(columns, given, found, tmp_path):
+    data, task = own(tmp_path / "a.tsv", columns, **given)
+    assert (*task.sources("source"), *task.label_sources) == found
+    assert (data["train"]["source"][:], data["train"]["target"][:]) == tuple(list(columns[name]) for name in found)
+
+
+@pytest.mark.parametrize(
+    "columns, given, message",
+    [
+        (
+            {"de": DE, "en": EN},
+            {},
+            r"a.tsv:2: which text is read.*Give --source_column and --target_column. .*'de' \(text",
+        ),
+        (
+            {"de": DE, "en": EN, "fr": EN},
+            {"text_columns": ["de"]},
+            "a.tsv:2: which .* Give --target_column. The columns",
+        ),
+        (
+            {"de": DE, "en": EN},
+            {"text_columns": ["fr"]},
+            r"a.tsv:2: no column 'fr' \(--source_column\). The columns: 'de'",
+        ),
+        ({"de": DE, "en": EN}, {"text_columns": ["de"], "label_column": "de"}, "are both 'de', expected two columns"),
+        ({"source": DE, "target": ["x", "", "y"]}, {}, r"a.tsv:3: the row has no label \(''\), expected a text"),
+    ],
+)
+def test_columns_that_are_not_plain(columns, given, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        own(tmp_path / "a.tsv", columns, **given)
+
+
+def test_translations_of_the_hub_and_a_file_without_targets(tmp_path):
+    row = {"translation": {"de": "ein Hund", "en": "a dog"}}
+    file, test = lines(tmp_path / "a.jsonl", json.dumps(row)), lines(tmp_path / "b.tsv", "de", "ein Baum")
+    columns = {"text_columns": ["de"], "label_column": "en"}
+    data, task = load_files(task_type="seq2seq", train_file=file, test_file=test, **columns)
+    assert data["train"][0] == {"source": "ein Hund", "idx": 0, "target": "a dog"}
+    assert data["test"][0] == {"source": "ein Baum", "idx": 0, "target": None}
+    assert load_files(task_type="seq2seq", test_file=test)[1].sources("source") == ("de",)
+
+
 # ---- The script ----
 
 
@@ -183,7 +254,7 @@ def results():
 
 def test_training_evaluation_and_prediction(model, here, capsys):
     flags = ["--do_train", "--do_eval", "--do_predict", "--learning_rate", "1e-2", "--num_train_epochs", 12]
-    flags += ["--measure", "full", "--label_smoothing_factor", 0.1, "--rdrop_alpha", 1]
+    flags += ["--measure", "quick", "--label_smoothing_factor", 0.1, "--rdrop_alpha", 1]
     assert run(model, "--data_dir", ".", *flags) == 0
     found = results()
     assert found["stability"]["dropout"]["divergence"] > 0 and found["stability"]["calibration"] is None
@@ -219,7 +290,7 @@ def test_the_best_epoch_by_rouge(alpha, model, here):
 def test_rows_repeated_to_fill_the_last_batch_are_left_out(model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = load_task(TASK, train_file=lines(tmp_path / "a.tsv", "图像分类\tx", "语音检测\tx"))["train"]
-    processor = TitleProcessor(TASK, tokenizer, None, DataArguments(), 32)
+    processor = TextProcessor(TASK, tokenizer, None, DataArguments(), 32)
     labels = processor.features(rows)["labels"]
     predictions = np.array([*labels, labels[0]])
     predictions[1, -1] = -100

@@ -1,4 +1,4 @@
-"""Titles of texts from a sequence-to-sequence model: its inputs, and the texts that it generates."""
+"""Texts from texts, such as summaries and translations: a model's inputs, and what it generates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def make_title_features(
+def make_text_features(
     dataset: datasets.Dataset,
     column: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -22,31 +22,31 @@ def make_title_features(
     max_target_length: int,
     pad_to_max_length: bool = False,
 ) -> datasets.Dataset:
-    """Tokenise texts and their titles.
+    """Tokenise source texts and target texts.
 
     Args:
         dataset: rows as `load_task` returns them.
-        column: name of the column of the texts. Their titles are in the column "target", None where unknown.
+        column: name of the column of the source texts. The target texts are in the column "target", None where unknown.
         tokenizer: any.
-        max_length: longer texts are cut, in tokens.
-        max_target_length: longer titles are cut, in tokens.
-        pad_to_max_length: pad the texts here, instead of per batch.
+        max_length: longer source texts are cut, in tokens.
+        max_target_length: longer target texts are cut, in tokens.
+        pad_to_max_length: pad the source texts here, instead of per batch.
 
     Returns:
-        The columns of the tokenizer for the texts, and `labels`, the tokens of the titles.
+        The columns of the tokenizer for the source texts, and `labels`, the tokens of the target texts.
     """
     padding = "max_length" if pad_to_max_length else False
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = tokenizer(batch[column], truncation=True, max_length=max_length, padding=padding)
-        titles = [title or "" for title in batch["target"]]
-        labels = tokenizer(text_target=titles, truncation=True, max_length=max_target_length)
+        targets = [target or "" for target in batch["target"]]
+        labels = tokenizer(text_target=targets, truncation=True, max_length=max_target_length)
         return {**texts, "labels": labels["input_ids"]}
 
     return dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenising")
 
 
-def decode_titles(predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def decode_texts(predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The generated texts, from token ids (N, T) that are padded with -100 or the padding token."""
     tokens = np.where(predictions == IGNORED, tokenizer.pad_token_id, predictions)
     return [without_blanks(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
