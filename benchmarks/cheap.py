@@ -82,6 +82,7 @@ class Bench:
             start = time.process_time()
             trainer.train()
             seconds = time.process_time() - start
+            trainer.args.train_sampling_strategy = "random"  # else evaluation orders the rows by length as well
             found = trainer.predict(self.validation, metric_key_prefix="eval")
         flips, error = None, None
         if not self.task.is_regression:
@@ -182,7 +183,7 @@ def table(rows):
         lines.append(
             f"| {label(way, alpha)} | {row['seeds']} | {row['steps'][0]:.0f} | {row['loss'][0]:.3f} | "
             f"{difference(way, row['loss'], 1, 3)} | {'' if row['kept'] is None else format(row['kept'], '.0%')} | "
-            f"{100 * row['score'][0]:.1f} | {difference(way, row['score'], 100, 1)} | "
+            f"{percent(row['score'])} | {difference(way, row['score'], 100, 1)} | "
             f"{percent(row['calibration_error'])} | {percent(row['flipped'])} | {row['seconds'][0]:.0f} | "
             f"{row['ratio']:.2f} |"
         )
