@@ -70,7 +70,7 @@ def heads_from_setting(setting: Any) -> list[Head]:
         if given is not None and (isinstance(given, (str, Mapping)) or not isinstance(given, Iterable)):
             raise TypeError("no list")
         heads = [head if isinstance(head, Head) else Head(**head) for head in given or ()]
-    except (TypeError, json.JSONDecodeError):
+    except (TypeError, json.JSONDecodeError, RecursionError):
         names = ", ".join(field.name for field in fields(Head))
         raise ValueError(
             f"rdrop_heads must be a list of Head(...), or of dicts with some of the keys {names}; got {setting!r}."

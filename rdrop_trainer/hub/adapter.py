@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from .client import check_repo_id
 from .files import read_json
 
+T = TypeVar("T")
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _TASKS = {
@@ -76,15 +78,26 @@ class Adapter:
             raise InputError(f"{source}: {_WEIGHTS} is damaged: {error}") from error
         return cls(folder, base, revision, _TASKS.get(str(config.get("task_type"))), shapes, config)
 
-    def base_folder(self, source: str, fetch: Callable[..., Path]) -> Path:
+    def base_folder(self, source: str, fetch: Callable[..., T]) -> Path | T:
         """The folder of the base model. Only an adapter in a local folder may name another local folder.
 
         Args:
             source: name of the adapter's folder or repository.
             fetch: downloads a repository, by name and `revision`, and returns its folder.
+
+        Raises:
+            InputError: the base model is in a folder that is not there.
         """
-        is_own = self.folder == Path(source) and Path(self.base).is_dir()
-        return Path(self.base) if is_own else fetch(self.base, revision=self.revision)
+        if self.folder == Path(source) and Path(self.base).is_dir():
+            return Path(self.base)
+        try:
+            check_repo_id(self.base)
+        except InputError as error:
+            raise InputError(
+                f"{source}: is an adapter of the model in {self.base}, which is not there; put that there, or set "
+                f"base_model_name_or_path in its {_CONFIG} to where it is now"
+            ) from error
+        return fetch(self.base, revision=self.revision)
 
     @property
     def _of_base(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
 # What `Trainer` writes: the scores of its last log, which may be of other weights, and a table that may have no rows
 _LAST_SCORES = re.compile(r"\nIt achieves the following results on the evaluation set:\n.*?(?=\n\n)", re.DOTALL)
 _NO_TABLE = "\n### Training results\n\n\n"
+_TAG_OF_BASE = "base_model:adapter:"  # begins a tag of PEFT's
 _FIRST_SECTION = "\n## Model description\n"  # ours stands before it
 
 
@@ -148,10 +149,15 @@ def hide_local_base(card: ModelCard) -> None:
     local = {name for name in given if not is_hub_name(name)}
     if local:
         card.data.base_model = [name for name in given if name not in local] or None
+    tags = _listed(card.data.tags)
+    of_local = [tag for tag in tags if str(tag).startswith(_TAG_OF_BASE) and not is_hub_name(tag[len(_TAG_OF_BASE) :])]
+    if of_local:
+        card.data.tags = [tag for tag in tags if tag not in of_local] or None
+        local |= {tag[len(_TAG_OF_BASE) :] for tag in of_local}
     text = card.text.replace("is a fine-tuned version of [](https://huggingface.co/)", "was trained from scratch")
     for name in local - {""}:
         text = text.replace(f"[{name}](https://huggingface.co/{name})", "a local model")
-        if "/" in name:  # any other may be a word of the text
+        if re.search(r"[/\\]", name):  # any other may be a word of the text
             text = text.replace(name, "a local model")
     card.text = text
 

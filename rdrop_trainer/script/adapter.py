@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -57,6 +58,13 @@ class AdapterArguments:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be in [0, 1), got {self.lora_dropout}.")
+        if isinstance(pattern := _targets(self.lora_target_modules), str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"lora_target_modules must be names, all-linear or a regular expression, got {pattern!r}: {error}."
+                ) from error
 
 
 def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any], use_cpu: bool) -> None:
@@ -137,9 +145,11 @@ def with_new_adapter(
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     names = [name for name, _ in model.named_modules()]
-    for wanted in arguments.lora_modules_to_save or ():
+    targets = _targets(arguments.lora_target_modules)
+    asked = {"lora_modules_to_save": arguments.lora_modules_to_save, "lora_target_modules": targets}
+    for flag, wanted in ((flag, name) for flag, given in asked.items() if isinstance(given, list) for name in given):
         if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-            raise InputError(f"--lora_modules_to_save {wanted}: {type(model).__name__} has no module of this name")
+            raise InputError(f"--{flag} {wanted}: {type(model).__name__} has no module of this name")
     own = [] if head == "seq2seq" else head_modules(model)
     random = {name.rpartition(".")[0] for name in lacking} - {""}
     random = {name for name in random if not any(name == part or name.startswith(f"{part}.") for part in own)}
@@ -151,7 +161,7 @@ def with_new_adapter(
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
-        target_modules=_targets(arguments.lora_target_modules),
+        target_modules=targets,
         modules_to_save=saved or None,
         revision=None if revision == "main" else revision,
         auto_mapping=_of_base(model.config, head),
@@ -164,8 +174,8 @@ def with_new_adapter(
             f"{source} ({type(model).__name__}) cannot be adapted: {said} Name its modules with "
             "--lora_target_modules, or give all-linear"
         ) from error
-    if Path(source).expanduser().is_dir():
-        config.base_model_name_or_path = os.path.abspath(Path(source).expanduser())
+    if Path(source).is_dir():
+        config.base_model_name_or_path = os.path.abspath(source)
     return adapted
 
 

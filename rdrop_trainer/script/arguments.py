@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,6 +37,11 @@ class ModelArguments:
         "precision): small updates of bfloat16 weights round away. auto: as the checkpoint is stored.",
     )
     trust_remote_code: bool = _flag(False, "Run model code that the Hub repository brings along. Read it first.")
+
+    def __post_init__(self):
+        for name in ("model_name_or_path", "tokenizer_name"):
+            if (getattr(self, name) or "").startswith("~"):  # as output_dir, which transformers expands
+                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def _check_noise(model: Any, args: RDropTrainingArguments) -> None:
     if args.rdrop_alpha > 0 and not args.rdrop_allow_deterministic and not noise:
         zeros = ", ".join(key for key, p in dropout_settings(model.config).items() if p == 0 or args.rdrop_dropout == 0)
         name = type(base_model(model)).__name__
-        own = "--lora_dropout 0.05 or " if base_model(model) is not model else ""
+        own = "--lora_dropout 0.05 or " if base_model(model) is not model and args.rdrop_dropout is None else ""
         raise InputError(
             f"{name} has no active dropout ({zeros or 'no setting for it'}), so R-Drop has no effect; "
             f"add {own}--dropout 0.1, or --rdrop_allow_deterministic to go on without"

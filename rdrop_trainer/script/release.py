@@ -59,6 +59,9 @@ class Member:
         try:
             command = parse_arguments([word, *flags, "--output_dir", str(folder)])
             comparison_of(command)
+            base = Path(command.model.model_name_or_path or "")
+            if command.adapter.use_peft and (base / "config.json").is_file():
+                raise InputError(f"--use_peft: others do not have {base}; push that first and give its name on the Hub")
         except InputError as error:
             raise InputError(str(error) if word in str(error) else f"{word}: {error}") from error
         return cls(folder, command, (rdrop, plain))

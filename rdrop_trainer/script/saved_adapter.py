@@ -11,11 +11,18 @@ from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..hub.adapter import Adapter
-from ..hub.client import check_repo_id, offline_if_unreached
+from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES
 from .adapter import AdapterArguments
 
-_OWN_SETTINGS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # flag -> PEFT's name
+# Flags -> PEFT's names
+_OWN_SETTINGS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "lora_modules_to_save": "modules_to_save",
+}
 
 
 def saved_adapter(source: str, options: Mapping[str, Any]) -> Adapter | None:
@@ -28,7 +35,7 @@ def saved_adapter(source: str, options: Mapping[str, Any]) -> Adapter | None:
     Raises:
         InputError: peft is not installed, or the adapter's weights are pickled or damaged.
     """
-    folder = Path(source).expanduser()
+    folder = Path(source)
     if folder.is_dir():
         return None if any(folder.glob("model*.safetensors*")) else Adapter.of(source, folder)
     if find_spec("peft") is None:  # then transformers does not look for one either
@@ -52,14 +59,7 @@ def base_of(adapter: Adapter, source: str) -> tuple[str, str]:
     Raises:
         InputError: the adapter names none, or a folder that is not there.
     """
-
-    def named(name: str, revision: str | None) -> Any:
-        try:
-            return check_repo_id(name)
-        except InputError as error:
-            raise InputError(f"{source}: is an adapter of {name}, which is not there") from error
-
-    return str(adapter.base_folder(source, named)), adapter.revision or "main"
+    return str(adapter.base_folder(source, lambda name, revision: name)), adapter.revision or "main"
 
 
 def describe_base(config: Any, adapter: Adapter) -> None:
@@ -97,11 +97,17 @@ def with_saved_adapter(
     defaults = AdapterArguments()
     for flag, name in _OWN_SETTINGS.items() if will_train else ():
         value, own = getattr(arguments, flag), adapter.config.get(name)
-        if value not in (getattr(defaults, flag), own):
+        if value != getattr(defaults, flag) and not _listed(value) <= _listed(own):
+            shown = [" ".join(sorted(map(str, _listed(each)))) or "none" for each in (value, own)]
             raise InputError(
-                f"--{flag} {value}: {source} is an adapter with {own} already; leave it out to train that one on, or "
-                f"start from its base model, {adapter.base}"
+                f"--{flag} {shown[0]}: {source} is an adapter with {shown[1]} already; leave it out to train that one "
+                f"on, or start from its base model, {adapter.base}"
             )
     if arguments.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return PeftModel.from_pretrained(model, adapter.folder, is_trainable=will_train)
+
+
+def _listed(value: Any) -> set[Any]:
+    """The names in a setting of several, or the one value of another."""
+    return set(value) if isinstance(value, list) else set() if value is None else {value}

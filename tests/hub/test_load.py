@@ -467,7 +467,10 @@ def adapter_config(**content):
         (below_is_pickled, "ada/model at main: holds pytorch_model.bin but no safetensors weights"),
         (lambda hub, files: hub.corrupt(f"{REPO}/resolve", times=None), "has another hash than the server states"),
         (below_is_code, "asks for code from the Hub"),
-        (adapter_config(task_type="SEQ_CLS", base_model_name_or_path="/"), "'/': is no repository's name"),
+        (
+            adapter_config(task_type="SEQ_CLS", base_model_name_or_path="/"),
+            "is an adapter of the model in /, which is not there",
+        ),
         (adapter_config(task_type="SEQ_CLS"), "does not name the model that it is an adapter of"),
         (is_pickled, "no safetensors weights"),
         (lambda _, files: files.update({"adapter_model.safetensors": b"x" * 99}), "_model.safetensors is damaged"),
@@ -496,7 +499,7 @@ NAMES = {str(i): f"name {i}" for i in range(12)}
     ],
 )
 def test_the_labels_that_an_adapter_names(known, expected, tmp_path):
-    found = Adapter(tmp_path, {"auto_mapping": known}, {"score.weight": [3, 8]}).model_arguments
+    found = Adapter(tmp_path, REPO, None, None, {"score.weight": [3, 8]}, {"auto_mapping": known}).model_arguments
     if expected is None:
         assert found == {"num_labels": 3, "ignore_mismatched_sizes": True}
     else:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from rdrop_trainer.errors import HubError, InputError
@@ -146,6 +147,15 @@ def test_an_adapter_whose_base_is_gone(ada, folder):
     with pytest.raises(InputError, match="is an adapter of the model in /home/me/gone/model, which others do not have"):
         push_checkpoint(folder, REPO)
     assert ada.requests == []
+
+
+def test_a_card_names_no_folder_of_an_adapters_base(folder):
+    """PEFT names it in a tag, and a user may have set its name on the Hub in adapter_config.json alone."""
+    text = "---\ntags: [lora, 'base_model:adapter:{0}', 'base_model:adapter:me/base', 3]\n---\nOf {0}.\n"
+    for local in ("/home/me/model", "C:\\me\\model"):
+        (folder / "README.md").write_text(text.format(local))
+        card = ModelCard(read_checkpoint(folder).files["README.md"].decode())
+        assert card.data.tags == ["lora", "base_model:adapter:me/base", 3] and card.text == "Of a local model.\n"
 
 
 # ---- Pull requests ----

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rdrop_trainer.hub import load_checkpoint
-from rdrop_trainer.script import several
+from rdrop_trainer.script import release, several
 from support.runs import InProcess, fails, results, run, words, write_csv
 
 peft = pytest.importorskip("peft")
@@ -105,15 +105,18 @@ def test_random_weights_below_an_adapter_are_trained_and_saved(model, here):
     assert results("again")["metrics"]["eval_loss"] == results("out")["metrics"]["eval_loss"]
 
 
-def test_an_adapter_is_trained_on(model, here, capsys):
+def test_an_adapter_is_trained_on(model, here, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
     assert run(model, FILES, "--output_dir out") == 0
-    assert run("out", "--train_file a.csv --do_train --learning_rate 1e-2 --output_dir more") == 0
+    assert run("~/out", "--train_file a.csv --do_train --learning_rate 1e-2 --output_dir more") == 0
     first, second = weights_of(here / "out"), weights_of(here / "more")
     assert first.keys() == second.keys() and all(not torch.equal(first[name], second[name]) for name in first)
     assert results("more")["adapter"] == results("out")["adapter"]
     flags = "--train_file a.csv --do_train --use_cpu True --output_dir x --model_name_or_path"
     said = fails(capsys, flags, "out", "--use_peft --lora_r 8")
     assert "--lora_r 8: out is an adapter with 4 already" in said and str(model) in said
+    said = fails(capsys, flags, "out", "--use_peft --lora_target_modules query key")
+    assert "--lora_target_modules key query: out is an adapter with query value already" in said
     write_csv(here / "a.csv", labels=("no", "yes"))
     assert "is an adapter for other labels; start from its base model" in fails(capsys, flags, "out")
 
@@ -143,12 +146,20 @@ def test_a_pushed_adapter_is_used_with_its_base(bases, here, ada):
 
 def test_what_no_adapter_can_do(bases, here, capsys):
     flags = ["--model_name_or_path", bases / "qwen2", "--use_cpu True --output_dir x", FILES]
-    assert "cannot be adapted: " in fails(capsys, *flags, "--lora_target_modules none_such")
-    said = fails(capsys, *flags, "--lora_modules_to_save none_such")
-    assert "Qwen2ForSequenceClassification has no module of this name" in said
+    for flag in ("--lora_target_modules q_proj none_such", "--lora_modules_to_save none_such"):
+        said = fails(capsys, *flags, flag)
+        assert "none_such: Qwen2ForSequenceClassification has no module of this name" in said
+    assert "cannot be adapted: " in fails(capsys, *flags, "--lora_target_modules none.*such")
+    said = fails(capsys, *flags, "--lora_target_modules ((")
+    assert "lora_target_modules must be names, all-linear or a regular expression, got '((': missing )" in said
     said = fails(capsys, *flags, "--lora_dropout 0")
     assert "Qwen2ForSequenceClassification has no active dropout" in said and "--lora_dropout 0.05 or --dropout" in said
+    assert "; add --dropout 0.1, or" in fails(capsys, *flags, "--dropout 0")  # which --lora_dropout would not overrule
     said = fails(capsys, *flags, "--push_to_hub")
     assert f"the base model of the adapter is the folder {bases / 'qwen2'}, which others do not have" in said
+    recipe = {"model_name_or_path": str(bases / "qwen2"), "train_file": "a.csv", "use_peft": True}
+    (here / "lora.yaml").write_text(json.dumps(recipe | {"validation_file": "a.csv"}))
+    assert release.main(["lora.yaml", "--namespace", "ada"]) == 2  # not after hours of training
+    assert f"lora.yaml: --use_peft: others do not have {bases / 'qwen2'}" in capsys.readouterr().err
     plain = ["--model_name_or_path", bases / "qwen2", "--validation_file a.csv --train_file a.csv --output_dir x"]
     assert "is no adapter, and this run does not train one" in fails(capsys, *plain, "--use_peft --do_eval")
