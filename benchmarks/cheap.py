@@ -150,7 +150,7 @@ def summarise(records):
         pairs = [(plain[seed], run) for seed, run in found.items() if seed in plain]
         rows[arm] = {"seeds": len(pairs)}
         for name in ("loss", "score", "calibration_error", "flipped", "seconds", "steps"):
-            both = [(base[name], run[name]) for base, run in pairs if run[name] is not None]
+            both = [(base[name], run[name]) for base, run in pairs if None not in (base[name], run[name])]
             values = [run for _, run in both]
             mean = statistics.mean(values) if values else None
             rows[arm][name] = (mean, *interval([run - base for base, run in both]))
