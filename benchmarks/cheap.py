@@ -4,8 +4,8 @@
     python benchmarks/cheap.py --data_dir glue_data
     python benchmarks/cheap.py --report
 
-The ways (`cheaper.py`): R-Drop on every 2nd step; in the second half of the training; with a second pass of half of the
-rows; with the first 3 or 4 of the 6 layers run once for both passes. Each at the alphas of full R-Drop. `plain, longer`
+The ways (`cheaper.py`): R-Drop on every 2nd step; in the second half of the training; with a second pass of half or a
+quarter of the rows; with the first 3 or 4 of the 6 layers run once for both passes. Each at the alphas of full R-Drop. `plain, longer`
 has alpha 0 and as many steps as full R-Drop's processor time buys, measured from the runs of the same seed; its
 schedule is stretched. A seed fixes the new head and the order of the rows, so runs of one seed are paired.
 
@@ -216,7 +216,7 @@ def draw(rows, path):
         1, len(alphas), figsize=(1.5 + 3.8 * len(alphas), 4), sharey=True, layout="constrained", squeeze=False
     )
     for axis, alpha in zip(axes[0], alphas, strict=True):
-        for number, (name, marker) in enumerate(zip(names, "so*^v<>D", strict=True)):
+        for number, (name, marker) in enumerate(zip(names, "so*^v<>DP", strict=True)):
             row = rows.get((name, alpha)) or rows.get((name, 0.0))
             if row is not None:
                 y, _, half = row["loss"]

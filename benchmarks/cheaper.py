@@ -54,6 +54,7 @@ WAYS = {
     "every 2nd step": (RDropTrainer, {"rdrop_every_n_steps": 2}, {}),
     "second half": (LastPart, {}, {"start": 0.5}),
     "half of the rows": (RDropTrainer, {"rdrop_row_share": 0.5}, {}),
+    "quarter of the rows": (RDropTrainer, {"rdrop_row_share": 0.25}, {}),
     "3 of 6 layers shared": (SharedLowerLayers, {}, {"shared": 3}),
     "4 of 6 layers shared": (SharedLowerLayers, {}, {"shared": 4}),
 }
