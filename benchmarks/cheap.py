@@ -5,9 +5,9 @@
     python benchmarks/cheap.py --report
 
 The ways (`cheaper.py`): R-Drop on every 2nd step; in the second half of the training; with a second pass of half or a
-quarter of the rows; with the first 3 or 4 of the 6 layers run once for both passes. Each at the alphas of full R-Drop. `plain, longer`
-has alpha 0 and as many steps as full R-Drop's processor time buys, measured from the runs of the same seed; its
-schedule is stretched. A seed fixes the new head and the order of the rows, so runs of one seed are paired.
+quarter of the rows; with the first 3 or 4 of the 6 layers run once for both passes. Each at the alphas of full R-Drop.
+`plain, longer` has alpha 0 and as many steps as full R-Drop's processor time buys, measured from the runs of the same
+seed; its schedule is stretched. A seed fixes the new head and the order of the rows, so runs of one seed are paired.
 
 The model is the MiniLM-L6 of the package, the training set the first rows of the task's, and the scores are those of
 the whole development set after the last step, for all arms. Processor seconds are those of the training alone. Every
