@@ -163,9 +163,9 @@ def summarise(records):
 
 
 def interval(differences):
-    """Mean and half the width of its 95 % interval, by the t distribution; None where there are too few values."""
+    """Mean and half the width of its 95 % interval, by the t distribution; None for fewer than 3 values."""
     found = paired_difference([0.0] * len(differences), differences)
-    if not found.std:
+    if len(differences) < 3 or not found.std:
         return found.mean, None
     from scipy.stats import t
 
