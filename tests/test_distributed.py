@@ -1,4 +1,4 @@
-"""Two processes equal one with twice the rows: every forward mode, with and without accumulation (gloo, CPU).
+"""Two processes equal one with twice the rows: every head and forward mode, with and without accumulation (CPU).
 
 Of 13 rows the last batch is short, and the last window of accumulation not full. accelerate fills the short batch with
 rows from the start of the epoch, as for plain `Trainer`; the one process gets the same rows.
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from support import distributed, tiny
-from support.distributed import BARE, FUSED, HEADS, MODES, OTHER_HEADS, STEPS
+from support.distributed import BARE, FUSED, MODES, OWN_COUNT, TRAINED, UNEVEN
 from support.semi_supervised import flat
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
@@ -29,30 +29,21 @@ def results(tmp_path_factory):
     return found
 
 
-def cases():
-    heads = dict.fromkeys(HEADS, STEPS) | dict.fromkeys(OTHER_HEADS, STEPS[1:])
-    modes = [("concat", 0), *((mode, 4) for mode in MODES)]
-    return [f"{head}-{m}-{n}-{alpha}" for head, steps in heads.items() for m, alpha in modes for n in steps]
+CASES = [f"{head}-{mode}-{steps}-{alpha:g}" for head, mode, steps, alpha in TRAINED]
+CASES += [f"fused-{head}-{mode}-{steps}" for head, mode, steps in FUSED] + ["fused-auto"]
+CASES += [f"{name}-{head}-{mode}" for name, head, mode in BARE]
+CASES += [f"uneven-{head}-{mode}" for head, mode in UNEVEN] + [f"all-used-{mode}" for mode in MODES]
+CASES += ["FGM", "AWP"]  # docs/adversarial-training.md
+CASES += ["multi_label", "regression", "loss_func", "own_loss", "schedule", "shuffled", "stream", "unlabeled_dataset"]
 
 
-def fused_cases():
-    runs = (("concat", 1), ("concat", 2), ("sequential", 2), ("recompute", 2))
-    return [f"fused-{name}-{mode}-{steps}" for name in FUSED for mode, steps in runs] + ["fused-auto"]
-
-
-OTHERS = [f"{name}-{head}-{mode}" for name in (*BARE, "uneven") for head in HEADS for mode in MODES]
-OTHERS += [f"{name}-{mode}" for name in ("unlabeled_dataset", "all-used") for mode in MODES]
-OTHERS += ["FGM", "AWP"]  # docs/adversarial-training.md
-OTHERS += ["multi_label", "regression", "loss_func", "own_loss", "schedule", "shuffled", "stream"]
-
-
-@pytest.mark.parametrize("case", [*cases(), *fused_cases(), *OTHERS])
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(case, results):
     one, two = (results[p][0][case] for p in (1, 2))
     assert one.norm() > 1e-3 and tiny.relative(two, one) < 1e-5
 
 
-@pytest.mark.parametrize("case", [*cases(), *fused_cases(), *OTHERS])
+@pytest.mark.parametrize("case", CASES)
 def test_logged_terms_are_equal_on_all_ranks(case, results):
     (one,), (first, second) = ([found["logs"][case] for found in results[p][1]] for p in (1, 2))
     assert first == second and len(first) == len(one)
@@ -63,11 +54,10 @@ def test_logged_terms_are_equal_on_all_ranks(case, results):
             assert step["divergence"] > 0 or case.startswith("fused") and "recompute" in case
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("run", [f"labeled-{mode}" for mode in MODES] + [f"{name}-concat" for name in BARE])
-def test_every_process_counts_for_itself(run, head, results):
+@pytest.mark.parametrize("run", ["-".join(run) for run in OWN_COUNT])
+def test_every_process_counts_for_itself(run, results):
     """`average_tokens_across_devices=False`: the mean of the processes' own means."""
-    case = f"own-count-{head}-{run}"
+    case = f"own-count-{run}"
     (updates, (found,)), (two, ranks) = results[1], results[2]
     assert tiny.relative(two[case], (updates[f"{case}-0"] + updates[f"{case}-1"]) / 2) < 1e-5
     first, second = (rank["logs"][case] for rank in ranks)
@@ -77,11 +67,10 @@ def test_every_process_counts_for_itself(run, head, results):
         assert value == pytest.approx(sum(alone) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("head", ("token", "t5", "gpt2"))
-def test_counting_together_is_another_thing(head, results):
+def test_counting_together_is_another_thing(results):
     """Rows of unequal numbers of tokens: the two settings differ."""
-    own = results[2][0][f"own-count-{head}-bare-micro-batch-concat"]
-    assert tiny.relative(own, results[2][0][f"bare-micro-batch-{head}-concat"]) > 1e-2
+    run = "bare-micro-batch-token-concat"
+    assert tiny.relative(results[2][0][f"own-count-{run}"], results[2][0][run]) > 1e-2
 
 
 def test_the_last_batch_is_filled_with_the_first_rows(results):
@@ -90,10 +79,9 @@ def test_the_last_batch_is_filled_with_the_first_rows(results):
     assert second == [[2, 3], [6, 7], [10, 11], [1, 2]]
 
 
-@pytest.mark.parametrize("head", tiny.HEADS)
-def test_sequential_and_recompute_agree_under_dropout(head, results):
+def test_sequential_and_recompute_agree_under_dropout(results):
     """Real dropout on two processes: the recomputed passes draw it again, through DistributedDataParallel."""
-    sequential, recompute = (results[2][0][f"dropout-{mode}-{head}"] for mode in MODES[1:])
+    sequential, recompute = (results[2][0][f"dropout-{mode}"] for mode in MODES[1:])
     assert sequential.norm() > 0 and tiny.relative(recompute, sequential) < 1e-6
 
 

@@ -83,7 +83,7 @@ def test_ema(page, tmp_path):
 
 
 def test_llrd(page, tmp_path):
-    model = tiny.bert()
+    model = tiny.bert(num_hidden_layers=2)
     groups = page["layer_wise"](model, 1.0, 0.5)
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     expected = {"embeddings": 0.125, "layer.0.": 0.25, "layer.1.": 0.5, "pooler": 1.0, "classifier": 1.0}

@@ -36,7 +36,7 @@ def test_kernels_on_a_device():
     )
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("capability", [pytest.param("80", marks=pytest.mark.slow), "90"])
 def test_kernels_compile_without_spilling_registers(capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = run("triton_compile_run.py", capability, interpret=False).splitlines()

@@ -46,8 +46,7 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name, schedule", [*(("llama", schedule) for schedule in SCHEDULES), ("t5", "three passes")])
 def test_schedules(name, schedule, tmp_path):
     settings = SCHEDULES[schedule]
     passes = settings.get("rdrop_num_passes", 1 if settings.get("rdrop_alpha") == 0 else 2)
@@ -61,8 +60,7 @@ def test_gradient_checkpointing(mode, tmp_path):
     assert not both("llama", tmp_path, lambda: zoo.build("llama").double(), **settings)
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("name, smoothing", [("t5", 0.0), ("bart", 0.1)])
 def test_decoder_inputs_are_made_where_the_collator_made_none(name, smoothing, tmp_path):
     collator = DataCollatorForSeq2Seq(tiny.tokenizer())
     assert not both(name, tmp_path, data_collator=collator, label_smoothing_factor=smoothing)

@@ -119,7 +119,7 @@ def test_neftune_that_does_not_reach_the_predictions_is_named():
 
 
 def test_sources_of_noise_are_named():
-    model = tiny.bert(dropout=0.1, classifier_dropout=0.3)
+    model = tiny.bert(dropout=0.1, classifier_dropout=0.3, num_hidden_layers=2)
     model.config.layerdrop = 0.25
     model.config.drop_path_rate = 0.2
     model.config.apply_spec_augment, model.config.mask_time_prob = True, 0.05

@@ -72,7 +72,7 @@ def test_outputs_of_a_pass_have_its_rows(mode):
         output = passes.output(k)
         assert isinstance(output, SequenceClassifierOutput)
         assert torch.equal(output.logits, torch.cat(passes["logits"])[3 * k : 3 * k + 3])
-        assert len(output.hidden_states) == 3 and all(h.shape[0] == 3 for h in output.hidden_states)
+        assert len(output.hidden_states) == 2 and all(h.shape[0] == 3 for h in output.hidden_states)
     assert not torch.equal(passes.output(0).logits, passes.output(1).logits)
 
 

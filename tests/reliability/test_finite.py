@@ -59,9 +59,17 @@ def rows_named(message):
     return [int(row) for row in re.search(r": rows \[([\d, ]+)\] of train_dataset", message)[1].split(",")]
 
 
-@pytest.mark.parametrize("value", [NAN, float("inf"), float("-inf")])
-@pytest.mark.parametrize("alpha", [0.0, 4.0])
-@pytest.mark.parametrize("head, steps", [("single_label", 1), ("token", 2)])
+@pytest.mark.parametrize(
+    "value, alpha, head, steps",
+    [
+        (NAN, 0.0, "single_label", 1),
+        (NAN, 4.0, "single_label", 1),
+        (NAN, 0.0, "token", 2),
+        (NAN, 4.0, "token", 2),
+        (float("inf"), 4.0, "token", 2),
+        (float("-inf"), 4.0, "single_label", 1),
+    ],
+)
 def test_it_stops_before_the_update_and_names_the_rows(value, alpha, head, steps, tmp_path):
     settings = {"rdrop_alpha": alpha, "gradient_accumulation_steps": steps, "per_device_train_batch_size": 2}
     settings |= {"save_strategy": "steps", "save_steps": 1}
@@ -88,8 +96,7 @@ class Poison(TrainerCallback):
             self.data[self.row]["input_ids"][1] = POISON
 
 
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed, resume", [(1, False), (2, True), (3, True)])
 def test_rows_of_a_later_epoch_and_of_a_resumed_run(resume, seed, tmp_path):
     data = rows(None)
     settings = {"per_device_train_batch_size": 2, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 7}

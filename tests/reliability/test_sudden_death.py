@@ -12,7 +12,7 @@ from support import distributed
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forks")
 # Older versions cannot load the state of an optimizer that several processes saved on the CPU
 RANKS = Version(transformers.__version__) >= Version("5.23")
-FEW = {"unlabeled": 4, "fused": 4} | ({"ranks": 2} if RANKS else {})
+FEW = {"unlabeled": 2} | ({"ranks": 2} if RANKS else {})
 MANY = {"unlabeled": 100, "fused": 100} | ({"ranks": 50, "ranks-unlabeled": 50} if RANKS else {})
 
 

@@ -42,9 +42,9 @@ def test_sign_flips_by_trying_them_all():
 def test_the_interval_by_resampling():
     found = paired_difference(FIRST, SECOND)
     rng = random.Random(0)
-    means = sorted(statistics.mean(rng.choices(DIFFERENCES, k=5)) for _ in range(20_000))
-    assert found.low == pytest.approx(means[500], abs=0.05)
-    assert found.high == pytest.approx(means[19_500], abs=0.05)
+    means = sorted(sum(rng.choices(DIFFERENCES, k=5)) / 5 for _ in range(8_000))
+    assert found.low == pytest.approx(means[200], abs=0.05)
+    assert found.high == pytest.approx(means[7_800], abs=0.05)
     assert paired_difference(FIRST, SECOND) == found, "the same each time"
 
 
@@ -57,10 +57,10 @@ def test_what_can_be_detected():
     """Of true differences as large as said, a t-test finds four in five."""
     rng, found, hits = random.Random(0), paired_difference(FIRST, SECOND), 0
     critical = 2.776445  # of t with 4 degrees of freedom, two-sided 5 %
-    for _ in range(20_000):
+    for _ in range(4_000):
         sample = [rng.gauss(found.detectable, found.std) for _ in range(5)]
         hits += abs(statistics.mean(sample)) / (statistics.stdev(sample) / math.sqrt(5)) > critical
-    assert hits / 20_000 == pytest.approx(0.8, abs=0.04)
+    assert hits / 4_000 == pytest.approx(0.8, abs=0.04)
     needed = found.pairs_for(0.5)
     # From the normal approximation, which needs a little less
     assert 0 <= needed - ((1.95996 + 0.84162) * found.std / 0.5) ** 2 < 4

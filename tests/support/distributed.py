@@ -14,12 +14,27 @@ MODES = ("concat", "sequential", "recompute")
 # ---- distributed_run.py ----
 
 ROWS = 13
-HEADS = ("single_label", "token", "t5", "gpt2")
-OTHER_HEADS = tuple(name for name in zoo.ONE_OF_A_KIND if name not in HEADS)
-STEPS = (1, 3)  # by 3, the last window is not full
-FUSED = ("llama", "t5", "masked_lm")  # the last is not known by name, so that a row of it is checked
+# Each head counts in its own way, whatever the mode: tokens are trained in every one, the other heads in one of them
+OTHER_HEADS = ("single_label", *zoo.ONE_OF_A_KIND)
+# Head, mode, micro-batches a step (by 3, the last window is not full), alpha
+TRAINED = [("token", mode, steps, 4.0) for mode in MODES for steps in (1, 3)]
+TRAINED += [("token", "concat", steps, 0.0) for steps in (1, 3)]
+TRAINED += [(head, "concat", 3, 0.0) for head in ("single_label", "t5", "gpt2")]
+TRAINED += [(head, MODES[i % 3], 3, 4.0) for i, head in enumerate(OTHER_HEADS)]
+# The last is not known by name, so that a row of it is checked
+FUSED = [("llama", "concat", 1), *(("llama", mode, 2) for mode in MODES)]
+FUSED += [("t5", "sequential", 2), ("masked_lm", "concat", 2), ("masked_lm", "recompute", 2)]
 # Rows without any label among 8 rows in one window: of the second process its first micro-batch, or all it has
-BARE = {"bare-micro-batch": (2, 3), "bare-window": (2, 3, 6, 7)}
+UNLABELED = {"labeled": (), "bare-micro-batch": (2, 3), "bare-window": (2, 3, 6, 7)}
+BARE = [(rows, "token", mode) for rows in ("bare-micro-batch", "bare-window") for mode in MODES]
+BARE += [("bare-window", "single_label", "sequential"), ("bare-window", "t5", "recompute")]
+BARE += [("bare-window", "gpt2", "concat")]
+# Every process counts for itself
+OWN_COUNT = [("labeled", "token", mode) for mode in MODES]
+OWN_COUNT += [("bare-micro-batch", "token", "concat"), ("bare-window", "token", "concat")]
+OWN_COUNT += [("labeled", "gpt2", "concat"), ("bare-micro-batch", "t5", "concat")]
+OWN_COUNT += [("bare-window", "single_label", "concat")]
+UNEVEN = [("token", mode) for mode in MODES] + [("single_label", "concat")]
 
 
 def rows_of_rank(rank, number):

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from rdrop_trainer import RDropTrainer
 from rdrop_trainer.objective import lm_head, plan
 from support import adversarial, semi_supervised, tiny, zoo
-from support.distributed import BARE, FUSED, HEADS, MODES, OTHER_HEADS, ROWS, STEPS, rows_of_rank, split
+from support.distributed import BARE, FUSED, MODES, OWN_COUNT, ROWS, TRAINED, UNEVEN, UNLABELED, rows_of_rank, split
 
 gc.freeze()  # at every start of a training accelerate collects garbage, among all that was imported
 world, rank = split(1, 2)
@@ -57,26 +57,20 @@ def run(case, model, head, data=None, mode="concat", steps=1, alpha=4.0, **argum
 
 # ---- Heads, forward modes and accumulation ----
 
-for head in (*HEADS, *OTHER_HEADS):
-    for mode in MODES:
-        for steps in STEPS if head in HEADS else STEPS[1:]:
-            for alpha in (0.0, 4.0) if mode == "concat" else (4.0,):
-                run(f"{head}-{mode}-{steps}-{alpha:g}", noisy(head, mode, alpha), head, None, mode, steps, alpha)
+for head, mode, steps, alpha in TRAINED:
+    run(f"{head}-{mode}-{steps}-{alpha:g}", noisy(head, mode, alpha), head, None, mode, steps, alpha)
 for mode in MODES[1:]:
-    for head in tiny.HEADS:
-        run(f"dropout-{mode}-{head}", zoo.build(head, dropout=0.2), head, None, mode, 2)
+    run(f"dropout-{mode}", zoo.build("token", dropout=0.2), "token", None, mode, 2)
 for head in ("multi_label", "regression"):
     run(head, noisy(head), head, steps=2)
 
 # ---- A fused output head ----
 
-for head in FUSED:
-    for mode in MODES:
-        for steps in (1, 2) if mode == "concat" else (2,):
-            model = noisy(head, mode)
-            shapes = zoo.logits_seen(model)
-            run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
-            seen.setdefault("logits", []).append(any(shape[:2] != (1, 1) for shape in shapes))
+for head, mode, steps in FUSED:
+    model = noisy(head, mode)
+    shapes = zoo.logits_seen(model)
+    run(f"fused-{head}-{mode}-{steps}", model, head, None, mode, steps, rdrop_fused_head=True)
+    seen.setdefault("logits", []).append(any(shape[:2] != (1, 1) for shape in shapes))
 # Micro-batches of which some have enough logits for "auto", which may be those of one process
 lm_head.AUTO_FROM = 2 * BATCH * 11 * zoo.VOCABULARY
 chosen, fused = [], plan.Plan.fused
@@ -100,22 +94,18 @@ run("own_loss", model, "token", steps=2)
 
 # ---- Processes that have nothing to count ----
 
-for head in HEADS:
-    for mode in MODES:
-        for name, unlabeled in BARE.items():
-            run(f"{name}-{head}-{mode}", noisy(head, mode), head, rows(head, 8, unlabeled), mode, 2)
+for name, head, mode in BARE:
+    run(f"{name}-{head}-{mode}", noisy(head, mode), head, rows(head, 8, UNLABELED[name]), mode, 2)
 # Every process counts for itself: on one process, a run on the rows of each
-for head in HEADS:
-    for name, unlabeled in {"labeled": (), **BARE}.items():
-        for mode in MODES if name == "labeled" else ("concat",):
-            data, case = rows(head, 8, unlabeled), f"own-count-{head}-{name}-{mode}"
-            settings = {"average_tokens_across_devices": False, "per_device_train_batch_size": 2}
-            if world == 2:
-                run(case, noisy(head, mode), head, data, mode, 2, **settings)
-            else:
-                for of in (0, 1):
-                    part = [data[i] for i in rows_of_rank(of, 8)]
-                    run(f"{case}-{of}", noisy(head, mode), head, part, mode, 2, **settings)
+for name, head, mode in OWN_COUNT:
+    data, case = rows(head, 8, UNLABELED[name]), f"own-count-{name}-{head}-{mode}"
+    settings = {"average_tokens_across_devices": False, "per_device_train_batch_size": 2}
+    if world == 2:
+        run(case, noisy(head, mode), head, data, mode, 2, **settings)
+    else:
+        for of in (0, 1):
+            part = [data[i] for i in rows_of_rank(of, 8)]
+            run(f"{case}-{of}", noisy(head, mode), head, part, mode, 2, **settings)
 
 # ---- Schedules, unlabeled rows, and which rows there are ----
 
@@ -131,17 +121,15 @@ run("schedule", noisy("token"), "token", steps=2, num_train_epochs=3, rdrop_ever
     callbacks=[OnePassBetween()])  # fmt: skip
 for mode in MODES:
     run(f"all-used-{mode}", noisy("token", mode), "token", None, mode, 2, ddp_find_unused_parameters=False)
-    more = tiny.dataset("token", rows=9, seed=1)
-    data = rows("token", 16)
-    run(f"unlabeled_dataset-{mode}", noisy("token", mode), "token", data, mode, 3, num_train_epochs=2,
-        unlabeled_dataset=more)  # fmt: skip
+more = tiny.dataset("token", rows=9, seed=1)
+run("unlabeled_dataset", noisy("token", "recompute"), "token", rows("token", 16), "recompute", 3, num_train_epochs=2,
+    unlabeled_dataset=more)  # fmt: skip
 run("shuffled", noisy("token"), "token", rows("token", 12), steps=2, train_sampling_strategy="random",
     num_train_epochs=2)  # fmt: skip
-for head in HEADS:
-    for mode in MODES:
-        # Not filled: the last row of 15 is alone in the second process's batch
-        data = rows(head, 15)[:15]
-        run(f"uneven-{head}-{mode}", noisy(head, mode), head, data, mode, 3, accelerator_config={"even_batches": False})
+for head, mode in UNEVEN:
+    # Not filled: the last row of 15 is alone in the second process's batch
+    data = rows(head, 15)[:15]
+    run(f"uneven-{head}-{mode}", noisy(head, mode), head, data, mode, 3, accelerator_config={"even_batches": False})
 
 
 for name, cls in adversarial.RECIPES.items():

@@ -215,10 +215,19 @@ def masked(n):
 COUNTS = {"num_items": torch.tensor(3, device=DEVICE), "num_divergence_items": torch.tensor(4.0, device=DEVICE)}
 
 
-@pytest.mark.parametrize("options", [{}, {"mask": masked(6)}, {"mask": masked(6), **COUNTS}, {"reduction": "sum"}])
-@pytest.mark.parametrize("layout", ["2D", "3D", "separate"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("classes", [2, 9, CLASSES])
+# What decides on the operations: the counts and masks that are given, how the passes lie, and the type of the logits
+CALLS = [
+    (CLASSES, torch.float32, "2D", {}),
+    (CLASSES, torch.float32, "2D", {"mask": masked(6)}),
+    (CLASSES, torch.bfloat16, "2D", {"mask": masked(6), **COUNTS}),
+    (9, torch.bfloat16, "2D", {"reduction": "sum"}),
+    (9, torch.float32, "3D", {"mask": masked(6)}),
+    (2, torch.bfloat16, "separate", {}),
+    (2, torch.float32, "separate", {"mask": masked(6), **COUNTS}),
+]
+
+
+@pytest.mark.parametrize("classes, dtype, layout, options", CALLS)
 def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monkeypatch):
     """What a call costs where there are few logits: the start of each operation."""
     monkeypatch.setattr(devices, "can_read", lambda tensor: False)

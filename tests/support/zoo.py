@@ -48,7 +48,7 @@ from support import formulas, tiny
 
 VOCABULARY = 40
 WAV2VEC2_DROPOUT = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout")
-DECODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SEQ2SEQ = {
     "vocab_size": VOCABULARY, "d_model": 16, "max_position_embeddings": 32,
     "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
@@ -96,7 +96,7 @@ def seq2seq(cls, config_cls):
 
 
 def gpt2(p):
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=2)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = p
     return GPT2LMHeadModel(config)
 
@@ -143,6 +143,8 @@ CASES = {
 }
 
 ONE_OF_A_KIND = ("choice", "question", "masked_lm", "gpt2", "t5", "vit", "ctc")
+# What depends on what an item is, and not on the architecture, is tried with one model of each kind
+EVERY_KIND = (*tiny.HEADS, *ONE_OF_A_KIND)
 
 
 def build(name, dropout=0.1):
