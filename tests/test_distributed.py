@@ -41,7 +41,7 @@ def fused_cases():
 
 
 OTHERS = [f"{name}-{head}-{mode}" for name in (*BARE, "uneven") for head in HEADS for mode in MODES]
-OTHERS += [f"{name}-{mode}" for name in ("unlabeled_dataset", "all-used") for mode in MODES]
+OTHERS += [f"{name}-{mode}" for name in ("unlabeled_dataset", "all-used", "row_share") for mode in MODES]
 OTHERS += ["FGM", "AWP"]  # docs/adversarial-training.md
 OTHERS += ["multi_label", "regression", "loss_func", "own_loss", "schedule", "shuffled", "stream"]
 

@@ -129,7 +129,16 @@ class OnePassBetween(TrainerCallback):
 
 run("schedule", noisy("token"), "token", steps=2, num_train_epochs=3, rdrop_every_n_steps=2, rdrop_warmup_steps=5,
     callbacks=[OnePassBetween()])  # fmt: skip
+
+
+def other_tokens(batch, pass_index):
+    """A second view, which makes the passes differ without chance."""
+    return {**batch, "input_ids": batch["input_ids"].roll(pass_index, 1)}
+
+
 for mode in MODES:
+    run(f"row_share-{mode}", zoo.build("token", dropout=0.0), "token", None, mode, 2, rdrop_row_share=0.5,
+        second_view=other_tokens)  # fmt: skip
     run(f"all-used-{mode}", noisy("token", mode), "token", None, mode, 2, ddp_find_unused_parameters=False)
     more = tiny.dataset("token", rows=9, seed=1)
     data = rows("token", 16)
