@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,6 @@ class _WithLogits(CrossEncoderTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs, scores = dict(inputs), []
         inputs.pop(_ITEMS, None)
-        documents = [len(labels) for labels in inputs["label"]] if isinstance(inputs.get("label"), list) else None
         recording = self.model.register_forward_hook(lambda module, args, output: scores.append(output["scores"]))
         try:
             loss = super().compute_loss(model, dict(inputs))
@@ -37,8 +37,12 @@ class _WithLogits(CrossEncoderTrainer):
             recording.remove()
         if not return_outputs:
             return loss
-        rows = len(documents) if documents else len(inputs["label"])
+        documents = _documents(inputs)
+        rows = len(inputs["label"])
         logits = torch.cat(scores)
+        activation = getattr(self.loss, "activation_fn", None)
+        if activation is not None:  # what the loss takes for logits, or for predictions
+            logits = activation(logits)
         if len(logits) != (sum(documents) if documents else rows):
             raise ValueError(
                 f"The loss made {len(logits)} scores of {rows} rows, and R-Drop compares one for each pair that has a "
@@ -53,7 +57,8 @@ class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):
 
     What is compared depends on the data and the loss. Labels in lists, a document each: the softmax over the documents
     of a query, whose logits are their scores (listwise). One score a pair: Bernoulli, and for `MSELoss` the squared
-    difference. Several scores a pair: their softmax. An item is a query, or a pair.
+    difference; `rdrop_problem` says otherwise. Several scores a pair: their softmax. Scores are taken behind the
+    `activation_fn` of the loss. An item is a query, or a pair.
 
     The passes run one after the other, since the loss itself makes the model's inputs: "concat" is "sequential" here.
     """
@@ -71,12 +76,14 @@ class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):
             raise ValueError("R-Drop needs one loss for all data sets, but got a dictionary of losses.")
         data = self.train_dataset
         row = next(iter(data.values()))[0] if isinstance(data, dict) else data[0]
-        is_listwise = any(isinstance(row.get(name), list) for name in DEFAULT_LABEL_COLUMNS)
-        problem = "single_label"
-        if self.model.num_labels == 1 and not is_listwise:
-            problem = "regression" if isinstance(self.loss, losses.MSELoss) else "multi_label"
+        label = next((row[name] for name in DEFAULT_LABEL_COLUMNS if name in row), None)
         training = super()._training()
-        training.heads = [Head("logits", _ITEMS, problem)]
+        problem = training.problem
+        if problem == "auto":
+            problem = "single_label"
+            if self.model.num_labels == 1 and not isinstance(label, Collection):
+                problem = "regression" if isinstance(self.loss, losses.MSELoss) else "multi_label"
+        training.heads, training.problem = [Head("logits", _ITEMS, problem)], "auto"
         return training
 
 
@@ -87,6 +94,22 @@ def _with_items(batch: dict[str, Any]) -> dict[str, Any]:
             "Losses without labels (MultipleNegativesRankingLoss) draw other pairs in every pass."
         )
     return {**batch, _ITEMS: torch.zeros(len(batch["label"]), dtype=torch.long)}
+
+
+def _documents(batch: dict[str, Any]) -> list[int] | None:
+    """How many documents each query has, by its list of labels; None: each row is a pair with one label."""
+    labels = batch.get("label")
+    if not isinstance(labels, list):
+        return None
+    numbers = [len(of_query) for of_query in labels]
+    columns = [column for key, column in batch.items() if key != "label" and isinstance(column, list)]
+    if not any([isinstance(docs, (list, tuple)) and len(docs) for docs in column] == numbers for column in columns):
+        raise ValueError(
+            "R-Drop takes a list of labels for those of a query's documents, which must be a list as well; this data "
+            f"has a document a column ({', '.join(key for key in batch if key != 'label')}), as MarginMSELoss takes "
+            "it: put them into one column of lists, for a loss over lists of documents (ListNetLoss, LambdaLoss, ...)."
+        )
+    return numbers
 
 
 def _lists(scores: torch.Tensor, documents: list[int]) -> torch.Tensor:

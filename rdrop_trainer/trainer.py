@@ -22,6 +22,7 @@ from .hub.publishing import PublishingMixin
 from .objective.head_of import base_model
 from .objective.inspect import first_plan
 from .objective.objective import Objective
+from .objective.rows import find_batch_size, spread_rows
 from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.view import SecondView
@@ -244,8 +245,12 @@ class RDropMixin(
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """`Trainer.floating_point_ops` times the number of passes of this step."""
-        return super().floating_point_ops(inputs) * self._step_settings().num_passes
+        """`Trainer.floating_point_ops` of all passes of this step."""
+        once, more = super().floating_point_ops(inputs), self._step_settings().num_passes - 1
+        if more and (share := self.args.rdrop_row_share) < 1:
+            rows = find_batch_size(self.model, inputs)
+            return once + once * more * len(spread_rows(share, rows)) // rows
+        return once + once * more
 
     # ---- What a step needs ----
 
@@ -271,7 +276,9 @@ class RDropMixin(
         if self._objective is None or self._objective.training.model is not self.model:
             training = self._training()
             self._objective = Objective(first_plan(training, batches), training)
-        return self._objective.window(batches, shared, RDropArguments.of(self.args).rdrop_row_share)
+        settings = RDropArguments.of(self.args)
+        share = settings.rdrop_row_share if settings.is_rdrop_step(self.state.global_step) else 1.0
+        return self._objective.window(batches, shared, share)
 
     def _window_of(self, inputs: Mapping[str, Any]) -> Window:
         if self._window is None and self._phase == "train" and self.is_in_train:

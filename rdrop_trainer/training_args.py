@@ -61,9 +61,9 @@ class RDropArguments:
         default=1.0,
         metadata={
             "help": "Share of the rows of each micro-batch that go through more than the first pass, in (0, 1], "
-            "rounded up and evenly spaced: 0.5 for every second one of the shuffled rows. The divergence is the mean "
-            "over their items, the task loss that over all. The first 8 batches, in which the model's loss is compared "
-            "with the usual one, have all rows, and so has a training with a loss of its own."
+            "rounded up and evenly spaced: 0.5 for every second one of the shuffled rows. A micro-batch of one row has "
+            "it in all passes. The divergence is the mean over their items, the task loss that over all. For the usual "
+            "losses alone: one of your own, or of the model's, is refused."
         },
     )
     rdrop_forward_mode: str = field(

@@ -53,6 +53,10 @@ def listnet(scores, relevance):
     return -(target * scores.log_softmax(0)).sum()
 
 
+def sigmoid_of_mse(model):
+    return losses.MSELoss(model, activation_fn=torch.nn.Sigmoid())
+
+
 def by_formula(scores, batches, problem):
     """(task loss, divergence), means over all items, of the scores of two passes over each micro-batch in turn."""
     tasks, divergences = [], []
@@ -79,9 +83,10 @@ def by_formula(scores, batches, problem):
         (losses.BinaryCrossEntropyLoss, {**PAIRS, "label": [1, 0, 1, 1, 0]}, 1, "multi_label"),
         (losses.CrossEntropyLoss, {**PAIRS, "label": [3, 0, 1, 2, 0]}, 4, "single_label"),
         (losses.MSELoss, {**PAIRS, "score": [0.1, 0.9, 0.5, 0.3, 0.2]}, 1, "regression"),
+        (sigmoid_of_mse, {**PAIRS, "score": [0.1, 0.9, 0.5, 0.3, 0.2]}, 1, "regression"),
         (partial(losses.ListNetLoss, mini_batch_size=-1), LISTS, 1, "listwise"),
     ],
-    ids=["binary", "classes", "scores", "lists"],
+    ids=["binary", "classes", "scores", "activated", "lists"],
 )
 def test_loss_and_divergence_are_means_over_the_pairs_or_queries_of_a_step(
     loss, data, num_labels, problem, micro_batches, tmp_path
@@ -94,6 +99,8 @@ def test_loss_and_divergence_are_means_over_the_pairs_or_queries_of_a_step(
     trainer.model.register_forward_hook(lambda module, args, output: scores.append(output["scores"].detach().double()))
     trainer.train()
     found = [log for log in trainer.state.log_history if "loss" in log][-1]  # the first step also had a first look
+    if getattr(trainer.loss, "activation_fn", None) is not None:
+        scores = [trainer.loss.activation_fn(z) for z in scores]
     scores, batches = scores[-2 * micro_batches :], trainer.data_collator.batches[-micro_batches:]
     task, divergence = by_formula(scores, batches, problem)
     assert divergence > 1e-4
@@ -123,3 +130,17 @@ def test_losses_that_draw_their_own_pairs_are_refused(tmp_path):
     trainer = trainer_of(tmp_path, losses.MultipleNegativesRankingLoss, PAIRS, max_steps=1)
     with pytest.raises(ValueError, match="pairs or lists that have labels, but this data has query, answer"):
         trainer.train()
+
+
+def test_labels_in_lists_for_documents_in_columns_are_refused(tmp_path):
+    data = {"query": TEXTS[:5], "right": TEXTS[1:6], "wrong": TEXTS[2:7], "label": [[1.0, 0.0]] * 5}
+    with pytest.raises(ValueError, match=r"a document a column \(query, right, wrong\)"):
+        trainer_of(tmp_path, losses.MarginMSELoss, data, max_steps=1).train()
+
+
+def test_the_problem_can_be_said(tmp_path):
+    data = {**PAIRS, "label": [1, 0, 1, 1, 0]}
+    trainer = trainer_of(tmp_path, losses.BinaryCrossEntropyLoss, data, max_steps=1, rdrop_problem="regression")
+    trainer.train()
+    assert trainer._training().heads[0].problem == "regression"
+    assert trainer.state.log_history[0]["divergence"] > 0

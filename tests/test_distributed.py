@@ -32,7 +32,9 @@ def results(tmp_path_factory):
 CASES = [f"{head}-{mode}-{steps}-{alpha:g}" for head, mode, steps, alpha in TRAINED]
 CASES += [f"fused-{head}-{mode}-{steps}" for head, mode, steps in FUSED] + ["fused-auto"]
 CASES += [f"{name}-{head}-{mode}" for name, head, mode in BARE]
-CASES += [f"uneven-{head}-{mode}" for head, mode in UNEVEN] + [f"all-used-{mode}" for mode in MODES]
+CASES += [f"uneven-{head}-{mode}" for head, mode in UNEVEN] + [
+    f"{name}-{mode}" for name in ("all-used", "row_share") for mode in MODES
+]
 CASES += ["FGM", "AWP"]  # docs/adversarial-training.md
 CASES += ["multi_label", "regression", "loss_func", "own_loss", "schedule", "shuffled", "stream", "unlabeled_dataset"]
 

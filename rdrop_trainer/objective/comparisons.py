@@ -35,7 +35,7 @@ def compare_model_loss(
         return plan
     if passes.chosen is not None:  # the model's loss counted some rows more often than others
         passes = training.probe(training.model, stock.inputs(batch, plan.head), names=plan.head.outputs)
-        items = plan.items(passes, batch)
+        [items] = plan.items(passes, batch)
     own = passes.loss()
     if own is None:
         return replace(plan, task_loss=replace(stock, comparison=None))

@@ -207,7 +207,7 @@ def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> Noi
         with training.aside():  # without a view, which may change as little as rounding does, and the same each time
             again = replace(settings, second_view=None)
             passes = plan.run(training.model, batch, again, lm_head, row_share=window.row_share)
-        return some(plan.items(passes, batch, lm_head))
+        return some(plan.items(passes, batch, lm_head)[0])
 
     return plan.noise.compare(
         training.model,

@@ -104,7 +104,8 @@ def check_repeats(
 
     def outputs() -> torch.Tensor:
         with training.aside():
-            return plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)[0].outputs[0].float()
+            [items] = plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)
+        return items[0].outputs[0].float()
 
     first, again = outputs(), outputs()
     tolerance = training.tolerance(first, by_products=True)

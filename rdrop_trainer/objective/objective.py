@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,7 +88,7 @@ class Objective:
 
     def stock_loss(self, outputs: Any, batch: Mapping[str, Any], window: Window) -> torch.Tensor:
         """The stock loss of a micro-batch by what the model returned for it: its share of the mean over items."""
-        items = self.plan.items(Passes.of(outputs, self.plan.head.outputs), batch)
+        [items] = self.plan.items(Passes.of(outputs, self.plan.head.outputs), batch)
         settings = StepSettings(alpha=0.0, num_passes=1)
         return window.terms(items, settings, label_smoothing=self.training.smoothing(window.head)).loss
 
@@ -120,14 +121,19 @@ class Objective:
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
-        items = self.plan.items(passes, batch, lm_head)
+        items, *others = self.plan.items(passes, batch, lm_head)
         self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
         if window.row_share < 1:
             check_item_by_item(self.plan.task_loss)  # the model's own loss may have turned out to be another
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             loss = None if lm_head is None else lm_head.loss
-            return of.terms(items, settings, loss, with_labels, self.training.smoothing(window.head))
+            smoothing = self.training.smoothing(window.head)
+            terms = of.terms(items, settings, loss, with_labels, smoothing)
+            for rest in others:  # the items of rows that went through the first pass alone
+                once = of.terms(rest, replace(settings, num_passes=1), loss, with_labels, smoothing)
+                terms = RDropLoss(*(a + b for a, b in zip(terms, once, strict=True)))
+            return terms
 
         terms = self.plan.task_loss.terms(items_loss, passes, batch, window, count)
         self.plan = check_divergence(self.training, self.plan, items, terms.divergence, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
-from .rows import find_batch_size, pick_rows, spread_rows, stack_rows, take_rows
+from .rows import find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
 from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
@@ -29,15 +29,15 @@ class Passes:
         raw: the model's own output objects, in the same order.
         num_passes: m.
         batch_size: B.
-        chosen: the n rows that went through the passes behind the first, (n,) integers; None: all of them. The outputs
-            of others, in those passes, are those of their first pass again.
+        chosen: the n rows that went through the passes behind the first, in order; None: all of them. With n of them,
+            one run of all passes has B + (m - 1)·n rows, and one of a pass behind the first has n.
     """
 
     runs: list[dict[str, Any]]
     raw: list[Any]
     num_passes: int
     batch_size: int
-    chosen: torch.Tensor | None = None
+    chosen: list[int] | None = None
 
     @classmethod
     def of(cls, outputs: Any, names: Sequence[str] = ()) -> Passes:
@@ -65,18 +65,29 @@ class Passes:
         found = [run.get(key, _entry(run.get(name), path)) for run in self.runs]
         if not all(isinstance(value, torch.Tensor) for value in found):
             return None
-        return tuple(found) if self.chosen is None else self._with_all_rows(found)
+        return tuple(found)
 
-    def _with_all_rows(self, found: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        chosen = self.chosen.to(found[0].device)
-        if len(found) > 1:
-            first, *later = found
-            return (first, *(first.index_copy(0, chosen, value) for value in later))
-        source = torch.arange(self.batch_size, device=chosen.device).repeat(self.num_passes)
-        for k in range(1, self.num_passes):
-            start = self.batch_size + (k - 1) * len(chosen)
-            source[k * self.batch_size + chosen] = torch.arange(start, start + len(chosen), device=chosen.device)
-        return (found[0][source],)
+    def parts(self, names: Sequence[str]) -> list[tuple[Passes, list[int] | None]]:
+        """Some outputs of the rows that went through all passes, and of those that went through the first alone.
+
+        Each with the places of its rows in the batch; one part, and None, where all rows did the same.
+        """
+        if self.chosen is None:
+            return [(self, None)]
+        size, n = self.batch_size, len(self.chosen)
+        rest = sorted({*range(size)} - {*self.chosen})
+        pieces = {}
+        for name in names:
+            found = self[name]
+            first, *later = found if len(found) > 1 else found[0].split([size, *[n] * (self.num_passes - 1)])
+            pieces[name] = (rows_of(first, self.chosen), rows_of(first, rest), *later)
+        chosen, others, *later = (
+            {name: piece[i] for name, piece in pieces.items()} for i in range(self.num_passes + 1)
+        )
+        return [
+            (replace(self, runs=[chosen, *later], batch_size=n, chosen=None), self.chosen),
+            (replace(self, runs=[others], num_passes=1, batch_size=size - n, chosen=None), rest),
+        ]
 
     @property
     def is_unnamed(self) -> bool:
@@ -96,12 +107,12 @@ class Passes:
         return torch.stack([run["loss"] for run in self.runs]).mean()
 
     def output(self, k: int) -> Any:
-        """The output of pass k alone, in the model's own type, of B rows."""
+        """The output of pass k alone, in the model's own type, of B rows; behind the first, of the chosen ones."""
         if len(self.runs) == self.num_passes:
             return self.raw[k]
-        rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
-        others = self.batch_size if self.chosen is None else len(self.chosen)
-        return take_rows(self.raw[0], rows, self.batch_size + (self.num_passes - 1) * others)
+        n = self.batch_size if self.chosen is None else len(self.chosen)
+        ends = [0, *range(self.batch_size, self.batch_size + self.num_passes * n, n)]
+        return take_rows(self.raw[0], slice(ends[k], ends[k + 1]), ends[-1])
 
     def first_output(self, loss: torch.Tensor) -> Any:
         """The output of the first pass with another loss, which stands first, as `Trainer` expects it."""
@@ -170,14 +181,14 @@ def run_passes(
     of_passes = [inputs, *(later or [inputs] * (num_passes - 1))]
     chosen = None
     if row_share < 1 and num_passes > 1:
-        chosen = spread_rows(row_share, batch_size, next(v.device for v in inputs.values() if torch.is_tensor(v)))
+        some = spread_rows(row_share, batch_size)
+        chosen = some if len(some) < batch_size else None
     if num_passes == 1:
         outputs = [call(model, dict(inputs))]
     elif mode == "concat":
         together = stack_rows(of_passes, batch_size, follows)
         if chosen is not None:
-            first = torch.arange(batch_size, device=chosen.device)
-            fed = torch.cat([first, *(k * batch_size + chosen for k in range(1, num_passes))])
+            fed = [*range(batch_size), *(k * batch_size + row for k in range(1, num_passes) for row in chosen)]
             together = pick_rows(together, fed, num_passes * batch_size)
         outputs = [call(model, together)]
     else:

@@ -14,6 +14,7 @@ from .heads import Items, PredictionHead
 from .lm_head import LMHead, auto_from, vocabulary_size
 from .noise import NoiseWatch
 from .passes import Passes, run_passes
+from .rows import pick_rows
 from .task_loss import LossComparison, TaskLoss, without_labels
 from .view import later_batches
 from .window import StepSettings
@@ -99,7 +100,14 @@ class Plan:
             inputs, *later = [without_labels(self.task_loss.base, rows, head.labels) for rows in batches]
         return run_passes(model, inputs, m, settings.forward_mode, call, head.outputs, self.follows, later, row_share)
 
-    def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[Items]:
-        """The items of a micro-batch, by their logits, or by the hidden states in front of an output head."""
+    def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[list[Items]]:
+        """The items of a micro-batch, by their logits, or by the hidden states in front of an output head.
+
+        First those of the rows that went through all passes, then, if there are any, those of the rows that went
+        through the first alone.
+        """
         head = self.head if lm_head is None else replace(self.head, outputs=("hidden_states",))
-        return head.items(passes, batch, passes.num_passes)
+        return [
+            head.items(part, batch if rows is None else pick_rows(batch, rows, passes.batch_size), part.num_passes)
+            for part, rows in passes.parts(head.outputs)
+        ]

@@ -162,31 +162,54 @@ def refuse_packed(inputs: Mapping[str, Any], batch_size: int, wait: bool = False
         )
 
 
-def spread_rows(share: float, batch_size: int, device: torch.device | None = None) -> torch.Tensor:
-    """A share of the rows of a batch, rounded up, evenly spaced, in order; (n,) integers.
+def spread_rows(share: float, batch_size: int) -> list[int]:
+    """A share of the rows of a batch, rounded up, evenly spaced, in order.
 
     They are as random as the order of the rows, and the same wherever they are asked for.
     """
-    n = math.ceil(share * batch_size - 1e-9)
-    return torch.arange(n, device=device) * batch_size // n
+    n = max(1, math.ceil(share * batch_size - 1e-9))
+    return [i * batch_size // n for i in range(n)]
 
 
-def pick_rows(inputs: Mapping[str, Any], rows: torch.Tensor, total: int) -> dict[str, Any]:
-    """Some rows of the inputs of a model, for which `repeat_rows` takes all that has `total` rows."""
+def rows_of(value: torch.Tensor, rows: Sequence[int], axis: int = 0) -> torch.Tensor:
+    """Some rows of a tensor, without an index, which would have to be copied to its device."""
+    each = value.unbind(axis)
+    return torch.stack([each[row] for row in rows], axis)
+
+
+def pick_rows(inputs: Mapping[str, Any], rows: Sequence[int], total: int) -> dict[str, Any]:
+    """Some rows of a batch of `total` rows; what has a value for each row is told as in `repeat_rows`.
+
+    Raises:
+        ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
+    """
 
     def pick(key: str, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            if key == "position_ids" and value.dim() == 3:
-                return value[:, rows.to(value.device)]
-            return value[rows.to(value.device)] if value.dim() > 0 and len(value) == total else value
+        if key in PACKING_KEYS and value is not None:
+            raise _not_of_rows(key, "describes sequences packed into rows")
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            axis = 1 if key == "position_ids" and value.dim() == 3 else 0
+            if value.shape[axis] == total:
+                return rows_of(value, rows, axis)
+            if value.shape[0] == 1 and value.dim() > 1:
+                return value
+            raise _not_of_rows(key, f"has the shape {tuple(value.shape)}")
         if isinstance(value, Mapping):
             made: Callable[[dict[str, Any]], Any] = type(value)
-            return made({k: pick(k, v) for k, v in value.items()})
-        if type(value) in (list, tuple) and any(isinstance(v, torch.Tensor) for v in value):
-            return type(value)(pick("", v) for v in value)
-        if type(value) in (list, tuple) and len(value) == total and not isinstance(value[0], (bool, int, float)):
-            return type(value)(value[i] for i in rows.tolist())
+            return made({k: pick(f"{key}.{k}", v) for k, v in value.items()})
+        if type(value) is tuple and any(isinstance(v, torch.Tensor) for v in value):
+            return tuple(pick(f"{key}[{i}]", v) for i, v in enumerate(value))
+        if type(value) in (list, tuple) and not all(isinstance(v, (bool, int, float)) for v in value):
+            if len(value) == total:
+                return type(value)(value[row] for row in rows)
+            raise _not_of_rows(key, f"is a {type(value).__name__} of {len(value)} entries")
         return value
+
+    def _not_of_rows(key: str, what: str) -> ValueError:
+        return ValueError(
+            f"Some of the {total} rows alone cannot go through another pass: {key!r} {what}, so its part of a row is "
+            "not known. Leave rdrop_row_share at 1."
+        )
 
     return {key: pick(key, value) for key, value in inputs.items()}
 

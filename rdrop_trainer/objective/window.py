@@ -160,9 +160,9 @@ class Window:
 def _count(head: PredictionHead, batch: Mapping[str, Any], row_share: float) -> torch.Tensor:
     counts = head.count(batch)
     if row_share < 1:
-        labels = batch[head.labels[0]]
-        chosen = pick_rows(batch, spread_rows(row_share, len(labels), labels.device), len(labels))
-        counts[:, 1] = head.count(chosen)[:, 1]
+        size = len(batch[head.labels[0]])
+        if len(chosen := spread_rows(row_share, size)) < size:
+            counts[:, 1] = head.count(pick_rows(batch, chosen, size))[:, 1]
     return counts
 
 

@@ -212,7 +212,7 @@ def test_a_baseline_is_no_r_drop_checkpoint(ada, tmp_path):
 def test_all_of_a_card(ada, tmp_path, here):
     (here / "a curve.png").write_bytes(b"\x89PNG")
     trainer = push_trainer(
-        tmp_path, hub_strategy="end", rdrop_alpha=2.0, rdrop_num_passes=3, rdrop_every_n_steps=2,
+        tmp_path, hub_strategy="end", rdrop_alpha=2.0, rdrop_num_passes=3, rdrop_every_n_steps=2, rdrop_row_share=0.5,
         compute_metrics=lambda p: {"pearson": 0.5, "f1_address": 0.25, "macro_f1": float("nan"), "accuracy": 0.75},
     )  # fmt: skip
     sha = "0123456789" * 4
@@ -235,7 +235,7 @@ def test_all_of_a_card(ada, tmp_path, here):
     card = pushed_card(ada)
     assert valid(card, ada)
     assert card.data.r_drop == {
-        "alpha": 2.0, "num_passes": 3, "every_n_steps": 2, "row_share": 1.0, "warmup_steps": 0.0,
+        "alpha": 2.0, "num_passes": 3, "every_n_steps": 2, "row_share": 0.5, "warmup_steps": 0.0,
         "forward_mode": "concat",
         "reduction": "mean", "dropout": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
         "version": "0.1.0",
@@ -257,6 +257,7 @@ def test_all_of_a_card(ada, tmp_path, here):
         'load_checkpoint("ada/run")' in card.text and "AutoModelForSequenceClassification.from_pretrained" in card.text
     )
     assert "https://arxiv.org/abs/2106.14448" in card.text
+    assert "a share of 0.5 of each batch goes through the model 3 times" in card.text
 
 
 @pytest.mark.parametrize("strategy", ["no", "epoch"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import Trainer
 
 from rdrop_trainer import Objective, RDropTrainingArguments, StepSettings
 from rdrop_trainer.objective.rows import spread_rows
@@ -41,8 +42,8 @@ def by_definition(name, model, batch, num_passes):
 
 
 def test_rows_are_evenly_spaced_and_rounded_up():
-    assert {size: spread_rows(SHARE, size).tolist() for size in CHOSEN} == CHOSEN
-    assert spread_rows(0.1, 40).tolist() == [0, 10, 20, 30] and spread_rows(1.0, 3).tolist() == [0, 1, 2]
+    assert {size: spread_rows(SHARE, size) for size in CHOSEN} == CHOSEN
+    assert spread_rows(0.1, 40) == [0, 10, 20, 30] and spread_rows(1e-12, 3) == [0]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,31 @@ def test_the_model_sees_a_share_of_the_rows_of_the_second_pass(tmp_path):
     assert rows[-1] == 5
 
 
+@pytest.mark.parametrize("mode", ["concat", "sequential"])
+def test_chosen_rows_without_an_item_have_no_divergence(mode):
+    model = zoo.build("gpt2", dropout=0.0).double().train()
+    batches = [zoo.batch("gpt2", model, rows=rows, seed=rows) for rows in (3, 4)]
+    batches[0]["labels"][[0, 1]] = -100
+    objective = Objective.of(model, batches)
+    window = objective.window(batches, row_share=SHARE)
+    settings = StepSettings(alpha=ALPHA, second_view=moved, forward_mode=mode)
+    first, second = (objective(model, batch, window, settings)[0] for batch in batches)
+    assert first.divergence == 0 and first.task_loss > 0
+    assert second.divergence.item() == pytest.approx(by_definition("gpt2", model, batches[1], 2)[2].item(), rel=1e-6)
+    alone = objective.window(batches[:1], row_share=SHARE)
+    assert objective(model, batches[0], alone, settings)[0].loss.isfinite()
+
+
+def test_floating_point_operations_are_those_of_the_rows_that_ran(tmp_path):
+    run = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, rdrop_row_share=SHARE, rdrop_num_passes=3)
+    batch = zoo.batch("single_label", rows=5)
+    once = Trainer.floating_point_ops(run, batch)
+    assert once > 0
+    assert run.floating_point_ops(batch) == once * (5 + 2 * 3) // 5
+    run.args.rdrop_row_share = 1.0
+    assert run.floating_point_ops(batch) == 3 * once
+
+
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     whole, cut, resumed = whole_cut_and_resumed("single_label", tmp_path, rdrop_row_share=SHARE)
     assert tiny.identical(whole, resumed) and not tiny.identical(whole, cut)
@@ -116,6 +142,11 @@ class OwnLoss(torch.nn.Module):
 
 def halved(outputs, labels, num_items_in_batch=None):
     return 0.5 * torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def test_steps_of_one_pass_take_any_loss(tmp_path):
+    run = tiny.trainer(OwnLoss(), tiny.dataset(), tmp_path, rdrop_row_share=SHARE, rdrop_alpha=0.0, max_steps=1)
+    assert run.train().global_step == 1
 
 
 @pytest.mark.parametrize(

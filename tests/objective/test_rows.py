@@ -10,6 +10,7 @@ from torch import nn
 from transformers import set_seed
 
 from rdrop_trainer import Objective, StepSettings
+from rdrop_trainer.objective.rows import pick_rows
 from support import formulas, tiny
 
 IDS = torch.randint(5, 40, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -185,3 +186,33 @@ def test_noise_that_stays_does_not_make_a_mean_depend_on_rows(kind, seed):
             continue
         with pytest.raises(ValueError, match="depends on the number of rows"):
             run(model)
+
+
+def test_some_rows_are_picked_of_all_that_has_rows():
+    """As they are repeated: each entry of a tuple, but a list as a whole."""
+    of_axes = torch.arange(24).view(3, 4, 2)
+    parts = [torch.full((4, 2), i) for i in range(4)]  # as long as the batch, each of its own row
+    batch = {
+        "input_ids": IDS, "position_ids": of_axes, "pictures": parts, "states": (IDS, IDS + 1), "inner": {"ids": IDS},
+        "texts": list("abcd"), "layers": [0, 1, 2, 3], "bias": torch.ones(1, 6), "flag": None,
+        "scale": torch.tensor(2.0),
+    }  # fmt: skip
+    some = pick_rows(batch, [0, 2], 4)
+    same = {"input_ids": IDS[::2], "position_ids": of_axes[:, ::2], "bias": batch["bias"], "scale": batch["scale"]}
+    assert all(torch.equal(some[key], value) for key, value in same.items())
+    assert torch.equal(some["inner"]["ids"], IDS[::2]) and torch.equal(some["states"][1], IDS[::2] + 1)
+    assert [int(part[0, 0]) for part in some["pictures"]] == [0, 2] and some["pictures"][0].shape == (4, 2)
+    assert (some["texts"], some["layers"], some["flag"]) == (["a", "c"], [0, 1, 2, 3], None)
+
+
+@pytest.mark.parametrize(
+    "entry, fault",
+    [
+        ({"pixel_values": torch.ones(7, 3)}, r"'pixel_values' has the shape \(7, 3\)"),
+        ({"pictures": [torch.ones(2)] * 7}, "'pictures' is a list of 7 entries"),
+        ({"cu_seq_lens_q": torch.arange(4)}, "'cu_seq_lens_q' describes sequences packed into rows"),
+    ],
+)
+def test_rows_are_not_picked_where_their_part_is_not_known(entry, fault):
+    with pytest.raises(ValueError, match=f"{fault}.*Leave rdrop_row_share at 1"):
+        pick_rows({"input_ids": IDS, **entry}, [0, 2], 4)

@@ -119,7 +119,18 @@ class OnePassBetween(TrainerCallback):
 
 run("schedule", noisy("token"), "token", steps=2, num_train_epochs=3, rdrop_every_n_steps=2, rdrop_warmup_steps=5,
     callbacks=[OnePassBetween()])  # fmt: skip
+
+
+def other_tokens(batch, pass_index):
+    """A second view, which makes the passes differ without chance."""
+    ids = batch["input_ids"].clone()
+    ids[:, 1] = 10 + pass_index
+    return {**batch, "input_ids": ids}
+
+
 for mode in MODES:
+    run(f"row_share-{mode}", zoo.build("token", dropout=0.0), "token", None, mode, 2, rdrop_row_share=0.5,
+        second_view=other_tokens)  # fmt: skip
     run(f"all-used-{mode}", noisy("token", mode), "token", None, mode, 2, ddp_find_unused_parameters=False)
 more = tiny.dataset("token", rows=9, seed=1)
 run("unlabeled_dataset", noisy("token", "recompute"), "token", rows("token", 16), "recompute", 3, num_train_epochs=2,
