@@ -64,7 +64,7 @@ def run(name, options):
     task, rows, epochs, seeds = EXPERIMENTS[name.removesuffix(UNLABELED)]
     flags = [f"--task_name={task}", f"--data_dir={options.data_dir}", f"--num_train_epochs={epochs}"]
     if rows is not None:
-        flags += [f"--max_train_samples={rows}", "--per_device_train_batch_size=16"]
+        flags += [f"--max_train_samples={rows}"]
     arms = [*ARMS]
     if name.endswith(UNLABELED):
         arms = ["plain", "rdrop", f"unlabeled:unlabeled_file={unlabeled_texts(options)}"]
