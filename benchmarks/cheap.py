@@ -156,9 +156,11 @@ def summarise(records):
             rows[arm][name] = (mean, *interval([run - base for base, run in both]))
         seconds = [[run["seconds"] for run in pair] for pair in pairs]
         rows[arm]["ratio"] = sum(run for _, run in seconds) / sum(base for base, _ in seconds)
-    for (_, alpha), row in rows.items():
-        full = rows.get((FULL, alpha))
-        row["kept"] = row["loss"][1] / full["loss"][1] if full and full["loss"][1] else None
+    for (way, alpha), row in rows.items():
+        full = runs.get((FULL, alpha), {})
+        seeds = plain.keys() & full.keys() & runs[way, alpha].keys()
+        falls = [sum(found[seed]["loss"] - plain[seed]["loss"] for seed in seeds) for found in (runs[way, alpha], full)]
+        row["kept"] = falls[0] / falls[1] if seeds and falls[1] else None
     return rows
 
 
