@@ -17,6 +17,7 @@ def test_defaults_and_help():
         "rdrop_alpha": 4.0,
         "rdrop_num_passes": 2,
         "rdrop_every_n_steps": 1,
+        "rdrop_row_share": 1.0,
         "rdrop_warmup_steps": 0,
         "rdrop_forward_mode": "concat",
         "rdrop_reduction": "mean",
