@@ -11,7 +11,8 @@ from .readers import Rows, read_rows
 from .strict import named_twice
 from .textfiles import check_file, lines_of
 
-_LONGEST = 10_000  # tokens of a sentence; more means that there are no blank lines between sentences
+# Tokens of a sentence, and of one that is alone in its file; more means that there are no blank lines between sentences
+_LONGEST, _LONGEST_ALONE = 10_000, 1_000
 _HEADERS = frozenset(
     "id token tokens word words form char text lemma pos pos_tag chunk tag tags label labels ner ner_tag "
     "ner_tags".split()
@@ -90,24 +91,27 @@ def to_conll(sentences: Sequence[tuple[int | str | None, Sequence[str], Sequence
 
 def _sentences(path: Path) -> Iterator[Lines]:
     sentence: Lines = []
+    is_alone = True
     for number, line in lines_of(path):
         if line.strip(" \t"):
             sentence.append((number, line))
             if len(sentence) > _LONGEST:
-                raise InputError(
-                    f"{path}:{sentence[0][0]}: {len(sentence):,} lines without a blank line, expected a token a line "
-                    "and a blank line between sentences"
-                )
+                break
         elif sentence:
             yield sentence
-            sentence = []
+            sentence, is_alone = [], False
+    if len(sentence) > (_LONGEST_ALONE if is_alone else _LONGEST):
+        raise InputError(
+            f"{path}:{sentence[0][0]}: {len(sentence):,} lines without a blank line, expected a token a line and a "
+            "blank line between sentences"
+        )
     if sentence:
         yield sentence
 
 
 def _cells(line: str, separator: str) -> list[str]:
     # Not `str.split`: blanks of other scripts are tokens
-    return line.split("\t") if separator == "\t" else re.split(separator, line.strip(" \t"))
+    return line.rstrip(" ").split("\t") if separator == "\t" else re.split(separator, line.strip(" \t"))
 
 
 def _without_comments(lines: Lines, separator: str, width: int) -> Lines:

@@ -119,7 +119,7 @@ def losses_of_lines(losses: np.ndarray, features: datasets.Dataset, lines: int) 
     sums, counts = np.zeros(lines), np.zeros(lines, dtype=int)
     for row, of_line in zip(losses, features["line"], strict=True):
         places, values = np.array(of_line), row[: len(of_line)].astype(np.float64)
-        counted = (values >= 0) & (places >= 0)
+        counted = ~(values < 0) & (places >= 0)  # NaN counts: a model that overflows is not a better one
         np.add.at(sums, places[counted], values[counted])
         np.add.at(counts, places[counted], 1)
     return list(zip(sums.tolist(), counts.tolist(), strict=True))

@@ -114,7 +114,8 @@ def _answer(task: Task, row: int, prediction: Any) -> str | int | float | None:
     if task.head in ("question", "seq2seq"):
         return str(prediction)
     if task.is_language_model:
-        return perplexity([prediction]) if prediction[1] else None
+        value = perplexity([prediction])
+        return value if math.isfinite(value) else None
     if task.head == "choice":
         return operator.index(prediction)
     if task.is_regression:

@@ -20,6 +20,8 @@ def tokens_of(value: Any, where: str, column: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(token, str) for token in value):
         raise InputError(f"{where}: the column {column!r} holds {_cut(value)}, expected a list of tokens")
     for place, token in enumerate(value, 1):
+        if not token:
+            raise InputError(f"{where}: token {place} is empty, expected a word")
         if _NO_LINE.search(token):
             raise InputError(f"{where}: token {place} ({token!r}) holds a tab or a line break, expected one word")
     return value
@@ -60,7 +62,7 @@ def find_tags(rows: Iterable[tuple[str, Any]]) -> list[str]:
     found: dict[str, str] = {}  # tag -> where it is first
     for where, tags in rows:
         for place, tag in enumerate(tags if isinstance(tags, list) else (), 1):
-            if not isinstance(tag, str) or not tag.strip() or _NO_LINE.search(tag):
+            if not isinstance(tag, str) or not tag or tag != tag.strip() or _NO_LINE.search(tag):
                 raise InputError(
                     f"{where}: the tag of token {place} is {tag!r}, expected a name such as 'B-PER'; where a data set "
                     "numbers its tags, write their names"

@@ -105,6 +105,7 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
         values = [abs(v) for run in runs if (v := _known(run.scores.get(key))) is not None]
         words = key.split("_")
         kind = "error" if "error" in words else words[-1]
+        kind = "f1" if "f1" in words else kind  # what follows is the name of a type of entities
         lower = kind in _LOWER_IS_BETTER
         # Shares and correlations are shown times 100, as on leaderboards
         percent = bool(values) and max(values) <= 1 and kind not in _NO_SHARES

@@ -67,7 +67,7 @@ def load_checkpoint(
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
-    if task.head == "question" or task.is_language_model:
+    if task.head in ("question", "tokens") or task.is_language_model:
         tokenizer.padding_side = "right"  # positions count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id

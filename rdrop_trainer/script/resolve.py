@@ -173,6 +173,11 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
         raise InputError(f"--measure {data.measure} needs rows to predict whose answers are known: add --do_eval")
     if data.measure == "quick" and not args.do_train:
         raise InputError("--measure quick is a share of the training, and this run does not train: use --measure full")
+    if "mlm_probability" in command.given and task.head == "causal":
+        raise InputError(
+            f"--mlm_probability: {command.model.model_name_or_path} is a causal language model, which needs no masks; "
+            "leave it out"
+        )
     for name in ("early_stopping_patience", "max_seconds"):
         if getattr(data, name) is not None and not args.do_train:
             raise InputError(f"--{name} stops a training, but this run does not train")

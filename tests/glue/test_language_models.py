@@ -20,7 +20,9 @@ from rdrop_trainer.glue.own_files import load_files
 from rdrop_trainer.glue.task import lower_is_better
 from rdrop_trainer.script.arguments import ModelArguments
 from rdrop_trainer.script.checkpoint import language_model_head
+from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.processors import MaskingCollator
+from rdrop_trainer.script.resolve import resolve
 from rdrop_trainer.script.scratch import make_bert
 
 
@@ -94,10 +96,13 @@ def test_lines_and_their_perplexity():
     lines = losses_of_lines(losses, features, 4)
     assert lines == [(1.0, 1), (0.0, 0), (6.0, 2), (0.0, 0)]
     assert perplexity(lines) == pytest.approx(math.exp(7 / 3)) and math.isnan(perplexity(lines[1:2]))
+    losses[0, 1] = math.nan  # is not left out
+    assert math.isnan(perplexity(losses_of_lines(losses, features, 4)))
 
 
 def test_lower_is_better():
-    assert [lower_is_better(name) for name in ("perplexity", "eval_loss", "f1")] == [True, True, False]
+    names = ("perplexity", "eval_loss", "f1", "eval_f1_loss")  # the last: of entities of the type "loss"
+    assert [lower_is_better(name) for name in names] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +124,14 @@ def test_the_model_says_which(config, architectures, head, tmp_path):
         return
     with pytest.raises(InputError, match="is no language model of texts alone; choose one such as GPT-2"):
         language_model_head(ModelArguments(str(tmp_path)))
+
+
+def test_a_causal_model_has_no_masks(tmp_path):
+    GPT2Config().save_pretrained(tmp_path)
+    (tmp_path / "a.txt").write_text("a\n")
+    flags = f"--task_type lm --model_name_or_path {tmp_path} --train_file {tmp_path}/a.txt --mlm_probability 0.2"
+    with pytest.raises(InputError, match="--mlm_probability: .* is a causal language model, .* leave it out"):
+        resolve(parse_arguments(flags.split()))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def load(path, text, **options):
     "text",
     [
         COLUMNS,
-        COLUMNS.replace(" ", "\t").replace("\n", "\r\n"),
+        COLUMNS.replace(" ", "\t").replace("\n", " \r\n"),
         "# id = 7\n# text = Anna and so on\n" + COLUMNS.split("\n\n", 1)[1],
         "word pos tag\n" + COLUMNS.split("\n\n", 1)[1],
         "\ufeff\n\n" + COLUMNS + "\n \n",
@@ -68,6 +68,9 @@ WRONG = {
     "no tags": ("a.txt", "Anna\nis\n", "a.txt:1: the line has one column, expected a token and its tag"),
     "one tag": ("a.txt", "Anna O\nis O\n", "a.txt: the only tag is 'O', expected at least two"),
     "no blank lines": ("a.txt", "a O\n" * 10_001, "a.txt:1: 10,001 lines without a blank line"),
+    "no blank lines in a short file": ("a.txt", "a O\nb X\n" * 501, "a.txt:1: 1,002 lines without a blank line"),
+    "a tag without a token": ("a.tsv", "x\tB-PER\n\tO\n", "a.tsv:1: token 2 is empty, expected a word"),
+    "a blank after a tag": ("a.jsonl", [{"tokens": ["a"], "tags": ["B-X "]}], "the tag of token 1 is 'B-X ', expected"),
     "a tag that is none": ("a.txt", GOOD + "x O\ny PER\n", "a.txt:4: token 2 has the tag 'PER', expected tags such as"),
     "types before prefixes": ("a.txt", "x PER-B\ny O\n", "token 1 has the tag 'PER-B', expected tags such as O, B-PER"),
     "a zero for an O": ("a.txt", "x B-PER\ny I-PER\nz 0\n", "a.txt:1: token 3 has the tag '0', expected"),

@@ -221,6 +221,11 @@ def test_scores_that_should_be_low(tmp_path, name, values, unit):
     assert write_report(*arms(second, first, name=name), tmp_path).sentences[0].startswith("R-Drop (alpha 4) did harm")
 
 
+def test_types_of_entities_may_be_called_error(tmp_path):
+    report = write_report(*arms([0.2, 0.21, 0.19], [0.3, 0.31, 0.29], name="f1_error"), tmp_path)
+    assert report.quantities[0].higher_is_better and report.quantities[0].unit == "%"
+
+
 def test_the_tables_are_tables(runs):
     report = report_folder(runs)
     tables = [line for line in report.markdown().splitlines() if line.startswith("|")]
