@@ -160,7 +160,7 @@ def summarise(records):
         full = runs.get((FULL, alpha), {})
         seeds = plain.keys() & full.keys() & runs[way, alpha].keys()
         falls = [sum(found[seed]["loss"] - plain[seed]["loss"] for seed in seeds) for found in (runs[way, alpha], full)]
-        row["kept"] = falls[0] / falls[1] if seeds and falls[1] else None
+        row["kept"] = falls[0] / falls[1] if len(seeds) > 1 and falls[1] else None  # one seed says nothing
     return rows
 
 
