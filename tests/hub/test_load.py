@@ -19,6 +19,7 @@ from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import download_checkpoint, load_checkpoint
 from rdrop_trainer.hub.__main__ import main
 from rdrop_trainer.hub.adapter import Adapter
+from rdrop_trainer.hub.model_kinds import pipeline_tag_of
 from support import tiny, zoo
 
 REPO = "ada/model"
@@ -277,6 +278,10 @@ HEADS = {
     "token": (lambda: tiny.bert("token"), "token-classification"),
     **{name: (partial(zoo.build, name), task) for name, task in TASKS.items()},
 }
+
+
+def test_the_task_of_a_model_for_ctc_is_known():
+    assert pipeline_tag_of("Wav2Vec2ForCTC") == TASKS["ctc"]
 
 
 @pytest.mark.parametrize(("head", "card"), [*((head, True) for head in HEADS), ("question", False), ("bart", False)])

@@ -8,20 +8,10 @@ from rdrop_trainer import Objective, RDropTrainingArguments, StepSettings
 from rdrop_trainer.objective.rows import spread_rows
 from support import tiny, zoo
 from support.resumed import whole_cut_and_resumed
+from support.zoo import moved
 
 SHARE, ALPHA = 0.5, 3.0
 CHOSEN = {1: [0], 2: [0], 3: [0, 1], 4: [0, 2], 5: [0, 1, 3]}  # of so many rows
-
-
-def moved(batch, pass_index):
-    """A second view without chance, which makes the passes differ."""
-    [key] = [key for key in ("input_ids", "input_values", "pixel_values") if key in batch]
-    changed = batch[key].clone()
-    if key == "input_ids":
-        changed[..., 1] = 10 + pass_index
-    else:
-        changed *= 1 + 0.3 * pass_index
-    return {**batch, key: changed}
 
 
 def by_definition(name, model, batch, num_passes):

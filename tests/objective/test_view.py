@@ -8,20 +8,9 @@ from rdrop_trainer.objective.noise import PATIENCE
 from rdrop_trainer.views import word_dropout
 from support import tiny, zoo
 from support.resumed import whole_cut_and_resumed
+from support.zoo import moved
 
 MODES = ("concat", "sequential", "recompute")
-KEYS = ("input_ids", "input_values", "pixel_values")
-
-
-def moved(batch, pass_index):
-    """A view without chance, another in every pass: another second token, or louder sound and brighter images."""
-    [key] = [key for key in KEYS if key in batch]
-    changed = batch[key].clone()
-    if key == "input_ids":
-        changed[..., 1] = 10 + pass_index
-    else:
-        changed *= 1 + 0.3 * pass_index
-    return {**batch, key: changed}
 
 
 def masked(batch, pass_index):

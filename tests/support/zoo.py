@@ -327,3 +327,14 @@ def logits_seen(model):
 
 def warnings_of(caplog):
     return [record.message for record in caplog.records if "is not fused" in record.message]
+
+
+def moved(batch, pass_index):
+    """A second view without chance, another in every pass: another second token, or louder sound and brighter images."""
+    [key] = [key for key in ("input_ids", "input_values", "pixel_values") if key in batch]
+    changed = batch[key].clone()
+    if key == "input_ids":
+        changed[..., 1] = 10 + pass_index
+    else:
+        changed *= 1 + 0.3 * pass_index
+    return {**batch, key: changed}
