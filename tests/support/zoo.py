@@ -330,7 +330,7 @@ def warnings_of(caplog):
 
 
 def moved(batch, pass_index):
-    """A second view without chance, another in every pass: another second token, or louder sound and brighter images."""
+    """A second view without chance, another in every pass: another second token, louder sound, brighter images."""
     [key] = [key for key in ("input_ids", "input_values", "pixel_values") if key in batch]
     changed = batch[key].clone()
     if key == "input_ids":
