@@ -14,7 +14,7 @@ own. Every run is a line of the results file as soon as it ends; a second call g
 With a GPU, all pairs, until both arms are flat:
 
     python benchmarks/translation.py --data_dir multi30k --pairs 29000 --batch_size 512 --d_model 256 --layers 3 \\
-        --vocab_size 8000 --bf16 --max_seconds 900
+        --vocab_size 8000 --learning_rate 2e-3 --bf16 --max_seconds 900
 
 The settings are those of the translation recipes: dropout 0.3, label smoothing 0.1, Adam with betas (0.9, 0.98),
 inverse square root schedule, vocabulary and embeddings shared by both languages.
@@ -280,12 +280,12 @@ def main():
     parser.add_argument("--report", action="store_true", help="train nothing: table and picture of what there is")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 5.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--max_seconds", type=float, default=3600, help="of a run's training")
+    parser.add_argument("--max_seconds", type=float, default=4000, help="of a run's training")
     parser.add_argument("--pairs", type=int, default=10_000, help="of the training set, the first")
-    parser.add_argument("--batch_size", type=int, default=64, help="sentences")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="the highest, at the end of the warm-up")
+    parser.add_argument("--batch_size", type=int, default=32, help="sentences")
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3, help="the highest, at the end of the warm-up")
     parser.add_argument("--warmup_steps", type=int, default=400)
-    parser.add_argument("--vocab_size", type=int, default=4000)
+    parser.add_argument("--vocab_size", type=int, default=2000)
     parser.add_argument("--d_model", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2, help="of the encoder, and of the decoder")
     parser.add_argument("--heads", type=int, default=4)
