@@ -48,8 +48,10 @@ def load_files(
         head: of a language model, "causal" or "masked".
         train_file, validation_file, test_file, unlabeled_file: the files; at least one of the first three. Token tasks
             read CoNLL columns, or .json, .jsonl and .parquet with lists of tokens and of tags.
-        text_columns: one or two columns; of a token task that of the tokens, of texts from texts that of the source.
-            Default: as `choose_text_columns` finds them; a usual name, or the first column of CoNLL; as `choose_pair`.
+        text_columns: one or two columns; of a token task that of the tokens, of texts from texts that of the source, of
+            a language model that of the texts where they are not in a .txt.
+            Default: as `choose_text_columns` finds them; a usual name, or the first column of CoNLL; as `choose_pair`;
+            "text".
         label_column: name of the label column; default: "label"; of a token task a usual name, or the last column; of
             texts from texts that of the target, as `choose_pair` finds it.
         id_column: name of the column of ids, which predictions keep as they are written; a test file must have it.
@@ -191,5 +193,14 @@ def _questions(given: _Given) -> Mapping[str, Any]:
 
 def _language(given: _Given) -> Mapping[str, Any]:
     """Fields of a task that learns texts alone."""
-    submission = {"test": (Leaderboard("custom_test_predict.jsonl", None, "perplexity"),)}
-    return {"text_columns": ("text",), "labels": None, "head": given.head, "submission": submission, **LANGUAGE}
+    columns = given.text_columns or ("text",)
+    if len(columns) != 1:
+        raise InputError(f"text columns {', '.join(columns)}: expected one, that of the texts")
+    return {
+        "text_columns": ("text",),
+        "text_sources": {"text": tuple(columns)},
+        "labels": None,
+        "head": given.head,
+        "submission": {"test": (Leaderboard("custom_test_predict.jsonl", None, "perplexity"),)},
+        **LANGUAGE,
+    }

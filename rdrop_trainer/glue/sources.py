@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..hub.client import offline_if_unreached
 from ..hub.origin import keep_origin
 from .conll import read_sentences
-from .examples import to_dataset
+from .examples import find_column, text_of, to_dataset
 from .pairs import read_pairs
 from .passages import to_passages
 from .readers import Rows, read_rows, read_values
@@ -42,7 +42,7 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
     if task.head == "tokens" and task.suite == "custom":
         return to_dataset(task, split, read_sentences(path), str(path))
     if task.is_language_model:
-        return _load_lines(path)
+        return _load_lines(task, path)
     if task.head == "seq2seq" and task.suite == "custom":
         return to_dataset(task, split, read_pairs(path), str(path))
     header = rename = None
@@ -59,15 +59,21 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
     return to_dataset(task, split, rows, str(path))
 
 
-def _load_lines(path: Path) -> datasets.Dataset:
-    """Load the lines of a text, blank ones too."""
+def _load_lines(task: Task, path: Path) -> datasets.Dataset:
+    """Load the lines of a text, blank ones too, or the texts of a column."""
     if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".txt":
-        raise InputError(f"{path}: a language model learns from plain text, expected a .txt")
-    check_file(path)
-    lines = [line for _, line in lines_of(path, limit=None)]
+        lines = [_text_alone(task, row, f"{path}:{number}") for number, row in read_rows(path)]
+    else:
+        check_file(path)
+        lines = [line for _, line in lines_of(path, limit=None)]
     if not any(line.strip() for line in lines):
         raise InputError(f"{path}: is empty, expected text")
     return datasets.Dataset.from_dict({"text": lines, "idx": list(range(len(lines)))})
+
+
+def _text_alone(task: Task, row: dict, where: str) -> str:
+    advice = "; --text_columns names that of the texts"
+    return text_of(row, find_column(row, task.sources("text"), where, advice=advice), where)
 
 
 def _has_header(task: Task, path: Path) -> bool:

@@ -52,10 +52,11 @@ def _release(argv: Sequence[str]) -> int:
 
 
 def _push(path: str, repo_id: str, dry_run: bool, **options) -> None:
+    from .push import check_branch, push_checkpoint
+
+    check_branch(options["revision"], options["create_pr"])
     if dry_run:
         return _describe(path, repo_id, options["token"])
-    from .push import push_checkpoint
-
     commit = push_checkpoint(path, repo_id, **options)
     print(one_line(commit.pr_url or commit.commit_url))
 

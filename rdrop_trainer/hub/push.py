@@ -57,8 +57,7 @@ def push_checkpoint(
             on with. Or the commit does not hold what was meant.
     """
     check_repo_id(repo_id)
-    if create_pr and revision not in (None, MAIN):
-        raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
+    check_branch(revision, create_pr)
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path, token)
     folder = checkpoint.folder
     if CARD not in checkpoint.files:
@@ -89,6 +88,16 @@ def push_checkpoint(
             ) from None
         # Errors of uploads show signed addresses, so the cause is not shown
         raise failure(f"{folder} was not pushed to {repo_id}", error, advice) from None
+
+
+def check_branch(revision: str | None, create_pr: bool) -> None:
+    """Refuse a pull request against another branch than main.
+
+    Raises:
+        InputError: that is asked for.
+    """
+    if create_pr and revision not in (None, MAIN):
+        raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
 
 
 def _repository(api: HfApi, repo_id: str, private: bool | None) -> str:

@@ -78,7 +78,8 @@ class DataArguments:
     text_columns: list[str] | None = _flag(
         None,
         "Names of the one or two text columns in your files. Default: a usual name, or the only column of text. Of "
-        "tokens: the column of the tokens, in CoNLL its number, counted from 1. Default: a usual name, or the first.",
+        "tokens: the column of the tokens, in CoNLL its number, counted from 1. Default: a usual name, or the first. "
+        "Of a language model: that of the texts, where they are not in a .txt. Default: text.",
     )
     label_column: str | None = _flag(
         None, "Name of the label column. Default: label. Of tokens: that of the tags; a usual name, or the last column."

@@ -114,7 +114,6 @@ class ChoiceProcessor(Processor):
     """Multiple choice."""
 
     pipeline = "multiple-choice"
-    references = "label"  # the column of rows to score against
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         import_optional("scipy.optimize")  # the answers need it; better missed now than after the training
@@ -133,11 +132,17 @@ class ChoiceProcessor(Processor):
         load_metric(self.task)  # a package that it needs is missed now
         return compute
 
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        return load_metric(self.task).compute(predictions=answers, references=rows[self.references][:])
+    def references(self, rows: datasets.Dataset) -> list:
+        """What each row is scored against; None where it does not say."""
+        return [label if label >= 0 else None for label in rows["label"]]
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        return min(rows["label"]) >= 0
+        return any(reference is not None for reference in self.references(rows))
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        pairs = [pair for pair in zip(answers, self.references(rows), strict=True) if pair[1] is not None]
+        predictions, references = (list(column) for column in zip(*pairs, strict=True))
+        return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
 class TokenProcessor(ChoiceProcessor):
@@ -154,14 +159,8 @@ class TokenProcessor(ChoiceProcessor):
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return decode_tags(self.task, predictions, self.labels, features, rows)
 
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return any(rows["labels"])
-
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of whole rows, so that entities that were cut off count as missed."""
-        pairs = [(answer, tags) for answer, tags in zip(answers, tag_names(self.task, rows), strict=True) if tags]
-        predictions, references = (list(column) for column in zip(*pairs, strict=True))
-        return load_metric(self.task).compute(predictions=predictions, references=references)
+    def references(self, rows: datasets.Dataset) -> list:
+        return [tags or None for tags in tag_names(self.task, rows)]  # whole rows: what was cut off counts as missed
 
 
 class QuestionProcessor(ChoiceProcessor):
@@ -169,7 +168,6 @@ class QuestionProcessor(ChoiceProcessor):
 
     label_columns = POSITIONS
     pipeline = "question-answering"
-    references = "answers"
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         overlap = self.data_args.doc_stride
@@ -185,12 +183,14 @@ class QuestionProcessor(ChoiceProcessor):
         longest, threshold = self.data_args.max_answer_length, self.data_args.null_score_diff_threshold
         return decode_answers(predictions, features, rows, longest, threshold)
 
+    def references(self, rows: datasets.Dataset) -> list:
+        unknown = NO_ANSWER if self.task.unanswerable else None
+        return [answers or unknown for answers in rows["answers"]]
+
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        # An answer that the passage does not contain may stand for one that is kept secret
-        return all(
-            max(starts, default=-1) >= 0 or answers == NO_ANSWER
-            for starts, answers in zip(rows["starts"], rows["answers"], strict=True)
-        )
+        # Answers that no passage contains may stand for some that are kept secret
+        pairs = zip(rows["starts"], rows["answers"], strict=True)
+        return any(max(starts, default=-1) >= 0 or answers == NO_ANSWER for starts, answers in pairs)
 
 
 class TextProcessor(ChoiceProcessor):
@@ -200,7 +200,6 @@ class TextProcessor(ChoiceProcessor):
     # as labels, and their loss is not used
     label_columns = ()
     pipeline = "summarization"
-    references = "target"
 
     def __init__(self, task: Task, *args: Any, **options: Any):
         super().__init__(task, *args, **options)
@@ -219,13 +218,8 @@ class TextProcessor(ChoiceProcessor):
         # Several processes repeat rows to fill their last batch, and Seq2SeqTrainer does not remove them
         return decode_texts(predictions[: len(rows)], self.tokenizer)
 
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return any(target is not None for target in rows["target"])
-
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        pairs = [pair for pair in zip(answers, rows["target"], strict=True) if pair[1] is not None]
-        predictions, references = (list(column) for column in zip(*pairs, strict=True))
-        return load_metric(self.task).compute(predictions=predictions, references=references)
+    def references(self, rows: datasets.Dataset) -> list:
+        return rows["target"][:]
 
 
 class LanguageProcessor(ChoiceProcessor):

@@ -68,8 +68,9 @@ def check_flags(flags: Flags) -> None:
         raise InputError(f"{_listed(named)}: the columns of pairs are --source_column and --target_column")
     idle = set() if head == "question" else {"doc_stride", "max_answer_length", "null_score_diff_threshold"}
     idle |= set() if head == "seq2seq" else {"max_target_length", "num_beams"}
-    idle |= {"text_columns", "label_column", "id_column"} if data.task_type in ("qa", "lm") else set()
-    idle |= set() if data.task_type == "lm" else {"mlm_probability"}
+    idle |= {"label_column", "id_column"} if data.task_type in ("qa", "lm") else set()
+    idle |= {"text_columns"} if data.task_type == "qa" else set()
+    idle |= {"pad_to_max_length"} if data.task_type == "lm" else {"mlm_probability"}
     idle |= set() if data.task_type == "seq2seq" else {"source_column", "target_column"}
     if idle := idle & given.keys():
         what = data.task_name or ("a classification" if head == "sequence" else f"--task_type {data.task_type}")

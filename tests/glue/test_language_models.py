@@ -134,10 +134,22 @@ def test_a_causal_model_has_no_masks(tmp_path):
         resolve(parse_arguments(flags.split()))
 
 
+def test_texts_of_a_column(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "A storm.\\nIt was long.", "url": "x"}\n{"text": "", "url": "y"}\n')
+    (tmp_path / "b.csv").write_text('body,url\n"Calm, now.",x\n')
+    data, _ = load_files(task_type="lm", train_file=tmp_path / "a.jsonl")
+    assert data["train"]["text"][:] == ["A storm.\nIt was long.", ""]
+    data, _ = load_files(task_type="lm", train_file=tmp_path / "b.csv", text_columns=["body"])
+    assert data["train"]["text"][:] == ["Calm, now."]
+    with pytest.raises(InputError, match="text columns body, url: expected one, that of the texts"):
+        load_files(task_type="lm", train_file=tmp_path / "b.csv", text_columns=["body", "url"])
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("a.csv", b"text\na\n", "a.csv: a language model learns from plain text, expected a .txt"),
+        ("a.csv", b"texts\na\n", "a.csv:2: no column 'text', the columns are texts; --text_columns names that of"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: the column 'text' holds 3, expected text"),
         ("a.txt", b"\n \n", "a.txt: is empty, expected text"),
         ("a.txt", b"a\n\xff\n", "a.txt:2: byte 0xff"),
     ],

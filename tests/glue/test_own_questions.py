@@ -48,7 +48,16 @@ def test_the_rows_of_the_hub(tmp_path):
     text = "\n".join(map(json.dumps, [{"context": TEXT, **OSLO}, FLAT]))
     data, task = load(tmp_path, train=text, test=text)
     assert task.unanswerable and data["train"]["answers"][:] == [["Oslo"], NO_ANSWER]
-    assert data["test"]["answers"][:] == [["Oslo"], []]  # which may be kept secret
+    assert data["test"]["answers"][:] == [["Oslo"], []]
+
+
+def test_a_test_file_with_some_answers_is_scored(tmp_path):
+    unknown = {"id": "x", "question": "Which town?"}
+    for train, expected in ((OSLO, {"exact_match": 1.0, "f1": 1.0}), (NOBODY, {"exact_match": 0.5, "f1": 0.5})):
+        data, task = load(tmp_path, train=nested(train), test=nested(OSLO, unknown))
+        processor = QuestionProcessor(task, None, None, DataArguments(), 32)
+        assert processor.has_answers(data["test"])
+        assert processor.scores(["Oslo", "Berg"], data["test"]) == expected
 
 
 WRONG = {

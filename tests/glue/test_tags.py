@@ -73,6 +73,7 @@ WRONG = {
     "a blank after a tag": ("a.jsonl", [{"tokens": ["a"], "tags": ["B-X "]}], "the tag of token 1 is 'B-X ', expected"),
     "a tag that is none": ("a.txt", GOOD + "x O\ny PER\n", "a.txt:4: token 2 has the tag 'PER', expected tags such as"),
     "types before prefixes": ("a.txt", "x PER-B\ny O\n", "token 1 has the tag 'PER-B', expected tags such as O, B-PER"),
+    "small letters": ("a.txt", "x b-per\ny o\n", "a.txt:1: token 1 has the tag 'b-per', expected tags such as O"),
     "a zero for an O": ("a.txt", "x B-PER\ny I-PER\nz 0\n", "a.txt:1: token 3 has the tag '0', expected"),
     "a table": ("a.csv", "token,tag\nx,O\n", "a.csv: a .csv holds no sentences of tokens, expected columns"),
     "numbers": ("a.jsonl", [{"tokens": ["a"], "ner_tags": [3]}], "a.jsonl:1: the tag of token 1 is 3, expected a name"),

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rdrop_trainer.errors import HubError, InputError
 from rdrop_trainer.hub import push_checkpoint
+from rdrop_trainer.hub.__main__ import main
 from rdrop_trainer.hub.client import connect, httpx, with_retries
 from rdrop_trainer.hub.folder import read_checkpoint
 from support import tiny
@@ -249,9 +250,11 @@ def test_a_token_with_a_line_break_is_not_shown(ada, folder):
         push_checkpoint(folder, REPO, token="custom-token")
 
 
-def test_pull_requests_are_against_main(folder):
+def test_pull_requests_are_against_main(folder, capsys):
     with pytest.raises(InputError, match="leave out the revision 'v2'"):
         push_checkpoint(folder, REPO, revision="v2", create_pr=True)
+    assert main(["push", str(folder), REPO, "--dry_run", "--revision", "v2", "--create_pr"]) == 2
+    assert "leave out the revision 'v2'" in capsys.readouterr().err
 
 
 # ---- Faults ----

@@ -63,6 +63,10 @@ def test_the_other_commands_need_no_torch_for_their_help(module):
             "--train_file train.csv --task_type seq2seq --label_column a",
             "of pairs are --source_column and --target_column",
         ),
+        (
+            "--train_file train.csv --task_type lm --pad_to_max_length",
+            "--pad_to_max_length: --task_type lm does not use",
+        ),
         ("--train_file train.csv --task_type qa --id_column a", "--id_column: --task_type qa does not use it"),
         ("--train_file train.csv --task_type lm --mlm_probability 1", "must be above 0 and below 1, got 1.0"),
     ],
