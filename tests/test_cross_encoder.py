@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from datasets import Dataset
+from transformers.trainer_utils import SaveStrategy
 
 from support import formulas, tiny
 from support.device import USE_CPU
@@ -144,3 +145,32 @@ def test_the_problem_can_be_said(tmp_path):
     trainer.train()
     assert trainer._training().heads[0].problem == "regression"
     assert trainer.state.log_history[0]["divergence"] > 0
+
+
+def test_saved_resumed_and_evaluated(tmp_path):
+    """A run that goes on from its checkpoint ends with the same weights, its best checkpoint is loaded, and a
+    CrossEncoder loads what was saved.
+    """
+    from sentence_transformers.cross_encoder.evaluation import CrossEncoderCorrelationEvaluator
+
+    pairs = list(zip(*PAIRS.values(), strict=True))
+    data = {**PAIRS, "label": [0.0, 1.0, 1.0, 0.0, 1.0]}
+    settings = {"rdrop_alpha": ALPHA, "per_device_train_batch_size": 2, "max_steps": 6, "seed": 3}
+    whole, resumed, best = (
+        trainer_of(tmp_path / name, losses.BinaryCrossEntropyLoss, data, **settings) for name in ("a", "b", "c")
+    )
+    for trainer in (whole, resumed, best):
+        trainer.args.save_strategy, trainer.args.save_steps = SaveStrategy.STEPS, 3
+        trainer.evaluator = CrossEncoderCorrelationEvaluator(pairs, [0.1, 0.9, 0.4, 0.3, 0.7])
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert tiny.identical(tiny.weights(whole.model), tiny.weights(resumed.model))
+    assert {"eval_pearson", "eval_spearman"} <= resumed.evaluate().keys()
+
+    best.state.best_model_checkpoint = str(tmp_path / "a" / "checkpoint-3")
+    best._load_best_model()
+    loaded = ce.CrossEncoder(best.state.best_model_checkpoint, device="cpu")
+    assert tiny.identical(tiny.weights(best.model), tiny.weights(loaded))
+    whole.save_model(str(tmp_path / "saved"))
+    loaded = ce.CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    assert (loaded.predict(pairs) == whole.model.predict(pairs)).all()

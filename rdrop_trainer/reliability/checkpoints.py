@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from .._mixin_base import MixinBase
@@ -27,8 +26,9 @@ class RenamedWeightsMixin(MixinBase):
         if not self._weights_missed:
             super()._issue_warnings_after_load(load_result)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        # That of sentence-transformers takes the folder alone
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         self._load_missed(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
