@@ -78,6 +78,8 @@ class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):
         row = next(iter(data.values()))[0] if isinstance(data, dict) else data[0]
         label = next((row[name] for name in DEFAULT_LABEL_COLUMNS if name in row), None)
         training = super()._training()
+        if training.heads:
+            raise ValueError("rdrop_heads: a cross-encoder has one head, its scores; leave it out.")
         problem = training.problem
         if problem == "auto":
             problem = "single_label"

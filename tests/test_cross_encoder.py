@@ -139,6 +139,13 @@ def test_labels_in_lists_for_documents_in_columns_are_refused(tmp_path):
         trainer_of(tmp_path, losses.MarginMSELoss, data, max_steps=1).train()
 
 
+def test_heads_are_refused(tmp_path):
+    heads = [{"logits": "scores", "labels": "label"}]
+    trainer = trainer_of(tmp_path, losses.MSELoss, {**PAIRS, "label": [1.0] * 5}, max_steps=1, rdrop_heads=heads)
+    with pytest.raises(ValueError, match="rdrop_heads: a cross-encoder has one head"):
+        trainer.train()
+
+
 def test_the_problem_can_be_said(tmp_path):
     data = {**PAIRS, "label": [1, 0, 1, 1, 0]}
     trainer = trainer_of(tmp_path, losses.BinaryCrossEntropyLoss, data, max_steps=1, rdrop_problem="regression")
