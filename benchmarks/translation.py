@@ -169,9 +169,7 @@ class Bench:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         model.load_state_dict(seconds.best)
-        arguments.train_sampling_strategy = (
-            "random"  # grouped by length, predictions have another order than their rows
-        )
+        arguments.train_sampling_strategy = "random"  # by length, predictions would be in another order
         predictions = trainer.predict(self.test, num_beams=5).predictions
         best = min(seconds.history, key=lambda found: found["val_loss"])
         return {
