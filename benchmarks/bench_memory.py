@@ -18,7 +18,7 @@ NAMES = {
     "recompute": "recompute, logits made",
     "fused, concat": "fused head, concat",
     "fused, recompute": "fused head, recompute",
-    "fused, checkpointing": "fused head, concat,\nactivation_checkpointing",
+    "fused, checkpointing": "fused head, concat,\ngradient_checkpointing",
 }
 
 

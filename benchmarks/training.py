@@ -23,7 +23,7 @@ CASES = {
     "recompute": {"rdrop_forward_mode": "recompute", "rdrop_fused_head": False},
     "fused, concat": {"rdrop_forward_mode": "concat", "rdrop_fused_head": True},
     "fused, recompute": {"rdrop_forward_mode": "recompute", "rdrop_fused_head": True},
-    "fused, checkpointing": {"rdrop_fused_head": True, "activation_checkpointing": True},
+    "fused, checkpointing": {"rdrop_fused_head": True, "gradient_checkpointing": True},
 }
 MODELS = {
     "bert": "classification: BERT of 6 layers and width 384, 16 rows of 128 tokens",

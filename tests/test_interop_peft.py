@@ -98,7 +98,7 @@ def test_dropout_of_the_adapter_alone_is_noise_enough(mode, checkpointing, tmp_p
     before = tiny.weights(model)
     trainer = zoo.trainer(
         "llama", model, zoo.dataset("llama", 16), tmp_path, rdrop_forward_mode=mode, learning_rate=0.05,
-        logging_steps=1, per_device_train_batch_size=4, activation_checkpointing=checkpointing,
+        logging_steps=1, per_device_train_batch_size=4, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     trainer.train()
     divergence = [entry["divergence"] for entry in trainer.state.log_history if "divergence" in entry]

@@ -51,5 +51,5 @@ def reentrant_checkpoints(forward_mode: str) -> str:
     return (
         f"rdrop_forward_mode={forward_mode!r} and reentrant gradient checkpointing do not go together under "
         "DistributedDataParallel, which sees the same weights again in every pass. Pass "
-        "activation_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
+        "gradient_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
     )

@@ -54,13 +54,13 @@ def test_bf16_training_is_close_to_float32(tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["masked_lm", "llama", "t5", "bart", "vit"])
-def test_activation_checkpointing_changes_nothing(name, mode, tmp_path):
+def test_gradient_checkpointing_changes_nothing(name, mode, tmp_path):
     updates = []
     for checkpointing in (False, True):
         model = zoo.build(name, dropout=0.2)
         before = tiny.weights(model)
         trainer = zoo.trainer(
-            name, model, zoo.dataset(name), tmp_path, rdrop_forward_mode=mode, activation_checkpointing=checkpointing,
+            name, model, zoo.dataset(name), tmp_path, rdrop_forward_mode=mode, gradient_checkpointing=checkpointing,
             **tiny.PURE_SGD,
         )  # fmt: skip
         trainer.train()

@@ -55,8 +55,8 @@ def test_schedules(name, schedule, tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_activation_checkpointing(mode, tmp_path):
-    settings = {"rdrop_forward_mode": mode, "activation_checkpointing": True}
+def test_gradient_checkpointing(mode, tmp_path):
+    settings = {"rdrop_forward_mode": mode, "gradient_checkpointing": True}
     assert not both("llama", tmp_path, lambda: zoo.build("llama").double(), **settings)
 
 

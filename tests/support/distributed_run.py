@@ -230,7 +230,7 @@ class OwnLoader(RDropTrainer):
 trainer = tiny.trainer(tiny.bert(), tiny.dataset(), out / "ending", OwnLoader, max_steps=4)
 seen["ending"] = stopped(ValueError, trainer)
 for mode in MODES:
-    settings = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     trainer = tiny.trainer(tiny.bert(), tiny.dataset(), out / mode, rdrop_forward_mode=mode, **settings)
     seen[f"reentrant-{mode}"] = stopped(ValueError, trainer)
 
