@@ -5,10 +5,11 @@
     python benchmarks/does_it_help.py mrpc cola --data_dir glue_data
 
 The model is the MiniLM-L6 of that package (22 million parameters). `mrpc` and `cola` are the whole sets, ten seeds;
-`sst2-100`, `sst2-300` and `sst2-1000` so many labeled rows, five seeds, with one more arm, R-Drop with 8,000 further rows
-as unlabeled texts, as many a step as labeled ones. All arms of a seed see the same rows in the same order. The scores
-are of the whole development set after the last step. Each experiment is one comparison of `run_glue_rdrop.py`, whose report
-and pictures lie in its folder; a second call goes on where the first stopped, and prints the table of what is finished.
+`sst2-100`, `sst2-300` and `sst2-1000` so many labeled rows, five seeds, with one more arm: R-Drop with 8,000 further
+rows as unlabeled texts, as many a step as labeled ones. All arms of a seed see the same rows in the same order. The
+scores are of the whole development set after the last step. Each experiment is one comparison of `run_glue_rdrop.py`,
+whose report and pictures lie in its folder; a second call goes on where the first stopped, and prints the table of what
+is finished.
 """
 
 import argparse

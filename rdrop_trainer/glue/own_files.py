@@ -196,9 +196,12 @@ def _language(given: _Given) -> Mapping[str, Any]:
     columns = given.text_columns or ("text",)
     if len(columns) != 1:
         raise InputError(f"text columns {', '.join(columns)}: expected one, that of the texts")
+    is_plain = Path(given.path).suffix.lower() == ".txt"
+    if is_plain and given.text_columns:
+        raise InputError(f"text column {columns[0]}: {given.path} is plain text and has no columns; leave it out")
     return {
         "text_columns": ("text",),
-        "text_sources": {"text": tuple(columns)},
+        "text_sources": {} if is_plain else {"text": tuple(columns)},
         "labels": None,
         "head": given.head,
         "submission": {"test": (Leaderboard("custom_test_predict.jsonl", None, "perplexity"),)},

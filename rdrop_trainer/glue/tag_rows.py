@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import InputError
 from .tag_scores import ENTITY_TAG, NO_TAG, OUTSIDE
 
-_NEARLY = re.compile(r"[BIESLUM][-_:.].+|.+[-_:.][BIESLUM]", re.IGNORECASE)
+_NEARLY = re.compile(r"[BIESLUM][_:.].+|.+[-_:.][BIESLUM]")
+_SMALL = re.compile(r"[bieslum]-.+")
 _NO_LINE = re.compile(r"[\t\n\r]")  # predictions are written a token a line, its tag after a tab
 
 
@@ -71,7 +72,10 @@ def find_tags(rows: Iterable[tuple[str, Any]]) -> list[str]:
         if not isinstance(tags, list) and tags is not None:
             raise InputError(f"{where}: the tags are {_cut(tags)}, expected a list of names, one for each token")
     entities = {tag: match.groups() for tag in found if (match := ENTITY_TAG.fullmatch(tag))}
-    nearly = [tag for tag in found if {OUTSIDE, OUTSIDE.lower()} & found.keys() and _NEARLY.fullmatch(tag)]
+    nearly = [tag for tag in found if OUTSIDE in found and _NEARLY.fullmatch(tag)]
+    small = [tag for tag in found if tag.upper() != OUTSIDE]
+    if all(map(_SMALL.fullmatch, small)) and any(tag.startswith("b-") for tag in small):
+        nearly += small
     for tag in found if entities and (OUTSIDE in found or len(entities) * 2 > len(found)) else nearly:
         if tag not in entities and tag != OUTSIDE:
             shown = ", ".join([OUTSIDE, *sorted(entities)[:4]]) if entities else "O, B-PER and I-PER"

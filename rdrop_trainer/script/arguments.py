@@ -59,7 +59,7 @@ class DataArguments:
         ".parquet). tokens: a tag for each token, from CoNLL columns or from lists in .json, .jsonl or .parquet. "
         "seq2seq: a text for each text, such as its summary or translation, from two columns. qa: an answer out of a "
         "passage to each question about it, from JSON in the form of SQuAD 1.1 or 2.0. lm: a language model, from "
-        "plain text (.txt); the model says whether causal or masked.",
+        "plain text (.txt) or a column of texts; the model says whether causal or masked.",
     )
     data_dir: str | None = _flag(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ from .arguments import DataArguments
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Processor:
@@ -141,6 +144,8 @@ class ChoiceProcessor(Processor):
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
         pairs = [pair for pair in zip(answers, self.references(rows), strict=True) if pair[1] is not None]
+        if not pairs:
+            raise InputError("none of the rows has an answer to be scored against")
         predictions, references = (list(column) for column in zip(*pairs, strict=True))
         return load_metric(self.task).compute(predictions=predictions, references=references)
 
@@ -184,13 +189,18 @@ class QuestionProcessor(ChoiceProcessor):
         return decode_answers(predictions, features, rows, longest, threshold)
 
     def references(self, rows: datasets.Dataset) -> list:
-        unknown = NO_ANSWER if self.task.unanswerable else None
-        return [answers or unknown for answers in rows["answers"]]
+        return rows["answers"][:]
 
     def has_answers(self, rows: datasets.Dataset) -> bool:
-        # Answers that no passage contains may stand for some that are kept secret
+        # An answer that the passage does not contain may stand for one that is kept secret
         pairs = zip(rows["starts"], rows["answers"], strict=True)
-        return any(max(starts, default=-1) >= 0 or answers == NO_ANSWER for starts, answers in pairs)
+        known = [max(starts, default=-1) >= 0 or answers == NO_ANSWER for starts, answers in pairs]
+        if any(known) and not all(known):
+            logger.warning(
+                f"{len(known) - sum(known):,} of {len(known):,} test rows have no answer that stands in their passage "
+                f"(the first is {rows['idx'][known.index(False)]}), so the test rows are not scored."
+            )
+        return all(known)
 
 
 class TextProcessor(ChoiceProcessor):

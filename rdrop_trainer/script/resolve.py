@@ -58,8 +58,10 @@ class RunConfig:
         """Which columns of the user's own files are read as "text" (or "source"), "label" (or "target") and "id"; None
         for a named task, and where the form of the file says it.
         """
-        if self.task.suite != "custom" or self.task.head in ("question", "causal", "masked"):
+        if self.task.suite != "custom" or self.task.head == "question":
             return None
+        if self.task.is_language_model:
+            return {"text": list(self.task.sources("text"))} if self.task.text_sources else None
         ids = [] if self.task.id_column is None else [self.task.id_column]
         texts = [name for column in self.task.text_columns for name in self.task.sources(column)[:1]]
         text, label = ("source", "target") if self.task.head == "seq2seq" else ("text", "label")

@@ -141,6 +141,9 @@ def test_texts_of_a_column(tmp_path):
     assert data["train"]["text"][:] == ["A storm.\nIt was long.", ""]
     data, _ = load_files(task_type="lm", train_file=tmp_path / "b.csv", text_columns=["body"])
     assert data["train"]["text"][:] == ["Calm, now."]
+    (tmp_path / "c.txt").write_text("Calm.\n")
+    with pytest.raises(InputError, match="text column body: .*c.txt is plain text and has no columns; leave it out"):
+        load_files(task_type="lm", train_file=tmp_path / "c.txt", text_columns=["body"])
     with pytest.raises(InputError, match="text columns body, url: expected one, that of the texts"):
         load_files(task_type="lm", train_file=tmp_path / "b.csv", text_columns=["body", "url"])
 

@@ -51,13 +51,13 @@ def test_the_rows_of_the_hub(tmp_path):
     assert data["test"]["answers"][:] == [["Oslo"], []]
 
 
-def test_a_test_file_with_some_answers_is_scored(tmp_path):
-    unknown = {"id": "x", "question": "Which town?"}
-    for train, expected in ((OSLO, {"exact_match": 1.0, "f1": 1.0}), (NOBODY, {"exact_match": 0.5, "f1": 0.5})):
-        data, task = load(tmp_path, train=nested(train), test=nested(OSLO, unknown))
-        processor = QuestionProcessor(task, None, None, DataArguments(), 32)
-        assert processor.has_answers(data["test"])
-        assert processor.scores(["Oslo", "Berg"], data["test"]) == expected
+@pytest.mark.parametrize("unknown", [{}, {"answers": []}, {"answers": [{"text": "kept secret", "answer_start": 0}]}])
+def test_a_test_file_with_some_answers_is_not_scored_which_is_said(unknown, tmp_path, caplog):
+    data, task = load(tmp_path, train=nested(OSLO), test=nested(OSLO, {"id": "x", "question": "Which?", **unknown}))
+    processor = QuestionProcessor(task, None, None, DataArguments(), 32)
+    assert processor.has_answers(data["train"]) and not caplog.messages
+    assert not processor.has_answers(data["test"])
+    assert "1 of 2 test rows have no answer that stands in their passage (the first is x)" in caplog.text
 
 
 WRONG = {

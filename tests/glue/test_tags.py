@@ -52,6 +52,11 @@ def test_other_columns_and_blanks_of_other_scripts(tmp_path):
     assert [row["1"] for _, row in read_conll(write(tmp_path / "b", "won O\n2-1 O\n"))] == [["won", "2-1"]]
 
 
+def test_small_letters_that_are_no_prefix(tmp_path):
+    _, task = load(tmp_path / "a.txt", "write O\nto e-mail\nor phone\n")
+    assert task.labels == ("O", "e-mail", "phone") and task.metrics == ("accuracy", "macro_f1")
+
+
 def test_lists(tmp_path):
     rows = [{"id": "a", "tokens": ["New York", "is"], "pos_tags": ["X", "Y"], "ner_tags": ["S-LOC", "O"]}]
     rows += [{"id": "b", "tokens": ["Anna", "B"], "ner_tags": ["B-PER", "E-PER"]}]
