@@ -132,7 +132,7 @@ def test_texts_keep_their_length(load):
         ("wnli", "train", "sentence2"): 186,
         ("tnews", "unlabeled", "sentence"): 145,
         ("csldcp", "test_public", "content"): 1199,
-        ("cluener", "train", "text"): 50,
+        ("cluener", "train", "tokens"): 50,
         ("cluewsc2020", "train", "text"): 147 + 4,  # the four marks
     }
     assert {key: max(map(len, load(key[0])[key[1]][key[2]])) for key in longest} == longest
