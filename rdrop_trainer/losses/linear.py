@@ -83,8 +83,8 @@ def loss_and_grad(
             grad_bias = torch.zeros_like(bias, dtype=sum_dtype)
 
     rows = max(1, _rows_of_a_chunk(m * size, classes, dtype, device) // m)
-    # A row begins at a multiple of 16 bytes: with an odd vocabulary the matrix products are slow otherwise
-    logits = torch.empty((m * rows, classes + -classes % (16 // dtype.itemsize)), dtype=dtype, device=device)
+    # A row has a multiple of 16 entries: with an odd vocabulary matrix products and kernels are slow otherwise
+    logits = torch.empty((m * rows, classes + -classes % 16), dtype=dtype, device=device)
     sums = torch.zeros(3, dtype=torch.promote_types(dtype, torch.float32), device=device)
     for start in range(0, size, rows):
         here = slice(start, min(start + rows, size))

@@ -52,20 +52,30 @@ def compile_only(run, *args, warmup, **options):
     print(kernel.metadata.name, options, target, local_memory(kernel.asm["cubin"]))
 
 
-for kernel in (kernels._count_kernel, kernels._rdrop_kernel, kernels._total_kernel, kernels._scale_kernel):
+for kernel in (
+    kernels.count_kernel,
+    kernels.rdrop_kernel,
+    kernels.split_rdrop_kernel,
+    kernels.total_kernel,
+    kernels.scale_kernel,
+):
     kernel.run = partial(compile_only, kernel.run)
 one = torch.ones(())
 labels = torch.zeros(4, dtype=torch.long)
 given = {"num_items": one, "num_divergence_items": 4}
 for capability in map(int, sys.argv[1:]):
     triton.runtime.driver.set_active(Device(capability))
-    for dtype, m, classes, options in (
-        (torch.bfloat16, 2, 151_936, {}),
-        (torch.float32, 2, 151_936, given),
-        (torch.bfloat16, 2, 50_257, {"mask": labels == 0, "label_smoothing": 0.1}),
-        (torch.float16, 3, 32_000, given),
-        (torch.float32, 1, 2, given),
+    for dtype, m, classes, parts, options in (
+        (torch.bfloat16, 2, 151_936, 1, {}),
+        (torch.bfloat16, 2, 151_936, 4, given),
+        (torch.float32, 2, 151_936, 8, given),
+        (torch.float32, 2, 32_000, 1, given),
+        (torch.bfloat16, 2, 50_257, 1, {"mask": labels == 0, "label_smoothing": 0.1}),
+        (torch.bfloat16, 3, 250_002, 8, {"mask": labels == 0, "label_smoothing": 0.1, **given}),
+        (torch.float16, 3, 32_000, 1, given),
+        (torch.float32, 1, 2, 1, given),
     ):
         logits = (torch.empty(4 * m, classes, dtype=dtype),)
+        kernels.split = lambda *_, parts=parts: (parts, 3)
         kernels.loss_and_grad(logits, 1.0, 0.5, True, labels=labels, num_passes=m, **options)
     kernels.scale_(torch.empty(100, 70, dtype=torch.bfloat16), one)

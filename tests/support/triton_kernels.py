@@ -4,18 +4,34 @@ With TRITON_INTERPRET=1, which must be set before Triton is imported, on the CPU
 """
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from rdrop_trainer.losses import chunked, devices, rdrop_loss, triton
+from rdrop_trainer.losses import chunked, devices, kernels, rdrop_loss, triton
 from support import formulas
 from support.formulas import formulas_fast, make, relative
 from support.operations import Operations
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+if DEVICE == "cpu":
+    from triton.runtime import interpreter
+
+    # It prepares Triton's language anew for each call of a function, and puts it back: once will do in this process
+    prepared, prepare = set(), interpreter._patch_lang
+
+    def prepare_once(function):
+        if (module := function.__module__) not in prepared:
+            prepared.add(module)
+            prepare(function)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = prepare_once
 CLASSES = 77
 by_triton = partial(rdrop_loss, implementation="triton")
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, of -inf - -inf
@@ -23,9 +39,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks in a row of few classes, the last of them not full."""
-    monkeypatch.setattr(triton, "BLOCK_BYTES", 256)
-    monkeypatch.setattr(triton, "ITEM_BLOCK", 2)
+    """Several blocks in a row of few classes, the last of them not full, and several rounds in a block."""
+    for name, value in {"BLOCK_BYTES": 256, "WARPS": 1, "WARP": 4, "ITEM_BLOCK": 2}.items():
+        monkeypatch.setattr(triton, name, value)
+
+
+@pytest.fixture(params=[1, 2], ids=["whole items", "split items"])
+def parts(request, monkeypatch):
+    """In how many parts an item is computed, if it has several blocks."""
+    monkeypatch.setattr(triton, "split", lambda device, size, item_bytes, blocks: (min(request.param, blocks), 1))
+    return request.param
 
 
 def example(n, m=2, dtype=torch.float32, **options):
@@ -46,7 +69,7 @@ def computed(logits, labels, m=2, backend=triton, weights=(0.3, 0.7), **options)
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_equals_the_definition(m, smoothing):
+def test_equals_the_definition(m, smoothing, parts):
     logits, labels = example(3, m)
     labels[1] = -100
     exact = logits.detach().double().requires_grad_()
@@ -88,15 +111,15 @@ def test_close_passes_keep_their_digits(noise):
     assert relative(gradient, exact.grad) < 3e-7 / noise
 
 
-@pytest.mark.parametrize("m", [2, 3, 7])
-def test_identical_passes_have_no_divergence(m):
+@pytest.mark.parametrize("m", [2, 5])
+def test_identical_passes_have_no_divergence(m, parts):
     logits, labels = example(1, m=1)
     _, divergence, (gradient,) = computed((logits.detach().repeat(m, 1),), labels, m, weights=(0.0, 1.0))
     assert divergence == 0 and not gradient.any()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_masked_items_add_nothing_whatever_they_hold(smoothing):
+def test_masked_items_add_nothing_whatever_they_hold(smoothing, parts):
     logits, labels = example(6)
     mask = torch.tensor([True, False, True, False, False, True], device=DEVICE)
     labels[0] = -100
@@ -117,7 +140,7 @@ def test_masked_items_add_nothing_whatever_they_hold(smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("masked", [slice(0, 40), slice(30, 31), slice(60, None)])
-def test_masked_classes_contribute_nothing(masked, smoothing):
+def test_masked_classes_contribute_nothing(masked, smoothing, parts):
     logits, labels = example(2)
     labels = 41 + labels % 19
     with torch.no_grad():
@@ -133,7 +156,7 @@ def test_masked_classes_contribute_nothing(masked, smoothing):
 
 
 @pytest.mark.parametrize("magnitude", [1e4, -1e4])
-def test_extreme_logits_stay_finite(magnitude):
+def test_extreme_logits_stay_finite(magnitude, parts):
     logits, labels = example(4)
     with torch.no_grad():
         logits[0, 1] = magnitude
@@ -148,7 +171,7 @@ def test_extreme_logits_stay_finite(magnitude):
     assert relative(logits.grad, exact.grad) < 1e-6
 
 
-def test_a_nan_or_a_wrong_label_is_seen():
+def test_a_nan_or_a_wrong_label_is_seen(parts):
     logits, labels = example(2)
     wrong = labels.clone()
     wrong[1] = CLASSES
@@ -159,9 +182,61 @@ def test_a_nan_or_a_wrong_label_is_seen():
     assert task.isnan() and divergence.isnan()
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="threads run the programs of the interpreter")
+def test_a_second_sweep_waits_for_all_parts_of_the_first(monkeypatch):
+    """Two programs run at the same time; one is slow in its first sweep, and the other begins a second sweep then."""
+    logits, labels = example(1)
+    expected = computed((logits.detach(),), labels)
+    kernel, first_sweep, begun, waited = triton.split_rdrop_kernel, kernels._first_sweep, [], []
+
+    def slow_at_first(*args):
+        begun.append(args)
+        slow = len(begun) == 1
+        if slow:
+            while len(begun) < 2:
+                time.sleep(0.001)
+            time.sleep(0.1)
+        sums = first_sweep(*args)
+        waited.append(slow)
+        return sums
+
+    class InTwoThreads:
+        def __getitem__(self, grid):
+            half = grid[0] // 2
+            return lambda *args, **options: list(
+                ThreadPoolExecutor(2).map(lambda _: kernel[(half,)](*args, **options), range(2))
+            )
+
+    monkeypatch.setattr(triton, "split", lambda *_: (2, 0))
+    monkeypatch.setattr(triton, "split_rdrop_kernel", InTwoThreads())
+    monkeypatch.setattr(kernels, "_first_sweep", slow_at_first)
+    got = computed((logits.detach(),), labels)
+    assert waited == [False, True]
+    for value, right in zip((*got[:2], got[2][0]), (*expected[:2], expected[2][0]), strict=True):
+        assert relative(value, right) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "size, item_bytes, blocks, parts",
+    [
+        (8192, 2 * 151_936 * 2, 19, 4),  # 264 items of 0.6 MB in a cache of 50 MB
+        (2048, 2 * 151_936 * 4, 38, 8),
+        (512, 2 * 32_000 * 4, 8, 2),
+        (4096, 2 * 32_000 * 2, 4, 1),
+        (64, 2 * 151_936 * 2, 19, 1),  # all of them fit
+        (10**6, 2 * 10**6, 3, 2),  # a part has a block at least
+        (0, 2 * 151_936 * 2, 19, 1),
+    ],
+)
+def test_the_items_that_are_begun_fit_in_the_cache(size, item_bytes, blocks, parts, monkeypatch):
+    monkeypatch.setattr(triton, "_capacity", lambda device: (264, 50 * 10**6))
+    got, lag = triton.split(torch.device("cuda"), size, item_bytes, blocks)
+    assert got == parts and 2 * parts * lag >= 264
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("layout", ["one tensor", "separate", "strided", "transposed"])
-def test_every_layout_gives_the_same(layout, overwrite):
+def test_every_layout_gives_the_same(layout, overwrite, parts):
     logits, labels = example(2)
     logits = logits.detach()
     expected = computed((logits,), labels)
@@ -228,7 +303,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("classes, dtype, layout, options", CALLS)
-def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monkeypatch):
+def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monkeypatch, parts):
     """What a call costs where there are few logits: the start of each operation."""
     monkeypatch.setattr(devices, "can_read", lambda tensor: False)
     logits, labels = make("single_label", 6, classes, 2, dtype)
@@ -237,7 +312,7 @@ def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monk
     if layout == "3D":
         leaves = [logits.detach().unflatten(0, (4, 3)).requires_grad_()]
     launches = []
-    for kernel in ("_count_kernel", "_rdrop_kernel", "_total_kernel", "_scale_kernel"):
+    for kernel in ("count_kernel", "rdrop_kernel", "split_rdrop_kernel", "total_kernel", "scale_kernel"):
         monkeypatch.setattr(triton, kernel, Launches(getattr(triton, kernel), launches))
     with Operations() as operations:
         tensors = [z.flatten(0, 1) for z in leaves] if layout == "3D" else leaves
