@@ -16,8 +16,11 @@ def can_read(tensor: torch.Tensor) -> bool:
 
 
 def has_triton(tensor: torch.Tensor) -> bool:
-    """Whether a Triton kernel can run on a tensor; without a GPU, in Triton's interpreter."""
-    return (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _is_installed("triton")
+    """Whether a Triton kernel can run on a tensor; without a GPU, in Triton's interpreter. ROCm, which torch calls cuda
+    too, does not know the kernels' assembly."""
+    return (
+        (tensor.is_cuda and torch.version.hip is None) or os.environ.get("TRITON_INTERPRET") == "1"
+    ) and _is_installed("triton")
 
 
 @cache

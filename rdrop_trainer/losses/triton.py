@@ -9,7 +9,7 @@ import torch
 import triton
 
 from .fused import Number, Terms
-from .kernels import count_kernel, rdrop_kernel, scale_kernel, split_rdrop_kernel, total_kernel
+from .kernels import count_kernel, rdrop_kernel, scale_kernel, total_kernel
 from .reference import IGNORE_INDEX
 
 # Size of a block of all passes, and the warps that work on it: enough loads in flight to keep the memory busy. While a
@@ -62,8 +62,6 @@ def loss_and_grad(
     block = min(triton.next_power_of_2(classes), columns)
     warps = max(1, WARPS * block // columns)
     width = min(LOAD_BYTES // logits[0].element_size(), block) if aligned else 1
-    sizes = {"BLOCK": block, "LANES": min(WARP * warps, block // width), "WIDTH": width, "num_warps": warps}
-    sizes |= {"M": m, "SMOOTHING": label_smoothing, "IGNORED": IGNORE_INDEX}
     parts, lag = 1, 0
     if with_grad:
         parts, lag = split(labels.device, size, m * classes * logits[0].element_size(), triton.cdiv(classes, block))
@@ -72,14 +70,33 @@ def loss_and_grad(
             count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK)
         strides = tuple(z.stride(0) for z in logits)
         grad_strides = None if grad is None else tuple(g.stride(0) for g in grad)
-        of_items = (logits, strides, grad, grad_strides, labels, mask, *numbers, terms)
-        if parts == 1:
-            rdrop_kernel[(size,)](*of_items, size, classes, **sizes)
-        else:
+        part_sums = progress = None
+        if parts > 1:
             part_sums = new(size * (5 * m + 1) * parts)
             progress = torch.zeros(1 + size, dtype=torch.int32, device=labels.device)
-            programs = (size + lag) * 2 * parts
-            split_rdrop_kernel[(programs,)](*of_items, part_sums, progress, size, classes, lag, **sizes, PARTS=parts)
+        rdrop_kernel[(size if parts == 1 else (size + lag) * 2 * parts,)](
+            logits,
+            strides,
+            grad,
+            grad_strides,
+            labels,
+            mask,
+            *numbers,
+            terms,
+            part_sums,
+            progress,
+            size,
+            classes,
+            lag,
+            M=m,
+            SMOOTHING=label_smoothing,
+            IGNORED=IGNORE_INDEX,
+            BLOCK=block,
+            LANES=min(WARP * warps, block // width),
+            WIDTH=width,
+            PARTS=parts,
+            num_warps=warps,
+        )
         total_kernel[(1,)](terms, *numbers, *results, size, BLOCK=ITEM_BLOCK)
     return results, grad
 

@@ -55,7 +55,6 @@ def compile_only(run, *args, warmup, **options):
 for kernel in (
     kernels.count_kernel,
     kernels.rdrop_kernel,
-    kernels.split_rdrop_kernel,
     kernels.total_kernel,
     kernels.scale_kernel,
 ):

@@ -187,7 +187,7 @@ def test_a_second_sweep_waits_for_all_parts_of_the_first(monkeypatch):
     """Two programs run at the same time; one is slow in its first sweep, and the other begins a second sweep then."""
     logits, labels = example(1)
     expected = computed((logits.detach(),), labels)
-    kernel, first_sweep, begun, waited = triton.split_rdrop_kernel, kernels._first_sweep, [], []
+    kernel, first_sweep, begun, waited = triton.rdrop_kernel, kernels.first_sweep, [], []
 
     def slow_at_first(*args):
         begun.append(args)
@@ -208,8 +208,8 @@ def test_a_second_sweep_waits_for_all_parts_of_the_first(monkeypatch):
             )
 
     monkeypatch.setattr(triton, "split", lambda *_: (2, 0))
-    monkeypatch.setattr(triton, "split_rdrop_kernel", InTwoThreads())
-    monkeypatch.setattr(kernels, "_first_sweep", slow_at_first)
+    monkeypatch.setattr(triton, "rdrop_kernel", InTwoThreads())
+    monkeypatch.setattr(kernels, "first_sweep", slow_at_first)
     got = computed((logits.detach(),), labels)
     assert waited == [False, True]
     for value, right in zip((*got[:2], got[2][0]), (*expected[:2], expected[2][0]), strict=True):
@@ -312,7 +312,7 @@ def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monk
     if layout == "3D":
         leaves = [logits.detach().unflatten(0, (4, 3)).requires_grad_()]
     launches = []
-    for kernel in ("count_kernel", "rdrop_kernel", "split_rdrop_kernel", "total_kernel", "scale_kernel"):
+    for kernel in ("count_kernel", "rdrop_kernel", "total_kernel", "scale_kernel"):
         monkeypatch.setattr(triton, kernel, Launches(getattr(triton, kernel), launches))
     with Operations() as operations:
         tensors = [z.flatten(0, 1) for z in leaves] if layout == "3D" else leaves
