@@ -41,15 +41,13 @@ def check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
         )
 
 
-def is_of_reentrant_checkpoints(error: BaseException) -> bool:
-    """Whether DistributedDataParallel found a gradient that came twice, as of a checkpoint in two of its passes."""
-    return isinstance(error, RuntimeError) and "mark a variable ready only once" in str(error)
-
-
-def reentrant_checkpoints(forward_mode: str) -> str:
-    """What to do about them."""
-    return (
-        f"rdrop_forward_mode={forward_mode!r} and reentrant gradient checkpointing do not go together under "
-        "DistributedDataParallel, which sees the same weights again in every pass. Pass "
-        "gradient_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
-    )
+def explain_reentrant_checkpoints(error: BaseException, forward_mode: str) -> None:
+    """Say what to do where DistributedDataParallel found a gradient that came twice: of a checkpoint in two passes."""
+    if not isinstance(error, RuntimeError) or "mark a variable ready only once" not in str(error):
+        return
+    if forward_mode != "concat":
+        raise ValueError(
+            f"rdrop_forward_mode={forward_mode!r} and reentrant gradient checkpointing do not go together under "
+            "DistributedDataParallel, which sees the same weights again in every pass. Pass "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
+        ) from error
