@@ -20,7 +20,6 @@ from .dropout import set_dropout
 from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .objective.head_of import base_model
-from .objective.inspect import first_plan
 from .objective.objective import Objective
 from .objective.rows import find_batch_size, spread_rows
 from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
@@ -175,8 +174,7 @@ class RDropMixin(
     def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
         """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
         if self._objective is None or self._objective.training.model is not self.model:
-            training = self._training()
-            self._objective = Objective(first_plan(training, batches), training)
+            self._objective = Objective(self._training(), batches)
         settings = RDropArguments.of(self.args)
         share = settings.rdrop_row_share if settings.is_rdrop_step(self.state.global_step) else 1.0
         return self._objective.window(batches, shared, share)

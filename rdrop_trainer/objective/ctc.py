@@ -39,11 +39,7 @@ class CTCHead(PredictionHead):
 
     @classmethod
     def of(cls, model: nn.Module) -> CTCHead:
-        """The head of a model for CTC.
-
-        Raises:
-            ValueError: the model does not say how many frames it makes of a sound, or how its loss is reduced.
-        """
+        """The head of a model for CTC."""
         names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
         lengths = next((getattr(model, name) for name in names if hasattr(model, name)), None)
         config: Any = model.config

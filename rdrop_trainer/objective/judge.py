@@ -68,8 +68,6 @@ def judged(
         training: of the model; a pass is run, `aside`, where the model's forward is not transformers', or its user
             names heads.
         kind: the head by class, settings and the type of the labels.
-        task_loss: where the task loss comes from.
-        batches: the first window.
 
     Returns:
         The head, and the task loss, which may turn out to be that of several heads.

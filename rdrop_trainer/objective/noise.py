@@ -47,10 +47,7 @@ class NoiseWatch:
         """Compare the passes over one micro-batch.
 
         Args:
-            model: names its dropout in the message.
             passes: the outputs of some of its items, (m, ...); a micro-batch without items decides nothing.
-            window: that of the micro-batch.
-            allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
             again: computes the outputs once more, with other dropout and no view; the random state is as before. It is
                 given where all passes ran in one forward, which may round a row differently at another place.

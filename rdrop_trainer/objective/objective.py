@@ -12,7 +12,6 @@ from torch import nn
 from ..losses import RDropLoss
 from .inspect import after_passes, before_passes, check_divergence, first_plan, next_plan
 from .passes import Passes, without_ddp
-from .plan import Plan
 from .task_loss import check_item_by_item
 from .training import Training
 from .window import StepSettings, Window
@@ -34,12 +33,12 @@ class Objective:
     With gradient accumulation a window holds all micro-batches of a step, and their losses are not divided again.
 
     Attributes:
-        plan: what is predicted, where the task loss comes from, what is fused; a new one as more is found out.
         training: the model that trains, and what decides how its loss is made.
+        plan: what is predicted, where the task loss comes from, what is fused; a new one as more is found out.
     """
 
-    def __init__(self, plan: Plan, training: Training):
-        self.plan, self.training = plan, training
+    def __init__(self, training: Training, batches: Sequence[Mapping[str, Any]]):
+        self.training, self.plan = training, first_plan(training, batches)
 
     @classmethod
     def of(
@@ -60,8 +59,7 @@ class Objective:
         Raises:
             ValueError: a head that R-Drop does not fit, or batches without labels.
         """
-        training = Training(without_ddp(model), accelerator, **settings)
-        return cls(first_plan(training, batches), training)
+        return cls(Training(without_ddp(model), accelerator, **settings), batches)
 
     def window(self, batches: Sequence[Mapping[str, Any]], shared: bool = True, row_share: float = 1.0) -> Window:
         """Count the items of the micro-batches of an optimizer step, on their way to the loss.
@@ -118,6 +116,7 @@ class Objective:
         Raises:
             ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit.
         """
+        # What stands before and after the passes looks at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
@@ -127,6 +126,7 @@ class Objective:
             check_item_by_item(self.plan.task_loss)  # the model's own loss may have turned out to be another
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
+            """The paper's loss, `rdrop_loss` over the items of all passes."""
             loss = None if lm_head is None else lm_head.loss
             smoothing = self.training.smoothing(window.head)
             terms = of.terms(items, settings, loss, with_labels, smoothing)
@@ -135,6 +135,7 @@ class Objective:
                 terms = RDropLoss(*(a + b for a, b in zip(terms, once, strict=True)))
             return terms
 
+        # A task loss of another source, the model or its user, takes the divergence alone from the items
         terms = self.plan.task_loss.terms(items_loss, passes, batch, window, count)
         self.plan = check_divergence(self.training, self.plan, items, terms.divergence, settings)
         return terms, passes

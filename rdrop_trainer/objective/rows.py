@@ -136,8 +136,6 @@ def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collecti
     of pairs of classes. Of floating numbers any size is in doubt, of integers B, as others may point at rows.
 
     Args:
-        inputs: of B rows.
-        batch_size: B.
         known: keys of entries that are known to follow rows, such as labels.
     """
     doubtful = {}
@@ -156,11 +154,6 @@ def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collecti
 
 def refuse_packed(inputs: Mapping[str, Any], batch_size: int, wait: bool = False) -> None:
     """Refuse several sequences in one row: flash attention tells them apart only where the batch is that one row.
-
-    Args:
-        inputs: of B rows.
-        batch_size: B.
-        wait: as in `devices.require`.
 
     Raises:
         ValueError: position numbers that start again within the row.
