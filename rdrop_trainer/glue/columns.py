@@ -79,15 +79,7 @@ class Column:
 
 
 def read_columns(path: str | Path, read: Callable[[str | Path], Rows] = read_rows) -> tuple[int, list[Column]]:
-    """The line of the first row of a file, and its columns.
-
-    Args:
-        path: the file.
-        read: reads it.
-
-    Raises:
-        InputError: the file cannot be read, or has no rows.
-    """
+    """The line of the first row of a file, and its columns."""
     rows = list(islice(read(path), ROWS))
     if not rows:
         raise InputError(f"{path}: is empty, expected rows of data")
@@ -105,8 +97,6 @@ def choose_text_columns(
     numbers or dates; else the only column of text; else two whose names are a pair, such as "text_a" and "text_b".
 
     Args:
-        path, line: of the file and its first row, for messages.
-        columns: of the file.
         others: names of the columns of labels and ids.
 
     Raises:

@@ -30,8 +30,6 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
         task: the task; its `text_sources` and `label_sources` say which fields to read.
         split: name of the split. Rows of "train" and "validation" must have a label, or -100 for none; rows of
             "unlabeled" get -100. Rows of "test" must have an id where the task names a column for it.
-        rows: (line number, raw row) pairs.
-        source: name of the source, for messages.
 
     Returns:
         The dataset, in the order of the rows.

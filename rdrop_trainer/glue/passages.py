@@ -32,10 +32,8 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     """Build one split in memory, a row per question.
 
     Args:
-        task: a task whose head is "choice" or "question".
         split: name of the split. Rows of "train" and "validation" must have an answer.
         values: (place, raw value) pairs; messages name the place, such as "train.json:7".
-        source: name of the source, for messages.
 
     Returns:
         The columns `idx`, `context` and `question`. For multiple choice also `choices`, `label` (the index of the right
