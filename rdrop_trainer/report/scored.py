@@ -11,11 +11,7 @@ _AT_THE_END = "the weights at the end of the training"
 
 
 def scored_sentence(arms: Mapping[str, Sequence[FinishedRun]]) -> str:
-    """The rule by which the weights were chosen that are scored.
-
-    Args:
-        arms: runs by arm, all with a run.
-    """
+    """The rule by which the weights were chosen that are scored."""
     rules = {arm: _rule(runs) for arm, runs in arms.items()}
     first = next(iter(rules.values()))
     if len(set(rules.values())) > 1:
