@@ -20,6 +20,7 @@ from .dropout import set_dropout
 from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .objective.head_of import base_model
+from .objective.inspect import first_plan
 from .objective.objective import Objective
 from .objective.rows import find_batch_size, spread_rows
 from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
@@ -174,7 +175,8 @@ class RDropMixin(
     def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
         """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
         if self._objective is None or self._objective.training.model is not self.model:
-            self._objective = Objective(self._training(), batches)
+            training = self._training()
+            self._objective = Objective(first_plan(training, batches), training)
         settings = RDropArguments.of(self.args)
         share = settings.rdrop_row_share if settings.is_rdrop_step(self.state.global_step) else 1.0
         return self._objective.window(batches, shared, share)
@@ -185,14 +187,6 @@ class RDropMixin(
                 f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
                 "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."
             )
-        own: Any = super().compute_loss
-        owner = overriding(type(self), "compute_loss", RDropMixin) if self._keeps_override else None
-        if owner is None and own.__func__ is not Trainer.compute_loss:
-            order = type(self).__mro__
-            owner = next(cls for cls in order[order.index(RDropMixin) + 1 :] if issubclass(cls, Trainer))
-        trainer_loss = None
-        if owner is not None:
-            trainer_loss = TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
         liger = getattr(self.args, "liger_kernel_config", None) or {}
         hidden_by = None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
@@ -203,7 +197,7 @@ class RDropMixin(
             self.accelerator,
             label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
             loss_function=self.compute_loss_func,
-            trainer_loss=trainer_loss,
+            trainer_loss=self._trainer_loss(),
             hidden_by=hidden_by,
             is_sharded=self.is_fsdp_enabled,
             is_compiled=self.args.torch_compile,
@@ -325,6 +319,17 @@ class RDropMixin(
         return once + once * more
 
     # ---- The base trainer's loss ----
+
+    def _trainer_loss(self) -> TrainerLoss | None:
+        """The task loss where a trainer below ours has its own, or one in front of ours that does not call ours."""
+        own: Any = super().compute_loss
+        owner = overriding(type(self), "compute_loss", RDropMixin) if self._keeps_override else None
+        if owner is None and own.__func__ is not Trainer.compute_loss:
+            order = type(self).__mro__
+            owner = next(cls for cls in order[order.index(RDropMixin) + 1 :] if issubclass(cls, Trainer))
+        if owner is None:
+            return None
+        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
 
     def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
         """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""

@@ -235,6 +235,19 @@ def _is_one_logit(head: PredictionHead, logits: torch.Tensor, batch: Mapping[str
     return logits.shape[-1] == 1 or logits.shape == (batch[head.labels[0]].shape if head.tokens else logits.shape[:1])
 
 
+def _of_facts(
+    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
+) -> PredictionHead:
+    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
+        if is_outside:
+            name = (TOKENS if head.tokens else ROWS)["regression"].name
+            return replace(head, name=name, problem="regression")
+        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
+        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
+            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
+    return head
+
+
 def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead], look: FirstLook) -> None:
     """Refuse a model whose own loss of one logit an item is what the usual losses are with the mark as a value."""
     own = look.passes.loss()
@@ -252,16 +265,3 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
                 f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
                 "rows (unlabeled_dataset makes some)."
             )
-
-
-def _of_facts(
-    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
-) -> PredictionHead:
-    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
-        if is_outside:
-            name = (TOKENS if head.tokens else ROWS)["regression"].name
-            return replace(head, name=name, problem="regression")
-        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
-        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
-            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
-    return head

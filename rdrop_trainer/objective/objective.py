@@ -1,4 +1,11 @@
-"""The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own."""
+"""The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own.
+
+A step in four parts: `Window.count` counts the items of its micro-batches; for each of these `Plan.run` makes the
+passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. The first
+steps find out what the model predicts (`head_of`, `judge`, `alignment`), whether its own loss is the usual one
+(`comparisons`), whether it has noise (`noise`) and stands its forward mode (`forward_modes`): `inspect` asks, and the
+`Plan` knows.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +19,7 @@ from torch import nn
 from ..losses import RDropLoss
 from .inspect import after_passes, before_passes, check_divergence, first_plan, next_plan
 from .passes import Passes, without_ddp
+from .plan import Plan
 from .task_loss import check_item_by_item
 from .training import Training
 from .window import StepSettings, Window
@@ -33,12 +41,12 @@ class Objective:
     With gradient accumulation a window holds all micro-batches of a step, and their losses are not divided again.
 
     Attributes:
-        training: the model that trains, and what decides how its loss is made.
         plan: what is predicted, where the task loss comes from, what is fused; a new one as more is found out.
+        training: the model that trains, and what decides how its loss is made.
     """
 
-    def __init__(self, training: Training, batches: Sequence[Mapping[str, Any]]):
-        self.training, self.plan = training, first_plan(training, batches)
+    def __init__(self, plan: Plan, training: Training):
+        self.plan, self.training = plan, training
 
     @classmethod
     def of(
@@ -59,7 +67,8 @@ class Objective:
         Raises:
             ValueError: a head that R-Drop does not fit, or batches without labels.
         """
-        return cls(Training(without_ddp(model), accelerator, **settings), batches)
+        training = Training(without_ddp(model), accelerator, **settings)
+        return cls(first_plan(training, batches), training)
 
     def window(self, batches: Sequence[Mapping[str, Any]], shared: bool = True, row_share: float = 1.0) -> Window:
         """Count the items of the micro-batches of an optimizer step, on their way to the loss.

@@ -50,7 +50,8 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         if once is None:
             return replace(plan, rows_checked=True)
         # Noise that is no dropout module's: `F.dropout(x, 0.3)`, NumPy's. Then means of some runs are compared
-        times = _RUNS if training.on_any_process(_spread(once) > 1e-6 * once[0].abs()) else 1
+        is_noisy = (once - once[0]).abs().max() > 1e-6 * once[0].abs()
+        times = _RUNS if training.on_any_process(is_noisy) else 1
         once = losses(batch, times) if times > 1 else once[:1]
         faults: list[tuple[dict[str, bool], torch.Tensor]] = []
         for flipped in product((False, True), repeat=len(doubtful)):
@@ -86,10 +87,6 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         f"{again.mean().item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see "
         'them. Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
     )
-
-
-def _spread(values: torch.Tensor) -> torch.Tensor:
-    return (values - values[0]).abs().max()
 
 
 def check_repeats(
