@@ -34,9 +34,7 @@ def load_checkpoint(
     """Load a model and its tokenizer for a task.
 
     Args:
-        arguments: which model.
         task: its labels become the model's, unless the model has the same labels in another order.
-        will_train: whether a head for other labels may be replaced by a new one; its weights are then random.
         lora: whether the model gets an adapter to train; default none. A model that is a saved adapter comes with its
             base model, and as a `PeftModel`.
 
@@ -199,11 +197,7 @@ def labels_of_checkpoint(arguments: ModelArguments, head: str = "sequence") -> l
 
 
 def language_model_head(arguments: ModelArguments) -> str:
-    """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has."""
     config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
     known = next((head for head in _LANGUAGE_SUFFIXES if _has_head(config, head)), None)
     kinds = {"masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
