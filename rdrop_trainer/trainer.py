@@ -30,7 +30,12 @@ from .objective.window import LoggedTerms, StepSettings, Window
 from .overrides import calls_super, check_not_divided_again, check_order, overriding, takes_count, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
-from .reliability.processes import EqualBatches, check_all_have_batches, explain_reentrant_checkpoints
+from .reliability.processes import (
+    EqualBatches,
+    check_all_have_batches,
+    check_parallelism,
+    explain_reentrant_checkpoints,
+)
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
 from .semi_supervised import UnlabeledRowsMixin
@@ -214,17 +219,7 @@ class RDropMixin(
         """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
         # Checked, and of their types: a hyper-parameter search would cast alphas to the int that somebody assigned
         vars(self.args).update(vars(RDropArguments.of(self.args)))
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"R-Drop does not run under torch.nn.DataParallel, which {self.args.n_gpu} visible GPUs in one process "
-                "would start. Launch one process per GPU (torchrun --nproc_per_node ... or accelerate launch), or "
-                "choose one GPU with CUDA_VISIBLE_DEVICES=0."
-            )
-        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
-            raise ValueError(
-                "R-Drop does not support context or sequence parallelism, which split rows between processes: set "
-                "cp_size and sp_size of parallelism_config to 1."
-            )
+        check_parallelism(self.args.n_gpu, self.get_cp_size(), self.get_sp_size())
         if self.args.gradient_accumulation_steps > 1:
             check_not_divided_again(type(self), RDropMixin, Trainer)
         self._start_rdrop()

@@ -1,4 +1,4 @@
-"""Several processes that would wait for each other for ever, or stop without a reason, get one."""
+"""Set-ups of several processes or GPUs that would wait for ever, stop without a reason or compute something else."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ class EqualBatches(TrainerCallback):
         is_reached = not 0 < args.max_steps <= min(batches) // args.gradient_accumulation_steps
         if min(batches) < max(batches) and is_reached:
             raise ValueError(f"The processes have {', '.join(map(str, batches))} batches an epoch, and {_REMEDY}")
+
+
+def check_parallelism(n_gpu: int, cp_size: int, sp_size: int) -> None:
+    """Refuse the kinds of parallelism in which R-Drop could not be exact."""
+    if n_gpu > 1:
+        raise ValueError(
+            f"R-Drop does not run under torch.nn.DataParallel, which {n_gpu} visible GPUs in one process would start. "
+            "Launch one process per GPU (torchrun --nproc_per_node ... or accelerate launch), or choose one GPU with "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
+    if cp_size > 1 or sp_size > 1:
+        raise ValueError(
+            "R-Drop does not support context or sequence parallelism, which split rows between processes: set cp_size "
+            "and sp_size of parallelism_config to 1."
+        )
 
 
 def check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
