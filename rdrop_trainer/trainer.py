@@ -152,7 +152,7 @@ class RDropMixin(
         return (terms.loss, passes.first_output(terms.loss)) if return_outputs else terms.loss
 
     def _is_training(self, model: nn.Module) -> bool:
-        if self._phase == "train":  # the flag of a wrapper may be wrong, but not those of all that is in it
+        if self._phase == "train":  # the flag of a wrapper may be wrong, those of the modules in it are not
             return any(module.training for module in model.modules())
         return self._phase is None and model.training
 
@@ -217,7 +217,7 @@ class RDropMixin(
 
     def train(self, *args, **kwargs):
         """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
-        # Checked, and of their types: a hyper-parameter search would cast alphas to the int that somebody assigned
+        # Checked and converted: where somebody assigned an int, a hyper-parameter search would cast its alphas to int
         vars(self.args).update(vars(RDropArguments.of(self.args)))
         check_parallelism(self.args.n_gpu, self.get_cp_size(), self.get_sp_size())
         if self.args.gradient_accumulation_steps > 1:
@@ -242,7 +242,7 @@ class RDropMixin(
         loader = self.callback_handler.train_dataloader
         has_no_end = loader is not None and not has_length(loader)
         if has_no_end and self.accelerator.num_processes > 1:
-            # Before `Trainer` counts their items together, which only those processes would do that have some
+            # Before `Trainer` counts items over processes: one without batches would not take part, and others wait
             batches = list(islice(epoch_iterator, num_batches))
             check_all_have_batches(len(batches) == num_batches, self.accelerator)
             epoch_iterator = iter(batches)
@@ -278,7 +278,7 @@ class RDropMixin(
             with self._in_phase("train"):
                 loss = super().training_step(*args, **kwargs)
         except BaseException as error:
-            self._losses_made += 1  # it may have been on its way: `auto_find_batch_size` begins again, others go on
+            self._losses_made += 1  # no loss was missed: `auto_find_batch_size` begins again, others catch and go on
             explain_reentrant_checkpoints(error, self.args.rdrop_forward_mode)
             raise
         self._finite_loss_guard.watch(loss)
@@ -369,7 +369,7 @@ class RDropMixin(
         if not window.is_one_batch or (head.soft and head.misread_by_stock_code(inputs)):
             return False
         if head.shifted and training.smoothing(head):
-            # Its smoother shifts the labels for the classes listed here
+            # `Trainer`'s label smoother shifts labels for these classes alone
             return type(training.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return True
 

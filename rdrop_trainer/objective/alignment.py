@@ -23,7 +23,7 @@ from .training import Training
 
 logger = logging.get_logger(__name__)
 
-_FAR = 1e6  # a distance, where there is none to tell
+_FAR = 1e6  # stands for the distance of losses that cannot be compared
 
 
 def aligned(

@@ -20,7 +20,7 @@ from .rows import doubtful_entries, find_batch_size, repeat_rows
 from .training import Training
 from .window import StepSettings
 
-# So many runs with noise are compared
+# Where there is noise, the means over so many runs are compared
 _RUNS = 16
 
 
@@ -49,7 +49,7 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         once = losses(batch, 2)
         if once is None:
             return replace(plan, rows_checked=True)
-        # Noise that is no dropout module's: `F.dropout(x, 0.3)`, NumPy's. Then means of some runs are compared
+        # What noise is left is no dropout module's, but that of `F.dropout(x, 0.3)` or NumPy, say
         is_noisy = (once - once[0]).abs().max() > 1e-6 * once[0].abs()
         times = _RUNS if training.on_any_process(is_noisy) else 1
         once = losses(batch, times) if times > 1 else once[:1]
@@ -68,7 +68,7 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
                 + 4 * ((once.var(correction=0) + again.var(correction=0)) / times) ** 0.5
             )
             if bool((once.mean() - again.mean()).abs() <= margin) or not bool(once.mean().isfinite()):
-                # One value does for any number of rows, so a single row shows nothing
+                # A batch of one row does not tell: one value broadcasts to any number of rows
                 is_open = training.on_any_process(size == 1 and bool(doubtful))
                 known = {} if is_open else follows
                 return replace(plan, rows_checked=not is_open, follows={**plan.follows, **known})

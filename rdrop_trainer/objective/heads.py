@@ -136,7 +136,7 @@ class PredictionHead:
         rows = targets.new_full((), targets.shape[0], dtype=torch.long)
         if self.problem == "regression" or self.soft:
             return torch.stack([rows, rows])
-        # A row whose only label is missing is unlabeled; one of whose several labels none is there does not count
+        # A row without its one label is unlabeled, and has a divergence; one without any of several counts nowhere
         labeled = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1).sum()
         return torch.stack([labeled, labeled if targets.dim() > 1 else rows])
 

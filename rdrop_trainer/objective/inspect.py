@@ -62,7 +62,7 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
     check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
     if kind == plan.kind:
         return plan
-    # What other processes see now is not known, so several of them take a new kind for what it looks like
+    # `judged` is a collective, and other processes may not see this kind now: it stays a first guess
     head = plan.known.get(kind) or (
         judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
     )

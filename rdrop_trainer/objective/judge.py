@@ -157,7 +157,7 @@ def _of_tokens(
         forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
     are_tokens = torch.tensor([form == "tokens" for form in forms], device=training.device).float()
     votes = training.sum_over_processes(are_tokens).bool().tolist()
-    # What a user or a kind said of a head stays
+    # All else stays as the user or the class said it
     return [
         replace(head, name=TOKENS[head.problem].name, tokens=True, unlabeled_mask=TOKENS[head.problem].unlabeled_mask)
         if vote
@@ -184,7 +184,7 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
     shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == shape else v for k, v in look.batch.items()}
     try:
         again = FirstLook.at(training, JointHead.of(heads), look.source, shorter)
-    except Exception:  # labels of columns, one of which is missing
+    except Exception:  # the labels may be those of columns, one of which is missing now
         return [False] * len(heads)
     found = [again.logits(head) for head in heads]
     return [z is not None and z.shape == (shape[0], shape[1] - 1) for z in found]

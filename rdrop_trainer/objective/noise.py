@@ -15,10 +15,10 @@ from .window import Window
 
 logger = logging.get_logger(__name__)
 
-# Where there is noise, so many windows may pass before it shows: LoRA starts with a matrix of zeros after its
+# So many windows may pass before the noise shows that a model has: LoRA starts with a matrix of zeros after its
 # dropout, and a learning-rate warm-up keeps it there for a while
 PATIENCE = 20
-# So many items of a micro-batch are compared: each has gone through every dropout of the model
+# So many items of a micro-batch are enough to compare: each has gone through every dropout of the model
 ITEMS = 256
 
 

@@ -61,7 +61,7 @@ def load_checkpoint(
             "vocab.txt) are missing; put them there, or give --tokenizer_name"
         )
     words = getattr(config.get_text_config(), "vocab_size", None) or math.inf
-    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # the model has no row for some that were added
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # an added one may have no row in the model
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-# Of `--measure full`, predictions of every evaluation row: eight under dropout, and those of the edits
+# `--measure full` predicts every evaluation row so often: eight times under dropout, and with each edit
 _PREDICTIONS = 20
-# Of `--measure quick`, seconds for one of the training
+# `--measure quick` takes so many seconds for one of the training
 _SHARE = 0.2
-# Bytes of a checkpoint for each of the weights: Adam keeps two numbers for a weight
+# A checkpoint has so many bytes for one of the weights: Adam keeps two numbers for a weight
 _CHECKPOINT = 3
 
 

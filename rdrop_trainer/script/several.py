@@ -24,7 +24,7 @@ from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT
 
 # Flags of the command, which none of its runs has
 OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArguments))}
-# Little on the disk and in the logs
+# Of each run, so that disk and logs stay small
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
 _MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure"}

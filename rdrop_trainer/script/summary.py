@@ -150,7 +150,7 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
 
 def command_without_dry_run(argv: Sequence[str], processes: int) -> str:
     """The command of a dry run without `--dry_run`, and without tokens."""
-    in_recipe = _without_flags(argv, ["dry_run"]) == list(argv)  # and is overruled there
+    in_recipe = _without_flags(argv, ["dry_run"]) == list(argv)  # where it has to be overruled
     return _command(argv, {"hub_token": None, "token": None, "dry_run": "False" if in_recipe else None}, processes)
 
 
