@@ -13,11 +13,7 @@ def import_optional(module: str, extra: str = "glue") -> ModuleType:
     """Import a module of an optional package.
 
     Args:
-        module: dotted name of the module.
         extra: the extra of rdrop-trainer that installs the package.
-
-    Returns:
-        The module.
 
     Raises:
         InputError: the package is not installed; the message says how to install it.

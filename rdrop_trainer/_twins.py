@@ -15,7 +15,6 @@ def twins_of(model: nn.Module, change: Callable[[PretrainedConfig], None], what:
     wrapper or PEFT has inside.
 
     Args:
-        model: any model.
         change: applied in place to a copy of each configuration.
         what: the change in words, for the error: "dropout 0.3".
 

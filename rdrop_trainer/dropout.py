@@ -136,9 +136,6 @@ def set_config_dropout(config: Any, p: float) -> None:
     Args:
         config: of transformers, of PEFT, a dict, or any other object; one without entries stays as it is.
         p: probability of zeroing an element.
-
-    Raises:
-        ValueError: the configuration refuses the value.
     """
     for owner, key, path in config_entries(config, CONFIG_NAME):
         try:

@@ -43,8 +43,12 @@ def _calls_next(owner: type, method: str) -> bool:
     return method in names and not {"super", *(base.__name__ for base in owner.__mro__[1:])}.isdisjoint(names)
 
 
-def divides_again(cls: type, ours: type, trainer: type) -> type | None:
-    """The class whose `training_step`, unlike `Trainer`'s, divides the loss by the accumulation steps in any case."""
+def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
+    """Refuse a `training_step` that, unlike `Trainer`'s, divides the loss by the accumulation steps in any case.
+
+    Raises:
+        ValueError: the `training_step` of some class of `cls` does.
+    """
     for owner in cls.__mro__:
         if owner in (ours, trainer) or "training_step" not in vars(owner):
             continue
@@ -62,8 +66,10 @@ def divides_again(cls: type, ours: type, trainer: type) -> type | None:
         ]
         asks = any(getattr(node, "attr", "") == "loss_is_scaled_for_ga" for node in ast.walk(tree))
         if not asks and any("gradient_accumulation_steps" in ast.unparse(divisor) for divisor in divisors):
-            return owner
-    return None
+            raise ValueError(
+                f"The training_step of {owner.__name__} divides by the accumulation steps, but R-Drop's loss is this "
+                "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
+            )
 
 
 def takes_count(function: Callable[..., Any]) -> bool:

@@ -137,12 +137,7 @@ class BestCheckpoint(NamedTuple):
 
 
 def best_checkpoint(state: Mapping[str, Any], settings: Mapping[str, Any]) -> BestCheckpoint | None:
-    """The best checkpoint of a run; None where none was chosen.
-
-    Args:
-        state: as `trainer_state.json` holds it.
-        settings: of the run.
-    """
+    """The best checkpoint of a run; None where none was chosen."""
     name = Path(state.get("best_model_checkpoint") or "").name
     step = name.removeprefix("checkpoint-")
     if not step.isdecimal():
@@ -154,11 +149,7 @@ def best_checkpoint(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Be
 
 
 def name_of_data(results: Mapping[str, Any]) -> str:
-    """What a run was trained on, for people: the task, or of a user's own file its name (its folder's, of "train.csv").
-
-    Args:
-        results: as `all_results.json` holds them.
-    """
+    """What a run was trained on, for people: the task, or the name of a user's file (of "train.csv": of its folder)."""
     file = results["settings"].get("train_file")
     if results["task"] != "custom" or not file:
         return str(results["task"])
@@ -203,7 +194,6 @@ def changed_settings(
     Args:
         before: settings of the first run; one that it lacks counts as None.
         now: settings of the second run; all of them are compared.
-        free: names of those that may differ.
 
     >>> print(*changed_settings({"seed": 1, "log_level": "info"}, {"seed": 2, "log_level": "error"}))
     seed was 1, now 2

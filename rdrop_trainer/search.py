@@ -71,9 +71,6 @@ def open_study(direction: str | list[str], **arguments: Any) -> optuna.Study:
     Args:
         direction: "minimize" or "maximize", or a list of them for several objectives.
         **arguments: those of `optuna.create_study`, such as `study_in` gives.
-
-    Raises:
-        InputError: the study was begun in another direction; Optuna would go on in that one without a word.
     """
     import optuna
 

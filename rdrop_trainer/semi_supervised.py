@@ -182,8 +182,6 @@ class SemiSupervisedSampler(Sampler[SemiSupervisedIndex]):
     So a resumed run goes on with the same rows, and processes, which take different k, get different rows.
 
     Args:
-        labeled: the sampler of labeled rows, which has a length.
-        unlabeled_rows: how many there are.
         ratio: unlabeled rows per labeled row, > 0.
         seed: of the permutations.
     """
@@ -227,11 +225,7 @@ class SemiSupervisedSampler(Sampler[SemiSupervisedIndex]):
 
 
 class SemiSupervisedCollator:
-    """A collator of rows, applied to all rows of a batch of `SemiSupervisedDataset`: first the labeled ones.
-
-    Args:
-        collator: makes a batch of a list of rows.
-    """
+    """A collator of rows, applied to all rows of a batch of `SemiSupervisedDataset`: first the labeled ones."""
 
     def __init__(self, collator: Callable[[list[Mapping[str, Any]]], Any]):
         self.collator = collator

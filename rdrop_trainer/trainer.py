@@ -27,14 +27,14 @@ from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.view import SecondView
 from .objective.window import LoggedTerms, StepSettings, Window
-from .overrides import calls_super, check_order, divides_again, overriding, takes_count, with_taken
+from .overrides import calls_super, check_not_divided_again, check_order, overriding, takes_count, with_taken
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.processes import (
     EqualBatches,
     check_all_have_batches,
-    is_of_reentrant_checkpoints,
-    reentrant_checkpoints,
+    check_parallelism,
+    explain_reentrant_checkpoints,
 )
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
@@ -120,84 +120,7 @@ class RDropMixin(
         self._set_dropout()
         self._start_rdrop()
 
-    # ---- Training ----
-
-    def train(self, *args, **kwargs):
-        """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
-        # Checked, and of their types: a hyper-parameter search would cast alphas to the int that somebody assigned
-        vars(self.args).update(vars(RDropArguments.of(self.args)))
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"R-Drop does not run under torch.nn.DataParallel, which {self.args.n_gpu} visible GPUs in one process "
-                "would start. Launch one process per GPU (torchrun --nproc_per_node ... or accelerate launch), or "
-                "choose one GPU with CUDA_VISIBLE_DEVICES=0."
-            )
-        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
-            raise ValueError(
-                "R-Drop does not support context or sequence parallelism, which split rows between processes: set "
-                "cp_size and sp_size of parallelism_config to 1."
-            )
-        divider = divides_again(type(self), RDropMixin, Trainer) if self.args.gradient_accumulation_steps > 1 else None
-        if divider is not None:
-            raise ValueError(
-                f"The training_step of {divider.__name__} divides by the accumulation steps, but R-Drop's loss is this "
-                "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
-            )
-        self._start_rdrop()
-        try:
-            with self._behind_ours():
-                output = super().train(*args, **kwargs)
-            self._check_losses_came_through()
-            return output
-        finally:
-            self._window = self._objective = None
-            self._finite_loss_guard.forget()
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
-        loader = self.callback_handler.train_dataloader
-        has_no_end = loader is not None and not has_length(loader)
-        if has_no_end and self.accelerator.num_processes > 1:
-            # Before `Trainer` counts their items together, which only those processes would do that have some
-            batches = list(islice(epoch_iterator, num_batches))
-            check_all_have_batches(len(batches) == num_batches, self.accelerator)
-            epoch_iterator = iter(batches)
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
-            # `Trainer` takes no optimizer step after them: their gradient would be added to the next step's
-            logger.warning_once(
-                f"The data set has no length, and its last {len(batch_samples)} batches do not fill an accumulation "
-                f"window of {self.args.gradient_accumulation_steps}: they are left out."
-            )
-            batch_samples = []
-        self._check_losses_came_through()
-        self._window = None
-        self._logged_terms.start_window(self.state.global_step)
-        shared = self.args.average_tokens_across_devices
-        self._window = self._count_window(batch_samples, shared) if batch_samples else None
-        return batch_samples, num_items_in_batch
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
-        try:
-            with self._in_phase("train"):
-                loss = super().training_step(*args, **kwargs)
-        except BaseException as error:
-            self._losses_made += 1  # it may have been on its way: `auto_find_batch_size` begins again, others go on
-            if is_of_reentrant_checkpoints(error) and self.args.rdrop_forward_mode != "concat":
-                raise ValueError(reentrant_checkpoints(self.args.rdrop_forward_mode)) from error
-            raise
-        self._finite_loss_guard.watch(loss)
-        return loss
-
-    def prediction_step(self, *args, **kwargs):
-        """`Trainer.prediction_step`, whose losses are `Trainer`'s."""
-        with self._in_phase("evaluate"), self._behind_ours():
-            return super().prediction_step(*args, **kwargs)
-
-    def _save_checkpoint(self, *args, **kwargs) -> None:
-        self._finite_loss_guard.check()
-        super()._save_checkpoint(*args, **kwargs)
+    # ---- The loss of a micro-batch ----
 
     def compute_loss(
         self,
@@ -217,20 +140,158 @@ class RDropMixin(
         Returns:
             This micro-batch's share of the loss of the optimizer step; outside `train()`, the loss of this batch.
         """
-        trains = model.training and self._phase is None
-        if self._phase == "train":  # the flag of a wrapper may be wrong, but not those of all that is in it
-            trains = any(module.training for module in model.modules())
-        if not trains:
+        if not self._is_training(model):
             return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         window, settings = self._window_of(inputs), self._step_settings()
         self._losses_made += 1
-        is_plain = settings.num_passes == 1 and window.is_one_batch and self._base_counts_right(window)
-        if is_plain and not (window.head.soft and window.head.misread_by_stock_code(inputs)):
+        if settings.num_passes == 1 and self._base_counts_right(window, inputs):
             return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
         if settings.num_passes > 1 and self._window is not None:
             self._logged_terms.add(terms, self.state.global_step)
         return (terms.loss, passes.first_output(terms.loss)) if return_outputs else terms.loss
+
+    def _is_training(self, model: nn.Module) -> bool:
+        if self._phase == "train":  # the flag of a wrapper may be wrong, those of the modules in it are not
+            return any(module.training for module in model.modules())
+        return self._phase is None and model.training
+
+    def _step_settings(self) -> StepSettings:
+        settings, step = RDropArguments.of(self.args), self.state.global_step
+        return StepSettings(
+            alpha=settings.alpha_at(step, self.state.max_steps),
+            num_passes=settings.rdrop_num_passes if settings.is_rdrop_step(step) else 1,
+            forward_mode=settings.rdrop_forward_mode,
+            reduction=settings.rdrop_reduction,
+            fused_head=settings.rdrop_fused_head,
+            allow_deterministic=settings.rdrop_allow_deterministic,
+            second_view=self.second_view,
+        )
+
+    def _window_of(self, inputs: Mapping[str, Any]) -> Window:
+        if self._window is None and self._phase == "train" and self.is_in_train:
+            owner = overriding(type(self), "get_batch_samples", RDropMixin)
+            raise ValueError(
+                f"R-Drop did not see the batches of this step: let the get_batch_samples of "
+                f"{(owner or type(self)).__name__} call super().get_batch_samples(...), which counts their items."
+            )
+        return self._window or self._count_window([inputs])
+
+    def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
+        """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
+        if self._objective is None or self._objective.training.model is not self.model:
+            training = self._training()
+            self._objective = Objective(first_plan(training, batches), training)
+        settings = RDropArguments.of(self.args)
+        share = settings.rdrop_row_share if settings.is_rdrop_step(self.state.global_step) else 1.0
+        return self._objective.window(batches, shared, share)
+
+    def _training(self) -> Training:
+        if half := {p.dtype for p in self.model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
+            logger.warning_once(
+                f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
+                "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."
+            )
+        liger = getattr(self.args, "liger_kernel_config", None) or {}
+        hidden_by = None
+        if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
+            hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
+        settings = RDropArguments.of(self.args)
+        return Training(
+            self.model,
+            self.accelerator,
+            label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
+            loss_function=self.compute_loss_func,
+            trainer_loss=self._trainer_loss(),
+            hidden_by=hidden_by,
+            is_sharded=self.is_fsdp_enabled,
+            is_compiled=self.args.torch_compile,
+            problem=settings.rdrop_problem,
+            heads=heads_from_setting(settings.rdrop_heads),
+            label_names=self.args.label_names or (),
+            replicas=self.get_tp_size(),
+            shares_counts=self.args.average_tokens_across_devices,
+        )
+
+    # ---- The training around it ----
+
+    def train(self, *args, **kwargs):
+        """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
+        # Checked and converted: where somebody assigned an int, a hyper-parameter search would cast its alphas to int
+        vars(self.args).update(vars(RDropArguments.of(self.args)))
+        check_parallelism(self.args.n_gpu, self.get_cp_size(), self.get_sp_size())
+        if self.args.gradient_accumulation_steps > 1:
+            check_not_divided_again(type(self), RDropMixin, Trainer)
+        self._start_rdrop()
+        try:
+            with self._behind_ours():
+                output = super().train(*args, **kwargs)
+            self._check_losses_came_through()
+            return output
+        finally:
+            self._window = self._objective = None
+            self._finite_loss_guard.forget()
+
+    def _start_rdrop(self) -> None:
+        self._window = self._objective = None
+        self._losses_made = 0  # in this window
+        self._logged_terms = self._micro_batch_end.logged_terms = LoggedTerms(self.args.device)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
+        loader = self.callback_handler.train_dataloader
+        has_no_end = loader is not None and not has_length(loader)
+        if has_no_end and self.accelerator.num_processes > 1:
+            # Before `Trainer` counts items over processes: one without batches would not take part, and others wait
+            batches = list(islice(epoch_iterator, num_batches))
+            check_all_have_batches(len(batches) == num_batches, self.accelerator)
+            epoch_iterator = iter(batches)
+        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
+            # `Trainer` takes no optimizer step after them: their gradient would be added to the next step's
+            logger.warning_once(
+                f"The data set has no length, and its last {len(batch_samples)} batches do not fill an accumulation "
+                f"window of {self.args.gradient_accumulation_steps}: they are left out."
+            )
+            batch_samples = []
+        self._check_losses_came_through()
+        self._window = None
+        self._logged_terms.start_window(self.state.global_step)
+        shared = self.args.average_tokens_across_devices
+        self._window = self._count_window(batch_samples, shared) if batch_samples else None
+        return batch_samples, num_items_in_batch
+
+    def _check_losses_came_through(self) -> None:
+        """Stop where a step went by without our loss: an override in front of it runs the model by itself."""
+        if self._window is not None and self._losses_made == 0:
+            owner = overriding(type(self), "training_step", RDropMixin) or type(self)
+            raise ValueError(
+                f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
+                f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss, and a "
+                "compute_loss super().compute_loss(...)."
+            )
+        self._losses_made = 0
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
+        try:
+            with self._in_phase("train"):
+                loss = super().training_step(*args, **kwargs)
+        except BaseException as error:
+            self._losses_made += 1  # no loss was missed: `auto_find_batch_size` begins again, others catch and go on
+            explain_reentrant_checkpoints(error, self.args.rdrop_forward_mode)
+            raise
+        self._finite_loss_guard.watch(loss)
+        return loss
+
+    def prediction_step(self, *args, **kwargs):
+        """`Trainer.prediction_step`, whose losses are `Trainer`'s."""
+        with self._in_phase("evaluate"), self._behind_ours():
+            return super().prediction_step(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self._finite_loss_guard.check()
+        super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
@@ -252,90 +313,18 @@ class RDropMixin(
             return once + once * more * len(spread_rows(share, rows)) // rows
         return once + once * more
 
-    # ---- What a step needs ----
+    # ---- The base trainer's loss ----
 
-    def _start_rdrop(self) -> None:
-        self._window = self._objective = None
-        self._losses_made = 0  # in this window
-        self._logged_terms = self._micro_batch_end.logged_terms = LoggedTerms(self.args.device)
-
-    def _step_settings(self) -> StepSettings:
-        settings, step = RDropArguments.of(self.args), self.state.global_step
-        return StepSettings(
-            alpha=settings.alpha_at(step, self.state.max_steps),
-            num_passes=settings.rdrop_num_passes if settings.is_rdrop_step(step) else 1,
-            forward_mode=settings.rdrop_forward_mode,
-            reduction=settings.rdrop_reduction,
-            fused_head=settings.rdrop_fused_head,
-            allow_deterministic=settings.rdrop_allow_deterministic,
-            second_view=self.second_view,
-        )
-
-    def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
-        """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
-        if self._objective is None or self._objective.training.model is not self.model:
-            training = self._training()
-            self._objective = Objective(first_plan(training, batches), training)
-        settings = RDropArguments.of(self.args)
-        share = settings.rdrop_row_share if settings.is_rdrop_step(self.state.global_step) else 1.0
-        return self._objective.window(batches, shared, share)
-
-    def _window_of(self, inputs: Mapping[str, Any]) -> Window:
-        if self._window is None and self._phase == "train" and self.is_in_train:
-            owner = overriding(type(self), "get_batch_samples", RDropMixin)
-            raise ValueError(
-                f"R-Drop did not see the batches of this step: let the get_batch_samples of "
-                f"{(owner or type(self)).__name__} call super().get_batch_samples(...), which counts their items."
-            )
-        return self._window or self._count_window([inputs])
-
-    def _check_losses_came_through(self) -> None:
-        """Stop where a step went by without our loss: an override in front of it runs the model by itself."""
-        if self._window is not None and self._losses_made == 0:
-            owner = overriding(type(self), "training_step", RDropMixin) or type(self)
-            raise ValueError(
-                f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
-                f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss, and a "
-                "compute_loss super().compute_loss(...)."
-            )
-        self._losses_made = 0
-
-    def _training(self) -> Training:
-        if half := {p.dtype for p in self.model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
-            logger.warning_once(
-                f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
-                "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."
-            )
+    def _trainer_loss(self) -> TrainerLoss | None:
+        """The task loss where a trainer below ours has its own, or one in front of ours that does not call ours."""
         own: Any = super().compute_loss
         owner = overriding(type(self), "compute_loss", RDropMixin) if self._keeps_override else None
         if owner is None and own.__func__ is not Trainer.compute_loss:
             order = type(self).__mro__
             owner = next(cls for cls in order[order.index(RDropMixin) + 1 :] if issubclass(cls, Trainer))
-        trainer_loss = None
-        if owner is not None:
-            trainer_loss = TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
-        liger = getattr(self.args, "liger_kernel_config", None) or {}
-        hidden_by = None
-        if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
-            hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
-        settings = RDropArguments.of(self.args)
-        return Training(
-            self.model,
-            self.accelerator,
-            label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
-            loss_function=self.compute_loss_func,
-            trainer_loss=trainer_loss,
-            hidden_by=hidden_by,
-            is_sharded=self.is_fsdp_enabled,
-            is_compiled=self.args.torch_compile,
-            problem=settings.rdrop_problem,
-            heads=heads_from_setting(settings.rdrop_heads),
-            label_names=self.args.label_names or (),
-            replicas=self.get_tp_size(),
-            shares_counts=self.args.average_tokens_across_devices,
-        )
-
-    # ---- The base trainer's loss ----
+        if owner is None:
+            return None
+        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
 
     def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
         """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""
@@ -374,11 +363,13 @@ class RDropMixin(
     def _base_model(self) -> nn.Module:
         return base_model(self.accelerator.unwrap_model(self.model))
 
-    def _base_counts_right(self, window: Window) -> bool:
-        """Whether `Trainer`'s own loss of a whole step is the mean over its items."""
-        training = self._objective.training
-        if window.head.shifted and training.smoothing(window.head):
-            # Its smoother shifts the labels for the classes listed here
+    def _base_counts_right(self, window: Window, inputs: Mapping[str, Any]) -> bool:
+        """Whether `Trainer`'s own loss of this micro-batch is its share of the mean over the items of the step."""
+        head, training = window.head, self._objective.training
+        if not window.is_one_batch or (head.soft and head.misread_by_stock_code(inputs)):
+            return False
+        if head.shifted and training.smoothing(head):
+            # `Trainer`'s label smoother shifts labels for these classes alone
             return type(training.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return True
 

@@ -31,10 +31,6 @@ def cmrc_scores(predictions: Sequence[str], references: Answers) -> dict[str, fl
     `exact_match` ignores case and punctuation. `f1` counts Chinese characters, and words, numbers and marks of other
     scripts; the overlap of two answers is their longest common run. The official script takes words from NLTK, which
     also splits English contractions ("don't") in two.
-
-    Args:
-        predictions: an answer for each question.
-        references: the right answers of each, at least one.
     """
     return _scores(predictions, references, _bare, _run_f1)
 
@@ -43,9 +39,6 @@ def squad_scores(predictions: Sequence[str], references: Answers) -> dict[str, f
     """`exact_match` and `f1`, from 0 to 1, as the official script of SQuAD 1.1 and 2.0 has them.
 
     Both ignore case, punctuation and English articles; `f1` counts the words that two answers have in common.
-
-    Args:
-        predictions, references: as of `cmrc_scores`.
     """
     return _scores(predictions, references, _plain, _word_f1)
 

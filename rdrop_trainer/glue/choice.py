@@ -27,12 +27,6 @@ def make_choice_features(
     The first segment is the passage, the second the question and the choice. The choice also fills a blank in the
     passage. A passage that is too long is cut to the part around its blank, or to its beginning if it has no blank.
 
-    Args:
-        dataset: rows as `to_passages` returns them.
-        tokenizer: any.
-        max_length: longer inputs are cut, in tokens.
-        pad_to_max_length: pad here, instead of per batch.
-
     Returns:
         The columns of the tokenizer, each a list of token lists, one for each choice, and `labels`, the index of the
         right choice or -100. All rows get the same number of choices; the missing ones are empty.
@@ -93,9 +87,6 @@ def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
 
     The rows of a group get different choices: those with the highest sum of logits, and so with the highest product of
     probabilities. In a group of more rows than choices each row is decided by itself.
-
-    Raises:
-        InputError: SciPy is not installed.
     """
     assign = import_optional("scipy.optimize").linear_sum_assignment
     logits = logits_of(predictions)

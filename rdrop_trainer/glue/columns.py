@@ -17,7 +17,7 @@ from .readers import Rows, read_rows
 
 logger = logging.getLogger(__name__)
 
-ROWS = 1000  # that are looked at
+ROWS = 1000  # of a file that are looked at
 _USUAL = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -34,7 +34,7 @@ _MISSING = frozenset("na n/a nan nat null none - ?".split()) | {""}
 _NUMBER = re.compile(r"[-+]?[$€£¥]? ?(\d[\d,.]*|\.\d+)(e[-+]?\d+)? ?%?", re.IGNORECASE)
 _LINK = re.compile(r"(https?://|ftp://|www\.)\S+|[^\s@]+@[^\s@]+\.\w+", re.IGNORECASE)
 _ID = re.compile(r"(?=.*\d)[A-Za-z0-9_.:#/{}|=+-]+|[^\W\d]{1,10}\d+")  # tt0111161, 编号001
-_WORD = re.compile(r"[!-~]+")  # no blank; other scripts than Latin write sentences without
+_WORD = re.compile(r"[!-~]+")  # without a blank; other scripts than Latin write whole sentences so
 _MONTHS = "jan feb mar apr may jun jul aug sep sept oct nov dec".split()
 _DATE_WORDS = frozenset(
     "january february march april june july august september october november december mon tue wed thu fri sat sun "
@@ -68,7 +68,7 @@ class Column:
         texts = [str(value).strip() for value in known]
         distinct = len(set(texts))
         few = len(texts) >= 4 and distinct <= max(2, len(texts) // 4)
-        repeats = few and (distinct <= 50 or mean(map(len, texts)) <= 12)  # premises of three pairs each are no labels
+        repeats = few and (distinct <= 50 or mean(map(len, texts)) <= 12)  # long texts that repeat are premises, say
         kind = _kind(name, len(values), known, texts, is_first)
         if repeats and kind in ("text", "single words"):
             kind = "few values that repeat"
@@ -79,15 +79,7 @@ class Column:
 
 
 def read_columns(path: str | Path, read: Callable[[str | Path], Rows] = read_rows) -> tuple[int, list[Column]]:
-    """The line of the first row of a file, and its columns.
-
-    Args:
-        path: the file.
-        read: reads it.
-
-    Raises:
-        InputError: the file cannot be read, or has no rows.
-    """
+    """The line of the first row of a file, and its columns."""
     rows = list(islice(read(path), ROWS))
     if not rows:
         raise InputError(f"{path}: is empty, expected rows of data")
@@ -105,8 +97,6 @@ def choose_text_columns(
     numbers or dates; else the only column of text; else two whose names are a pair, such as "text_a" and "text_b".
 
     Args:
-        path, line: of the file and its first row, for messages.
-        columns: of the file.
         others: names of the columns of labels and ids.
 
     Raises:

@@ -30,8 +30,6 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
         task: the task; its `text_sources` and `label_sources` say which fields to read.
         split: name of the split. Rows of "train" and "validation" must have a label, or -100 for none; rows of
             "unlabeled" get -100. Rows of "test" must have an id where the task names a column for it.
-        rows: (line number, raw row) pairs.
-        source: name of the source, for messages.
 
     Returns:
         The dataset, in the order of the rows.
@@ -73,9 +71,7 @@ def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Data
     columns = dict(zip(task.text_columns, map(list, zip(*texts, strict=True)), strict=True))
     text_feature = datasets.Value("string")
     features = {c: datasets.List(text_feature) if task.head == "tokens" else text_feature for c in columns}
-    whole = all(isinstance(value, int) for value in ids)
-    columns["idx"] = ids if whole else [str(value) for value in ids]
-    features["idx"] = datasets.Value("int64" if whole else "string")
+    columns["idx"], features["idx"] = id_column(ids)
     if task.head == "tokens":
         columns["labels"] = [tags or [] for tags in labels]
         features["labels"] = datasets.List(datasets.Value("int64"))
@@ -215,6 +211,13 @@ def _named_id(task: Task, row: dict, where: str, kind: str) -> str | None:
     if re.search(r"[\t\n\r]", text):  # predictions are written as a .tsv
         raise InputError(f"{where}: the id {text!r} holds a tab or a line break, expected one line")
     return text or None
+
+
+def id_column(ids: Sequence[int | str]) -> tuple[list[int | str], datasets.Value]:
+    """The ids of rows as a column, and its type: whole numbers, or text if one of them is."""
+    if all(isinstance(value, int) for value in ids):
+        return list(ids), datasets.Value("int64")
+    return [str(value) for value in ids], datasets.Value("string")
 
 
 def row_id(task: Task, row: dict, position: int) -> int | str:

@@ -1,4 +1,8 @@
-"""From rows of a task to the inputs of a model, and from its predictions back to labels of the task."""
+"""From rows of a task to the inputs of a model, and from its predictions back to labels of the task.
+
+What makes features, here and for the other heads, takes rows as `load_task` returns them. Inputs of more than
+`max_length` tokens are cut, and `pad_to_max_length` pads them at once, instead of batch by batch.
+"""
 
 from __future__ import annotations
 
@@ -73,22 +77,13 @@ def make_features(
     """Tokenise rows of a classification or a regression.
 
     Args:
-        dataset: rows as `load_task` returns them.
-        task: the task.
-        tokenizer: any.
         labels: how the task's label ids become the model's; None for a regression.
-        max_length: longer inputs are cut.
-        pad_to_max_length: pad here, instead of per batch.
 
     Returns:
         Columns of the tokenizer and `labels`: ids of the model, -100 where there is no label (numbers for a
         regression).
     """
-    options = {
-        "truncation": True,
-        "max_length": max_length,
-        "padding": "max_length" if pad_to_max_length else False,
-    }
+    options = {"truncation": True, "max_length": max_length, "padding": "max_length" if pad_to_max_length else False}
 
     def encode_rows(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in task.text_columns), **options)

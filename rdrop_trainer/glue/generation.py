@@ -25,12 +25,7 @@ def make_text_features(
     """Tokenise source texts and target texts.
 
     Args:
-        dataset: rows as `load_task` returns them.
         column: name of the column of the source texts. The target texts are in the column "target", None where unknown.
-        tokenizer: any.
-        max_length: longer source texts are cut, in tokens.
-        max_target_length: longer target texts are cut, in tokens.
-        pad_to_max_length: pad the source texts here, instead of per batch.
 
     Returns:
         The columns of the tokenizer for the source texts, and `labels`, the tokens of the target texts.

@@ -27,7 +27,6 @@ def make_block_features(
     """Tokenise lines, join them, and cut them into blocks.
 
     Args:
-        dataset: lines in the column "text".
         tokenizer: any; each line goes in with its line end.
         max_length: of a block with the special tokens around it. The last block may be shorter.
         with_end: whether a block has the special tokens at its end too ([SEP]), and not only those at its beginning.
@@ -71,8 +70,6 @@ def mask(
     """A block with some of its tokens masked, and `labels`, what they were (-100 elsewhere).
 
     Args:
-        row: has `input_ids` and `attention_mask`.
-        tokenizer: it has a mask token.
         probability: that a token is chosen; one is always. Eight in ten of them become the mask, and one another token.
         seed: with it and the tokens the choice is always the same.
     """
@@ -113,8 +110,6 @@ def losses_of_lines(losses: np.ndarray, features: datasets.Dataset, lines: int) 
 
     Args:
         losses: as of `token_losses`, (blocks, T); what is below 0 does not count.
-        features: the blocks.
-        lines: how many there are.
     """
     sums, counts = np.zeros(lines), np.zeros(lines, dtype=int)
     for row, of_line in zip(losses, features["line"], strict=True):

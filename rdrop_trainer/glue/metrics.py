@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import datasets
 import evaluate
@@ -27,9 +29,6 @@ CORRELATIONS = frozenset({"pearson", "spearmanr"})
 def load_metric(task: Task) -> evaluate.Metric:
     """The metric of a task.
 
-    Args:
-        task: the task.
-
     Returns:
         A metric whose `compute(predictions=..., references=...)` returns the keys of `task.metrics`. Predictions and
         references are label ids for classification and multiple choice, numbers for a regression, a list of tag names
@@ -48,7 +47,6 @@ def with_metrics(task: Task, names: Sequence[str]) -> Task:
     """The task with other scores to report first; its own are computed too.
 
     Args:
-        task: the task.
         names: for classification of rows accuracy, f1 (of two labels: that of the second), macro_f1 or
             matthews_correlation; for a regression pearson or spearmanr; for other heads those that the task has. None:
             the task stays as it is.
@@ -77,21 +75,33 @@ def with_metrics(task: Task, names: Sequence[str]) -> Task:
 
 
 class _InMemoryMetric(evaluate.Metric):
-    """An `evaluate` metric that touches no file, so it works on read-only disks and in parallel processes."""
+    """An `evaluate` metric that touches no file, so it works on read-only disks and in parallel processes.
+
+    A class states the `packages` that it needs, with their extra, and the types of a prediction (`feature`) and of a
+    `reference`, if that is another.
+    """
+
+    packages: Mapping[str, str] = {}
+    feature: Any
+    reference: Any = None
 
     def __init__(self, task: Task):
+        for package, extra in self.packages.items():
+            import_optional(package, extra)
         self.task = task
         super().__init__(config_name=task.name, keep_in_memory=True)
 
     def _build_data_dir(self) -> str:
         return self._data_dir_root  # the parent class would make a folder, which is not needed
 
-    def _describe(self, feature: object, reference: object | None = None) -> evaluate.MetricInfo:
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=f"{', '.join(self.task.metrics)} of {self.task.name}",
             citation="",
             inputs_description="\npredictions and references are lists of equal length.",
-            features=datasets.Features({"predictions": feature, "references": reference or feature}),
+            features=datasets.Features(
+                {"predictions": self.feature, "references": self.reference or self.feature},
+            ),
         )
 
 
@@ -103,11 +113,9 @@ class TaskMetric(_InMemoryMetric):
     """
 
     def __init__(self, task: Task):
-        import_optional("scipy.stats" if task.is_regression else "sklearn.metrics")
+        self.packages = {"scipy.stats" if task.is_regression else "sklearn.metrics": "glue"}
+        self.feature = datasets.Value("float64" if task.is_regression else "int64")
         super().__init__(task)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return self._describe(datasets.Value("float64" if self.task.is_regression else "int64"))
 
     def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
         predictions, references = np.asarray(predictions), np.asarray(references)
@@ -119,12 +127,8 @@ class TaskMetric(_InMemoryMetric):
 class TagScores(_InMemoryMetric):
     """F1 of whole entities, or accuracy and macro F1 of tags that are no entities; see `tag_scores`."""
 
-    def __init__(self, task: Task):
-        import_optional("seqeval")
-        super().__init__(task)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return self._describe(datasets.List(datasets.Value("string")))
+    packages = {"seqeval": "glue"}
+    feature = datasets.List(datasets.Value("string"))
 
     def _compute(self, predictions: Sequence[list[str]], references: Sequence[list[str]]) -> dict[str, float]:
         for row, (predicted, reference) in enumerate(zip(predictions, references, strict=True)):
@@ -138,9 +142,8 @@ class TagScores(_InMemoryMetric):
 class AnswerMatch(_InMemoryMetric):
     """Exact match and F1 of answers, as CMRC counts for its own tasks and where an answer is Chinese, else as SQuAD."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return self._describe(text, datasets.List(text))
+    feature = datasets.Value("string")
+    reference = datasets.List(feature)
 
     def _compute(self, predictions: Sequence[str], references: Sequence[list[str]]) -> dict[str, float]:
         if not all(references):
@@ -152,8 +155,7 @@ class AnswerMatch(_InMemoryMetric):
 class Perplexity(_InMemoryMetric):
     """exp of the mean loss of tokens; predictions are sums of losses in nats, references their numbers of tokens."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return self._describe(datasets.Value("float64"))
+    feature = datasets.Value("float64")
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         return {"perplexity": perplexity(list(zip(predictions, references, strict=True)))}
@@ -165,13 +167,8 @@ class TextOverlap(_InMemoryMetric):
     Chinese is compared character by character, other scripts word by word; see `overlap`.
     """
 
-    def __init__(self, task: Task):
-        import_optional("rouge_score", "seq2seq")
-        import_optional("sacrebleu", "seq2seq")
-        super().__init__(task)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return self._describe(datasets.Value("string"))
+    packages = {"rouge_score": "seq2seq", "sacrebleu": "seq2seq"}
+    feature = datasets.Value("string")
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         overlap = {"bleu": bleu(predictions, references), "chrf": chrf(predictions, references)}
@@ -182,14 +179,10 @@ def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
     return float((predictions == references).mean())
 
 
-def _binary_f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(import_optional("sklearn.metrics").f1_score(references, predictions, zero_division=0.0))
-
-
-def _macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    """The mean over the labels that occur in either, as scikit-learn has it."""
+def _f1(average: str, predictions: np.ndarray, references: np.ndarray) -> float:
+    """Of the second label ("binary"), or the mean over the labels that occur in either ("macro")."""
     score = import_optional("sklearn.metrics").f1_score
-    return float(score(references, predictions, average="macro", zero_division=0.0))
+    return float(score(references, predictions, average=average, zero_division=0.0))
 
 
 def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -204,21 +197,13 @@ def _correlation(name: str, predictions: np.ndarray, references: np.ndarray) -> 
         return float(getattr(import_optional("scipy.stats"), name)(predictions, references).statistic)
 
 
-def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
-    return _correlation("pearsonr", predictions, references)
-
-
-def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
-    return _correlation("spearmanr", predictions, references)
-
-
-_SCORES = {
+_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
-    "f1": _binary_f1,
-    "macro_f1": _macro_f1,
+    "f1": partial(_f1, "binary"),
+    "macro_f1": partial(_f1, "macro"),
     "matthews_correlation": _matthews,
-    "pearson": _pearson,
-    "spearmanr": _spearman,
+    "pearson": partial(_correlation, "pearsonr"),
+    "spearmanr": partial(_correlation, "spearmanr"),
 }
 _METRICS = {
     "tokens": TagScores,

@@ -31,42 +31,21 @@ def without_blanks(text: str) -> str:
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1: means over rows, without stemming.
-
-    Args:
-        predictions, references: one text each per row, at least one row.
-
-    Raises:
-        InputError: rouge-score is not installed.
-    """
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, from 0 to 1: means over rows, without stemming."""
     scorer = import_optional("rouge_score.rouge_scorer", "seq2seq").RougeScorer(list(ROUGE), tokenizer=_Tokenizer())
     rows = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: sum(row[name].fmeasure for row in rows) / len(rows) for name in ROUGE}
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU of sacrebleu, from 0 to 100, with the tokenisation "zh" if a reference is Chinese, else "13a".
-
-    Args:
-        predictions, references: one text each per row, at least one row.
-
-    Raises:
-        InputError: sacrebleu is not installed.
-    """
+    """Corpus BLEU of sacrebleu, from 0 to 100, with the tokenisation "zh" if a reference is Chinese, else "13a"."""
     tokenize = "zh" if any(map(is_chinese, references)) else "13a"
     corpus_bleu = import_optional("sacrebleu", "seq2seq").corpus_bleu
     return corpus_bleu(list(predictions), [list(references)], tokenize=tokenize).score
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus chrF of sacrebleu, from 0 to 100: F-score of runs of up to 6 characters, blanks left out.
-
-    Args:
-        predictions, references: one text each per row, at least one row.
-
-    Raises:
-        InputError: sacrebleu is not installed.
-    """
+    """Corpus chrF of sacrebleu, from 0 to 100: F-score of runs of up to 6 characters, blanks left out."""
     return import_optional("sacrebleu", "seq2seq").corpus_chrf(list(predictions), [list(references)]).score
 
 

@@ -40,9 +40,6 @@ def choose_pair(
     only other column of text. Of two columns of text, nothing says which is which.
 
     Args:
-        path: the file.
-        source, target: those that are given.
-        id_column: the column of ids.
         is_test: whether the file may have no target.
 
     Raises:

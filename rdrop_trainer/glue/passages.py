@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 
 from ..errors import InputError
-from .examples import UNLABELED, row_id, text_of
+from .examples import UNLABELED, id_column, row_id, text_of
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,8 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     """Build one split in memory, a row per question.
 
     Args:
-        task: a task whose head is "choice" or "question".
         split: name of the split. Rows of "train" and "validation" must have an answer.
         values: (place, raw value) pairs; messages name the place, such as "train.json:7".
-        source: name of the source, for messages.
 
     Returns:
         The columns `idx`, `context` and `question`. For multiple choice also `choices`, `label` (the index of the right
@@ -75,11 +73,10 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
         raise InputError(
             f"{source}: the id {doubles[0]!r} occurs twice, but the leaderboard's file has one answer per id"
         )
-    whole = all(isinstance(value, int) for value in ids)
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    columns["idx"] = ids if whole else [str(value) for value in ids]
     text, number = datasets.Value("string"), datasets.Value("int64")
-    features = {"context": text, "question": text, "idx": number if whole else text}
+    features = {"context": text, "question": text}
+    columns["idx"], features["idx"] = id_column(ids)
     if choice:
         columns["group"] = groups
         features |= {"choices": datasets.List(text), "label": number, "group": text}

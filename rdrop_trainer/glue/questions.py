@@ -27,11 +27,8 @@ def make_question_features(
     """Tokenise questions with their passages, in windows.
 
     Args:
-        dataset: rows as `to_passages` returns them.
-        tokenizer: a fast one.
         max_length: length of a window with its question, in tokens. The question is cut to a quarter of it.
         overlap: tokens that two windows of a passage share; at most a third of max_length is used.
-        pad_to_max_length: pad here, instead of per batch.
 
     Returns:
         A row per window, with the columns of the tokenizer and these:

@@ -28,9 +28,7 @@ def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False
     """Load one file.
 
     Args:
-        task: the task of its rows.
         split: "train", "validation", "test", ...; what a row must have depends on it.
-        path: the file; the ending of its name says of what kind it is.
         classic: whether columns may be known by their position, as in the .tsv files of glue_data.
 
     Raises:

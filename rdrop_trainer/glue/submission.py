@@ -50,13 +50,11 @@ def write_submission(
     The file appears as a whole, or not at all.
 
     Args:
-        task: the task.
         split: the split of the predictions, such as "test" or "test_matched".
         ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead, as do a user's own files without
             `task.id_column`.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of tags; indices of choices;
             texts of answers or titles; of a language model the loss of each line and its number of tokens.
-        directory: folder to write to; it is made if it does not exist.
         tokens: the tokens of the rows, for token tasks.
 
     Returns:
@@ -78,7 +76,7 @@ def write_submission(
         answers = [_entities("".join(words), tags) for words, tags in zip(tokens, predictions, strict=True)]
     else:
         answers = [_answer(task, row, prediction) for row, prediction in enumerate(predictions)]
-    ids = [_plain_id(row_id) for row_id in ids]
+    ids = [row_id if isinstance(row_id, str) else operator.index(row_id) for row_id in ids]
     leaderboard = _choose_leaderboard(task, split, ids)
     if leaderboard.file.endswith(".conll"):
         names: Sequence[int | str | None] = ids if task.id_column is not None else [None] * len(ids)
@@ -96,7 +94,10 @@ def write_submission(
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
 
     path = Path(directory) / leaderboard.file
-    _write(path, "\n".join(lines) + "\n")
+    try:
+        write_text(path, "\n".join(lines) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
     return Submission(path, len(answers), leaderboard.rows, leaderboard.rows in (None, len(answers)))
 
 
@@ -146,14 +147,3 @@ def _entities(text: str, tags: Sequence[str]) -> dict:
     for kind, start, end in entities_of(tags):
         found.setdefault(kind, {}).setdefault(text[start : end + 1], []).append([start, end])
     return found
-
-
-def _plain_id(row_id: Any) -> int | str:
-    return row_id if isinstance(row_id, str) else operator.index(row_id)
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        write_text(path, content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -30,14 +30,6 @@ def make_tag_features(
 ) -> datasets.Dataset:
     """Tokenise rows token by token, so that the tag of every one can be predicted.
 
-    Args:
-        dataset: rows as `load_task` returns them.
-        task: a token task.
-        tokenizer: a fast one.
-        labels: how the task's label ids become the model's.
-        max_length: longer inputs are cut.
-        pad_to_max_length: pad here, instead of per batch.
-
     Returns:
         Columns of the tokenizer, `labels` at the first piece of each token, -100 elsewhere, and `token_of_piece`: which
         token a piece begins (-1: none).

@@ -34,9 +34,6 @@ def entities_of(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 def entity_f1(predictions: Tags, references: Tags) -> dict[str, float]:
     """F1 of whole entities: an entity is right if its type and both its ends are.
 
-    Args:
-        predictions, references: the tags of each row, as many as it has tokens.
-
     Returns:
         `f1`, `precision` and `recall` over all entities, `f1_<type>` of each type that occurs in either, and
         `macro_f1`, their mean.
@@ -61,11 +58,7 @@ def entity_f1(predictions: Tags, references: Tags) -> dict[str, float]:
 
 
 def tag_accuracy(predictions: Tags, references: Tags) -> dict[str, float]:
-    """`accuracy` of single tags, and `macro_f1`, the mean over the tags that occur in either; `NO_TAG` is none.
-
-    Args:
-        predictions, references: the tags of each row, as many as it has tokens.
-    """
+    """`accuracy` of single tags, and `macro_f1`, the mean over the tags that occur in either; `NO_TAG` is none."""
     pairs = [pair for rows in zip(predictions, references, strict=True) for pair in zip(*rows, strict=True)]
     kinds = sorted({tag for pair in pairs for tag in pair} - {NO_TAG})
     places = list(enumerate(pairs))

@@ -65,7 +65,6 @@ def lines_of(path: Path, limit: int | None = LINE_LIMIT) -> Iterator[tuple[int, 
     """The lines of a UTF-8 file with their numbers, without line ends and without a byte order mark.
 
     Args:
-        path: the file.
         limit: the longest line that is accepted, in bytes; None for any.
 
     Raises:

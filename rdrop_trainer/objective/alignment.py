@@ -23,7 +23,7 @@ from .training import Training
 
 logger = logging.get_logger(__name__)
 
-_FAR = 1e6  # a distance, where there is none to tell
+_FAR = 1e6  # stands for the distance of losses that cannot be compared
 
 
 def aligned(
@@ -37,12 +37,7 @@ def aligned(
     """Heads whose labels stand where the model's own loss has them; a collective.
 
     Args:
-        training: of the model.
-        heads: of one part each, or one head.
-        named: what their user said of them.
         passes: one pass without noise, with the loss of the model.
-        batch: the batch it was over.
-        source: of the task loss.
 
     Returns:
         The heads, and whether the model's loss is the weighted sum of their usual losses.

@@ -44,7 +44,7 @@ def compare_model_loss(
         return kept  # a router adds to it, maybe less than the comparison would see
     loss = stock_loss(training, plan.head, passes, items, batch)
     if plan.head.misread_by_stock_code(batch):
-        own = own.new_full((), torch.nan)  # decides nothing
+        own = own.new_full((), torch.nan)  # so that this batch decides nothing
     if plan.head.summed:  # over the rows of all passes that ran together
         own = own * len(passes.runs) / passes.num_passes
     tolerance = training.tolerance(own, items[0].outputs[0])
@@ -74,7 +74,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     if all(value is not None and value[0].requires_grad for value in logits):
         return replace(plan, trainer_comparison=None)
     loss = own.loss().detach()
-    del own, logits  # and with them the activations
+    del own, logits  # and with them the activations that they hold
     if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
     passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
@@ -204,7 +204,7 @@ def _with_lm_head(training: Training, plan: Plan, batch: Mapping[str, Any]) -> P
     if decoder_inputs(base, batch) is None:
         raise CannotFuse(f"{type(base).__name__} makes the inputs of its decoder from labels by itself")
     lm_head = LMHead.of(base)
-    # A class that is known has the stock loss
+    # The classes that are `verified` by their names have the stock loss
     return replace(plan, lm_head=lm_head, task_loss=StockLoss(base) if lm_head.verified else plan.task_loss)
 
 

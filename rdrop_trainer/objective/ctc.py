@@ -39,11 +39,7 @@ class CTCHead(PredictionHead):
 
     @classmethod
     def of(cls, model: nn.Module) -> CTCHead:
-        """The head of a model for CTC.
-
-        Raises:
-            ValueError: the model does not say how many frames it makes of a sound, or how its loss is reduced.
-        """
+        """The head of a model for CTC."""
         names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
         lengths = next((getattr(model, name) for name in names if hasattr(model, name)), None)
         config: Any = model.config
@@ -91,7 +87,7 @@ class CTCHead(PredictionHead):
                 f"R-Drop took the head for {self.name}, whose {self.outputs[0]!r} have the shape (rows, frames, "
                 f"characters) with {size} rows; the model returned {tuple(logits[0].shape)}."
             )
-        mask = self._valid(frames, logits[0].shape[1])
+        mask = torch.arange(logits[0].shape[1], device=frames.device) < frames[:, None]  # (B, T)
         none = torch.full((mask.numel(),), IGNORE_INDEX, device=mask.device)
         loss = partial(self._loss, transcripts=labels, frames=frames)
         return [Items(tuple(z.flatten(0, 1) for z in logits), none, mask.flatten(), loss=loss)]
@@ -99,9 +95,6 @@ class CTCHead(PredictionHead):
     def rows_of_items(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
         frames = self.frames(batch)
         return torch.arange(len(frames), device=frames.device).repeat_interleave(frames), len(frames)
-
-    def _valid(self, frames: torch.Tensor, length: int) -> torch.Tensor:
-        return torch.arange(length, device=frames.device) < frames[:, None]  # (B, T)
 
     def _loss(
         self,

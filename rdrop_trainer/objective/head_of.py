@@ -115,12 +115,6 @@ def head_of(
 def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], own_loss: bool) -> list[PredictionHead]:
     """The heads that the user named, one part each, as far as the labels of a batch tell.
 
-    Args:
-        model: the unwrapped model.
-        batch: one batch.
-        heads: as the user named them.
-        own_loss: the task loss is not the stock one of the model's class.
-
     Raises:
         ValueError: a head that R-Drop does not fit, or labels that are missing.
     """

@@ -60,6 +60,8 @@ class PredictionHead:
         problem: the divergence, and the stock loss where `stock` does not name another, as `rdrop_loss` names them.
         outputs: names of the logits of each part among the model's outputs, as `Passes` knows them.
         labels: names of the labels of each part in the batch.
+        weights: of the divergence of each part; None: they are averaged.
+        doubt: why the predictions of several passes cannot be compared, a sentence.
         tokens: the items are tokens (logits (B, T, C), labels (B, T) or (B, T, C)), not rows (logits (B, C)).
         shifted: the logits of a token predict the label of the next one.
         place: where the positions of labels are among those of logits of tokens, of which there may be more: at their
@@ -67,36 +69,38 @@ class PredictionHead:
         soft_prompt: learned positions stand before the text, so that even its first token is predicted.
         unlabeled_mask: name of the mask whose tokens count in the divergence where a row of tokens has no label at
             all: such a row is unlabeled text. None: such a row counts nowhere.
-        positions: the labels are positions in the text, and those outside it are ignored.
-        language_model: the classes are a vocabulary.
         choices: the logits of a row are scores of its choices, of which there may be a single one.
+        positions: the labels are positions in the text, and those outside it are ignored.
         soft: the labels are probabilities of the classes, (B, C), as `F.cross_entropy` takes them.
+        language_model: the classes are a vocabulary.
         stock: the problem of the stock loss of the model's class, where it is another one.
         own_loss: the task loss is not the stock one, so it may know tokens without a label that cross-entropy does not:
             with another negative label, and outside the attention mask in a batch without any -100.
         summed: task loss and divergence are sums over the items of an optimizer step, not means.
-        weights: of the divergence of each part; None: they are averaged.
-        doubt: why the predictions of several passes cannot be compared, a sentence.
     """
 
+    # What is compared
     name: str
     problem: Problem = "single_label"
     outputs: tuple[str, ...] = ("logits",)
     labels: tuple[str, ...] = ("labels",)
+    weights: tuple[float, ...] | None = None
+    doubt: str | None = None
+    # Items that are tokens
     tokens: bool = False
     shifted: bool = False
     place: Literal["start", "end", "same"] = "end"
     soft_prompt: bool = False
     unlabeled_mask: str | None = None
-    positions: bool = False
-    language_model: bool = False
+    # What the labels are
     choices: bool = False
+    positions: bool = False
     soft: bool = False
+    language_model: bool = False
+    # The task loss
     stock: Problem | None = None
     own_loss: bool = False
     summed: bool = False
-    weights: tuple[float, ...] | None = None
-    doubt: str | None = None
 
     @property
     def parts(self) -> tuple[PredictionHead, ...]:
@@ -132,7 +136,7 @@ class PredictionHead:
         rows = targets.new_full((), targets.shape[0], dtype=torch.long)
         if self.problem == "regression" or self.soft:
             return torch.stack([rows, rows])
-        # A row whose only label is missing is unlabeled; one of whose several labels none is there does not count
+        # A row without its one label is unlabeled, and has a divergence; one without any of several counts nowhere
         labeled = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1).sum()
         return torch.stack([labeled, labeled if targets.dim() > 1 else rows])
 
@@ -177,13 +181,29 @@ class PredictionHead:
         return self._divergence_mask(targets, batch).nonzero()[:, 0], len(targets)
 
     def _items(self, name, outputs, targets, batch, num_passes) -> Items:
+        outputs = self._checked(name, outputs, targets, batch, num_passes)
+        if not self.tokens:
+            if self.positions and self.soft_prompt:
+                outputs = [z[:, -batch_length(batch) :] for z in outputs]
+            return self._of_problem(tuple(z.reshape(len(z), -1) for z in outputs), targets, None)
+        length = targets.shape[1]
+        of_labels = slice(length) if self.place == "start" else slice(outputs[0].shape[1] - length, None)
+        flat = tuple(z[:, of_labels].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
+        mask = self._divergence_mask(targets, batch)  # (B, T)
+        return self._of_problem(flat, targets.flatten(0, 1), mask.flatten())
+
+    def _checked(self, name, outputs, targets, batch, num_passes) -> tuple[torch.Tensor, ...]:
+        """Outputs of the shape that the head has, (rows, classes) or (rows, tokens, classes).
+
+        Raises:
+            ValueError: they have another.
+        """
         size = num_passes // len(outputs) * targets.shape[0]
         expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
-        first = outputs[0]
-        is_squeezed = first.dim() == len(expected) - 1 and (not self.tokens or is_along_text(targets, batch))
+        is_squeezed = outputs[0].dim() == len(expected) - 1 and (not self.tokens or is_along_text(targets, batch))
         if is_squeezed and not self.choices and not self.positions and not self.language_model:
             outputs = tuple(z.unsqueeze(-1) for z in outputs)
-            first = outputs[0]
+        first = outputs[0]
         fits = first.dim() == len(expected) and first.shape[0] == size
         if self.tokens:
             fits = fits and first.shape[1] >= targets.shape[1]
@@ -203,16 +223,7 @@ class PredictionHead:
                 "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression. "
                 "rdrop_problem, config.problem_type or rdrop_heads says which."
             )
-        if not self.tokens:
-            if self.positions and self.soft_prompt:
-                outputs = [z[:, -batch_length(batch) :] for z in outputs]
-            flat = tuple(z.reshape(size, -1) for z in outputs)
-            return self._of_problem(flat, targets, None)
-        mask = self._divergence_mask(targets, batch)  # (B, T)
-        length = targets.shape[1]
-        of_labels = slice(length) if self.place == "start" else slice(outputs[0].shape[1] - length, None)
-        flat = tuple(z[:, of_labels].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
-        return self._of_problem(flat, targets.flatten(0, 1), mask.flatten())
+        return outputs
 
     def _of_problem(self, outputs: tuple[torch.Tensor, ...], targets: torch.Tensor, mask: torch.Tensor | None) -> Items:
         """The items of outputs (m·N, C) or m of (N, C): with labels of the shape that their problem wants."""

@@ -13,7 +13,6 @@ from transformers.utils import logging
 from .._extras import lost_windows
 from ..head import Head
 from ..losses import devices
-from ..losses.reference import IGNORE_INDEX
 from .comparisons import (
     compare_function,
     compare_model_loss,
@@ -21,13 +20,13 @@ from .comparisons import (
     find_lm_head,
     find_use_of_count,
 )
+from .forward_modes import check_repeats, check_rows
 from .head_of import head_of, heads_of
 from .heads import QUESTION_ANSWERING, Items, PredictionHead
 from .joint import JointHead
 from .judge import judged
-from .labels import check_range
+from .labels import check_range, refuse_marked_rows
 from .lm_head import LMHead
-from .modes import check_repeats, check_rows
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, can_repeat, without_ddp
 from .plan import Plan
@@ -63,7 +62,7 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
     check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
     if kind == plan.kind:
         return plan
-    # What other processes see now is not known, so several of them take a new kind for what it looks like
+    # `judged` is a collective, and other processes may not see this kind now: it stays a first guess
     head = plan.known.get(kind) or (
         judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
     )
@@ -101,7 +100,7 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool =
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
     if head.task_problem == "regression" and not head.own_loss:
-        _refuse_marked_rows(batches, wait)
+        refuse_marked_rows(batches, wait)
     return head
 
 
@@ -112,19 +111,6 @@ def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]
     [name] = training.label_names
     is_other = "labels" not in batch and name in batch and name not in QUESTION_ANSWERING.labels
     return [Head(labels=name, problem=training.problem)] if is_other else ()
-
-
-def _refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None:
-    """Refuse integer labels of -100, which mark rows without a label, and which a regression takes for a value."""
-    labels = [batch["labels"] for batch in batches if not batch["labels"].is_floating_point()]
-    if labels:
-        unmarked = torch.stack([(y != IGNORE_INDEX).all() for y in labels]).all()
-        devices.require(
-            unmarked,
-            f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
-            "it for a value: leave such rows out, or write labels as floating-point numbers if it is one.",
-            wait,
-        )
 
 
 def before_passes(

@@ -68,8 +68,6 @@ def judged(
         training: of the model; a pass is run, `aside`, where the model's forward is not transformers', or its user
             names heads.
         kind: the head by class, settings and the type of the labels.
-        task_loss: where the task loss comes from.
-        batches: the first window.
 
     Returns:
         The head, and the task loss, which may turn out to be that of several heads.
@@ -159,7 +157,7 @@ def _of_tokens(
         forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
     are_tokens = torch.tensor([form == "tokens" for form in forms], device=training.device).float()
     votes = training.sum_over_processes(are_tokens).bool().tolist()
-    # What a user or a kind said of a head stays
+    # All else stays as the user or the class said it
     return [
         replace(head, name=TOKENS[head.problem].name, tokens=True, unlabeled_mask=TOKENS[head.problem].unlabeled_mask)
         if vote
@@ -186,7 +184,7 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
     shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == shape else v for k, v in look.batch.items()}
     try:
         again = FirstLook.at(training, JointHead.of(heads), look.source, shorter)
-    except Exception:  # labels of columns, one of which is missing
+    except Exception:  # the labels may be those of columns, one of which is missing now
         return [False] * len(heads)
     found = [again.logits(head) for head in heads]
     return [z is not None and z.shape == (shape[0], shape[1] - 1) for z in found]
@@ -237,6 +235,19 @@ def _is_one_logit(head: PredictionHead, logits: torch.Tensor, batch: Mapping[str
     return logits.shape[-1] == 1 or logits.shape == (batch[head.labels[0]].shape if head.tokens else logits.shape[:1])
 
 
+def _of_facts(
+    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
+) -> PredictionHead:
+    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
+        if is_outside:
+            name = (TOKENS if head.tokens else ROWS)["regression"].name
+            return replace(head, name=name, problem="regression")
+        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
+        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
+            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
+    return head
+
+
 def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead], look: FirstLook) -> None:
     """Refuse a model whose own loss of one logit an item is what the usual losses are with the mark as a value."""
     own = look.passes.loss()
@@ -254,16 +265,3 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
                 f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
                 "rows (unlabeled_dataset makes some)."
             )
-
-
-def _of_facts(
-    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
-) -> PredictionHead:
-    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
-        if is_outside:
-            name = (TOKENS if head.tokens else ROWS)["regression"].name
-            return replace(head, name=name, problem="regression")
-        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
-        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
-            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
-    return head

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
 from .heads import PredictionHead
@@ -31,6 +34,19 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
                 f"A label is {label}, but {type(training.base).__name__} knows {classes} classes, labeled "
                 f"0 to {classes - 1} (and {IGNORE_INDEX}: no label): {mend}."
             )
+
+
+def refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None:
+    """Refuse integer labels of -100, which mark rows without a label, and which a regression takes for a value."""
+    labels = [batch["labels"] for batch in batches if not batch["labels"].is_floating_point()]
+    if labels:
+        unmarked = torch.stack([(y != IGNORE_INDEX).all() for y in labels]).all()
+        devices.require(
+            unmarked,
+            f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
+            "it for a value: leave such rows out, or write labels as floating-point numbers if it is one.",
+            wait,
+        )
 
 
 def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:

@@ -37,9 +37,8 @@ KNOWN = frozenset(
 
 # With fewer logits in a micro-batch, "auto" makes them: there is little to save
 AUTO_FROM = 2**24
-# Nor on a GPU where they are few beside its memory, and where a fused head saves no time: logits of 2 bytes that take 1
-# % of it. Their gradient and the rest came to 5 times that at the peak (H200: BART-large 1.8 of 15 GiB, Qwen2-0.5B 26
-# of 59)
+# Nor on a GPU of whose memory they take less than 1 %, at 2 bytes each: a fused head saves no time there. With their
+# gradient and the rest it was 5 times that at the peak (H200: BART-large 1.8 of 15 GiB, Qwen2-0.5B 26 of 59)
 AUTO_PER_BYTE = 1 / 200
 
 

@@ -15,10 +15,10 @@ from .window import Window
 
 logger = logging.get_logger(__name__)
 
-# Where there is noise, so many windows may pass before it shows: LoRA starts with a matrix of zeros after its
+# So many windows may pass before the noise shows that a model has: LoRA starts with a matrix of zeros after its
 # dropout, and a learning-rate warm-up keeps it there for a while
 PATIENCE = 20
-# So many items of a micro-batch are compared: each has gone through every dropout of the model
+# So many items of a micro-batch are enough to compare: each has gone through every dropout of the model
 ITEMS = 256
 
 
@@ -47,10 +47,7 @@ class NoiseWatch:
         """Compare the passes over one micro-batch.
 
         Args:
-            model: names its dropout in the message.
             passes: the outputs of some of its items, (m, ...); a micro-batch without items decides nothing.
-            window: that of the micro-batch.
-            allowed: warn instead of raising.
             reduce: sums a tensor over processes, which must all come to one verdict.
             again: computes the outputs once more, with other dropout and no view; the random state is as before. It is
                 given where all passes ran in one forward, which may round a row differently at another place.

@@ -1,4 +1,11 @@
-"""The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own."""
+"""The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own.
+
+A step in four parts: `Window.count` counts the items of its micro-batches; for each of these `Plan.run` makes the
+passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. The first
+steps find out what the model predicts (`head_of`, `judge`, `alignment`), whether its own loss is the usual one
+(`comparisons`), whether it has noise (`noise`) and stands its forward mode (`forward_modes`): `inspect` asks, and the
+`Plan` knows.
+"""
 
 from __future__ import annotations
 
@@ -118,6 +125,7 @@ class Objective:
         Raises:
             ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit.
         """
+        # What stands before and after the passes looks at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
@@ -127,6 +135,7 @@ class Objective:
             check_item_by_item(self.plan.task_loss)  # the model's own loss may have turned out to be another
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
+            """The paper's loss, `rdrop_loss` over the items of all passes."""
             loss = None if lm_head is None else lm_head.loss
             smoothing = self.training.smoothing(window.head)
             terms = of.terms(items, settings, loss, with_labels, smoothing)
@@ -135,6 +144,7 @@ class Objective:
                 terms = RDropLoss(*(a + b for a, b in zip(terms, once, strict=True)))
             return terms
 
+        # A task loss of another source, the model or its user, takes the divergence alone from the items
         terms = self.plan.task_loss.terms(items_loss, passes, batch, window, count)
         self.plan = check_divergence(self.training, self.plan, items, terms.divergence, settings)
         return terms, passes

@@ -179,33 +179,37 @@ def run_passes(
         )
         mode = "sequential"
     of_passes = [inputs, *(later or [inputs] * (num_passes - 1))]
-    chosen = None
-    if row_share < 1 and num_passes > 1:
-        some = spread_rows(row_share, batch_size)
-        chosen = some if len(some) < batch_size else None
-    if num_passes == 1:
-        outputs = [call(model, dict(inputs))]
-    elif mode == "concat":
+    some = spread_rows(row_share, batch_size)
+    chosen = some if num_passes > 1 and len(some) < batch_size else None
+    if mode == "concat" and num_passes > 1:
         together = stack_rows(of_passes, batch_size, follows)
         if chosen is not None:
             fed = [*range(batch_size), *(k * batch_size + row for k in range(1, num_passes) for row in chosen)]
             together = pick_rows(together, fed, num_passes * batch_size)
         outputs = [call(model, together)]
     else:
-        # DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one
-        # pass goes through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the
-        # middle of the backward.
-        inner = without_ddp(model)
         if chosen is not None:
             of_passes[1:] = [pick_rows(rows, chosen, batch_size) for rows in of_passes[1:]]
-        if mode == "recompute":
-            *first, last = of_passes
-            again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
-            outputs = [*again, call(model, dict(last))]
-        else:
-            first, *others = of_passes
-            outputs = [call(model, dict(first))] + [call(inner, dict(rows)) for rows in others]
+        outputs = _one_by_one(model, of_passes, call, recompute=mode == "recompute")
     return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size, chosen)
+
+
+def _one_by_one(
+    model: nn.Module, of_passes: Sequence[Mapping[str, Any]], call: Callable[..., Any], recompute: bool
+) -> list[Any]:
+    """The outputs of a forward for each pass.
+
+    DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one pass goes
+    through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the middle of the
+    backward.
+    """
+    inner = without_ddp(model)
+    if recompute:
+        *first, last = of_passes
+        again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
+        return [*again, call(model, dict(last))]
+    first, *others = of_passes
+    return [call(model, dict(first))] + [call(inner, dict(rows)) for rows in others]
 
 
 class _Repeatable:

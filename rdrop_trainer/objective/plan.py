@@ -83,12 +83,8 @@ class Plan:
         """The passes over a micro-batch.
 
         Args:
-            model: the model, or its wrapper for distributed training.
-            batch: the micro-batch, B rows; not changed.
-            settings: of the step.
             lm_head: stop in front of it.
             whole: keep all that the model returns, not only what the loss is made of.
-            row_share: of the rows that go through more than the first pass.
         """
         head, m = self.head, settings.num_passes
         batches = [batch, *later_batches(settings.second_view, batch, m, head)]

@@ -24,65 +24,81 @@ def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     raise ValueError(f"No tensor with rows among the inputs: {', '.join(inputs)}.")
 
 
+def _change_rows(
+    inputs: Mapping[str, Any],
+    batch_size: int,
+    of_tensor: Callable[[torch.Tensor, int], torch.Tensor],
+    of_list: Callable[[Any], Any],
+    refused: Callable[[str], ValueError],
+    follows: Mapping[str, bool] | None = None,
+) -> dict[str, Any]:
+    """Inputs of which the tensors and lists of B rows are changed, and all else is passed on: numbers, flags, settings
+    such as a list of layers, single-row tensors that broadcast.
+
+    Args:
+        inputs: of B rows.
+        batch_size: B.
+        of_tensor: changes a tensor, whose axis of the rows it is given.
+        of_list: changes a list or tuple.
+        refused: the error where it is not known what belongs to a row.
+        follows: whether entries have a value for each row, where that is known; the others are judged by their form.
+    """
+
+    def change(key: str, value: Any, is_of_rows: bool = False) -> Any:
+        if key in PACKING_KEYS and value is not None:
+            raise refused(f"{key!r} describes sequences packed into rows")
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            axis = _axis_of_rows(key, value)
+            if value.shape[axis] == batch_size:
+                return of_tensor(value, axis)
+            if value.shape[0] == 1 and value.dim() > 1 and axis == 0:
+                return value
+            raise refused(f"{key!r} has the shape {tuple(value.shape)}")
+        if isinstance(value, Mapping):
+            made: Callable[[dict[str, Any]], Any] = type(value)
+            return made({k: change(f"{key}.{k}", v) for k, v in value.items()})
+        if type(value) not in (list, tuple) or not value:
+            return value
+        if type(value) is tuple and any(isinstance(v, torch.Tensor) for v in value):
+            return tuple(change(f"{key}[{i}]", v) for i, v in enumerate(value))
+        if not is_of_rows and all(isinstance(v, (bool, int, float)) for v in value):
+            return value
+        if len(value) == batch_size:
+            return of_list(value)
+        raise refused(f"{key!r} is a {type(value).__name__} of {len(value)} entries")
+
+    known = follows or {}
+    return {
+        key: value if known.get(key) is False else change(key, value, known.get(key, False))
+        for key, value in inputs.items()
+    }
+
+
+def _axis_of_rows(key: str, value: torch.Tensor) -> int:
+    """The position numbers of multi-axis rotary embeddings are (axes, B, T)."""
+    return 1 if key == "position_ids" and value.dim() == 3 else 0
+
+
 def repeat_rows(
     inputs: Mapping[str, Any], num_passes: int, batch_size: int, follows: Mapping[str, bool] | None = None
 ) -> dict[str, Any]:
     """The batch `num_passes` times over, whole batch after whole batch; the inputs themselves stay as they are.
 
-    Tensors and lists of B rows are repeated, whatever is no batch entry (numbers, flags, lists of numbers, single-row
-    tensors that broadcast) is passed on.
-
-    Args:
-        inputs: of B rows.
-        num_passes: m.
-        batch_size: B.
-        follows: whether entries have a value for each row, where that is known; the others are judged by their form.
-
     Raises:
         ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
     """
 
-    refuse_packed(inputs, batch_size)
+    def repeated(value: torch.Tensor, axis: int) -> torch.Tensor:
+        return value.repeat(*[num_passes if i == axis else 1 for i in range(value.dim())])
 
-    def repeat(key: str, value: Any, is_of_rows: bool = False) -> Any:
-        if key in PACKING_KEYS and value is not None:
-            raise _unrepeatable(f"{key!r} describes sequences packed into rows")
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            if key == "position_ids" and value.dim() == 3:  # (axes, B, T) of multi-axis rotary embeddings
-                if value.shape[1] != batch_size:
-                    raise _unrepeatable(f"{key!r} has {value.shape[1]} rows, shape {tuple(value.shape)}")
-                return value.repeat(1, num_passes, 1)
-            if value.shape[0] == batch_size:
-                return value.repeat(num_passes, *[1] * (value.dim() - 1))
-            if value.shape[0] == 1 and value.dim() > 1:
-                return value
-            raise _unrepeatable(f"{key!r} has {value.shape[0]} rows, shape {tuple(value.shape)}")
-        if isinstance(value, Mapping):
-            made: Callable[[dict[str, Any]], Any] = type(value)
-            return made({k: repeat(f"{key}.{k}", v) for k, v in value.items()})
-        if type(value) in (list, tuple) and value:
-            if any(isinstance(v, torch.Tensor) for v in value) and type(value) is tuple:
-                return tuple(repeat(f"{key}[{i}]", v) for i, v in enumerate(value))
-            if not is_of_rows and all(
-                isinstance(v, (bool, int, float)) for v in value
-            ):  # a setting, such as a list of layers
-                return value
-            if len(value) == batch_size:
-                return value * num_passes
-            raise _unrepeatable(f"{key!r} is a {type(value).__name__} of {len(value)} entries")
-        return value
-
-    def _unrepeatable(what: str) -> ValueError:
+    def unrepeatable(what: str) -> ValueError:
         return ValueError(
             f"The batch of {batch_size} rows cannot be repeated for R-Drop's single forward: {what}. "
             'Use rdrop_forward_mode="sequential", which calls the model once per pass with the inputs as they are.'
         )
 
-    known = follows or {}
-    return {
-        key: value if known.get(key) is False else repeat(key, value, known.get(key, False))
-        for key, value in inputs.items()
-    }
+    refuse_packed(inputs, batch_size)
+    return _change_rows(inputs, batch_size, repeated, lambda rows: rows * num_passes, unrepeatable, follows)
 
 
 def stack_rows(
@@ -109,8 +125,7 @@ def stack_rows(
                 f"The passes cannot run in one forward: {key!r}, which second_view changed, {fault}. Let it keep the "
                 'shape, or use rdrop_forward_mode="sequential".'
             )
-        of_axes = key == "position_ids" and value.dim() == 3
-        together[key] = torch.cat(values, 1 if of_axes else 0)
+        together[key] = torch.cat(values, _axis_of_rows(key, value))
     return together
 
 
@@ -121,8 +136,6 @@ def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collecti
     of pairs of classes. Of floating numbers any size is in doubt, of integers B, as others may point at rows.
 
     Args:
-        inputs: of B rows.
-        batch_size: B.
         known: keys of entries that are known to follow rows, such as labels.
     """
     doubtful = {}
@@ -141,11 +154,6 @@ def doubtful_entries(inputs: Mapping[str, Any], batch_size: int, known: Collecti
 
 def refuse_packed(inputs: Mapping[str, Any], batch_size: int, wait: bool = False) -> None:
     """Refuse several sequences in one row: flash attention tells them apart only where the batch is that one row.
-
-    Args:
-        inputs: of B rows.
-        batch_size: B.
-        wait: as in `devices.require`.
 
     Raises:
         ValueError: position numbers that start again within the row.
@@ -181,37 +189,19 @@ def pick_rows(inputs: Mapping[str, Any], rows: Sequence[int], total: int) -> dic
     """Some rows of a batch of `total` rows; what has a value for each row is told as in `repeat_rows`.
 
     Raises:
-        ValueError: packed sequences, or a tensor or list with another number of rows than the batch.
+        ValueError: as `repeat_rows`.
     """
 
-    def pick(key: str, value: Any) -> Any:
-        if key in PACKING_KEYS and value is not None:
-            raise _not_of_rows(key, "describes sequences packed into rows")
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            axis = 1 if key == "position_ids" and value.dim() == 3 else 0
-            if value.shape[axis] == total:
-                return rows_of(value, rows, axis)
-            if value.shape[0] == 1 and value.dim() > 1:
-                return value
-            raise _not_of_rows(key, f"has the shape {tuple(value.shape)}")
-        if isinstance(value, Mapping):
-            made: Callable[[dict[str, Any]], Any] = type(value)
-            return made({k: pick(f"{key}.{k}", v) for k, v in value.items()})
-        if type(value) is tuple and any(isinstance(v, torch.Tensor) for v in value):
-            return tuple(pick(f"{key}[{i}]", v) for i, v in enumerate(value))
-        if type(value) in (list, tuple) and not all(isinstance(v, (bool, int, float)) for v in value):
-            if len(value) == total:
-                return type(value)(value[row] for row in rows)
-            raise _not_of_rows(key, f"is a {type(value).__name__} of {len(value)} entries")
-        return value
-
-    def _not_of_rows(key: str, what: str) -> ValueError:
+    def not_of_rows(what: str) -> ValueError:
         return ValueError(
-            f"Some of the {total} rows alone cannot go through another pass: {key!r} {what}, so its part of a row is "
-            "not known. Leave rdrop_row_share at 1."
+            f"Some of the {total} rows alone cannot go through another pass: {what}, so its part of a row is not "
+            "known. Leave rdrop_row_share at 1."
         )
 
-    return {key: pick(key, value) for key, value in inputs.items()}
+    def picked(values: Any) -> Any:
+        return type(values)(values[row] for row in rows)
+
+    return _change_rows(inputs, total, lambda value, axis: rows_of(value, rows, axis), picked, not_of_rows)
 
 
 def take_rows(value: Any, rows: slice, total: int) -> Any:

@@ -1,8 +1,10 @@
-"""What moves in a forward pass besides its outputs: random numbers that are not torch's, and buffers."""
+"""What moves in a forward pass besides its outputs, and is put back: random numbers, buffers, training modes."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,9 +16,6 @@ class Snapshot:
 
     SpecAugment draws from NumPy, word dropout often from `random`; BatchNorm and memory banks keep buffers. torch's
     generators are left to `torch.random.fork_rng` and to `torch.utils.checkpoint`.
-
-    Args:
-        model: whose buffers.
     """
 
     def __init__(self, model: nn.Module):
@@ -35,6 +34,28 @@ class Snapshot:
         for owner, name, buffer, before in self._buffers:
             owner[name] = buffer  # a forward may put another tensor in its place
             buffer.data.copy_(before)
+
+
+@contextmanager
+def same_noise(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Gives all random states and the model's buffers back as they were: what follows draws the same noise."""
+    before = Snapshot(model)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        before.restore()
+
+
+@contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Gives every module's training mode back as it was."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
 
 
 def _may_move(buffer: torch.Tensor) -> bool:

@@ -49,13 +49,8 @@ class LossComparison:
         tolerance: float,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
     ) -> LossComparison:
-        """Compare the losses of one batch; a batch without labels, whose own loss is NaN, decides nothing.
-
-        Args:
-            own: the loss that is in question, a scalar.
-            expected: what it is taken for.
-            tolerance: relative.
-            sum_over_processes: of a tensor; the processes must all come to one verdict.
+        """Compare the own loss of one batch with what it is taken for, up to a relative tolerance; all processes come
+        to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
         """
         known = own.isfinite()
         differs = known & ((own - expected).abs() > tolerance * expected.abs() + 1e-6)
@@ -95,13 +90,6 @@ class TaskLoss:
         self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
     ) -> RDropLoss:
         """The micro-batch's share of the loss of the optimizer step.
-
-        Args:
-            items_loss: computes the terms that come from the items.
-            passes: over the micro-batch.
-            batch: the micro-batch.
-            window: the micro-batches of the step.
-            count: `Trainer`'s `num_items_in_batch`.
 
         Raises:
             ValueError: a model that should have a loss returned none.
@@ -238,11 +226,7 @@ class TrainerLoss(TaskLoss):
 
 
 def check_item_by_item(task_loss: TaskLoss) -> None:
-    """Refuse a loss that comes as one number for all rows, where not all go through the same passes.
-
-    Raises:
-        ValueError: it is not the stock loss of a head.
-    """
+    """Refuse a loss that comes as one number for all rows, where not all go through the same passes."""
     if not isinstance(task_loss, StockLoss):
         source = "compute_loss_func" if isinstance(task_loss, FunctionLoss) else task_loss.computed_by
         raise ValueError(
@@ -257,8 +241,6 @@ def own_loss(
     """The loss of a model that is left to itself: the stock loss of its head, or its own.
 
     Args:
-        base: the model without wrappers.
-        head: of the model.
         label_smoothing: `Trainer` puts the smoothed stock loss in the place of every other.
         hidden_by: the setting for which the model returns no logits once it is given labels.
 

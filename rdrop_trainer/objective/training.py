@@ -16,7 +16,7 @@ from .head_of import base_model
 from .heads import PredictionHead
 from .lm_head import is_compiled
 from .passes import Passes, call_model, run_passes
-from .snapshot import Snapshot
+from .snapshot import same_modes, same_noise
 from .task_loss import TrainerLoss, promises_stock_loss
 
 if TYPE_CHECKING:
@@ -124,28 +124,18 @@ class Training:
         with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
 
-    @contextmanager
     def same_noise(self):
-        """Gives random states and buffers back as they were, when it is left: what follows draws the same noise."""
-        before = Snapshot(self.model)
-        try:
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                yield
-        finally:
-            before.restore()
+        """A context that leaves no trace in random states and buffers."""
+        return same_noise(self.model, self.device)
 
     @contextmanager
     def in_training_mode(self):
         """Puts the model into the mode of a training step, in which it may not be yet: `from_pretrained` leaves it in
         evaluation mode, where a model may return other outputs. Modes are as they were when it is left.
         """
-        before = [(module, module.training) for module in self.model.modules()]
-        self.model.train()
-        try:
+        with same_modes(self.model):
+            self.model.train()
             yield
-        finally:
-            for module, mode in before:
-                module.training = mode
 
     @contextmanager
     def without_dropout(self):

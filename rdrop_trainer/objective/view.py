@@ -20,12 +20,6 @@ def later_batches(
 
     They are made before any pass runs, so all forward modes draw the same ones.
 
-    Args:
-        view: changes a batch.
-        batch: the micro-batch.
-        num_passes: m.
-        head: what is predicted.
-
     Raises:
         ValueError: a view that adds or loses entries, changes labels, moves items, or writes to the batch.
     """

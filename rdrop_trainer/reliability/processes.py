@@ -1,4 +1,4 @@
-"""Several processes that would wait for each other for ever, or stop without a reason, get one."""
+"""Set-ups of several processes or GPUs that would wait for ever, stop without a reason or compute something else."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ class EqualBatches(TrainerCallback):
             raise ValueError(f"The processes have {', '.join(map(str, batches))} batches an epoch, and {_REMEDY}")
 
 
+def check_parallelism(n_gpu: int, cp_size: int, sp_size: int) -> None:
+    """Refuse the kinds of parallelism in which R-Drop could not be exact."""
+    if n_gpu > 1:
+        raise ValueError(
+            f"R-Drop does not run under torch.nn.DataParallel, which {n_gpu} visible GPUs in one process would start. "
+            "Launch one process per GPU (torchrun --nproc_per_node ... or accelerate launch), or choose one GPU with "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
+    if cp_size > 1 or sp_size > 1:
+        raise ValueError(
+            "R-Drop does not support context or sequence parallelism, which split rows between processes: set cp_size "
+            "and sp_size of parallelism_config to 1."
+        )
+
+
 def check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
     """Refuse to go on where data without a length does not fill a window on some processes only; a collective."""
     having = accelerator.reduce(torch.tensor(float(has_them), device=accelerator.device))
@@ -41,15 +56,13 @@ def check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
         )
 
 
-def is_of_reentrant_checkpoints(error: BaseException) -> bool:
-    """Whether DistributedDataParallel found a gradient that came twice, as of a checkpoint in two of its passes."""
-    return isinstance(error, RuntimeError) and "mark a variable ready only once" in str(error)
-
-
-def reentrant_checkpoints(forward_mode: str) -> str:
-    """What to do about them."""
-    return (
-        f"rdrop_forward_mode={forward_mode!r} and reentrant gradient checkpointing do not go together under "
-        "DistributedDataParallel, which sees the same weights again in every pass. Pass "
-        "gradient_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
-    )
+def explain_reentrant_checkpoints(error: BaseException, forward_mode: str) -> None:
+    """Say what to do where DistributedDataParallel found a gradient that came twice: of a checkpoint in two passes."""
+    if not isinstance(error, RuntimeError) or "mark a variable ready only once" not in str(error):
+        return
+    if forward_mode != "concat":
+        raise ValueError(
+            f"rdrop_forward_mode={forward_mode!r} and reentrant gradient checkpointing do not go together under "
+            "DistributedDataParallel, which sees the same weights again in every pass. Pass "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}, or rdrop_forward_mode='concat', a single pass."
+        ) from error

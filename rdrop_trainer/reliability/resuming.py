@@ -32,9 +32,6 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
     may have cut the other files. They are opened but not read through: a file of tensors states its own length.
     Without the optimizer's state `Trainer` would go on with a fresh one, and say nothing.
 
-    Args:
-        checkpoint: the folder.
-
     Returns:
         The fault, in words; None for a whole checkpoint.
     """
@@ -85,7 +82,6 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path
     """The whole checkpoint of the latest step.
 
     Args:
-        folder: a trainer's `output_dir`.
         warn: log a warning that names the later checkpoints and what they lack.
 
     Returns:

@@ -37,9 +37,6 @@ class Versus:
 def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
     """R-Drop and every further arm against plain; against `plain_longer` and `dropout` all that have R-Drop.
 
-    Args:
-        arms: runs by the name of their arm; "plain" and "rdrop" are there.
-
     Raises:
         InputError: runs of one arm that differ in more than the seed.
     """
@@ -53,12 +50,7 @@ def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
 
 
 def dropout_sentence(plain: FinishedRun, rdrop: FinishedRun, found: Sequence[Versus]) -> str:
-    """What of a difference is R-Drop's where it also had another dropout; empty where it had the same.
-
-    Args:
-        plain, rdrop: a run of each.
-        found: the pairs of arms that were compared.
-    """
+    """What of a difference is R-Drop's where it also had another dropout; empty where it had the same."""
     values = [run.settings.get("rdrop_dropout") for run in (rdrop, plain)]
     if values[0] == values[1]:
         return ""

@@ -20,13 +20,7 @@ _BETWEEN = 0.48  # between the first and the last arm of a seed; seeds are 1 apa
 
 
 def draw_scores(scores: Sequence[Quantity], arms: Mapping[str, Sequence[FinishedRun]], title: str) -> Figure | None:
-    """Scores by seed, with the means as lines.
-
-    Args:
-        scores: of the baseline and R-Drop; they say which scores, and in what unit.
-        arms: runs by arm, "baseline" and "rdrop" first.
-        title: of the picture.
-    """
+    """Scores by seed, with the means as lines."""
     if not scores:
         return None
     seeds = [run.seed for run in arms["rdrop"]]

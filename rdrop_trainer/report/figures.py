@@ -47,12 +47,7 @@ def label(arm: str) -> str:
 
 
 def figure_of(panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of some panels in one or two columns.
-
-    Args:
-        panels: how many.
-        height: of a row of panels, in inches.
-    """
+    """A figure of some panels in one or two columns, `height` inches a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -13,11 +13,7 @@ _PARTS = {"dropout": "flipped by dropout", "edits": "flipped by small edits"}
 
 
 def measured(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> str:
-    """Sentences on what was measured; empty where the runs do not say it.
-
-    Args:
-        baseline, rdrop: the runs that are compared.
-    """
+    """Sentences on what was measured; empty where the runs do not say it."""
     known = [run.stability for run in [*baseline, *rdrop] if run.stability and run.stability.get("of_rows")]
     if not known:
         return ""

@@ -22,13 +22,7 @@ _SCORED_LABEL = "scored weights"
 
 
 def draw_learning_curves(arms: Mapping[str, Sequence[FinishedRun]], nats: bool, title: str) -> Figure | None:
-    """Task loss and divergence by step, as a `DivergenceProbe` logged them; None where an arm has neither.
-
-    Args:
-        arms: runs by arm.
-        nats: whether that is their unit.
-        title: of the picture.
-    """
+    """Task loss and divergence by step, as a `DivergenceProbe` logged them; None where an arm has neither."""
     lines = {key: {arm: [_logged(run, key) for run in runs] for arm, runs in arms.items()} for key in CURVES}
     keys = [key for key in CURVES if all(any(len(line) > 1 for line in found) for found in lines[key].values())]
     if not keys:
@@ -64,7 +58,8 @@ def draw_against_seconds(
                 last = run.last_step or (points[-1, 0] if len(points) else 1.0)
                 scored = last if run.scored_step is None else run.scored_step
                 if (value := run.known(score.key)) is not None:
-                    points = np.array([*(p for p in points if p[0] < scored), (scored, value), *_after(points, scored)])
+                    before, after = points[points[:, 0] < scored], points[points[:, 0] > scored]
+                    points = np.array([*before, (scored, value), *after])
                 lines.append(points * (run.train_seconds / last, score.in_its_unit(1.0)))
                 ends.append(scored * run.train_seconds / last)
             _draw_lines(axes, arm, arms, lines, ends)
@@ -92,15 +87,12 @@ def _draw_lines(
     for line in longer:
         axes.plot(*line.T, linewidth=0.7, alpha=0.35, **plain)
     if longer:
-        axes.plot(*_mean_line(longer), linewidth=_THICK, label=label(arm), **_marked(look, longer))
+        marks: dict[str, Any] = {"markevery": max(1, min(map(len, longer)) // 8), "markersize": 5}
+        axes.plot(*_mean_line(longer), linewidth=_THICK, label=label(arm), **look, **marks)
     for i, (line, place) in enumerate(drawn):
         x = line[-1, 0] if place is None else place
         name = label(arm) if not longer and not i else None
         axes.plot(x, np.interp(x, *line.T), color=look["color"], label=name, zorder=3, **SCORED)
-
-
-def _marked(look: Mapping[str, Any], lines: Sequence[np.ndarray]) -> dict[str, Any]:
-    return {**look, "markevery": max(1, min(map(len, lines)) // 8), "markersize": 5}
 
 
 def _mean_line(lines: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +110,3 @@ def _logged(run: FinishedRun, key: str) -> np.ndarray:
     """(n, 2) steps and values of what a run logged, a step once; n may be 0."""
     found = {entry["step"]: entry[key] for entry in run.log_history if entry.get(key) is not None and "step" in entry}
     return np.array(sorted(found.items()), dtype=float).reshape(-1, 2)
-
-
-def _after(points: np.ndarray, step: float) -> np.ndarray:
-    return points[points[:, 0] > step]

@@ -28,12 +28,6 @@ def draw_pictures(
 ) -> dict[Path, str]:
     """Draw the pictures for which there is data.
 
-    Args:
-        baseline, rdrop: the runs, of the same seeds in the same order.
-        quantities: of the runs.
-        folder: the folder to write the files to.
-        others: runs of further arms by name, for the scores.
-
     Returns:
         PNG file -> caption; empty without Matplotlib.
     """

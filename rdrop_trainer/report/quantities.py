@@ -85,11 +85,7 @@ class Quantity:
 
 
 def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> list[Quantity]:
-    """All quantities that the runs have; the scores of the headline come first.
-
-    Args:
-        baseline, rdrop: runs of the same seeds in the same order.
-    """
+    """All quantities of runs of the same seeds in the same order; the scores of the headline come first."""
     runs = [*baseline, *rdrop]
     nats = "" if any(run.is_regression for run in runs) else "nats"  # squared differences have no unit
 
@@ -102,7 +98,7 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
 
     found = []
     for key in dict.fromkeys(name for run in runs for name in run.known_scores()):
-        values = [abs(v) for run in runs if (v := _known(run.scores.get(key))) is not None]
+        values = [abs(value) for run in runs if (value := run.known(key)) is not None]
         words = key.split("_")
         kind = "error" if "error" in words else words[-1]
         kind = "f1" if "f1" in words else kind  # what follows is the name of a type of entities
@@ -110,7 +106,7 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
         # Shares and correlations are shown times 100, as on leaderboards
         percent = bool(values) and max(values) <= 1 and kind not in _NO_SHARES
         unit, scale = ("%", 100.0) if percent else (nats if kind == "loss" else "", 1.0)
-        found.append(compare(in_words(key), key, "score", unit, not lower, lambda run, k=key: run.scores.get(k), scale))
+        found.append(compare(in_words(key), key, "score", unit, not lower, lambda run, k=key: run.known(k), scale))
     for name, path, unit, scale in (
         ("flipped by dropout", ("dropout", "flip_rate"), "%", 100.0),
         ("divergence under dropout", ("dropout", "divergence"), nats, 1.0),
@@ -148,9 +144,5 @@ def in_words(key: str) -> str:
     return names.get(words, words)
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
 def _scaled(value: float | None, scale: float) -> float | None:
-    return None if _known(value) is None else value * scale
+    return value * scale if value is not None and math.isfinite(value) else None

@@ -195,15 +195,7 @@ def same_seeds(
 
 
 def check_alike(runs: Sequence[FinishedRun], settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
-    """Refuse runs of which a setting that both have differs.
-
-    Args:
-        runs: at least one.
-        settings_of: the settings to compare, of all that a run has.
-
-    Raises:
-        InputError: the first setting that differs, and where.
-    """
+    """Refuse runs of which a setting that both have differs."""
     if not runs:
         return
     first = settings_of(runs[0].settings) | {"processes": runs[0].processes}

@@ -14,13 +14,12 @@ from ..errors import InputError
 from ..run_folder import ARMS_FILE, RESULTS, read_arms, versions, write_json, write_text
 from ..stability import seed_stability
 from .arms import LONGER, PLAIN, RDROP, Versus, arms_section, compare_arms, dropout_sentence
-from .best import Best, best_of
+from .best import Best, best_of, scored_sentence
 from .classes import classes_section
 from .measured import measured
 from .pictures import draw_pictures
 from .quantities import EDIT_KINDS, Quantity, in_words, quantities_of
 from .runs import FinishedRun, pair_runs
-from .scored import scored_sentence
 from .tables import ARMS, comparison_table, difference, markdown_table, mean_std, named, p_value, short
 from .verdict import verdict
 
@@ -111,17 +110,20 @@ class Report:
                 parts.append(f"## {title}\n\n{comparison_table(inside)}")
             if group == "score" and (classes := classes_section(self.baseline, self.rdrop)):
                 parts.append(f"## Classes\n\n{classes}")
-            if group == "stability" and inside:
-                parts.append(measured(self.baseline, self.rdrop))
             if group == "stability":
-                parts.append(_kinds_of_edits(inside))
-            if group == "stability" and self.churn:
-                shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
-                parts.append(f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}.")
+                parts += [
+                    measured(self.baseline, self.rdrop) if inside else "",
+                    _kinds_of_edits(inside),
+                    self._churned(),
+                ]
         if self.best:
             parts.append(f"## The best models\n\n{self.best.markdown()}")
         parts += [f"## Runs\n\n{self._runs()}", f"## How to read this\n\n{_NOTES.strip()}", self._origin()]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _churned(self) -> str:
+        shares = ", ".join(f"{ARMS[arm]} {100 * share:.2f} %" for arm, share in self.churn.items())
+        return shares and f"Rows for which models of two seeds predict different labels, mean over pairs: {shares}."
 
     def _left_out(self) -> str:
         seeds = ", ".join(map(str, self.incomplete))
@@ -230,14 +232,14 @@ def write_report(
             rdrop,
             quantities,
             sentences,
-            _churn(baseline, rdrop),
-            incomplete,
-            versus,
-            scored_sentence(arms),
-            _untimed(arms),
-            best_of(arms, quantities),
-            draw_pictures(baseline, rdrop, quantities, output_dir, others),
-            output_dir,
+            churn=_churn(baseline, rdrop),
+            incomplete=incomplete,
+            versus=versus,
+            scored=scored_sentence(arms),
+            untimed=_untimed(arms),
+            best=best_of(arms, quantities),
+            pictures=draw_pictures(baseline, rdrop, quantities, output_dir, others),
+            folder=output_dir,
         )
         write_json(output_dir / JSON, report.as_json())
         write_text(output_dir / MARKDOWN, report.markdown())

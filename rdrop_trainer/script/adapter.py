@@ -70,11 +70,6 @@ class AdapterArguments:
 def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any], use_cpu: bool) -> None:
     """Refuse, before anything is loaded, what would have no effect or what this machine cannot do.
 
-    Args:
-        adapter: the flags of adapters.
-        given: the values of all flags that were given.
-        use_cpu: whether the run is to use no GPU.
-
     Raises:
         InputError: a flag of adapters without --use_peft, a package that is missing, or 4 bits without a GPU.
     """
@@ -100,13 +95,7 @@ def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any], use
 
 
 def four_bit(build: Any, config: Any, arguments: ModelArguments) -> Any:
-    """The quantization of QLoRA: all weights but those of the head.
-
-    Args:
-        build: the Auto class of the model.
-        config: of the model.
-        arguments: of the model; it is computed in their `dtype`.
-    """
+    """The quantization of QLoRA: all weights but those of the head."""
     import torch
     import transformers
 
@@ -133,11 +122,8 @@ def with_new_adapter(
     Args:
         model: its weights no longer train, but for the head and what its checkpoint lacked, which are saved with the
             adapter: random weights would be other ones where the model is loaded again.
-        arguments: of the adapter.
-        head: the kind of head, as of a task.
         lacking: names of weights that the checkpoint did not hold.
         source: where the model came from; a folder is written down by its whole path.
-        revision: of a model on the Hub.
 
     Raises:
         InputError: modules that the model does not have, or PEFT knows none to adapt.

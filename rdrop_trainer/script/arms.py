@@ -34,11 +34,7 @@ class Arm:
 
 
 def arms_of(command: CommandLine) -> list[Arm]:
-    """The arms that a command asks for; plain, rdrop, and then the others.
-
-    Raises:
-        InputError: an arm that is none, is there twice, or cannot be an arm of this command.
-    """
+    """The arms that a command asks for; plain, rdrop, and then the others."""
     arms = [_arm(word, command) for word in command.several.arms]
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):

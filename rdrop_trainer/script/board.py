@@ -120,12 +120,7 @@ def _row(run: _Running) -> tuple[str, ...]:
 
 
 def display(board: Board, reports: bool) -> Lines | Table:
-    """What shows a board: a live table on a terminal, where rich is installed, and lines elsewhere.
-
-    Args:
-        board: of the command.
-        reports: whether the runs write here how far they are.
-    """
+    """What shows a board: a live table on a terminal, where rich is installed, and lines elsewhere."""
     if reports and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         try:
             return Table(board)

@@ -25,7 +25,6 @@ def card_facts(
     """What the card says that is known before the training.
 
     Args:
-        task: what is learned.
         pipeline: the Hub's name for tasks of this kind.
         data: the splits that the run reads.
         whole: the same splits with all their rows.
@@ -70,7 +69,6 @@ def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int)
 
     Args:
         output_dir: of this run; the folders beside it are searched.
-        settings: of this run.
         processes: how many computed it; the size of its batches depends on them.
     """
     if settings["rdrop_alpha"] == 0:

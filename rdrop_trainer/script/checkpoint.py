@@ -34,9 +34,7 @@ def load_checkpoint(
     """Load a model and its tokenizer for a task.
 
     Args:
-        arguments: which model.
         task: its labels become the model's, unless the model has the same labels in another order.
-        will_train: whether a head for other labels may be replaced by a new one; its weights are then random.
         lora: whether the model gets an adapter to train; default none. A model that is a saved adapter comes with its
             base model, and as a `PeftModel`.
 
@@ -63,7 +61,7 @@ def load_checkpoint(
             "vocab.txt) are missing; put them there, or give --tokenizer_name"
         )
     words = getattr(config.get_text_config(), "vocab_size", None) or math.inf
-    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # the model has no row for some that were added
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # an added one may have no row in the model
         if tokenizer.eos_token is None:
             raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
@@ -199,11 +197,7 @@ def labels_of_checkpoint(arguments: ModelArguments, head: str = "sequence") -> l
 
 
 def language_model_head(arguments: ModelArguments) -> str:
-    """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has."""
     config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
     known = next((head for head in _LANGUAGE_SUFFIXES if _has_head(config, head)), None)
     kinds = {"masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}

@@ -6,11 +6,10 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -39,23 +38,8 @@ _HELP = {
 }
 
 
-class CommandLine(NamedTuple):
-    """A command line that was read.
-
-    Attributes:
-        model, adapter, data, training, several: all arguments.
-        given: the values of those that were given, in the recipe or as flags, as a recipe states them.
-    """
-
-    model: ModelArguments
-    adapter: AdapterArguments
-    data: DataArguments
-    training: RDropTrainingArguments
-    several: SeveralRunsArguments
-    given: Mapping[str, Any]
-
-
-class Flags(NamedTuple):
+@dataclass(frozen=True)
+class Flags:
     """The flags of a command line, before the training arguments are made of them.
 
     Attributes:
@@ -78,9 +62,16 @@ class Flags(NamedTuple):
             InputError: training arguments that do not go together.
         """
         generates = self.data.head == "seq2seq"
-        with _wrong_values_as_input_errors():
+        with program.wrong_settings_as_input_errors():
             training = _build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments, self.values)
-        return CommandLine(self.model, self.adapter, self.data, training, self.several, self.given)
+        return CommandLine(**vars(self), training=training)
+
+
+@dataclass(frozen=True)
+class CommandLine(Flags):
+    """A command line that was read, with its training arguments."""
+
+    training: RDropTrainingArguments
 
 
 @dataclass
@@ -174,7 +165,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
     actions = parser._option_string_actions
     names = [actions[flag].dest for flag in (word.split("=")[0] for word in words) if flag in actions]
     given = {name: _plain(values[name]) for name in names}
-    with _wrong_values_as_input_errors():
+    with program.wrong_settings_as_input_errors():
         values |= defaults_of_early_stopping(values, given)
         kinds = (ModelArguments, AdapterArguments, DataArguments, SeveralRunsArguments)
         model, adapter, data, several = (_build(cls, values) for cls in kinds)
@@ -184,27 +175,12 @@ def read_flags(argv: Sequence[str]) -> Flags:
 
 
 def parse_arguments(argv: Sequence[str]) -> CommandLine:
-    """Read a command line, and make the training arguments.
-
-    Args:
-        argv: the words after the program's name; the first may be a recipe file.
-
-    Raises:
-        InputError: an unknown flag, a value out of range, or a recipe that cannot be read.
-    """
+    """Read a command line as `read_flags` does, and make the training arguments."""
     return read_flags(argv).command()
 
 
 def _build(cls: type, values: Mapping[str, Any]) -> Any:
     return cls(**{f.name: values[f.name] for f in fields(cls) if f.init and f.name in values})
-
-
-@contextmanager
-def _wrong_values_as_input_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        raise InputError(" ".join(str(error).split())) from error
 
 
 def _plain(value: Any) -> Any:

@@ -28,21 +28,13 @@ def compare_baseline(command: CommandLine) -> int:
     Returns:
         The exit code: 0; 1 when runs failed, and the report is then on the seeds of which both runs are there; 130 when
         interrupted.
-
-    Raises:
-        InputError: settings that a comparison cannot have, runs of other settings in its folder, or runs that refuse
-            their input.
     """
     comparison = comparison_of(command)
     return alone_in(comparison.folder, comparison.run)
 
 
 def plan_comparison(command: CommandLine) -> str:
-    """What `compare_baseline` would do, for the terminal. Nothing is trained or written.
-
-    Raises:
-        InputError: as `compare_baseline`, and what a run would refuse before its first step.
-    """
+    """What `compare_baseline` would do, for the terminal. Nothing is trained or written."""
     comparison = comparison_of(command)
     check_unlocked(comparison.folder)
     return comparison.plan()

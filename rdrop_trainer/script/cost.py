@@ -43,9 +43,6 @@ def peak_memory(device: torch.device) -> dict[str, Any] | None:
     """The most memory this process has held so far: `bytes`, `of` the CUDA allocator ("cuda") or the "process".
 
     None where the system does not say.
-
-    Args:
-        device: where the model is; a machine may have a GPU that a run does not use.
     """
     if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(), "of": "cuda"}

@@ -60,13 +60,7 @@ _TEMPLATES = {
 
 
 def make_sentences(rows: int, seed: int, wrong_labels: float = 0.0) -> list[tuple[str, str]]:
-    """Made-up sentences, half English and half Chinese, each with "negative" or "positive".
-
-    Args:
-        rows: how many.
-        seed: of the random choices.
-        wrong_labels: the share of labels that are wrong.
-    """
+    """Made-up sentences, half English and half Chinese, each with "negative" or "positive"."""
     rng = random.Random(seed)
     sentences = []
     for i in range(rows):

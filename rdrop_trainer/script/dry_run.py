@@ -11,7 +11,8 @@ import torch
 
 from ..objective.noise_of import noise_of
 from .estimate import Cost, Training, seconds_of, training_of
-from .prepare import Prepared, wrong_settings_as_input_errors
+from .prepare import Prepared
+from .program import wrong_settings_as_input_errors
 from .resolve import RunConfig
 from .summary import columns_line
 from .train import OnTrainBegin
@@ -43,11 +44,6 @@ class DryRun:
 
 def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> DryRun:
     """Start training up to its first step, compute the loss of one batch, and predict a batch of every other split.
-
-    Args:
-        config: the run.
-        prepared: for a dry run, so that its trainer writes nothing.
-        checkpoint: the one that training would go on from.
 
     Raises:
         InputError: settings with which a training cannot begin.

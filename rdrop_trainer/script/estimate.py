@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-# Of `--measure full`, predictions of every evaluation row: eight under dropout, and those of the edits
+# `--measure full` predicts every evaluation row so often: eight times under dropout, and with each edit
 _PREDICTIONS = 20
-# Of `--measure quick`, seconds for one of the training
+# `--measure quick` takes so many seconds for one of the training
 _SHARE = 0.2
-# Bytes of a checkpoint for each of the weights: Adam keeps two numbers for a weight
+# A checkpoint has so many bytes for one of the weights: Adam keeps two numbers for a weight
 _CHECKPOINT = 3
 
 
@@ -47,13 +47,7 @@ class Training:
     weights: int
 
     def cost(self, load: float, evaluation: float, measure: str) -> Cost:
-        """The cost of the whole run.
-
-        Args:
-            load: seconds of loading data and model.
-            evaluation: seconds of one evaluation.
-            measure: as the flag.
-        """
+        """The cost of the whole run."""
         evaluations = self.evaluations + 1 + (_PREDICTIONS if measure == "full" else 0)
         training = self.steps * self.step_seconds * (1 + (_SHARE if measure == "quick" else 0))
         seconds = load + training + evaluations * evaluation
@@ -61,13 +55,7 @@ class Training:
 
 
 def training_of(trainer: Any, state: Any, batch: Any) -> Training:
-    """What a training is made of, when all is ready for its first step. Its gradients are thrown away.
-
-    Args:
-        trainer: with its model prepared.
-        state: of the training that begins.
-        batch: a micro-batch, on the device.
-    """
+    """What a training is made of, when all is ready for its first step. Its gradients are thrown away."""
     args, model = trainer.args, trainer.model_wrapped
 
     def forward_and_backward() -> None:

@@ -96,10 +96,6 @@ class Local:
 
     Where processes can be forked, the runs of a place do not import all that they need each anew. CUDA can be lost in a
     fork, so on a machine with GPUs they do.
-
-    Args:
-        at_once: how many run at the same time.
-        cwd: the folder they run in; default the current one.
     """
 
     def __init__(self, at_once: int, cwd: str | None = None):

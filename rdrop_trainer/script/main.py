@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv, main_process)
     except InputError as error:
-        # One process of each machine says it; where it may concern one process alone, that process
+        # One process of a machine says it for all; what may concern one process alone, that one says
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, StoppedError):
             print(f"{program.name()}: error: {error}", file=sys.stderr)
         return WRONG_INPUT

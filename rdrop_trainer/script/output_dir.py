@@ -72,11 +72,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuse early what `locked` would refuse later. Makes no folder and no lock.
-
-    Raises:
-        InputError: another process holds the lock, or the folder cannot be read.
-    """
+    """Refuse early what `locked` would refuse later. Makes no folder and no lock."""
     try:
         has_lock = (folder / _LOCK).exists()
     except OSError as error:
@@ -140,11 +136,7 @@ def take_over(config: RunConfig) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that a folder can be written to, or made. What is made for that is deleted again.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Make sure that a folder can be written to, or made. What is made for that is deleted again."""
     missing: list[Path] = []
     try:
         nearest = folder
@@ -167,11 +159,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_purpose(folder: Path, wanted: str) -> None:
-    """Refuse a folder that holds something else of the script: each has a folder of its own.
-
-    Args:
-        folder: may be missing.
-        wanted: what it is to hold: "a run", "a comparison" or "a search".
+    """Refuse a folder that holds something else of the script than is `wanted`, such as "a run".
 
     Raises:
         InputError: it holds another.
@@ -185,12 +173,7 @@ def check_purpose(folder: Path, wanted: str) -> None:
 
 
 def warn_of_others(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Warn of files in a folder that nothing of the script has left there, and that its flags do not name.
-
-    Args:
-        folder: may be missing.
-        settings: name what is read.
-    """
+    """Warn of files in a folder that nothing of the script has left there, and that its flags do not name."""
     if not folder.is_dir() or any(any(folder.glob(name)) for name in _PURPOSES):
         return
     ours = {RECIPE, LOG, PROGRESS} | {Path(path).name for name in _PATHS if (path := settings.get(name))}

@@ -16,16 +16,7 @@ def plan(title: str, listed: Sequence[str], pending: Sequence[Job], at_once: int
 
     Args:
         title: the first line, after "Dry run of".
-        listed: a line for each run.
-        pending: the runs that are not finished.
-        at_once: how many run at the same time.
         kept: of how many runs the models and checkpoints are on the disk at the same time.
-
-    Returns:
-        The text for the terminal.
-
-    Raises:
-        InputError: a run that could not begin.
     """
     lines = [f"Dry run of {title}", *(f"run       {line}" for line in listed)]
     if not pending:

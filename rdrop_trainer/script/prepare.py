@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +25,8 @@ from .card import card_facts
 from .checkpoint import load_checkpoint, max_positions
 from .cost import Clock
 from .processors import PROCESSORS, Processor
-from .program import logger
+from .program import logger, wrong_settings_as_input_errors
 from .resolve import RunConfig, splits_of, with_values
-
-# What transformers raises for settings that do not work, before the first step
-WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,6 @@ class Prepared:
 
 def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     """Load the model, make the features and the trainer.
-
-    Args:
-        config: the run.
-        whole: all splits of its data.
-        clock: of the run.
 
     Raises:
         InputError: data, model or settings that do not go together.
@@ -129,20 +120,6 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     return Prepared(list(whole), data, features, processor, model, trainer, clock)
 
 
-@contextmanager
-def wrong_settings_as_input_errors() -> Iterator[None]:
-    """Before the first step, what transformers raises is a setting that the user has to mend."""
-    try:
-        yield
-    except WRONG_SETTING as error:
-        raise input_error(error) from error
-
-
-def input_error(error: Exception) -> InputError:
-    """The same message on one line."""
-    return InputError(" ".join(str(error).split()))
-
-
 def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
     """The splits that a run reads, cut to the numbers of rows asked for; unlabeled texts seen elsewhere left out."""
     data, args = config.data, config.training
@@ -177,11 +154,7 @@ def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
 
 
 def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments:
-    """Arguments with which a trainer creates no folder and no repository, and reports nowhere.
-
-    Raises:
-        InputError: the run would push to a repository whose name is none.
-    """
+    """Arguments with which a trainer creates no folder and no repository, and reports nowhere."""
     if args.push_to_hub:
         check_repo_id(repo_name(args.hub_model_id, args.output_dir))
     # A trainer creates its folder at once; the temporary folder exists, and stays as it is

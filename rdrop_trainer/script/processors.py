@@ -206,8 +206,8 @@ class QuestionProcessor(ChoiceProcessor):
 class TextProcessor(ChoiceProcessor):
     """Sequence to sequence: texts from texts."""
 
-    # With smoothed labels, Seq2SeqTrainer cannot predict without them; a row without a target has the marks around it
-    # as labels, and their loss is not used
+    # Labels stay where rows are predicted: Seq2SeqTrainer needs some for label smoothing. Those of a row without target
+    # are special tokens alone, and their loss is not used
     label_columns = ()
     pipeline = "summarization"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
@@ -29,23 +31,34 @@ def in_short() -> str:
 
 
 def words(processes: int = 1) -> list[str]:
-    """The words of a command that starts the program as it was started, before its flags.
-
-    Args:
-        processes: how many are to run it together.
-    """
+    """The words of a command that starts the program as it was started, before its flags."""
     if processes == 1 and _is_command():
         return [COMMAND]
     launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
-    return [*launcher, "-m", MODULE] if _is_command() or _is_module() else [*launcher, sys.argv[0]]
+    is_module = Path(sys.argv[0]).parts[-3:] == (*MODULE.split("."), "__main__.py")
+    return [*launcher, "-m", MODULE] if _is_command() or is_module else [*launcher, sys.argv[0]]
 
 
 def _is_command() -> bool:
     return Path(sys.argv[0]).stem == COMMAND
 
 
-def _is_module() -> bool:
-    return Path(sys.argv[0]).parts[-3:] == (*MODULE.split("."), "__main__.py")
+# What transformers raises for settings that do not work, before the first step
+WRONG_SETTING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+@contextmanager
+def wrong_settings_as_input_errors() -> Iterator[None]:
+    """Before the first step, what transformers raises is a setting that the user has to mend."""
+    try:
+        yield
+    except WRONG_SETTING as error:
+        raise input_error(error) from error
+
+
+def input_error(error: Exception) -> InputError:
+    """The same message on one line."""
+    return InputError(" ".join(str(error).split()))
 
 
 class StoppedError(InputError):

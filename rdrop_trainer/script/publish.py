@@ -55,7 +55,7 @@ def publish(
         "peak_memory": trained.memory,
         "stability": evaluated.stability,
         "versions": versions(),
-        # Of an adapter it would have the labels of the base model
+        # The pipeline of an adapter would have the labels of the base model
         "pipeline": pipeline if pipeline in PIPELINES and adapter is None else None,
         "adapter": adapter,
         "best_checkpoint": _best_checkpoint(config, prepared),
@@ -116,7 +116,7 @@ def _push(trainer: Any) -> dict[str, str | None]:
     """Push the model: the `pushed` address, or the `push_error`."""
     try:
         commit = trainer.push_to_hub()
-    except Exception as error:  # nor over a push
+    except Exception as error:  # and not over a push either
         logger.error(reason(error))
         return {"pushed": None, "push_error": reason(error)}
     return {"pushed": commit and commit.commit_url, "push_error": None}

@@ -10,17 +10,6 @@ from ..glue.tasks import get_task
 from .adapter import check_adapter_flags
 from .command_line import Flags
 
-# Flags that only some runs read: which, and what else to give
-_ONLY_FOR = {
-    "arms": "--compare_baseline",
-    "seeds": "--compare_baseline",
-    "tune_metric": "--tune",
-    "parallel": "--compare_baseline or --tune",
-    "engine": "--compare_baseline or --tune",
-    "max_unlabeled_samples": "--unlabeled_file",
-    "rdrop_unlabeled_ratio": "--unlabeled_file",
-}
-
 
 def check_flags(flags: Flags) -> None:
     """Refuse what no data and no model can mend.
@@ -49,13 +38,20 @@ def check_flags(flags: Flags) -> None:
     several_runs = several.compare_baseline or several.tune is not None
     if several.compare_baseline and several.tune is not None:
         raise InputError("--tune and --compare_baseline are two commands: search first, then compare with its recipe")
-    idle = set() if several.compare_baseline else {"arms", "seeds"}
-    idle |= {"tune_metric"} if several.tune is None else set()
-    idle |= set() if several_runs else {"parallel", "engine"}
-    idle |= {"max_unlabeled_samples", "rdrop_unlabeled_ratio"} if data.unlabeled_file is None else set()
-    if idle := idle & given.keys():
-        name = min(idle)
-        raise InputError(f"--{name} has no effect without {_ONLY_FOR[name]}: add that, or leave this out")
+    # Flags that only some runs read: whether this one does, and what else to give
+    only_for = {
+        "arms": (several.compare_baseline, "--compare_baseline"),
+        "seeds": (several.compare_baseline, "--compare_baseline"),
+        "tune_metric": (several.tune is not None, "--tune"),
+        "parallel": (several_runs, "--compare_baseline or --tune"),
+        "engine": (several_runs, "--compare_baseline or --tune"),
+        "max_unlabeled_samples": (data.unlabeled_file is not None, "--unlabeled_file"),
+        "rdrop_unlabeled_ratio": (data.unlabeled_file is not None, "--unlabeled_file"),
+    }
+    for name in sorted(only_for.keys() & given.keys()):
+        is_read, wanted = only_for[name]
+        if not is_read:
+            raise InputError(f"--{name} has no effect without {wanted}: add that, or leave this out")
     if several.engine == "local":  # elsewhere each run looks for itself
         check_adapter_flags(flags.adapter, given, flags.values["use_cpu"])
     if several.tune_metric is not None and "metric_for_best_model" in given:
@@ -63,18 +59,21 @@ def check_flags(flags: Flags) -> None:
             "--tune_metric chooses the checkpoints of a trial too: leave out --metric_for_best_model, or give that "
             "alone and search by the first score of --metric"
         )
-    head = data.head
     if data.task_type == "seq2seq" and (named := {"text_columns", "label_column"} & given.keys()):
         raise InputError(f"{_listed(named)}: the columns of pairs are --source_column and --target_column")
-    idle = set() if head == "question" else {"doc_stride", "max_answer_length", "null_score_diff_threshold"}
-    idle |= set() if head == "seq2seq" else {"max_target_length", "num_beams"}
-    idle |= {"label_column", "id_column"} if data.task_type in ("qa", "lm") else set()
-    idle |= {"text_columns"} if data.task_type == "qa" else set()
-    idle |= {"pad_to_max_length"} if data.task_type == "lm" else {"mlm_probability"}
-    idle |= set() if data.task_type == "seq2seq" else {"source_column", "target_column"}
+    is_used = {
+        "doc_stride max_answer_length null_score_diff_threshold": data.head == "question",
+        "max_target_length num_beams": data.head == "seq2seq",
+        "source_column target_column": data.task_type == "seq2seq",
+        "label_column id_column": data.task_type not in ("qa", "lm"),
+        "text_columns": data.task_type != "qa",
+        "pad_to_max_length": data.task_type != "lm",
+        "mlm_probability": data.task_type == "lm",
+    }
+    idle = {name for names, used in is_used.items() if not used for name in names.split()}
     if idle := idle & given.keys():
-        what = data.task_name or ("a classification" if head == "sequence" else f"--task_type {data.task_type}")
-        raise InputError(f"{_listed(idle)}: {what} does not use it; leave it out")
+        kind = "a classification" if data.head == "sequence" else f"--task_type {data.task_type}"
+        raise InputError(f"{_listed(idle)}: {data.task_name or kind} does not use it; leave it out")
     if flags.values["load_best_model_at_end"] and flags.values["eval_strategy"] == "no":
         raise InputError(
             "--load_best_model_at_end chooses by the scores during training: add --eval_strategy epoch and "

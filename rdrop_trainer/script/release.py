@@ -92,10 +92,6 @@ def release(options: argparse.Namespace) -> int:
 
     Returns:
         The exit code: 0; 1 when runs failed, whose recipes are left out; 130 when interrupted.
-
-    Raises:
-        InputError: recipes, runs or folders that cannot be released.
-        HubError: the Hub refused or could not be reached.
     """
     members = [Member.of(word, options) for word in options.recipes]
     names = [member.names for member in members]
@@ -168,11 +164,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        The exit code: that of `release`; 2 for wrong input, 3 for a failure of the Hub.
-    """
+    """Run the command."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         return release(parser().parse_args(argv))

@@ -76,14 +76,8 @@ class RunConfig:
 def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
     """Read the data, fill in what was not given, and refuse what this task or these data cannot do.
 
-    Args:
-        command: the command line; it stays as it is.
-
     Returns:
         The run, and all splits of its data, whole.
-
-    Raises:
-        InputError: data that cannot be read, or a setting that the task or the data do not allow.
     """
     with command.training.main_process_first(desc="loading the data"):
         task, splits = _load(command)

@@ -28,10 +28,6 @@ _OWN_SETTINGS = {
 def saved_adapter(source: str, options: Mapping[str, Any]) -> Adapter | None:
     """The adapter in a folder or on the Hub; None where there is none, as where a whole model is.
 
-    Args:
-        source: a name on the Hub or a folder.
-        options: of `from_pretrained`; those that say how to reach the Hub count.
-
     Raises:
         InputError: peft is not installed, or the adapter's weights are pickled or damaged.
     """
@@ -77,12 +73,8 @@ def with_saved_adapter(
     """A base model with its adapter: a `PeftModel`.
 
     Args:
-        model: the base model.
-        adapter: what is put on it.
         arguments: of the command line; an adapter that exists has its own.
         lacking: names of the weights that the base model's checkpoint did not hold, or in another shape.
-        source: where the adapter came from.
-        will_train: whether the adapter trains on.
 
     Raises:
         InputError: a weight that neither of the two holds, or arguments that are not the adapter's.

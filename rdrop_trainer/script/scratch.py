@@ -34,12 +34,10 @@ def make_bert(
     """Save a BERT without a head, and its tokenizer, to a folder that `from_pretrained` reads.
 
     Args:
-        folder: where to.
         texts: their characters and most frequent words become the tokens; Chinese characters stand alone, and other
             words are spelt out.
         vocab_size: at most so many tokens.
         hidden_size, layers, heads: the encoder; its inner layers are twice as wide as hidden_size.
-        max_length: the longest input, in tokens.
     """
     tokenizer = _make_tokenizer(texts, vocab_size, max_length)
     tokenizer.save_pretrained(folder)

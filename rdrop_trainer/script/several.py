@@ -24,7 +24,7 @@ from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT
 
 # Flags of the command, which none of its runs has
 OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArguments))}
-# Little on the disk and in the logs
+# Of each run, so that disk and logs stay small
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
 _MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure"}
@@ -39,7 +39,6 @@ def check_command(command: CommandLine, flag: str, resumes: str, distributed: st
     """Refuse what several runs by one command cannot do.
 
     Args:
-        command: the command line.
         flag: the one that asks for several runs.
         resumes: what resumes by itself, as in "a search resumes each of its trials".
         distributed: what else to say where it was started with torchrun.
@@ -78,7 +77,6 @@ def settings_of_runs(command: CommandLine, without: Collection[str] = (), **defa
     """The settings that all runs of a command share.
 
     Args:
-        command: the command line.
         without: further settings that its runs do not share.
         **defaults: further settings, where the command gives none.
     """
@@ -117,8 +115,6 @@ def run_all(
 
     Args:
         jobs: in the order in which they are to begin; each is asked for when its turn comes.
-        engine: "local" or "ray".
-        at_once: how many run at the same time.
         board: knows which are to come, and is told of each.
         on_success: called with each that went well, when it has ended.
 
@@ -210,11 +206,7 @@ def exit_code(failed: Sequence[Finished], what: str) -> int:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether a job's run is complete.
-
-    Raises:
-        InputError: it had other settings, so it cannot be compared with the others; or its results are damaged.
-    """
+    """Whether a job's run is complete."""
     path = job.folder / RESULTS
     if not path.exists():
         return False

@@ -35,9 +35,6 @@ def measure_stability(
     (`eval_logits.npz`), as far as the head has them.
 
     Args:
-        config: the run.
-        prepared: its trainer has the model.
-        split: name of the main validation split.
         predicted: logits (N, C) and labels (N,) of its N rows, which the evaluation left; None for the heads that have
             several predictions a row.
 

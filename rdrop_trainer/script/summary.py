@@ -24,12 +24,7 @@ _NOT_REPEATED = {
 
 
 def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
-    """One screen: what was run, what came out, where it is, what to run next.
-
-    Args:
-        argv: the words of the run's command line.
-        results: what the run left.
-    """
+    """One screen: what was run, what came out, where it is, what to run next."""
     settings, metrics = results["settings"], results["metrics"]
     alpha = settings["rdrop_alpha"]
     what = f"R-Drop with alpha {alpha:g}" if alpha else "plain fine-tuning (alpha 0)"
@@ -74,11 +69,7 @@ def _classes(found: Mapping[str, Any]) -> str:
 
 
 def weights_in_words(results: Mapping[str, Any]) -> str | None:
-    """Which weights a run ended with, and scored; None where it trained nothing.
-
-    Args:
-        results: what the run left.
-    """
+    """Which weights a run ended with, and scored; None where it trained nothing."""
     if "steps" not in results["metrics"]:
         return None
     best, end = results["best_checkpoint"], f"the end of the training (step {results['metrics']['steps']})"
@@ -158,13 +149,8 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
 
 
 def command_without_dry_run(argv: Sequence[str], processes: int) -> str:
-    """The command of a dry run without `--dry_run`, and without tokens.
-
-    Args:
-        argv: the words of the dry run's command line.
-        processes: how many run it.
-    """
-    in_recipe = _without_flags(argv, ["dry_run"]) == list(argv)  # and is overruled there
+    """The command of a dry run without `--dry_run`, and without tokens."""
+    in_recipe = _without_flags(argv, ["dry_run"]) == list(argv)  # where it has to be overruled
     return _command(argv, {"hub_token": None, "token": None, "dry_run": "False" if in_recipe else None}, processes)
 
 

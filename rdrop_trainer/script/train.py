@@ -15,8 +15,8 @@ from .cost import peak_memory
 from .extent import even_share, extent_of
 from .interrupts import StopWhenAsked, is_full
 from .output_dir import take_over
-from .prepare import WRONG_SETTING, Prepared, input_error
-from .program import logger
+from .prepare import Prepared
+from .program import WRONG_SETTING, input_error, logger
 from .resolve import RunConfig
 from .training_time import TrainingTime
 
@@ -30,11 +30,6 @@ class Trained(NamedTuple):
 
 def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trained:
     """Train, and save the model; a run that does not train only takes over its folder.
-
-    Args:
-        config: the run.
-        prepared: its trainer is trained.
-        checkpoint: the one to resume from.
 
     Raises:
         InputError: settings with which a training cannot begin.

@@ -18,9 +18,6 @@ class TrainingTime(TrainerCallback):
 
     Its sums lie among the states of callbacks in `trainer_state.json`. It is no `ExportableState`, which `Trainer`
     cannot save after resuming from a checkpoint that does not know it.
-
-    Args:
-        probe: what measures while training.
     """
 
     def __init__(self, probe: DivergenceProbe | None):

@@ -29,28 +29,18 @@ def tune(command: CommandLine) -> int:
 
     Trial 0 is the given settings with alpha 0, trial 1 the given settings; the others are drawn by Optuna's TPE from
     the ranges of `default_hp_space`, or from ranges around a given value that lies outside them. All have the seed of
-    the command, and are judged by `--tune_metric` or the first headline score of the task on the validation rows, as
-    are their checkpoints. The study lies in
-    `trials.db`. A trial that was cut off or failed goes on in its folder when the same command is given again; the
-    weights of all but the best are deleted.
+    the command, and they and their checkpoints are judged by `--tune_metric`, or the first headline score of the task.
+    The same command goes on with a trial that was cut off or failed. The weights of all but the best are deleted.
 
     Returns:
         The exit code: 0, 1 when trials failed, 130 when interrupted.
-
-    Raises:
-        InputError: settings that a search cannot have, trials of other settings in its folder, trials that refuse
-            their input, or no Optuna.
     """
     folder = _checked_folder(command)
     return alone_in(folder, lambda: Search(command, folder).run())
 
 
 def plan_tuning(command: CommandLine) -> str:
-    """What `tune` would do, for the terminal. Nothing is trained or written, so no study is opened.
-
-    Raises:
-        InputError: as `tune`, and what a trial would refuse before its first step.
-    """
+    """What `tune` would do, for the terminal. Nothing is trained or written, so no study is opened."""
     folder, wanted, at_once = _checked_folder(command), command.several.tune, command.several.parallel
     check_unlocked(folder)
     trials = Trials(command, folder)

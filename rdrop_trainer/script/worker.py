@@ -23,11 +23,7 @@ _IMPORTS = ("rdrop_trainer.script.run", "rdrop_trainer.trainer")
 
 
 class Worker:
-    """Forks runs, one at a time; ends with the process that started it, and takes a run along.
-
-    Args:
-        answers: where the exit codes go, a line each.
-    """
+    """Forks runs, one at a time; ends with the process that started it, and takes a run along."""
 
     def __init__(self, answers: TextIO):
         self._answers, self._starter, self._run = answers, os.getppid(), 0

@@ -13,8 +13,9 @@ from torch import nn
 from ..dropout import active_dropout
 from ..errors import InputError
 from ..objective.head_of import head_of
+from ..objective.snapshot import same_modes
 from .measure import Stability, compare
-from .running import as_it_was, batches_of, counted_items, dropout_on, items_of, seeded
+from .running import batches_of, counted_items, dropout_on, items_of, seeded
 
 
 def dropout_stability(
@@ -70,7 +71,7 @@ def dropout_stability(
         raise InputError(f"logits: expected a row for each of {len(dataset)} rows, got {len(logits)}")
     known = None if logits is None else torch.as_tensor(logits, device=next(model.parameters()).device)
     batches = []
-    with as_it_was(model), seeded(model, seed):
+    with same_modes(model), seeded(model, seed):
         for start, batch in zip(count(0, batch_size), batches_of(model, dataset, data_collator, batch_size)):
             head = head_of(model, batch)
             if known is None:

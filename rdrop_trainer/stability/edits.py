@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # A QWERTY keyboard. A key touches the keys on its left and right, those above it in the same column and the next, and
 # those below it in the same column and the one before.
@@ -33,47 +33,38 @@ Edit = Callable[[str, random.Random], "str | None"]
 def swap(text: str, rng: random.Random) -> str | None:
     """Two neighbouring letters are swapped."""
     places = [i for i in range(len(text) - 1) if _letters(text[i : i + 2]) and text[i] != text[i + 1]]
-    if not places:
-        return None
-    i = rng.choice(places)
-    return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    return _at_one(places, rng, lambda i: text[:i] + text[i + 1] + text[i] + text[i + 2 :])
 
 
 def drop(text: str, rng: random.Random) -> str | None:
     """A letter is missing."""
     places = _places(text, _LETTER)
-    if len(places) < 2:
-        return None
-    i = rng.choice(places)
-    return text[:i] + text[i + 1 :]
+    return None if len(places) < 2 else _at_one(places, rng, lambda i: text[:i] + text[i + 1 :])
 
 
 def double(text: str, rng: random.Random) -> str | None:
     """A letter is doubled."""
-    places = _places(text, _LETTER)
-    if not places:
-        return None
-    i = rng.choice(places)
-    return text[: i + 1] + text[i:]
+    return _at_one(_places(text, _LETTER), rng, lambda i: text[: i + 1] + text[i:])
 
 
 def slip(text: str, rng: random.Random) -> str | None:
     """A Latin letter becomes its neighbour on the keyboard."""
     places = [i for i, character in enumerate(text) if character.lower() in _NEIGHBOURS]
-    if not places:
-        return None
-    i = rng.choice(places)
-    new = rng.choice(_NEIGHBOURS[text[i].lower()])
-    return text[:i] + (new.upper() if text[i].isupper() else new) + text[i + 1 :]
+
+    def slipped(i: int) -> str:
+        new = rng.choice(_NEIGHBOURS[text[i].lower()])
+        return text[:i] + (new.upper() if text[i].isupper() else new) + text[i + 1 :]
+
+    return _at_one(places, rng, slipped)
 
 
 def other_character(text: str, rng: random.Random) -> str | None:
     """A Chinese character becomes another common one."""
-    places = _places(text, _HAN_CHARACTER)
-    if not places:
-        return None
-    i = rng.choice(places)
-    return text[:i] + rng.choice([character for character in _HAN if character != text[i]]) + text[i + 1 :]
+
+    def changed(i: int) -> str:
+        return text[:i] + rng.choice([character for character in _HAN if character != text[i]]) + text[i + 1 :]
+
+    return _at_one(_places(text, _HAN_CHARACTER), rng, changed)
 
 
 def case(text: str, rng: random.Random) -> str | None:
@@ -88,10 +79,7 @@ def case(text: str, rng: random.Random) -> str | None:
 def spacing(text: str, rng: random.Random) -> str | None:
     """A space is doubled; in a text without spaces, one is inserted between two characters."""
     places = [i for i, character in enumerate(text) if character == " "] or range(1, len(text))
-    if not places:
-        return None
-    i = rng.choice(places)
-    return text[:i] + " " + text[i:]
+    return _at_one(places, rng, lambda i: text[:i] + " " + text[i:])
 
 
 def punctuation(text: str, rng: random.Random) -> str | None:
@@ -118,6 +106,11 @@ EDITS: dict[str, Edit] = {
 
 def _letters(text: str) -> bool:
     return all(_LETTER.fullmatch(character) for character in text)
+
+
+def _at_one(places: Sequence[int], rng: random.Random, edit: Callable[[int], str]) -> str | None:
+    """An edit at a place that chance chooses; None without a place."""
+    return edit(rng.choice(places)) if places else None
 
 
 def _places(text: str, pattern: re.Pattern) -> list[int]:

@@ -16,9 +16,10 @@ from torch import nn
 from ..errors import InputError
 from ..objective.head_of import head_of
 from ..objective.heads import PredictionHead
+from ..objective.snapshot import same_modes
 from .edits import EDITS, Edit
 from .measure import Stability, differ, divergence_of, mean_by
-from .running import as_it_was, items_of
+from .running import items_of
 
 
 class EditedText(NamedTuple):
@@ -144,7 +145,7 @@ def perturbation_stability(
     index = np.array([edit.index for edit in counted], dtype=int)
     kind_of = np.array([edit.kind for edit in counted])
     flips = divergence = np.zeros(0)
-    with as_it_was(model):
+    with same_modes(model):
         model.eval()
         own = predict(texts)[1] if logits is None else torch.as_tensor(logits).cpu().double().reshape(len(rows), -1)
         if counted:

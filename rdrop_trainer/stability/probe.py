@@ -12,8 +12,9 @@ from transformers import Trainer, TrainerCallback
 from ..errors import InputError
 from ..losses import rdrop_loss
 from ..objective.head_of import head_of, is_ctc
+from ..objective.snapshot import same_modes
 from ..objective.task_loss import promises_stock_loss
-from .running import as_it_was, batches_of, dropout_on, items_of, seeded
+from .running import batches_of, dropout_on, items_of, seeded
 
 
 class DivergenceProbe(TrainerCallback):
@@ -74,7 +75,7 @@ class DivergenceProbe(TrainerCallback):
     def _measure(self, model: torch.nn.Module) -> None:
         started = time.perf_counter()
         sums, counts, has_loss = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long), True
-        with as_it_was(model), seeded(model, self.seed):
+        with same_modes(model), seeded(model, self.seed):
             dropout_on(model)
             for batch in batches_of(model, self.dataset, self.data_collator, self.batch_size):
                 head = head_of(model, batch)

@@ -17,6 +17,7 @@ from transformers import default_data_collator
 
 from ..objective.head_of import base_model, head_of
 from ..objective.heads import SEQ2SEQ, PredictionHead
+from ..objective.snapshot import same_noise
 
 _ROW_LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
@@ -66,31 +67,14 @@ def counted_items(
 
 
 @contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restores which modules of the model are in training mode."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Seeds the random numbers of the CPU and the model's device, and restores their states afterwards."""
-    device = next(model.parameters()).device
-    # Some models draw the layers to drop and the spans to mask from Python's and NumPy's random numbers
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    """Seeds all random numbers, and restores their states, and the model's buffers, afterwards."""
+    with same_noise(model, next(model.parameters()).device):
+        torch.manual_seed(seed)
+        # Some models draw the layers to drop and the spans to mask from Python's and NumPy's random numbers
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
 
 
 def dropout_on(model: nn.Module) -> None:

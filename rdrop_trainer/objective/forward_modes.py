@@ -20,7 +20,7 @@ from .rows import doubtful_entries, find_batch_size, repeat_rows
 from .training import Training
 from .window import StepSettings
 
-# So many runs with noise are compared
+# Where there is noise, the means over so many runs are compared
 _RUNS = 16
 
 
@@ -49,8 +49,9 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         once = losses(batch, 2)
         if once is None:
             return replace(plan, rows_checked=True)
-        # Noise that is no dropout module's: `F.dropout(x, 0.3)`, NumPy's. Then means of some runs are compared
-        times = _RUNS if training.on_any_process(_spread(once) > 1e-6 * once[0].abs()) else 1
+        # What noise is left is no dropout module's, but that of `F.dropout(x, 0.3)` or NumPy, say
+        is_noisy = (once - once[0]).abs().max() > 1e-6 * once[0].abs()
+        times = _RUNS if training.on_any_process(is_noisy) else 1
         once = losses(batch, times) if times > 1 else once[:1]
         faults: list[tuple[dict[str, bool], torch.Tensor]] = []
         for flipped in product((False, True), repeat=len(doubtful)):
@@ -67,7 +68,7 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
                 + 4 * ((once.var(correction=0) + again.var(correction=0)) / times) ** 0.5
             )
             if bool((once.mean() - again.mean()).abs() <= margin) or not bool(once.mean().isfinite()):
-                # One value does for any number of rows, so a single row shows nothing
+                # A batch of one row does not tell: one value broadcasts to any number of rows
                 is_open = training.on_any_process(size == 1 and bool(doubtful))
                 known = {} if is_open else follows
                 return replace(plan, rows_checked=not is_open, follows={**plan.follows, **known})
@@ -86,10 +87,6 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         f"{again.mean().item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see "
         'them. Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
     )
-
-
-def _spread(values: torch.Tensor) -> torch.Tensor:
-    return (values - values[0]).abs().max()
 
 
 def check_repeats(
