@@ -59,9 +59,9 @@ def _are_classified(run: FinishedRun) -> bool:
 
 
 def draw_reliability(arms: Mapping[str, Sequence[FinishedRun]], title: str) -> Figure | None:
-    """Accuracy by confidence, and how many predictions have it; None where an arm's logits are not known."""
-    found = {arm: reliability_of(runs) for arm, runs in arms.items()}
-    if None in found.values():
+    """Accuracy by confidence, and how many predictions have it, of the arms whose logits are known."""
+    found = {arm: bins for arm, runs in arms.items() if (bins := reliability_of(runs)) is not None}
+    if not found:
         return None
     figure, (left, right) = figure_of(2, 3.4)
     left.plot([0, 100], [0, 100], color="#999999", linewidth=1, label="calibrated")

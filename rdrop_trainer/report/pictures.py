@@ -56,7 +56,7 @@ def draw_pictures(
         (
             "reliability.png",
             "How often predictions are right, and how many there are, by their confidence; all seeds together",
-            draw_reliability(both, title),
+            draw_reliability(every, title),
         ),
         (
             "flips.png",

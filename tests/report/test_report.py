@@ -12,7 +12,7 @@ import pytest
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.report import FinishedRun, draw_curves, report_folder, write_report
 from rdrop_trainer.report.__main__ import main
-from rdrop_trainer.report.calibration import reliability_of
+from rdrop_trainer.report.calibration import draw_reliability, reliability_of
 from rdrop_trainer.report.over_time import draw_against_seconds, draw_learning_curves
 from rdrop_trainer.report.quantities import EDIT_KINDS
 from rdrop_trainer.run_folder import name_of_data
@@ -593,6 +593,8 @@ def test_the_reliability_diagram_by_plain_arithmetic(tmp_path, drawn):
             assert bins.accuracy[i] == pytest.approx(100 * statistics.mean(right for _, right in inside))
     report = write_report(runs, [classified(1, 4.0), classified(2, 4.0)], tmp_path)
     assert tmp_path / "reliability.png" in report.pictures
+    figure = draw_reliability({"baseline": runs, "rdrop": runs, "mild": runs, "regression": [run(1, 0.0)]}, "title")
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["calibrated", "baseline", "R-Drop", "mild"]
     assert reliability_of([run(1, 0.0)]) is None and reliability_of([]) is None
     assert reliability_of([replace(runs[0], labels=np.full(200, -100))]) is None
     assert reliability_of([replace(runs[0], labels=runs[0].labels / 2)]) is None, "a regression's"
