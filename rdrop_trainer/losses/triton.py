@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
-import triton
 
 from .fused import Number, Terms
 from .kernels import count_kernel, rdrop_kernel, scale_kernel, total_kernel
@@ -58,13 +57,13 @@ def loss_and_grad(
     )
 
     aligned = all(map(_is_aligned, logits))  # otherwise every logit takes a load, and registers, of its own
-    columns = (BLOCK_BYTES if aligned else BLOCK_BYTES // 2) // (logits[0].element_size() * triton.next_power_of_2(m))
-    block = min(triton.next_power_of_2(classes), columns)
+    columns = (BLOCK_BYTES if aligned else BLOCK_BYTES // 2) // (logits[0].element_size() * _power_of_2(m))
+    block = min(_power_of_2(classes), columns)
     warps = max(1, WARPS * block // columns)
     width = min(LOAD_BYTES // logits[0].element_size(), block) if aligned else 1
     parts, lag = 1, 0
     if with_grad:
-        parts, lag = split(labels.device, size, m * classes * logits[0].element_size(), triton.cdiv(classes, block))
+        parts, lag = split(labels.device, size, m * classes * logits[0].element_size(), _ceil(classes, block))
     with torch.cuda.device_of(labels):
         if num_items is None or num_divergence_items is None:
             count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK)
@@ -116,9 +115,19 @@ def split(device: torch.device, size: int, item_bytes: int, blocks: int) -> tupl
     if device.type != "cuda":  # the interpreter
         return 1, 0
     programs, cache_bytes = _capacity(device)
-    parts = triton.next_power_of_2(max(1, triton.cdiv(min(programs, size) * item_bytes, cache_bytes)))
-    parts = min(parts, triton.next_power_of_2(blocks + 1) // 2)
+    parts = _power_of_2(max(1, _ceil(min(programs, size) * item_bytes, cache_bytes)))
+    parts = min(parts, 1 << blocks.bit_length() - 1)
     return parts, 1 + programs // (2 * parts)
+
+
+def _ceil(size: int, of: int) -> int:
+    """size / of, rounded up. Triton's own functions take longer, as they are for kernels too."""
+    return -(-size // of)
+
+
+def _power_of_2(number: int) -> int:
+    """The least that is not less than a positive number."""
+    return 1 << (number - 1).bit_length()
 
 
 @cache
@@ -130,6 +139,6 @@ def _capacity(device: torch.device) -> tuple[int, int]:
 
 def scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     """Multiply a contiguous tensor in place by a scalar on its device, which does nothing where the scalar is 1."""
-    programs = min(triton.cdiv(tensor.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
+    programs = min(_ceil(tensor.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
     with torch.cuda.device_of(tensor):
         scale_kernel[(programs,)](tensor, factor, tensor.numel(), BLOCK=SCALE_BLOCK)
