@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
-from .rows import find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
+from .rows import copied, find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
 from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
@@ -184,7 +184,7 @@ def run_passes(
         some = spread_rows(row_share, batch_size)
         chosen = some if len(some) < batch_size else None
     if num_passes == 1:
-        outputs = [call(model, dict(inputs))]
+        outputs = [call(model, copied(inputs))]
     elif mode == "concat":
         together = stack_rows(of_passes, batch_size, follows)
         if chosen is not None:
@@ -201,10 +201,10 @@ def run_passes(
         if mode == "recompute":
             *first, last = of_passes
             again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
-            outputs = [*again, call(model, dict(last))]
+            outputs = [*again, call(model, copied(last))]
         else:
             first, *others = of_passes
-            outputs = [call(model, dict(first))] + [call(inner, dict(rows)) for rows in others]
+            outputs = [call(model, copied(first))] + [call(inner, copied(rows)) for rows in others]
     return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size, chosen)
 
 
@@ -216,14 +216,14 @@ class _Repeatable:
         self.start: Snapshot | None = None
 
     def __call__(self) -> Any:
-        # A copy for each run: what a call takes out of its inputs must be there when it runs again
+        # A copy for each run: what a call takes out of its inputs, or writes to, must be as it was when it runs again
         if self.start is None:
             self.start = Snapshot(self.model)
-            return self.call(self.model, dict(self.inputs))
+            return self.call(self.model, copied(self.inputs))
         now = Snapshot(self.model)
         self.start.restore()
         try:
-            return self.call(self.model, dict(self.inputs))
+            return self.call(self.model, copied(self.inputs))
         finally:
             now.restore()
 

@@ -24,6 +24,11 @@ def find_batch_size(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     raise ValueError(f"No tensor with rows among the inputs: {', '.join(inputs)}.")
 
 
+def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs with tensors of their own, for code of the user's, which may write to what it gets."""
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+
+
 def repeat_rows(
     inputs: Mapping[str, Any], num_passes: int, batch_size: int, follows: Mapping[str, bool] | None = None
 ) -> dict[str, Any]:
