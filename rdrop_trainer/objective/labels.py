@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
 from .heads import PredictionHead
@@ -17,6 +19,9 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
 
     A loss of the user's may know other labels.
     """
+    if not (head.own_loss or head.soft or head.positions):
+        for batch in batches:
+            _check_kind(training, head, batch[head.labels[0]])
     if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
         return
     for batch in batches:
@@ -31,6 +36,20 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
                 f"A label is {label}, but {type(training.base).__name__} knows {classes} classes, labeled "
                 f"0 to {classes - 1} (and {IGNORE_INDEX}: no label): {mend}."
             )
+
+
+def _check_kind(training: Training, head: PredictionHead, labels: torch.Tensor) -> None:
+    """Refuse numbers that the stock loss would fail at, with words of torch: classes written as 1.0 or True, mostly."""
+    name, what = type(training.base).__name__, f"{labels.dtype} of the shape {tuple(labels.shape)}"
+    classes = getattr(getattr(training.base, "config", None), "num_labels", 0)
+    no_integers = labels.is_floating_point() or labels.dtype == torch.bool
+    if head.task_problem == "single_label" and no_integers:
+        raise ValueError(f"The labels are {what}, but {name} takes classes as integers: make them torch.long.")
+    if head.task_problem == "multi_label" and head.of_rows and labels.shape[1:] != (classes,):
+        raise ValueError(
+            f"The labels are {what}, which {name} takes for yes or no of each of its {classes} classes, so for "
+            f"{(len(labels), classes)}. If a row has one class, make them integers, torch.long."
+        )
 
 
 def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:
