@@ -116,8 +116,10 @@ class Objective:
             returned in the first, of B rows.
 
         Raises:
-            ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit.
+            ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit; or the
+                batch is none of the window.
         """
+        window.check(batch)
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
