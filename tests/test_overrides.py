@@ -236,6 +236,37 @@ def test_batches_that_are_not_counted_are_refused(tmp_path):
         run(Own, tmp_path)
 
 
+def masked(batch):
+    """Every second token has no label any more."""
+    labels = batch["labels"].clone()
+    labels[:, ::2] = -100
+    return {**batch, "labels": labels}
+
+
+def softened(batch):
+    return {**batch, "labels": nn.functional.one_hot(batch["labels"], 4) * 0.8 + 0.05}
+
+
+class ByLoss(RDropTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, self.change(inputs), *args, **kwargs)
+
+
+class ByStep(RDropTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        return super().training_step(model, self.change(inputs), *args, **kwargs)
+
+
+@pytest.mark.parametrize("head, change", [("token", masked), ("single_label", softened)])
+@pytest.mark.parametrize("base", [ByLoss, ByStep])
+def test_labels_that_change_after_they_were_counted_are_refused(base, head, change, tmp_path):
+    """A mean over the items of the step would be over others than there are."""
+    cls = type("Changes", (base,), {"change": staticmethod(change)})
+    trainer = tiny.trainer(tiny.bert(head), tiny.dataset(head), tmp_path, cls, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="labels of a batch are not those that R-Drop counted when the step began"):
+        trainer.train()
+
+
 def test_the_mixin_comes_first():
     with pytest.raises(TypeError, match=r"Wrong has RDropMixin after Weighted.*class Wrong\(RDropMixin, Weighted\)"):
         type("Wrong", (Weighted, RDropMixin), {})

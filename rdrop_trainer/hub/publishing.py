@@ -20,6 +20,7 @@ from transformers.utils import PushInProgress, logging
 from .. import __version__
 from .._mixin_base import MixinBase
 from ..dropout import dropout_settings
+from ..errors import InputError
 from ..objective.noise_of import noise_of
 from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
@@ -70,7 +71,12 @@ class PublishingMixin(MixinBase):
             return
         for left in Path(self.args.output_dir).glob(f"{_COPY}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        name = check_repo_id(self._repo_name)
+        try:
+            name = check_repo_id(self._repo_name)
+        except InputError as error:
+            if self.args.hub_model_id is not None:
+                raise
+            raise InputError(f"{error} It is that of the output folder; hub_model_id gives another.") from error
         connect(token or self.args.hub_token)
         try:
             with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, private))

@@ -118,7 +118,7 @@ def _distance(
     if isinstance(source, FunctionLoss):
         with torch.no_grad(), training.same_noise():
             count = head.count(batch)[:, 0].sum()
-            own = source.function(passes.output(0), batch.get("labels"), num_items_in_batch=count)
+            own = source.of(passes.output(0), batch, count)
     if own is None or not own.isfinite() or own == 0:
         return _FAR, _FAR
 

@@ -18,7 +18,7 @@ from .heads import Items, PredictionHead
 from .lm_head import CannotFuse, LMHead
 from .passes import Passes, call_model
 from .plan import Plan
-from .rows import find_batch_size, take_rows
+from .rows import copied, find_batch_size, take_rows
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, decoder_inputs, own_loss
 from .training import Training
 from .window import StepSettings, Window
@@ -125,10 +125,10 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
     count = plan.head.count(batch)[:, 0].sum()
     with training.aside():
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
-        loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=count * training.sharing)
+        loss = trainer.compute_loss(model, copied(batch), num_items_in_batch=count * training.sharing)
     with training.aside():
-        outputs = call_model(model, function.inputs(batch, plan.head))
-        expected = function.function(outputs, batch.get("labels"), num_items_in_batch=count)
+        outputs = call_model(model, copied(function.inputs(batch, plan.head)))
+        expected = function.of(outputs, batch, count)
     tolerance = training.tolerance(loss, expected, by_products=True)
     comparison = plan.trainer_comparison.compare(loss, expected, tolerance, training.sum_over_processes)
     if comparison.differs:
@@ -153,7 +153,7 @@ def find_use_of_count(training: Training, plan: Plan, passes: Passes, batch: Map
         losses = []
         for n in (count, 2 * count):
             with training.same_noise():
-                losses.append(source.function(passes.output(0), batch.get("labels"), num_items_in_batch=n).float())
+                losses.append(source.of(passes.output(0), batch, n).float())
     once, twice = losses
     margin = training.tolerance(once) * once.abs()
     known = once.isfinite() & (once != 0)  # a batch without labels does not tell

@@ -20,6 +20,9 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
 
     A loss of the user's may know other labels.
     """
+    if not (head.own_loss or head.soft or head.positions):
+        for batch in batches:
+            _check_kind(training, head, batch[head.labels[0]])
     if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
         return
     for batch in batches:
@@ -46,6 +49,20 @@ def refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None
             f"A label is {IGNORE_INDEX}, the mark of a row without a label, but the model is a regression, which takes "
             "it for a value: leave such rows out, or write labels as floating-point numbers if it is one.",
             wait,
+        )
+
+
+def _check_kind(training: Training, head: PredictionHead, labels: torch.Tensor) -> None:
+    """Refuse numbers that the stock loss would fail at, with words of torch: classes written as 1.0 or True, mostly."""
+    name, what = type(training.base).__name__, f"{labels.dtype} of the shape {tuple(labels.shape)}"
+    classes = getattr(getattr(training.base, "config", None), "num_labels", 0)
+    no_integers = labels.is_floating_point() or labels.dtype == torch.bool
+    if head.task_problem == "single_label" and no_integers:
+        raise ValueError(f"The labels are {what}, but {name} takes classes as integers: make them torch.long.")
+    if head.task_problem == "multi_label" and head.of_rows and classes and labels.shape[1:] != (classes,):
+        raise ValueError(
+            f"The labels are {what}, which {name} takes for yes or no of each of its {classes} classes, so for "
+            f"{(len(labels), classes)}. If a row has one class, make them integers, torch.long."
         )
 
 

@@ -123,8 +123,10 @@ class Objective:
             returned in the first, of B rows.
 
         Raises:
-            ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit.
+            ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit; or the
+                batch is none of the window.
         """
+        window.check(batch)
         # What stands before and after the passes looks at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
-from .rows import find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
+from .rows import copied, find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
 from .snapshot import Snapshot
 
 logger = logging.get_logger(__name__)
@@ -207,9 +207,9 @@ def _one_by_one(
     if recompute:
         *first, last = of_passes
         again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
-        return [*again, call(model, dict(last))]
+        return [*again, call(model, copied(last))]
     first, *others = of_passes
-    return [call(model, dict(first))] + [call(inner, dict(rows)) for rows in others]
+    return [call(model, copied(first))] + [call(inner, copied(rows)) for rows in others]
 
 
 class _Repeatable:
@@ -220,14 +220,14 @@ class _Repeatable:
         self.start: Snapshot | None = None
 
     def __call__(self) -> Any:
-        # A copy for each run: what a call takes out of its inputs must be there when it runs again
+        # A copy for each run: what a call takes out of its inputs, or writes to, must be as it was when it runs again
         if self.start is None:
             self.start = Snapshot(self.model)
-            return self.call(self.model, dict(self.inputs))
+            return self.call(self.model, copied(self.inputs))
         now = Snapshot(self.model)
         self.start.restore()
         try:
-            return self.call(self.model, dict(self.inputs))
+            return self.call(self.model, copied(self.inputs))
         finally:
             now.restore()
 

@@ -16,6 +16,7 @@ from ..losses import RDropLoss
 from .head_of import runs_own_code
 from .heads import PredictionHead
 from .passes import Passes, call_model, with_loss
+from .rows import copied
 from .window import Window
 
 # items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
@@ -181,9 +182,25 @@ class FunctionLoss(TaskLoss):
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return without_labels(self.base, batch, ("labels",))
 
+    def of(self, outputs: Any, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
+        """What the function makes of the outputs of one pass over a batch.
+
+        Raises:
+            ValueError: it wrote to the outputs, of which the divergence is made.
+        """
+        tensors = Passes.of(outputs).tensors()
+        versions = {name: value._version for name, value in tensors.items()}
+        loss = self.function(outputs, copied({"labels": batch.get("labels")})["labels"], num_items_in_batch=count)
+        for name, version in versions.items():
+            if tensors[name]._version != version:
+                raise ValueError(
+                    f"compute_loss_func wrote to {name!r} of the outputs, of which the divergence is made too: let it "
+                    "change a copy, as in logits = logits + bias."
+                )
+        return loss
+
     def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
-        labels = batch.get("labels")
-        losses = [self.function(passes.output(k), labels, num_items_in_batch=count) for k in range(passes.num_passes)]
+        losses = [self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]
         mean = torch.stack(losses).mean()
         is_mean = count is None or self.uses_count is False
         return window.weighted(mean, batch) if is_mean else mean * window.processes

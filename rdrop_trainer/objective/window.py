@@ -9,10 +9,15 @@ from typing import Any
 
 import torch
 
-from ..losses import RDropLoss, rdrop_loss
+from ..losses import RDropLoss, devices, rdrop_loss
 from .heads import Items, PredictionHead
 from .rows import pick_rows, spread_rows
 from .view import SecondView
+
+_CHANGED = (
+    "The labels of a batch are not those that R-Drop counted when the step began: an override (compute_loss, "
+    "training_step, _prepare_inputs) changes them. Change them in the data collator."
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Window:
         head: says what an item is.
         task_items, divergence_items: counts over all micro-batches and all processes that share them, for each part of
             the head; (parts,).
+        counts: the same of each micro-batch on this process; (micro_batches, parts, 2).
+        forms: those of their labels.
         micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
         row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
@@ -63,6 +70,8 @@ class Window:
     head: PredictionHead
     task_items: torch.Tensor
     divergence_items: torch.Tensor
+    counts: torch.Tensor
+    forms: frozenset[tuple[tuple[bool, int], ...]]
     micro_batches: int
     processes: int = 1
     row_share: float = 1.0
@@ -87,12 +96,25 @@ class Window:
             sum_over_processes: sums a tensor over them; a collective. Needed where there are several.
             row_share: as the attribute.
         """
-        counts = torch.stack([_count(head, batch, row_share) for batch in batches]).sum(0)
+        each = torch.stack([_count(head, batch, row_share) for batch in batches])
         if device is not None:
-            counts = counts.to(device)
+            each = each.to(device)
+        counts = each.sum(0)
         if processes > 1:
             counts = sum_over_processes(counts)
-        return cls(head, counts[:, 0], counts[:, 1], len(batches), processes, row_share)
+        forms = frozenset(_form(head, batch) for batch in batches)
+        return cls(head, counts[:, 0], counts[:, 1], each, forms, len(batches), processes, row_share)
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Is this one of the micro-batches that were counted? An override may have changed its labels since.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if _form(self.head, batch) not in self.forms:
+            raise ValueError(_CHANGED)
+        counts = _count(self.head, batch, self.row_share).to(self.counts.device)
+        devices.require((self.counts == counts).flatten(1).all(1).any(), _CHANGED)
 
     @cached_property
     def divisors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -164,6 +186,11 @@ def _count(head: PredictionHead, batch: Mapping[str, Any], row_share: float) -> 
         if len(chosen := spread_rows(row_share, size)) < size:
             counts[:, 1] = head.count(pick_rows(batch, chosen, size))[:, 1]
     return counts
+
+
+def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[tuple[bool, int], ...]:
+    """What labels are without a look at their values: whether they are floating-point numbers, and their dimensions."""
+    return tuple((batch[key].is_floating_point(), batch[key].dim()) for key in head.labels if key in batch)
 
 
 class LoggedTerms:

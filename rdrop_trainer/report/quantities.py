@@ -12,8 +12,11 @@ from .paired import PairedDifference, SpreadRatio, paired_difference, spread_rat
 from .runs import FinishedRun
 
 # Last words of score names, for the scores of any task
-_LOWER_IS_BETTER = frozenset("loss perplexity error wer cer ter eer mse rmse mae mape brier".split())
-_NO_SHARES = _LOWER_IS_BETTER - {"wer", "cer", "eer"} | {"bleu", "sacrebleu", "chrf"}  # however small they are
+_SHARES_TO_LOWER = frozenset("wer cer eer ece fpr fnr".split())
+_LOWER_IS_BETTER = _SHARES_TO_LOWER | frozenset(
+    "loss nll entropy perplexity ppl bpc bpb error ter mse rmse mae mape brier distance".split()
+)
+_NO_SHARES = _LOWER_IS_BETTER - _SHARES_TO_LOWER | {"bleu", "sacrebleu", "chrf"}  # however small they are
 _ERROR = "expected_calibration_error"
 # Kind of small edits -> its name, and what it does
 EDIT_KINDS = {

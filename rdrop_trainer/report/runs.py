@@ -39,7 +39,9 @@ class FinishedRun:
     Attributes:
         seed: of the run.
         alpha: of R-Drop; 0 is the baseline.
-        scores: of the evaluation, by name, without "eval_".
+        scores: of the evaluation, by name, without "eval_". By the last word of their names, lower is better for
+            losses (`loss`, `nll`, `perplexity`, ...), errors (`error`, `mse`, `wer`, `ece`, ...) and a `distance`; of
+            all others higher is.
         headline: names of the scores to look at first.
         log_history: the trainer's.
         stability: as `all_results.json` holds it under this name.

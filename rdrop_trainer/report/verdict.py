@@ -126,9 +126,11 @@ def _of_probabilities(quantity: Quantity) -> str:
     before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
     if d.n < 2:
         return ""
-    if not d.is_supported:
-        return f"The {quantity.name} went from {before} to {after}: no difference is shown."
-    return f"The {quantity.name} is {'lower' if d.mean < 0 else 'higher'}: {before} to {after} (p {_p(d.p_value)})."
+    if d.is_supported:
+        said = f"The {quantity.name} is {'lower' if d.mean < 0 else 'higher'}: {before} to {after} (p {_p(d.p_value)})."
+    else:
+        said = f"The {quantity.name} went from {before} to {after}: no difference is shown."
+    return f"{said} {_of_undefined(quantity)}".strip()
 
 
 def _of_undefined(score: Quantity) -> str:

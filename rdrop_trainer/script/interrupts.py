@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import shutil
+import os
 import signal
 import sys
 import threading
@@ -19,8 +19,10 @@ from ..run_folder import RESULTS
 _GO_ON = (
     "the same command goes on from there (without --overwrite_output_dir and --resume_from_checkpoint, if it had them)"
 )
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEFT = 2**20  # bytes: with less, the disk counts as full; torch does not say why it could not write
+NO_SPACE = "no space is left on the disk, or a quota or `ulimit -f` allows no more; make room"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of safetensors and Arrow; of torch, which does not say why it could not write; of SQLite
+_SAID = (*map(os.strerror, _FULL), "unexpected pos", "PytorchStreamWriter failed", "database or disk is full")
 
 
 class StopWhenAsked(TrainerCallback):
@@ -85,11 +87,12 @@ def how_to_go_on(output_dir: Path) -> str:
     return f"{last} is saved; {_GO_ON}." if last else f"There is no checkpoint in {output_dir} yet."
 
 
-def is_full(output_dir: Path, error: BaseException) -> bool:
-    """Whether a write failed because the disk is full; libraries say so in many ways."""
-    if getattr(error, "errno", None) in _FULL or "No space left on device" in str(error):
-        return True
-    try:
-        return isinstance(error, RuntimeError) and shutil.disk_usage(output_dir).free < _LEFT
-    except OSError:
-        return False
+def is_full(error: BaseException | None) -> bool:
+    """Whether a write failed because the disk is full, or a quota or `ulimit -f` allows no more; libraries say so in
+    many ways.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _SAID):
+            return True
+        error = error.__cause__
+    return False

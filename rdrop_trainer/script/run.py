@@ -18,7 +18,7 @@ from .command_line import CommandLine
 from .cost import Clock
 from .dry_run import DryRun, dry_run
 from .evaluate import evaluate
-from .interrupts import how_to_go_on, is_full
+from .interrupts import NO_SPACE, how_to_go_on, is_full
 from .output_dir import check_unlocked, find_checkpoint, locked, warn_of_others
 from .predict import predict
 from .prepare import Prepared, prepare
@@ -86,12 +86,11 @@ def _explained(output_dir: Path, should_save: bool) -> Iterator[None]:
     except FloatingPointError as error:
         raise StoppedError(str(error)) from error
     except Exception as error:
-        if not is_full(output_dir, error):
+        if not is_full(error):
             if should_save and any(output_dir.glob("checkpoint-*")):
                 logger.error(f"The run stopped. {how_to_go_on(output_dir)}")
             raise
-        why = f"{output_dir}: no space is left on the disk; make room. {how_to_go_on(output_dir)}"
-        raise StoppedError(why) from error
+        raise StoppedError(f"{output_dir}: {NO_SPACE}. {how_to_go_on(output_dir)}") from error
 
 
 def _quiet_logging(args: RDropTrainingArguments) -> None:

@@ -17,10 +17,10 @@ from .arguments import SeveralRunsArguments
 from .board import Board, display
 from .cluster import OnRay
 from .command_line import CommandLine, parse_arguments
-from .interrupts import terminated_as_interrupted
+from .interrupts import NO_SPACE, is_full, terminated_as_interrupted
 from .jobs import Job, Local
 from .output_dir import check_purpose, check_writable, locked, warn_of_others
-from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT
+from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT, StoppedError
 
 # Flags of the command, which none of its runs has
 OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArguments))}
@@ -96,6 +96,10 @@ def alone_in(folder: Path, run: Callable[[], int]) -> int:
             flush=True,
         )
         return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, InputError) or not is_full(error):
+            raise
+        raise StoppedError(f"{folder}: {NO_SPACE}. What is finished is kept, and the same command goes on") from error
 
 
 @dataclass(frozen=True)

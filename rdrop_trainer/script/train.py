@@ -62,7 +62,7 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     except Exception as error:
         if stop.asked:  # a signal also ends processes that load data, without which the step may fail
             raise KeyboardInterrupt from error
-        if not beginning.reached and isinstance(error, WRONG_SETTING) and not is_full(config.output_dir, error):
+        if not beginning.reached and isinstance(error, WRONG_SETTING) and not is_full(error):
             raise input_error(error) from error
         raise
     if stop.asked:

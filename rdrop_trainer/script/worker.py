@@ -26,7 +26,8 @@ class Worker:
     """Forks runs, one at a time; ends with the process that started it, and takes a run along."""
 
     def __init__(self, answers: TextIO):
-        self._answers, self._starter, self._run = answers, os.getppid(), 0
+        # Not the present parent: the starter may have died while this process imported what it needs
+        self._answers, self._starter, self._run = answers, int(os.environ.get(PARENT) or os.getppid()), 0
         # Ctrl-C reaches the run itself; SIGTERM is handed on to it
         self._handlers = {
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),

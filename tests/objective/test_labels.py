@@ -23,6 +23,23 @@ def test_a_label_outside_the_classes(name, label, classes):
             look()
 
 
+@pytest.mark.parametrize(
+    "name, labels, said",
+    [
+        ("single_label", torch.tensor([0.0, 1.0]), r"torch.float32 of the shape \(2,\), which .* of its 4 classes, .*"),
+        ("single_label", torch.tensor([True, False]), r"torch.bool of the shape \(2,\), which .* so for \(2, 4\). .*"),
+        ("multi_label", torch.tensor([0, 1]), r"torch.int64 of the shape \(2,\), which .* so for \(2, 4\). .*"),
+        ("token", torch.zeros(2, 3), "torch.float32 of the shape .*, but .* takes classes as integers: make them .*"),
+    ],
+)  # fmt: skip
+def test_classes_that_are_no_integers(name, labels, said):
+    """As pandas reads a column with a gap, or of True and False."""
+    model = zoo.build(name)
+    batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": labels}
+    with pytest.raises(ValueError, match=f"The labels are {said}torch.long"):
+        Objective.of(model, [batch])
+
+
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
 def test_the_trainer_says_so(alpha, tmp_path):
     data = [{**row, "labels": 5} for row in tiny.dataset(rows=4)]

@@ -191,6 +191,16 @@ def test_a_seed_that_is_not_defined_is_left_out_of_both_arms_and_said(tmp_path, 
     assert accuracy.spread.ratio == pytest.approx(1) and accuracy.describe("rdrop")["std"] == pytest.approx(1)
 
 
+def test_a_loss_that_is_not_defined_is_missed(tmp_path):
+    first, second = arms([0.80, 0.81, 0.82], [0.81, 0.80, 0.82])
+    losses = {1: 0.40, 2: 0.41, 3: math.inf}  # of a run that broke down
+    second = [replace(run, scores={**run.scores, "loss": losses[run.seed]}) for run in second]
+    [said] = [
+        s for s in write_report(first, second, tmp_path).sentences if s.startswith("The evaluation loss is lower")
+    ]
+    assert "1 seed is left out, because the evaluation loss is not defined there (baseline: 0, R-Drop: 1 runs)" in said
+
+
 def test_a_score_that_no_seed_has_is_missed(tmp_path):
     report = write_report(*arms([None, None], [0.5, 0.6]), tmp_path)
     assert report.sentences[0] == "The accuracy is not defined in both runs of any seed."
@@ -204,6 +214,9 @@ def test_a_score_that_no_seed_has_is_missed(tmp_path):
         ("mse", (0.3, 0.2), ""),
         ("dev_perplexity", (30, 20), ""),
         ("error_rate", (0.3, 0.2), ""),
+        ("ece", (0.3, 0.2), "%"),
+        ("nll", (0.3, 0.2), ""),
+        ("edit_distance", (0.3, 0.2), ""),
     ],
 )
 def test_scores_that_should_be_low(tmp_path, name, values, unit):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 
@@ -12,7 +13,9 @@ from transformers import BertForSequenceClassification
 
 from rdrop_trainer import InputError, RDropTrainer
 from rdrop_trainer.script import prepare
+from rdrop_trainer.script.interrupts import is_full
 from rdrop_trainer.script.run import StoppedError
+from rdrop_trainer.script.several import alone_in
 from support.runs import fails, results, script
 
 
@@ -91,23 +94,43 @@ def test_a_signal_that_is_ignored_stays_ignored(flags, monkeypatch):
 # ---- Disks ----
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Exception("I/O error: No space left on device (os error 28)")],
-)
-def test_a_full_disk_loses_no_checkpoint(error, flags, here, monkeypatch, capsys):
-    save = RDropTrainer._save_optimizer_and_scheduler
+@pytest.mark.parametrize("part", ["_save", "_save_optimizer_and_scheduler", "_save_rng_state"])  # safetensors; torch
+def test_a_full_disk_loses_no_checkpoint(part, flags, here, monkeypatch, capsys):
+    save, limits = getattr(RDropTrainer, part), resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(self, output_dir):
+    def full(self, *args, **kwargs):
         if self.state.global_step == 4:
-            raise error
-        return save(self, output_dir)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RDropTrainer, "_save_optimizer_and_scheduler", full)
+        patch.setattr(RDropTrainer, part, full)
         message = fails(capsys, *flags)
-    assert "out: no space is left on the disk; make room. out/checkpoint-2 is saved; the same command" in message
+    assert "out: no space is left on the disk, or a quota or `ulimit -f` allows no more; make room. " in message
+    assert "out/checkpoint-2 is saved; the same command goes on from there" in message
     assert script.main(flags) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_how_libraries_say_that_a_disk_is_full(number):
+    said = os.strerror(number)
+    assert is_full(OSError(number, said)) and is_full(RuntimeError(f"I/O error: {said} (os error {number})"))
+    try:
+        raise ValueError("the study could not be saved") from RuntimeError("database or disk is full")
+    except ValueError as error:
+        assert is_full(error)
+    assert not is_full(OSError(errno.EACCES, "Permission denied")) and not is_full(RuntimeError("out of memory"))
+
+
+def test_a_disk_that_fills_up_between_the_runs_of_a_comparison(here):
+    def report():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StoppedError, match="runs: no space is left on the disk, .* What is finished is kept, and the"):
+        alone_in(here / "runs", report)
 
 
 @pytest.mark.slow

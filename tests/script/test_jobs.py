@@ -1,5 +1,6 @@
 """Runs in processes of their own: how many at a time, on what, what is kept of them, and how they end."""
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from rdrop_trainer.script import jobs
 from rdrop_trainer.script.command_line import flags_of, parse_arguments
 from rdrop_trainer.script.jobs import Job, Local
 from rdrop_trainer.script.several import run_jobs
+from rdrop_trainer.script.worker import Worker
 
 # A script that says what it was started with, and ends with the code that its recipe asks for
 SCRIPT = """
@@ -236,3 +238,18 @@ def test_a_forked_run_ends_with_its_worker(tmp_path, how, code):
             assert process.stdout.readline().strip() == code
         wait_until(lambda: not alive(child))
         process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where processes can be forked")
+def test_a_worker_whose_starter_died_while_it_began_runs_nothing(monkeypatch):
+    """The same command, given again, would meet that run in its folder."""
+    monkeypatch.setenv(jobs.PARENT, "1")
+    monkeypatch.setattr(os, "fork", lambda: subprocess.Popen(["sleep", "9"]).pid)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    answers = io.StringIO()
+    try:
+        Worker(answers)(io.StringIO('{"argv": [], "log": ""}\n'))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert answers.getvalue() == f"{-signal.SIGKILL}\n"

@@ -9,7 +9,9 @@ import datasets
 import pytest
 from huggingface_hub import ModelCard
 
+from rdrop_trainer import InputError
 from rdrop_trainer.hub.__main__ import main as hub_command
+from support import tiny
 from support.runs import FAST, fails, make_cola, results, run, words
 
 REPO = "ada/run"
@@ -85,6 +87,12 @@ def test_what_cannot_be_pushed_is_said_before_training(model, here, ada, capsys,
     line = fails(capsys, "--model_name_or_path", model, *FAST, cola, *PUSH, flags)
     assert "cannot be pushed to" in line or "is no repository's name" in line
     assert not (here / "out").exists()
+
+
+def test_a_folder_whose_name_the_hub_does_not_take(tmp_path, ada):
+    message = "'推送': is no repository's name, .* It is that of the output folder; hub_model_id gives another"
+    with pytest.raises(InputError, match=message):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path / "推送", push_to_hub=True)
 
 
 def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
