@@ -59,8 +59,11 @@ class PublishingMixin(MixinBase):
         self._pusher: ThreadPoolExecutor | None = None
         super().__init__(*args, **kwargs)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, *args, **kwargs) -> None:
         """`Trainer.init_hf_repo`. If the Hub cannot be reached, it warns, and later pushes try again.
+
+        Args:
+            token, *args, **kwargs: as the base trainer takes them; that of transformers 5.19 takes no `private`.
 
         Raises:
             HubError: the Hub refuses.
@@ -73,7 +76,7 @@ class PublishingMixin(MixinBase):
         name = check_repo_id(self._repo_name)
         connect(token or self.args.hub_token)
         try:
-            with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, private))
+            with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, *args, **kwargs))
         except Exception as error:
             refused = failure(f"{name} cannot be pushed to", error)
             if seconds_to_wait(error) is None:
