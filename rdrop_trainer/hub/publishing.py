@@ -63,7 +63,7 @@ class PublishingMixin(MixinBase):
         """`Trainer.init_hf_repo`. If the Hub cannot be reached, it warns, and later pushes try again.
 
         Args:
-            token, *args, **kwargs: as the base trainer takes them; that of transformers 5.19 takes no `private`.
+            token, *args, **kwargs: as the base trainer takes them; `private` needs transformers 5.23.
 
         Raises:
             HubError: the Hub refuses.

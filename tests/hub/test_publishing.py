@@ -130,7 +130,7 @@ def test_a_push_goes_where_the_arguments_say(ada, tmp_path, monkeypatch):
 
 
 def test_a_base_trainer_is_handed_only_what_the_caller_gave(ada, tmp_path):
-    """`init_hf_repo` of transformers 5.19, and of trainers written for it, takes the token alone."""
+    """`init_hf_repo` takes a token alone before transformers 5.23, and so in trainers that were written for it."""
 
     class Old(Trainer):
         def init_hf_repo(self, token=None):
