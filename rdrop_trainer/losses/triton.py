@@ -98,7 +98,7 @@ def _unmasked(z, M: tl.constexpr):
 @triton.jit
 def _value(number):
     """A number in float32 that is given as such, or by a pointer to it."""
-    number = tl.to_tensor(number)
+    number = tl.core.to_tensor(number)  # Triton 3.6, which torch 2.11 brings, has it there alone
     if number.dtype.is_ptr():
         number = tl.load(number)
     return number.to(tl.float32)
