@@ -60,8 +60,11 @@ class PublishingMixin(MixinBase):
         self._pusher: ThreadPoolExecutor | None = None
         super().__init__(*args, **kwargs)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, *args, **kwargs) -> None:
         """`Trainer.init_hf_repo`. If the Hub cannot be reached, it warns, and later pushes try again.
+
+        Args:
+            token, *args, **kwargs: as the base trainer takes them; `private` needs transformers 5.23.
 
         Raises:
             HubError: the Hub refuses.
@@ -79,7 +82,7 @@ class PublishingMixin(MixinBase):
             raise InputError(f"{error} It is that of the output folder; hub_model_id gives another.") from error
         connect(token or self.args.hub_token)
         try:
-            with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, private))
+            with_retries(lambda: super(PublishingMixin, self).init_hf_repo(token, *args, **kwargs))
         except Exception as error:
             refused = failure(f"{name} cannot be pushed to", error)
             if seconds_to_wait(error) is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sweeps import INTERPRETED, LN2, find_label_logits, first_sweep, in_base_2, joined, origin_of, second_sweep, unit
+from .sweeps import LN2, find_label_logits, first_sweep, in_base_2, joined, origin_of, second_sweep, unit
 
 
 @triton.jit
@@ -28,8 +28,7 @@ def _rows(tensors, strides, item, size, M: tl.constexpr):
 @triton.jit
 def _value(number):
     """A number in float32 that is given as such, or by a pointer to it."""
-    if INTERPRETED:
-        number = tl.to_tensor(number)
+    number = tl.core.to_tensor(number)  # Triton 3.6, which torch 2.11 brings, has it there alone
     if number.dtype.is_ptr():
         number = tl.load(number)
     return number.to(tl.float32)

@@ -129,6 +129,23 @@ def test_a_push_goes_where_the_arguments_say(ada, tmp_path, monkeypatch):
     assert ada.repos["model", REPO].private
 
 
+def test_a_base_trainer_is_handed_only_what_the_caller_gave(ada, tmp_path):
+    """`init_hf_repo` takes a token alone before transformers 5.23, and so in trainers that were written for it."""
+
+    class Old(Trainer):
+        def init_hf_repo(self, token=None):
+            super().init_hf_repo(token)
+
+    class Pushes(RDropMixin, Old):
+        pass
+
+    arguments = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": "hf_" + "a" * 30}
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path / "run", Pushes, **arguments)
+    assert ("model", REPO) in ada.repos
+    with pytest.raises(HubError, match="private"):  # not left out in silence
+        trainer.init_hf_repo(private=True)
+
+
 def test_the_best_checkpoint_is_pushed_with_its_own_scores(ada, tmp_path):
     trainer = push_trainer(
         tmp_path, save_strategy="epoch", eval_strategy="epoch", num_train_epochs=3, hub_strategy="end",

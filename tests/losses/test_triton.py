@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from packaging.version import Version
@@ -22,7 +23,10 @@ def run(*command, interpret):
     return done.stdout
 
 
-@pytest.mark.skipif(Version(triton.__version__) < Version("3.7"), reason="an interpreter that cannot do with NumPy 2.4")
+@pytest.mark.skipif(
+    Version(triton.__version__) < Version("3.7") and Version(numpy.__version__) >= Version("2.4"),
+    reason="an interpreter that cannot do with NumPy 2.4",
+)
 def test_kernels_in_the_interpreter():
     assert " passed" in run("-m", "pytest", "-n0", "-p", "no:cacheprovider", "triton_kernels.py", interpret=True)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from rdrop_trainer import Objective, StepSettings, rdrop_ctc_loss
 from rdrop_trainer.objective.ctc import CTCHead
@@ -69,6 +70,9 @@ COLUMNS = {
     "Wav2Vec2BertForCTC": [100, 80, 60], "ParakeetForCTC": [13, 10, 8], "LasrForCTC": [22, 17, 12],
     "GraniteSpeech5ForCTC": [25, 20, 15],
 }  # fmt: skip
+# Before transformers 5.21, their own loss knows padding by the blank alone
+PADDED_BY_BLANK = {"ParakeetForCTC", "LasrForCTC", "GraniteSpeech5ForCTC"}
+PADDED_BY_BLANK = PADDED_BY_BLANK if Version(transformers.__version__) < Version("5.21") else set()
 
 
 def build(name, **changes):
@@ -95,7 +99,7 @@ def batch_of(name):
     )
     attended = torch.arange(lengths[0]) < torch.tensor(lengths)[:, None]
     labels = torch.randint(1, 8, (3, 5), generator=g)
-    labels[1, 3:] = -100
+    labels[1, 3:] = 0 if name in PADDED_BY_BLANK else -100
     return {key: torch.randn(*shape, generator=g), "attention_mask": attended.long(), "labels": labels}
 
 
@@ -110,7 +114,7 @@ def test_every_family_has_the_loss_of_its_valid_frames(name):
     with torch.no_grad():
         expected = formulas.rdrop_ctc(
             passes["logits"][0].split(3),
-            [[label for label in row if label != -100] for row in batch["labels"].tolist()],
+            [[label for label in row if label > 0] for row in batch["labels"].tolist()],
             {**WAVE, **COLUMNS}[name],
             3.0,
             mean=model.config.ctc_loss_reduction == "mean",
