@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 
-from .rows import copied, find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
-from .snapshot import Snapshot
+from .recompute import recomputed
+from .rows import copied, device_of, find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
 
 logger = logging.get_logger(__name__)
 
@@ -159,7 +159,7 @@ def run_passes(
         inputs: keyword arguments of its forward, for B rows; never changed.
         num_passes: m, at least 1.
         mode: "concat" (one forward of m·B rows), "sequential" (m forwards) or "recompute" (m forwards, all but the
-            last checkpointed without reentrance, so that they keep no activations). Sequential and recompute draw
+            last run again in the backward, so that they keep no activations). Sequential and recompute draw
             the same noise from the same random state: torch's, NumPy's and Python's. Where `can_repeat` says no,
             concat is sequential.
         call: how the model is run on inputs.
@@ -200,36 +200,19 @@ def _one_by_one(
     """The outputs of a forward for each pass.
 
     DistributedDataParallel synchronises buffers and arms its gradient reduction at every call, so exactly one pass goes
-    through the wrapper. When recomputing, that is the last one: a checkpointed pass runs again in the middle of the
-    backward.
+    through the wrapper. When recomputing, that is the last one: the others run again in the middle of the backward.
     """
     inner = without_ddp(model)
+
+    def forward(rows: Mapping[str, Any]) -> Any:
+        return call(inner, copied(rows))
+
     if recompute:
         *first, last = of_passes
-        again = [checkpoint(_Repeatable(call, inner, rows), use_reentrant=False) for rows in first]
+        again = [recomputed(partial(forward, rows), inner, device_of(rows)) for rows in first]
         return [*again, call(model, copied(last))]
     first, *others = of_passes
-    return [call(model, copied(first))] + [call(inner, copied(rows)) for rows in others]
-
-
-class _Repeatable:
-    """A pass that runs again in the backward as it ran at first, and then leaves everything as it found it."""
-
-    def __init__(self, call: Callable[[nn.Module, dict[str, Any]], Any], model: nn.Module, inputs: Mapping[str, Any]):
-        self.call, self.model, self.inputs = call, model, inputs
-        self.start: Snapshot | None = None
-
-    def __call__(self) -> Any:
-        # A copy for each run: what a call takes out of its inputs, or writes to, must be as it was when it runs again
-        if self.start is None:
-            self.start = Snapshot(self.model)
-            return self.call(self.model, copied(self.inputs))
-        now = Snapshot(self.model)
-        self.start.restore()
-        try:
-            return self.call(self.model, copied(self.inputs))
-        finally:
-            now.restore()
+    return [call(model, copied(first)), *map(forward, others)]
 
 
 def can_repeat(model: nn.Module, batch_size: int) -> bool:

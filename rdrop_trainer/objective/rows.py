@@ -79,6 +79,11 @@ def _axis_of_rows(key: str, value: torch.Tensor) -> int:
     return 1 if key == "position_ids" and value.dim() == 3 else 0
 
 
+def device_of(inputs: Mapping[str, Any]) -> torch.device:
+    """Where a batch is."""
+    return next((value.device for value in inputs.values() if isinstance(value, torch.Tensor)), torch.device("cpu"))
+
+
 def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs with tensors of their own, for code of the user's, which may write to what it gets."""
     return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}

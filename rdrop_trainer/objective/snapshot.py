@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,14 +13,19 @@ from torch import nn
 
 
 class Snapshot:
-    """The state of NumPy's and Python's generators and of a model's buffers, to be put back.
+    """The states of all random generators and of a model's buffers, to be put back.
 
-    SpecAugment draws from NumPy, word dropout often from `random`; BatchNorm and memory banks keep buffers. torch's
-    generators are left to `torch.random.fork_rng` and to `torch.utils.checkpoint`.
+    Dropout draws from the generator of its device, SpecAugment from NumPy, word dropout often from `random`; BatchNorm
+    and memory banks keep buffers.
+
+    Args:
+        model: whose buffers.
+        device: of the pass; all devices of its kind have generators, of which a model on several of them uses some.
     """
 
-    def __init__(self, model: nn.Module):
-        self._numpy, self._python = np.random.get_state(), random.getstate()
+    def __init__(self, model: nn.Module, device: torch.device):
+        self._numpy, self._python, self._torch = np.random.get_state(), random.getstate(), torch.get_rng_state()
+        self._devices = [(set_state, get_state()) for get_state, set_state in _generators(device)]
         self._buffers = [
             (module._buffers, name, buffer, buffer.detach().clone())
             for module in model.modules()
@@ -31,6 +37,9 @@ class Snapshot:
         """Put everything back, unseen by autograd, which may hold a buffer for a backward."""
         np.random.set_state(self._numpy)
         random.setstate(self._python)
+        torch.set_rng_state(self._torch)
+        for set_state, state in self._devices:
+            set_state(state)
         for owner, name, buffer, before in self._buffers:
             owner[name] = buffer  # a forward may put another tensor in its place
             buffer.data.copy_(before)
@@ -39,10 +48,9 @@ class Snapshot:
 @contextmanager
 def same_noise(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Gives all random states and the model's buffers back as they were: what follows draws the same noise."""
-    before = Snapshot(model)
+    before = Snapshot(model, device)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
         before.restore()
 
@@ -56,6 +64,17 @@ def same_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def _generators(device: torch.device) -> list[tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]]:
+    """How to get and to set the state of each generator of the devices of this kind, the CPU's aside."""
+    if device.type in ("cpu", "meta"):
+        return []
+    module = torch.get_device_module(device)
+    if device.type == "mps":  # which is one device
+        return [(module.get_rng_state, module.set_rng_state)]
+    devices = range(module.device_count())
+    return [(partial(module.get_rng_state, d), partial(module.set_rng_state, device=d)) for d in devices]
 
 
 def _may_move(buffer: torch.Tensor) -> bool:

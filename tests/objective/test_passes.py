@@ -178,7 +178,7 @@ def test_only_buffers_that_may_move_are_copied():
     module.register_buffer("quantised", torch.ones(5000, dtype=torch.int32))
     module.register_buffer("counter", torch.zeros(1, dtype=torch.long))
     module.register_buffer("mean", torch.zeros(3))
-    before = Snapshot(module)
+    before = Snapshot(module, torch.device("cpu"))
     module.counter += 1
     module.mean = module.mean + 1
     before.restore()

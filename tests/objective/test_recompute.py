@@ -1,0 +1,98 @@
+"""A pass that keeps nothing, and runs again in the backward."""
+
+import weakref
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from rdrop_trainer.objective.recompute import recomputed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 3), nn.Tanh())
+
+
+def gradients(model, forward, backwards=1):
+    torch.manual_seed(1)
+    out = forward(torch.linspace(-1, 1, 20).reshape(5, 4))
+    torch.manual_seed(2)  # the backward must not depend on it
+    for i in range(backwards):
+        out.square().sum().backward(retain_graph=i < backwards - 1)
+    assert torch.initial_seed() == 2
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("backwards", [1, 2])
+@pytest.mark.parametrize("nested", [False, True])
+def test_gradients_are_those_of_the_pass(model, nested, backwards):
+    expected = gradients(model, model, backwards)
+    inner = partial(checkpoint, model, use_reentrant=False) if nested else model
+    got = gradients(model, lambda x: recomputed(lambda: inner(x), model, CPU), backwards)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_it_keeps_nothing(model):
+    kept = []
+    model[1].register_forward_hook(lambda module, args, out: kept.append(weakref.ref(out)))
+    out = recomputed(lambda: model(torch.randn(5, 4)), model, CPU)
+    assert kept[0]() is None
+    out.sum().backward()
+    assert len(kept) == 2 and kept[1]() is None
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_every_device_draws_the_same_noise_again(monkeypatch):
+    """Of devices, which are not there: their generators count."""
+
+    class Devices:
+        states = [10, 20]
+
+        def device_count(self):
+            return 2
+
+        def get_rng_state(self, device):
+            return torch.tensor(self.states[device])
+
+        def set_rng_state(self, state, device):
+            self.states[device] = int(state)
+
+    devices, weight = Devices(), torch.ones(3, requires_grad=True)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: devices)
+
+    def noisy():
+        devices.states = [state + 1 for state in devices.states]
+        return (weight * sum(devices.states)).exp().log()
+
+    out = recomputed(noisy, nn.Module(), torch.device("cuda"))
+    assert devices.states == [11, 21] and out.tolist() == [32.0] * 3
+    devices.states = [70, 80]
+    out.sum().backward()
+    assert devices.states == [70, 80] and weight.grad.tolist() == pytest.approx([32.0] * 3)
+
+
+def test_mixed_precision_is_as_it_was(model):
+    def dtypes():
+        found.append(model(torch.ones(5, 4)).dtype)
+        return model(torch.ones(5, 4)).float()
+
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        out = recomputed(dtypes, model, CPU)
+    out.sum().backward()
+    assert found == [torch.bfloat16] * 2 and not torch.is_autocast_enabled("cpu")
+
+
+def test_a_pass_that_does_something_else_stops(model):
+    sizes = iter([5, 6])
+    out = recomputed(lambda: model(torch.ones(next(sizes), 4)), model, CPU)
+    with pytest.raises(RuntimeError, match="does not do the same twice.*'sequential'"):
+        out.sum().backward()
