@@ -51,10 +51,8 @@ def loss_and_grad(
     labels, mask = labels.contiguous(), None if mask is None else mask.contiguous()
     new = partial(torch.empty, dtype=torch.float32, device=labels.device)
     terms, results = new(2 + 2 * size), (new(()), new(()), new(()))
-    numbers = tuple(
-        n if n is None or (isinstance(n, torch.Tensor) and n.device == labels.device) else float(n)
-        for n in (task_scale, divergence_scale, num_items, num_divergence_items)
-    )
+    given = (task_scale, divergence_scale, num_items, num_divergence_items)
+    numbers = tuple(None if n is None else _argument(n, labels.device) for n in given)
 
     aligned = all(map(_is_aligned, logits))  # otherwise every logit takes a load, and registers, of its own
     columns = (BLOCK_BYTES if aligned else BLOCK_BYTES // 2) // (logits[0].element_size() * _power_of_2(m))
@@ -98,6 +96,13 @@ def loss_and_grad(
         )
         total_kernel[(1,)](terms, *numbers, *results, size, BLOCK=ITEM_BLOCK)
     return results, grad
+
+
+def _argument(number: Number, device: torch.device) -> float | torch.Tensor:
+    """A number as the kernels take it, without waiting for a device."""
+    if isinstance(number, torch.Tensor) and (number.is_cuda or number.device == device):
+        return number.to(device)
+    return float(number)
 
 
 def _is_aligned(logits: torch.Tensor) -> bool:

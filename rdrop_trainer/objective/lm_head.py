@@ -136,10 +136,25 @@ class LMHead:
         same = given.shape == logits.shape and torch.allclose(given.float(), logits.float(), tolerance, tolerance)
         return same, outputs
 
-    def loss(self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor | None, **settings: Any) -> RDropLoss:
-        """The R-Drop loss of the hidden states of all passes; settings as in `rdrop_loss`."""
+    def loss(
+        self, hidden: tuple[torch.Tensor, ...], labels: torch.Tensor | None, mask: torch.Tensor | None, **settings: Any
+    ) -> RDropLoss:
+        """The R-Drop loss of the hidden states of all passes; settings as in `rdrop_loss`.
+
+        A model on several devices (`device_map`) may have its head on another one than its last layer. The loss is
+        where the labels are, as that of the logits is, which such a model hands back there.
+        """
+        here, home = self.linear.weight.device, hidden[0].device if labels is None else labels.device
         shape: dict[str, Any] = {"bias": self._bias(), "logit_scale": self.logit_scale, "softcap": self.softcap}
-        return rdrop_linear_loss(hidden, self.linear.weight, labels, **shape, **settings)
+        terms = rdrop_linear_loss(
+            tuple(states.to(here) for states in hidden),
+            self.linear.weight,
+            None if labels is None else labels.to(here),
+            mask=None if mask is None else mask.to(here),
+            **shape,
+            **settings,
+        )
+        return RDropLoss(*(term.to(home) for term in terms))
 
     def _bias(self, dtype: torch.dtype | None = None) -> torch.Tensor | None:
         terms = [bias.to(dtype or bias.dtype) for bias in (self.linear.bias, self.bias) if bias is not None]

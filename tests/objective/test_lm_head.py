@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropTrainingArguments
+from rdrop_trainer.losses import RDropLoss
 from rdrop_trainer.objective import lm_head, plan
 from rdrop_trainer.objective.lm_head import LMHead
 from support import tiny, zoo
@@ -258,3 +259,16 @@ def test_auto_fuses_where_the_logits_are_many_beside_the_memory(logits, gigabyte
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert (logits >= lm_head.auto_from(torch.device("cuda"))) == fuses
     assert lm_head.auto_from(torch.device("cpu")) == lm_head.AUTO_FROM
+
+
+def test_a_head_on_another_device_than_the_labels(monkeypatch):
+    """The other device is "meta", which computes nothing; what the loss is given, and gives back, tells."""
+    head = LMHead.of(zoo.build("llama").to("meta"))
+
+    def loss(hidden, weight, labels, *, mask, **settings):
+        assert {t.device.type for t in (*hidden, weight, labels, mask)} == {"meta"}
+        return RDropLoss(*torch.ones(3))
+
+    monkeypatch.setattr(lm_head, "rdrop_linear_loss", loss)
+    terms = head.loss((torch.ones(4, 2),), torch.ones(2), torch.ones(2).bool(), alpha=1.0)
+    assert {term.device.type for term in terms} == {"cpu"}
