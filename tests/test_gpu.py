@@ -229,6 +229,22 @@ def test_accumulation_equals_one_large_batch(name, mode, precision, tmp_path):
 
 
 @pytest.mark.parametrize("name", zoo.ONE_OF_A_KIND)
+def test_recompute_trains_as_sequential_under_dropout(name, precision, tmp_path):
+    """A pass that runs again in the backward draws from the generator of its device what it drew at first."""
+    updates = []
+    for mode in ("sequential", "recompute"):
+        model = zoo.build(name, dropout=0.3)
+        before = tiny.weights(model)
+        trainer = zoo.trainer(
+            name, model, zoo.dataset(name), tmp_path, rdrop_forward_mode=mode, max_steps=3,
+            per_device_train_batch_size=4, **tiny.PURE_SGD, **precision_of(precision),
+        )  # fmt: skip
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < ROUNDING[precision]
+
+
+@pytest.mark.parametrize("name", zoo.ONE_OF_A_KIND)
 def test_stopped_and_resumed_equals_uninterrupted(name, precision, tmp_path):
     whole, cut, resumed = whole_cut_and_resumed(name, tmp_path, **precision_of(precision))
     assert tiny.identical(whole, resumed) and not tiny.identical(whole, cut)
