@@ -10,7 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sweeps import LN2, find_label_logits, first_sweep, in_base_2, joined, origin_of, second_sweep, unit
+from .sweeps import (
+    LN2,
+    base,
+    find_label_logits,
+    first_sweep,
+    in_base_2,
+    joined,
+    origin,
+    second_sweep,
+    unit,
+)
 
 
 @triton.jit
@@ -67,11 +77,12 @@ def _store_terms(
     task, divergence = tl.zeros((), tl.float32), tl.zeros((), tl.float32)
     for k in tl.static_range(M):
         log_total = tl.log2(total[k])
-        term = log_total - in_base_2(label_logits[k], origin_of(top[k]))
+        term = log_total - in_base_2(label_logits[k], base(top[k]), origin(top[k]))
         if SMOOTHING > 0:
             term = (1 - SMOOTHING) * term + SMOOTHING * (kept * log_total - logit_sum[k]) / classes
         task += term * (LN2 / M)
-        divergence += spread[k] / total[k]
+        if M > 1:  # of one pass there is none, though its logits be NaN
+            divergence += spread[k] / total[k]
     tl.store(task_term, tl.where(labeled, task, 0.0))
     tl.store(divergence_term, divergence * LN2 * unit(M) / max(M - 1, 1))
 
@@ -186,6 +197,7 @@ def rdrop_kernel(
     if PARTS == 1:
         sums = first_sweep(rows, first, last, classes, M, SMOOTHING, BLOCK, LANES, WIDTH)
         label_logits = find_label_logits(rows, label, first, last, classes, BLOCK)
+        tl.debug_barrier()  # every thread has it before one begins the second sweep, which may write over it
     else:
         ended = progress + 1 + item
         part_sums += item * ((5 * M + 1) * PARTS)

@@ -1,7 +1,7 @@
 """The two sweeps of a kernel over an item: its m rows of C logits, in blocks of columns.
 
 The formulas are those of `chunked`. Powers of 2 are what devices compute: of logits z' = z log2(e), the first sweep
-keeps for every pass k, over the columns so far,
+sums up for every pass k, over the columns so far, of which it keeps the largest z,
 
     M = max_v z',    S = sum_v 2^(z' - M),    T = sum_v 2^(z' - M) d,    d = (z' - z̄') - (M - M̄),
 
@@ -23,6 +23,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950216293335)  # in float32: the interpreter, too, computes with this
 LN2 = tl.constexpr(0.6931471805599453)
+LARGE = tl.constexpr(2.0**29)
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -36,12 +37,28 @@ def _exp2(x):
 
 
 @triton.jit
-def in_base_2(z, origin):
-    """z log2(e) - origin, rounded once, so that large logits lose no digits."""
+def base(top):
+    """What logits are multiplied by: log2(e), or 1 where the largest is so large that the next is at least 32 below it.
+
+    Then only those that equal it have a probability, by any base; and log2(e) times it would be rounded by so much that
+    the logits less that would not be near 0.
+    """
+    return tl.where(tl.abs(top) < LARGE, LOG2E, 1.0)
+
+
+@triton.jit
+def origin(top):
+    """What is subtracted from the logits in this base: the largest, or 0 where all are -inf."""
+    return tl.where(top == -float("inf"), 0.0, top * base(top))
+
+
+@triton.jit
+def in_base_2(z, base, origin):
+    """z base - origin, rounded once, so that large logits lose no digits."""
     if INTERPRETED:  # which knows no fused product
-        return (z.to(tl.float64) * LOG2E - origin).to(tl.float32)
+        return (z.to(tl.float64) * base - origin).to(tl.float32)
     else:
-        return tl.fma(z, LOG2E, -origin)
+        return tl.fma(z, base, -origin)
 
 
 @triton.jit
@@ -99,9 +116,9 @@ def _unmasked(z, M: tl.constexpr):
 
 
 @triton.jit
-def origin_of(top):
-    """What is subtracted from the logits in base 2: their maximum, or 0 where all are -inf."""
-    return tl.where(top == -float("inf"), 0.0, top)
+def _rescale(top, rise):
+    """The factor of sums whose origin rises: of none, where all logits were -inf."""
+    return tl.where(top == -float("inf"), 0.0, _exp2(-rise))
 
 
 @triton.jit
@@ -111,16 +128,16 @@ def _add_block(sums, rows, columns, classes, MASKED: tl.constexpr, M: tl.constex
     z = _load(rows, columns, classes, MASKED, "evict_last")
     new_top, rise, x = (), (), ()
     for k in tl.static_range(M):
-        new_top += (tl.maximum(top[k], tl.max(tl.max(z[k], 2), 0) * LOG2E),)
-        origin = origin_of(new_top[k])
-        rise += (origin - origin_of(top[k]),)
-        x += (in_base_2(z[k], origin[None, :, None]),)
+        new_top += (tl.maximum(top[k], tl.max(tl.max(z[k], 2), 0)),)
+        new_origin = origin(new_top[k])
+        rise += (new_origin - origin(top[k]),)
+        x += (in_base_2(z[k], base(new_top[k])[None, :, None], new_origin[None, :, None]),)
     deviation = _deviations(x, M, True)
     c = _deviations(rise, M, False)
     new_total, new_spread, new_logit_sum = (), (), ()
     for k in tl.static_range(M):
         e = _exp2(x[k])
-        rescale = _exp2(top[k] - origin_of(new_top[k]))
+        rescale = _rescale(top[k], rise[k])
         new_spread += ((spread[k] - c[k] * total[k]) * rescale + tl.sum(tl.sum(e * deviation[k], 2), 0),)
         new_total += (total[k] * rescale + tl.sum(tl.sum(e, 2), 0),)
         if SMOOTHING > 0:
@@ -139,11 +156,11 @@ def joined(sums, M: tl.constexpr):
     top, rises = (), ()
     for k in tl.static_range(M):
         top += (tl.max(tops[k], 0),)
-        rises += (origin_of(top[k]) - origin_of(tops[k]),)
+        rises += (origin(top[k]) - origin(tops[k]),)
     c = _deviations(rises, M, False)
     total, spread, logit_sum = (), (), ()
     for k in tl.static_range(M):
-        rescale = _exp2(tops[k] - origin_of(top[k]))
+        rescale = _rescale(tops[k], rises[k])
         total += (tl.sum(totals[k] * rescale, 0),)
         spread += (tl.sum((spreads[k] - c[k] * totals[k]) * rescale, 0),)
         logit_sum += (tl.sum(logit_sums[k] - rises[k] * kepts, 0),)
@@ -193,7 +210,7 @@ def _gradient(z, sums, a, b, classes, M: tl.constexpr, SMOOTHING: tl.constexpr):
         own = a * (1 - SMOOTHING + SMOOTHING * kept / classes)
     x, p = (), ()
     for k in tl.static_range(M):
-        x += (in_base_2(z[k], origin_of(top[k])),)
+        x += (in_base_2(z[k], base(top[k]), origin(top[k])),)
         p += (_exp2(x[k] - tl.log2(total[k])),)
     deviation = _deviations(x, M, True)
     p_deviation = _deviations(p, M, False)

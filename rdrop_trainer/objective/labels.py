@@ -64,6 +64,8 @@ def _check_kind(training: Training, head: PredictionHead, labels: torch.Tensor) 
             f"The labels are {what}, which {name} takes for yes or no of each of its {classes} classes, so for "
             f"{(len(labels), classes)}. If a row has one class, make them integers, torch.long."
         )
+    if head.task_problem == "multi_label" and labels.dtype == torch.bool:
+        raise ValueError(f"The labels are {what}, but {name} takes yes or no as 1.0 or 0.0: make them torch.float.")
 
 
 def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:

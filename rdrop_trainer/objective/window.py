@@ -71,7 +71,7 @@ class Window:
     task_items: torch.Tensor
     divergence_items: torch.Tensor
     counts: torch.Tensor
-    forms: frozenset[tuple[tuple[bool, int], ...]]
+    forms: frozenset[tuple[bool, ...]]
     micro_batches: int
     processes: int = 1
     row_share: float = 1.0
@@ -188,9 +188,10 @@ def _count(head: PredictionHead, batch: Mapping[str, Any], row_share: float) -> 
     return counts
 
 
-def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[tuple[bool, int], ...]:
-    """What labels are without a look at their values: whether they are floating-point numbers, and their dimensions."""
-    return tuple((batch[key].is_floating_point(), batch[key].dim()) for key in head.labels if key in batch)
+def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
+    """What counts do not tell and needs no look at values: whether labels of classes are probabilities by now."""
+    classes = (part for part in head.parts if part.problem == "single_label")
+    return tuple(batch[key].is_floating_point() for part in classes for key in part.labels if key in batch)
 
 
 class LoggedTerms:

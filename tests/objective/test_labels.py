@@ -30,13 +30,14 @@ def test_a_label_outside_the_classes(name, label, classes):
         ("single_label", torch.tensor([True, False]), r"torch.bool of the shape \(2,\), which .* so for \(2, 4\). .*"),
         ("multi_label", torch.tensor([0, 1]), r"torch.int64 of the shape \(2,\), which .* so for \(2, 4\). .*"),
         ("token", torch.zeros(2, 3), "torch.float32 of the shape .*, but .* takes classes as integers: make them .*"),
+        ("multi_label", torch.ones(2, 4) == 1, "torch.bool of .*, but .* takes yes or no as 1.0 or 0.0: make them "),
     ],
 )  # fmt: skip
 def test_classes_that_are_no_integers(name, labels, said):
     """As pandas reads a column with a gap, or of True and False."""
     model = zoo.build(name)
     batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "labels": labels}
-    with pytest.raises(ValueError, match=f"The labels are {said}torch.long"):
+    with pytest.raises(ValueError, match=f"The labels are {said}torch.(long|float)"):
         Objective.of(model, [batch])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rdrop_trainer.losses import RDropLoss
-from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, SEQ2SEQ, SINGLE_LABEL, TOKEN
+from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, ROWS, SEQ2SEQ, SINGLE_LABEL, TOKEN
 from rdrop_trainer.objective.window import LoggedTerms, Window
 
 
@@ -114,3 +114,18 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
     assert logged.take(lambda sums: sums) == {"task_loss": 1.0, "divergence": 1.0}
     logged.start_window(1)
     assert logged.take(lambda sums: sums) == {}
+
+
+@pytest.mark.parametrize(
+    "problem, labels, changed",
+    [
+        ("single_label", torch.tensor([0, 3]), torch.tensor([[0], [3]])),
+        ("single_label", torch.tensor([[0], [3]]), torch.tensor([0, 3])),
+        ("multi_label", torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])),
+        ("regression", torch.tensor([0, 3]), torch.tensor([0.0, 3.0])),
+        ("regression", torch.tensor([0.5, 3.0]), torch.tensor([[0.5], [3.0]])),
+    ],
+)
+def test_an_override_may_write_the_same_labels_in_another_way(problem, labels, changed):
+    """A compute_loss that makes floating-point numbers of yes and no, or drops a dimension of 1."""
+    Window.count(ROWS[problem], [{"labels": labels}]).check({"labels": changed})

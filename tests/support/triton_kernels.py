@@ -171,6 +171,22 @@ def test_extreme_logits_stay_finite(magnitude, parts):
     assert relative(logits.grad, exact.grad) < 1e-6
 
 
+@pytest.mark.parametrize("value", [-1e12, -3e38, 3e38])
+def test_a_thread_that_has_only_huge_logits_adds_what_it_should(value, parts):
+    logits, labels = example(2)
+    with torch.no_grad():
+        logits[:, 20:60] = value
+        logits[[1, 3]] = value  # so all classes are equally probable
+    labels[0] = 30 if value > 0 else 3
+    exact = logits.detach().double().requires_grad_()
+    expected = rdrop_loss(exact, labels, alpha=4.0, implementation="reference")
+    got = by_triton(logits, labels, alpha=4.0)
+    got.loss.backward()
+    expected.loss.backward()
+    assert relative(got.loss.detach(), expected.loss.detach()) < 1e-6
+    assert relative(logits.grad, exact.grad) < 1e-6
+
+
 def test_a_nan_or_a_wrong_label_is_seen(parts):
     logits, labels = example(2)
     wrong = labels.clone()
@@ -180,6 +196,8 @@ def test_a_nan_or_a_wrong_label_is_seen(parts):
         logits[1, 3] = float("nan")
     task, divergence, _ = computed((logits.detach(),), labels)
     assert task.isnan() and divergence.isnan()
+    _, divergence, _ = computed((logits.detach(),), labels[[0, 1, 0, 1]], m=1)
+    assert divergence == 0
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="threads run the programs of the interpreter")
