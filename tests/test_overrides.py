@@ -267,6 +267,30 @@ def test_labels_that_change_after_they_were_counted_are_refused(base, head, chan
         trainer.train()
 
 
+class InParts(RDropTrainer):
+    """Takes the rows of a batch one after another, to save memory."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            return super().compute_loss(model, inputs, True, num_items_in_batch)
+        rows = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(len(inputs["labels"]))]
+        return sum(super(InParts, self).compute_loss(model, row, num_items_in_batch=num_items_in_batch) for row in rows)
+
+
+def test_a_batch_may_be_handed_on_in_parts(tmp_path):
+    updates = []
+    for cls in (RDropTrainer, InParts):
+        model = tiny.bert("token", dropout=0.0)
+        before = tiny.weights(model)
+        trainer = tiny.trainer(
+            model, tiny.dataset("token"), tmp_path, cls, rdrop_allow_deterministic=True,
+            gradient_accumulation_steps=2, **tiny.PURE_SGD,
+        )  # fmt: skip
+        trainer.train()
+        updates.append(tiny.update(before, tiny.weights(model)))
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
+
+
 def test_the_mixin_comes_first():
     with pytest.raises(TypeError, match=r"Wrong has RDropMixin after Weighted.*class Wrong\(RDropMixin, Weighted\)"):
         type("Wrong", (Weighted, RDropMixin), {})

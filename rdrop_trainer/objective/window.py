@@ -61,6 +61,7 @@ class Window:
             the head; (parts,).
         counts: the same of each micro-batch on this process; (micro_batches, parts, 2).
         forms: those of their labels.
+        sizes: their rows.
         micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
         row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
@@ -72,6 +73,7 @@ class Window:
     divergence_items: torch.Tensor
     counts: torch.Tensor
     forms: frozenset[tuple[bool, ...]]
+    sizes: frozenset[int]
     micro_batches: int
     processes: int = 1
     row_share: float = 1.0
@@ -103,16 +105,19 @@ class Window:
         if processes > 1:
             counts = sum_over_processes(counts)
         forms = frozenset(_form(head, batch) for batch in batches)
-        return cls(head, counts[:, 0], counts[:, 1], each, forms, len(batches), processes, row_share)
+        sizes = frozenset(_size(head, batch) for batch in batches)
+        return cls(head, counts[:, 0], counts[:, 1], each, forms, sizes, len(batches), processes, row_share)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Is this one of the micro-batches that were counted? An override may have changed its labels since.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not, nor a part of one, with fewer rows.
         """
         if _form(self.head, batch) not in self.forms:
             raise ValueError(_CHANGED)
+        if _size(self.head, batch) not in self.sizes:
+            return
         counts = _count(self.head, batch, self.row_share).to(self.counts.device)
         devices.require((self.counts == counts).flatten(1).all(1).any(), _CHANGED)
 
@@ -182,10 +187,15 @@ class Window:
 def _count(head: PredictionHead, batch: Mapping[str, Any], row_share: float) -> torch.Tensor:
     counts = head.count(batch)
     if row_share < 1:
-        size = len(batch[head.labels[0]])
+        size = _size(head, batch)
         if len(chosen := spread_rows(row_share, size)) < size:
             counts[:, 1] = head.count(pick_rows(batch, chosen, size))[:, 1]
     return counts
+
+
+def _size(head: PredictionHead, batch: Mapping[str, Any]) -> int:
+    """Rows."""
+    return next((len(batch[key]) for key in head.labels if key in batch), 0)
 
 
 def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
