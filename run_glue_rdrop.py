@@ -9,7 +9,7 @@
 #   "datasets>=4.0",
 #   "accelerate>=1.10",
 #   "evaluate>=0.4.6",
-#   "huggingface_hub>=1.5",
+#   "huggingface_hub>=1.31",
 #   "scikit-learn>=1.4.2",
 #   "scipy>=1.15",
 #   "seqeval>=1.2.2",
