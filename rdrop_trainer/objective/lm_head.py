@@ -157,7 +157,8 @@ class LMHead:
         return RDropLoss(*(term.to(home) for term in terms))
 
     def _bias(self, dtype: torch.dtype | None = None) -> torch.Tensor | None:
-        terms = [bias.to(dtype or bias.dtype) for bias in (self.linear.bias, self.bias) if bias is not None]
+        here = self.linear.weight.device
+        terms = [bias.to(here, dtype or bias.dtype) for bias in (self.linear.bias, self.bias) if bias is not None]
         return sum(terms[1:], terms[0]) if terms else None
 
     def _run(

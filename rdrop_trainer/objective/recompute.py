@@ -8,8 +8,10 @@ arguments.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -31,43 +33,68 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
         RuntimeError: in the backward, if `run` then does something else.
     """
     start, autocast = Snapshot(model, device), _autocast_of(device)
-    shapes: list[torch.Size] = []
-    kept: dict[int, torch.Tensor] = {}
+    places: list[weakref.ref[_Place]] = []
+    forms: list[tuple[Any, ...]] = []
     lock = threading.RLock()  # the backward has a thread for each device
 
-    def count(tensor: torch.Tensor) -> int:
-        shapes.append(tensor.shape)
-        return len(shapes) - 1
+    def mark(tensor: torch.Tensor) -> _Place:
+        place = _Place()
+        places.append(weakref.ref(place))
+        forms.append(_form(tensor))
+        return place
 
-    def find(index: int) -> torch.Tensor:
+    def find(place: _Place) -> torch.Tensor | None:
         with lock:
-            if index not in kept:
-                kept.update(enumerate(again()))
-            return kept.pop(index)  # so that memory is given back as the backward goes
+            if place.tensor is None:
+                again()
+            return place.tensor
 
-    def again() -> list[torch.Tensor]:
+    def fill(tensors: Iterable[torch.Tensor | None]) -> None:
+        for reference, tensor in zip(places, tensors, strict=False):
+            if (place := reference()) is not None:
+                place.tensor = tensor
+
+    def again() -> None:
         found: list[torch.Tensor] = []
         now = Snapshot(model, device)
+
+        def keep(tensor: torch.Tensor) -> int:
+            tensor = tensor.detach()
+            found.append(tensor.clone() if now.changes(tensor) else tensor)
+            return len(found) - 1
+
         start.restore()
         try:
-            with autocast(), torch.enable_grad(), saved_tensors_hooks(lambda t: found.append(t.detach()), _unused):
+            with autocast(), torch.enable_grad(), saved_tensors_hooks(keep, found.__getitem__):
                 run()
         finally:
             now.restore()
-        if [tensor.shape for tensor in found] != shapes:
+        if [_form(tensor) for tensor in found[: len(forms)]] != forms:
             raise RuntimeError(
                 f"A pass that rdrop_forward_mode='recompute' ran again in the backward kept {len(found)} tensors, and "
-                f"{len(shapes)} at first, or tensors of other shapes: the model does not do the same twice. Use "
-                "rdrop_forward_mode='sequential' or 'concat'."
+                f"{len(forms)} at first, or tensors of other shapes or types: the model does not do the same twice. "
+                "Use rdrop_forward_mode='sequential' or 'concat'."
             )
-        return found
+        fill(found)
+        found.clear()  # a model may hold its last outputs, and the graph behind them this list
 
-    with saved_tensors_hooks(count, find):
-        return run()
+    with saved_tensors_hooks(mark, find):
+        outputs = run()
+    fill(repeat(None))  # where the pass took gradients itself
+    return outputs
 
 
-def _unused(_):
-    raise AssertionError("the graph of a pass that ran again has no backward")
+class _Place:
+    """Stands for a tensor in the graph, which lets go of it as the backward goes: its tensor goes with it."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self) -> None:
+        self.tensor: torch.Tensor | None = None
+
+
+def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _autocast_of(device: torch.device) -> Callable[[], Any]:

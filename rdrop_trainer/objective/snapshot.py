@@ -32,6 +32,7 @@ class Snapshot:
             for name, buffer in module._buffers.items()
             if buffer is not None and _may_move(buffer)
         ]
+        self._addresses = {_address(buffer) for *_, buffer, _ in self._buffers} - {0}
 
     def restore(self) -> None:
         """Put everything back, unseen by autograd, which may hold a buffer for a backward."""
@@ -43,6 +44,10 @@ class Snapshot:
         for owner, name, buffer, before in self._buffers:
             owner[name] = buffer  # a forward may put another tensor in its place
             buffer.data.copy_(before)
+
+    def changes(self, tensor: torch.Tensor) -> bool:
+        """Whether `restore` writes to the memory of a tensor."""
+        return bool(self._addresses) and _address(tensor) in self._addresses
 
 
 @contextmanager
@@ -75,6 +80,12 @@ def _generators(device: torch.device) -> list[tuple[Callable[[], torch.Tensor], 
         return [(module.get_rng_state, module.set_rng_state)]
     devices = range(module.device_count())
     return [(partial(module.get_rng_state, d), partial(module.set_rng_state, device=d)) for d in devices]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Of a tensor's memory; 0 where it has none of its own, as that of a subclass or a sparse one."""
+    is_plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    return tensor.untyped_storage().data_ptr() if is_plain else 0
 
 
 def _may_move(buffer: torch.Tensor) -> bool:

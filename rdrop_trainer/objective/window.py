@@ -112,11 +112,11 @@ class Window:
         """Is this one of the micro-batches that were counted? An override may have changed its labels since.
 
         Raises:
-            ValueError: it is not, nor a part of one, with fewer rows.
+            ValueError: it is not, and has as many rows as the largest of them, or more.
         """
         if _form(self.head, batch) not in self.forms:
             raise ValueError(_CHANGED)
-        if _size(self.head, batch) not in self.sizes:
+        if _size(self.head, batch) < max(self.sizes):  # a smaller micro-batch, or a part of another, of as many rows
             return
         counts = _count(self.head, batch, self.row_share).to(self.counts.device)
         devices.require((self.counts == counts).flatten(1).all(1).any(), _CHANGED)

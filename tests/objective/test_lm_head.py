@@ -272,3 +272,9 @@ def test_a_head_on_another_device_than_the_labels(monkeypatch):
     monkeypatch.setattr(lm_head, "rdrop_linear_loss", loss)
     terms = head.loss((torch.ones(4, 2),), torch.ones(2), torch.ones(2).bool(), alpha=1.0)
     assert {term.device.type for term in terms} == {"cpu"}
+
+
+def test_the_bias_follows_the_head_to_its_device():
+    """A `device_map` may keep BART's `final_logits_bias` elsewhere; to "meta" everything can move."""
+    bias = LMHead(torch.nn.Linear(2, 3, bias=False, device="meta"), torch.zeros(3))._bias()
+    assert bias.device.type == "meta"

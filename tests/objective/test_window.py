@@ -129,3 +129,13 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
 def test_an_override_may_write_the_same_labels_in_another_way(problem, labels, changed):
     """A compute_loss that makes floating-point numbers of yes and no, or drops a dimension of 1."""
     Window.count(ROWS[problem], [{"labels": labels}]).check({"labels": changed})
+
+
+def test_a_part_may_have_as_many_rows_as_a_smaller_micro_batch():
+    whole, small = torch.tensor([[1, 1], [1, -100], [-100, 1], [-100, 0]]), torch.tensor([[1, 0], [1, 1]])
+    window = Window.count(TOKEN, [{"labels": whole}, {"labels": small}])
+    for labels in (whole, whole[:2], whole[2:], small):
+        window.check({"labels": labels})
+    for labels in (whole.clamp(min=0), torch.cat([whole, whole])):
+        with pytest.raises(ValueError, match="are not those that R-Drop counted"):
+            window.check({"labels": labels})
