@@ -61,7 +61,7 @@ class Window:
             the head; (parts,).
         counts: the same of each micro-batch on this process; (micro_batches, parts, 2).
         forms: those of their labels.
-        sizes: their rows.
+        largest: the most rows that one has.
         micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
         row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
@@ -73,7 +73,7 @@ class Window:
     divergence_items: torch.Tensor
     counts: torch.Tensor
     forms: frozenset[tuple[bool, ...]]
-    sizes: frozenset[int]
+    largest: int
     micro_batches: int
     processes: int = 1
     row_share: float = 1.0
@@ -105,8 +105,8 @@ class Window:
         if processes > 1:
             counts = sum_over_processes(counts)
         forms = frozenset(_form(head, batch) for batch in batches)
-        sizes = frozenset(_size(head, batch) for batch in batches)
-        return cls(head, counts[:, 0], counts[:, 1], each, forms, sizes, len(batches), processes, row_share)
+        largest = max(_size(head, batch) for batch in batches)
+        return cls(head, counts[:, 0], counts[:, 1], each, forms, largest, len(batches), processes, row_share)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Is this one of the micro-batches that were counted? An override may have changed its labels since.
@@ -116,7 +116,7 @@ class Window:
         """
         if _form(self.head, batch) not in self.forms:
             raise ValueError(_CHANGED)
-        if _size(self.head, batch) < max(self.sizes):  # a smaller micro-batch, or a part of another, of as many rows
+        if _size(self.head, batch) < self.largest:  # a smaller micro-batch, or a part of another, of as many rows
             return
         counts = _count(self.head, batch, self.row_share).to(self.counts.device)
         devices.require((self.counts == counts).flatten(1).all(1).any(), _CHANGED)
