@@ -10,17 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sweeps import (
-    LN2,
-    base,
-    find_label_logits,
-    first_sweep,
-    in_base_2,
-    joined,
-    origin,
-    second_sweep,
-    unit,
-)
+from .sweeps import LN2, base, find_label_logits, first_sweep, in_base_2, joined, origin, second_sweep, unit
 
 
 @triton.jit

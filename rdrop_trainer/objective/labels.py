@@ -22,7 +22,7 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
     """
     if not (head.own_loss or head.soft or head.positions):
         for batch in batches:
-            _check_kind(training, head, batch[head.labels[0]])
+            _check_kind(training, head, batch)
     if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
         return
     for batch in batches:
@@ -52,10 +52,10 @@ def refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None
         )
 
 
-def _check_kind(training: Training, head: PredictionHead, labels: torch.Tensor) -> None:
+def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> None:
     """Refuse numbers that the stock loss would fail at, with words of torch: classes written as 1.0 or True, mostly."""
-    name, what = type(training.base).__name__, f"{labels.dtype} of the shape {tuple(labels.shape)}"
-    classes = getattr(getattr(training.base, "config", None), "num_labels", 0)
+    labels, classes, name = batch[head.labels[0]], _classes(training, head, batch), type(training.base).__name__
+    what = f"{labels.dtype} of the shape {tuple(labels.shape)}"
     no_integers = labels.is_floating_point() or labels.dtype == torch.bool
     if head.task_problem == "single_label" and no_integers:
         raise ValueError(f"The labels are {what}, but {name} takes classes as integers: make them torch.long.")
