@@ -20,6 +20,7 @@ PROGRAMS_AT_A_TIME = 2  # of the kernel, on a multiprocessor: at most that many 
 ITEM_BLOCK = 2**11
 SCALE_BLOCK = 2**12
 SCALE_PROGRAMS = 2**10
+OPTIONS = {"enable_fp_fusion": True}  # of every launch. Triton 3.9 warns where nothing is said, as 3.10 will not fuse
 
 
 def loss_and_grad(
@@ -64,7 +65,7 @@ def loss_and_grad(
         parts, lag = split(labels.device, size, m * classes * logits[0].element_size(), _ceil(classes, block))
     with torch.cuda.device_of(labels):
         if num_items is None or num_divergence_items is None:
-            count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK)
+            count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK, **OPTIONS)
         strides = tuple(z.stride(0) for z in logits)
         grad_strides = None if grad is None else tuple(g.stride(0) for g in grad)
         part_sums = progress = None
@@ -93,8 +94,9 @@ def loss_and_grad(
             WIDTH=width,
             PARTS=parts,
             num_warps=warps,
+            **OPTIONS,
         )
-        total_kernel[(1,)](terms, *numbers, *results, size, BLOCK=ITEM_BLOCK)
+        total_kernel[(1,)](terms, *numbers, *results, size, BLOCK=ITEM_BLOCK, **OPTIONS)
     return results, grad
 
 
@@ -146,4 +148,4 @@ def scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     """Multiply a contiguous tensor in place by a scalar on its device, which does nothing where the scalar is 1."""
     programs = min(_ceil(tensor.numel(), SCALE_BLOCK), SCALE_PROGRAMS)
     with torch.cuda.device_of(tensor):
-        scale_kernel[(programs,)](tensor, factor, tensor.numel(), BLOCK=SCALE_BLOCK)
+        scale_kernel[(programs,)](tensor, factor, tensor.numel(), BLOCK=SCALE_BLOCK, **OPTIONS)

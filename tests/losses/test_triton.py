@@ -43,6 +43,6 @@ def test_kernels_on_a_device():
 @pytest.mark.parametrize("capability", [pytest.param("80", marks=pytest.mark.slow), "90"])
 def test_kernels_compile_without_spilling_registers(capability, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled = run("triton_compile_run.py", capability, interpret=False).splitlines()
+    compiled = run("-Werror", "triton_compile_run.py", capability, interpret=False).splitlines()
     assert len(compiled) == 19
     assert all(f" sm_{capability}" in line and line.endswith(" 0") for line in compiled), compiled
