@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..run_folder import comparable_settings
-from .quantities import Quantity, quantities_of
-from .runs import FinishedRun, check_alike, same_seeds
+from .quantities import Quantity, first_score, quantities_of
+from .runs import FinishedRun, check_alike, rdrop_settings, same_seeds
 from .tables import ARMS, difference, markdown_table, mean_std, named, short
 
 PLAIN, RDROP, LONGER, DROPOUT = "plain", "rdrop", "plain_longer", "dropout"
@@ -41,7 +40,7 @@ def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
         InputError: runs of one arm that differ in more than the seed.
     """
     for runs in arms.values():
-        check_alike(runs, lambda settings: comparable_settings(settings) | _of_rdrop(settings))
+        check_alike(runs, lambda settings: comparable_settings(settings) | rdrop_settings(settings))
     pairs = [(name, PLAIN) for name in arms if name != PLAIN]
     with_rdrop = [name for name, runs in arms.items() if any(run.alpha for run in runs)]
     pairs += [(name, against) for against in (LONGER, DROPOUT) if against in arms for name in with_rdrop]
@@ -57,14 +56,10 @@ def dropout_sentence(plain: FinishedRun, rdrop: FinishedRun, found: Sequence[Ver
     ours, theirs = ("the model's own dropout" if value is None else f"dropout {value:g}" for value in values)
     said = f"R-Drop trained with {ours}, the baseline with {theirs}"
     same = next((versus for versus in found if (versus.arm, versus.against) == (RDROP, DROPOUT)), None)
-    score = None if same is None else next((q for q in same.quantities if q.group == "score"), None)
+    score = first_score(same.quantities) if same else None
     if score is None:
         return f"{said}: which of the two made a difference was not asked (--arms plain rdrop dropout asks it)."
     return f"{said}; beside a baseline with {ours} the difference in {named(score)} is {_with_interval(score)}."
-
-
-def _of_rdrop(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name.startswith("rdrop_")}
 
 
 def arms_section(found: Sequence[Versus]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..run_folder import how_to_load
-from .quantities import Quantity, in_words
+from .quantities import Quantity, first_score, in_words
 from .runs import FinishedRun
 from .tables import markdown_table, named, short
 
@@ -101,7 +101,7 @@ class Best:
 
 def best_of(arms: Mapping[str, Sequence[FinishedRun]], quantities: Sequence[Quantity]) -> Best | None:
     """The best run of each arm by the first score; None unless every arm has runs with a folder and that score."""
-    score = next((quantity for quantity in quantities if quantity.group == "score"), None)
+    score = first_score(quantities)
     if score is None:
         return None
     known = {

@@ -27,7 +27,7 @@ def draw_scores(scores: Sequence[Quantity], arms: Mapping[str, Sequence[Finished
     figure, panels = figure_of(len(scores), 3.4)
     places = np.linspace(-_BETWEEN / 2, _BETWEEN / 2, len(arms)) if len(arms) > 2 else (-0.12, 0.12)
     for axes, score in zip(panels, scores, strict=True):
-        values = {arm: values_by_seed(score, arm, runs) for arm, runs in arms.items()}
+        values = {arm: _by_seed(score, runs) for arm, runs in arms.items()}
         for i, seed in enumerate(seeds):
             of_seed = [(i + place, values[arm].get(seed)) for arm, place in zip(arms, places, strict=True)]
             known = [point for point in of_seed if point[1] is not None]
@@ -46,11 +46,8 @@ def draw_scores(scores: Sequence[Quantity], arms: Mapping[str, Sequence[Finished
     return finish(figure, panels[0], title)
 
 
-def values_by_seed(score: Quantity, arm: str, runs: Sequence[FinishedRun]) -> dict[int, float]:
-    """Seed -> score of an arm in the unit of a quantity, where it is known."""
-    if arm in ARMS:
-        values = zip((run.seed for run in runs), getattr(score, arm), strict=True)
-        return {seed: value for seed, value in values if value is not None}
+def _by_seed(score: Quantity, runs: Sequence[FinishedRun]) -> dict[int, float]:
+    """Seed -> score in the unit of a quantity, where it is known."""
     return {run.seed: score.in_its_unit(value) for run in runs if (value := run.known(score.key)) is not None}
 
 

@@ -17,7 +17,6 @@ _LOWER_IS_BETTER = _SHARES_TO_LOWER | frozenset(
     "loss nll entropy perplexity ppl bpc bpb error ter mse rmse mae mape brier distance".split()
 )
 _NO_SHARES = _LOWER_IS_BETTER - _SHARES_TO_LOWER | {"bleu", "sacrebleu", "chrf"}  # however small they are
-_ERROR = "expected_calibration_error"
 # Kind of small edits -> its name, and what it does
 EDIT_KINDS = {
     "swap": ("letters swapped", "two neighbouring letters change places"),
@@ -71,13 +70,9 @@ class Quantity:
         values = [pair[arm == "rdrop"] for pair in pairs]
         if not values:
             return dict.fromkeys(("mean", "std", "best", "worst"))
-        ends = (max(values), min(values)) if self.higher_is_better in (True, None) else (min(values), max(values))
-        return {
-            "mean": mean(values),
-            "std": stdev(values) if len(values) > 1 else None,
-            "best": ends[0],
-            "worst": ends[1],
-        }
+        best, worst = (min, max) if self.higher_is_better is False else (max, min)
+        std = stdev(values) if len(values) > 1 else None
+        return {"mean": mean(values), "std": std, "best": best(values), "worst": worst(values)}
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain values, for JSON."""
@@ -95,21 +90,23 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
     def compare(name: str, key: str, group: str, unit: str, better: bool | None, of: Callable, scale=1.0) -> Quantity:
         before, after = (tuple(_scaled(of(run), scale) for run in arm) for arm in (baseline, rdrop))
         pairs = [pair for pair in zip(before, after, strict=True) if None not in pair]
-        first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        compared = paired_difference(first, second), spread_ratio(first, second)
-        return Quantity(name, key, group, unit, better, before, after, *compared)
+        spread = spread_ratio([a for a, _ in pairs], [b for _, b in pairs])
+        return Quantity(name, key, group, unit, better, before, after, paired_difference(before, after), spread)
 
     found = []
     for key in dict.fromkeys(name for run in runs for name in run.known_scores()):
         values = [abs(value) for run in runs if (value := run.known(key)) is not None]
         words = key.split("_")
-        kind = "error" if "error" in words else words[-1]
-        kind = "f1" if "f1" in words else kind  # what follows is the name of a type of entities
-        lower = kind in _LOWER_IS_BETTER
+        # What follows f1 is the name of a type of entities
+        kind = next((word for word in ("f1", "error") if word in words), words[-1])
         # Shares and correlations are shown times 100, as on leaderboards
         percent = bool(values) and max(values) <= 1 and kind not in _NO_SHARES
         unit, scale = ("%", 100.0) if percent else (nats if kind == "loss" else "", 1.0)
-        found.append(compare(in_words(key), key, "score", unit, not lower, lambda run, k=key: run.known(k), scale))
+        found.append(
+            compare(
+                in_words(key), key, "score", unit, kind not in _LOWER_IS_BETTER, lambda run, k=key: run.known(k), scale
+            )
+        )
     for name, path, unit, scale in (
         ("flipped by dropout", ("dropout", "flip_rate"), "%", 100.0),
         ("divergence under dropout", ("dropout", "divergence"), nats, 1.0),
@@ -121,12 +118,17 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
         ),
     ):
         found.append(compare(name, "_".join(path), "stability", unit, False, _reader(path), scale))
-    error, confidence = ("calibration", _ERROR), ("calibration", "mean_confidence")
-    found.append(compare("expected calibration error", _ERROR, "calibration", "%", False, _reader(error), 100.0))
-    found.append(compare("mean confidence", confidence[1], "calibration", "%", None, _reader(confidence), 100.0))
+    for key, better in (("expected_calibration_error", False), ("mean_confidence", None)):
+        read = _reader(("calibration", key))
+        found.append(compare(key.replace("_", " "), key, "calibration", "%", better, read, 100.0))
     found.append(compare("seconds of training", "train_seconds", "cost", "s", False, lambda run: run.train_seconds))
     found.append(compare("peak memory", "peak_memory", "cost", "MiB", False, lambda run: run.peak_memory, 2.0**-20))
     return [quantity for quantity in found if quantity.is_known]
+
+
+def first_score(quantities: Sequence[Quantity]) -> Quantity | None:
+    """The score that decides; None where there is none."""
+    return next((quantity for quantity in quantities if quantity.group == "score"), None)
 
 
 def _reader(path: Sequence[str]) -> Callable[[FinishedRun], float | None]:

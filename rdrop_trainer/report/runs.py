@@ -87,16 +87,17 @@ class FinishedRun:
         folder = Path(folder)
         found = read_results(folder)
         try:
-            path = state = folder / STATE
-            of_trainer = json.loads(state.read_text(encoding="utf-8")) if state.exists() else {"log_history": []}
-            history = of_trainer["log_history"]
-            logits = labels = None
+            path = folder / STATE
+            state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"log_history": []}
+            history = state["log_history"]
             path = folder / LOGITS_FILE
+            logits = labels = None
             if path.exists():
                 with np.load(path) as arrays:
                     logits, labels = arrays["logits"], arrays["labels"]
             path = folder / RESULTS
             settings, metrics = found["settings"], found["metrics"]
+            best = best_checkpoint(state, settings)
             return cls(
                 seed=settings["seed"],
                 alpha=settings["rdrop_alpha"],
@@ -115,9 +116,7 @@ class FinishedRun:
                 name=name_of_data(found),
                 folder=folder,
                 pipeline=found.get("pipeline"),
-                scored_step=scored.step
-                if (scored := best_checkpoint(of_trainer, settings)) and scored.is_loaded
-                else None,
+                scored_step=best.step if best and best.is_loaded else None,
             )
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
             raise not_finished(path, error) from error
@@ -183,7 +182,7 @@ def pair_runs(
         raise InputError(f"no seed has both a baseline run and one with R-Drop (seeds: {have})")
     baseline, rdrop = ([arm[seed] for seed in seeds] for arm in arms)
     check_alike(baseline + rdrop, comparable_settings)
-    check_alike(rdrop, lambda settings: {k: v for k, v in settings.items() if k.startswith("rdrop_")})
+    check_alike(rdrop, rdrop_settings)
     return baseline, rdrop, sorted(arms[0].keys() ^ arms[1].keys())
 
 
@@ -194,6 +193,11 @@ def same_seeds(
     a, b = ({run.seed: run for run in runs} for runs in (first, second))
     seeds = sorted(a.keys() & b.keys())
     return [a[seed] for seed in seeds], [b[seed] for seed in seeds]
+
+
+def rdrop_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """R-Drop's own among the settings of a run."""
+    return {name: value for name, value in settings.items() if name.startswith("rdrop_")}
 
 
 def check_alike(runs: Sequence[FinishedRun], settings_of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:

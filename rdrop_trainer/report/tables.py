@@ -13,26 +13,25 @@ ARMS = {"baseline": "baseline", "rdrop": "R-Drop"}
 def comparison_table(quantities: Sequence[Quantity]) -> str:
     """A row for each quantity: both arms, their difference, its interval and tests."""
     header = ["", "baseline", "R-Drop", "best", "worst", "difference", "95 % interval", "p", "p (sign flips)", "spread"]
-    rows = []
-    for q in quantities:
-        ends = {arm: q.describe(arm) for arm in ARMS}
-        d, s = q.difference, q.spread
-        interval = "" if d.low is None else f"{short(d.low)} to {short(d.high)}"
-        spread = "" if s.ratio is None else f"{s.ratio:.2f} ({s.low:.2f} to {s.high:.2f})"
-        rows.append(
-            [
-                named(q),
-                mean_std(q, "baseline"),
-                mean_std(q, "rdrop"),
-                *(f"{short(ends['baseline'][end])} / {short(ends['rdrop'][end])}" for end in ("best", "worst")),
-                difference(q),
-                interval,
-                p_value(d.p_value),
-                p_value(d.p_sign_flips),
-                spread,
-            ]
-        )
-    return markdown_table(header, rows)
+    return markdown_table(header, [_row(quantity) for quantity in quantities])
+
+
+def _row(quantity: Quantity) -> list[str]:
+    d, s = quantity.difference, quantity.spread
+    ends = [" / ".join(short(quantity.describe(arm)[end]) for arm in ARMS) for end in ("best", "worst")]
+    interval = "" if d.low is None else f"{short(d.low)} to {short(d.high)}"
+    spread = "" if s.ratio is None else f"{s.ratio:.2f} ({s.low:.2f} to {s.high:.2f})"
+    means = [mean_std(quantity, arm) for arm in ARMS]
+    return [
+        named(quantity),
+        *means,
+        *ends,
+        difference(quantity),
+        interval,
+        p_value(d.p_value),
+        p_value(d.p_sign_flips),
+        spread,
+    ]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,8 +54,12 @@ def mean_std(quantity: Quantity, arm: str) -> str:
 
 def difference(quantity: Quantity) -> str:
     """The mean difference, with its sign."""
-    value = quantity.difference.mean
-    return "" if value is None else f"{'+' if value >= NOTHING else ''}{short(value)}"
+    return "" if quantity.difference.mean is None else signed(quantity.difference.mean)
+
+
+def signed(value: float) -> str:
+    """As `short`, with a plus before what is above 0."""
+    return f"{'+' if value >= NOTHING else ''}{short(value)}"
 
 
 def short(value: float | None) -> str:

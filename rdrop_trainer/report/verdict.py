@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .quantities import Quantity
-from .tables import NOTHING
+from .quantities import Quantity, first_score
+from .tables import ARMS, NOTHING, short, signed
 
 # A regression has no flips; the divergence takes their place
 _STABILITY = (("dropout_flip_rate", "dropout_divergence"), ("edits_flip_rate", "edits_divergence"))
@@ -37,14 +37,14 @@ def verdict(
     """
     by_key = {quantity.key: quantity for quantity in quantities}
     sentences = [f"The {name} is not defined in both runs of any seed." for name in undefined]
-    score = next((quantity for quantity in quantities if quantity.group == "score"), None)
+    score = first_score(quantities)
     if score is None:
         sentences.append("The runs have no score in common, so nothing can be said of whether R-Drop helps.")
     else:
         sentences += [
             _of_the_score(score, alpha),
             _of_undefined(score),
-            _of_equal_time(score, _first({q.key: q for q in longer}, [score.key]), by_key.get("train_seconds")),
+            _of_equal_time(score, next((q for q in longer if q.key == score.key), None), by_key.get("train_seconds")),
             _power(score),
             _of_its_spread(score),
             _of_other_rows(score, evaluation_rows),
@@ -52,20 +52,16 @@ def verdict(
     sentences += [
         _of_probabilities(by_key[key]) for key in _PROBABILITIES if key in by_key and by_key[key] is not score
     ]
-    measured = [_first(by_key, keys) for keys in _STABILITY]
+    measured = [next((by_key[key] for key in keys if key in by_key), None) for keys in _STABILITY]
     sentences += [_of_stability(quantity) for quantity in measured if quantity is not None]
     sentences.append(_of_cost(by_key))
     return [sentence for sentence in sentences if sentence]
 
 
 def _of_the_score(score: Quantity, alpha: float) -> str:
-    d = score.difference
-    unit = "points" if score.unit == "%" else score.unit
-    before, after = (_number(score.describe(arm)["mean"], score.unit) for arm in ("baseline", "rdrop"))
+    d, (before, after), compared = score.difference, _means(score), _compared(score)
     who = f"R-Drop (alpha {alpha:g})"
     is_same = abs(d.mean) < NOTHING
-    amount = f"{_digits(abs(d.mean))} {unit}".strip()
-    compared = "the same" if is_same else f"{amount} {'higher' if d.mean > 0 else 'lower'}"
     if d.n == 1:
         seed = "that was run" if len(score.baseline) == 1 else "for which it is defined"
         return (
@@ -79,7 +75,7 @@ def _of_the_score(score: Quantity, alpha: float) -> str:
             f"Over {d.n} seeds the {score.name} with {who} was {compared} in every pair ({before} to {after}); "
             "differences that are all equal leave nothing to test."
         )
-    interval = f"95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, paired t-test p {_p(d.p_value)}"
+    interval = f"{_interval(score)}, paired t-test p {_p(d.p_value)}"
     if d.is_supported:
         subject = f"With equal epochs {who} was better" if _is_gain(score) else f"{who} did harm"
         return (
@@ -103,11 +99,10 @@ def _of_equal_time(score: Quantity, longer: Quantity | None, seconds: Quantity |
     """What is left of a gain where the baseline has as many seconds."""
     if longer is not None and longer.difference.n > 1:
         d = longer.difference
-        amount = f"{_digits(abs(d.mean))} {'points' if score.unit == '%' else score.unit}".strip()
-        compared = f"{amount} {'higher' if d.mean > 0 else 'lower'} than" if abs(d.mean) >= NOTHING else "on average"
+        compared = f"{_compared(longer)} than" if abs(d.mean) >= NOTHING else "on average"
         said = f"the {score.name} was {compared} that of plain fine-tuning"
-        if d.low is not None and d.std:
-            said += f" (95 % bootstrap interval {_signed(d.low)} to {_signed(d.high)}, p {_p(d.p_value)})"
+        if d.std:
+            said += f" ({_interval(longer)}, p {_p(d.p_value)})"
         if _is_gain(longer):
             return f"R-Drop helped: with equal seconds too {said}."
         return f"With equal seconds it is not shown that R-Drop helps: {said}."
@@ -122,8 +117,7 @@ def _of_equal_time(score: Quantity, longer: Quantity | None, seconds: Quantity |
 
 def _of_probabilities(quantity: Quantity) -> str:
     """Whether the probabilities are better, which matters where they are used, whatever the labels do."""
-    d = quantity.difference
-    before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
+    d, (before, after) = quantity.difference, _means(quantity)
     if d.n < 2:
         return ""
     if d.is_supported:
@@ -137,11 +131,11 @@ def _of_undefined(score: Quantity) -> str:
     left_out = len(score.baseline) - score.difference.n
     if not left_out:
         return ""
-    lost = {arm: sum(value is None for value in getattr(score, arm)) for arm in ("baseline", "rdrop")}
-    seeds, is_are = ("seed", "is") if left_out == 1 else ("seeds", "are")
+    lost = ", ".join(f"{name}: {getattr(score, arm).count(None)}" for arm, name in ARMS.items())
+    seeds = "seed is" if left_out == 1 else "seeds are"
     return (
-        f"{left_out} {seeds} {is_are} left out, because the {score.name} is not defined there (baseline: "
-        f"{lost['baseline']}, R-Drop: {lost['rdrop']} runs): a run that broke down counts for nothing in these figures."
+        f"{left_out} {seeds} left out, because the {score.name} is not defined there ({lost} runs): a run that broke "
+        "down counts for nothing in these figures."
     )
 
 
@@ -149,9 +143,7 @@ def _power(score: Quantity) -> str:
     d = score.difference
     if d.detectable is None or d.is_supported:
         return ""
-    unit = "points" if score.unit == "%" else score.unit
-    said = f"So many seeds reveal a true difference of {_digits(d.detectable)} {unit}".strip()
-    said += " four times in five"
+    said = f"So many seeds reveal a true difference of {_amount(score, d.detectable)} four times in five"
     if score.unit != "%" or d.detectable <= _HALF_A_POINT:
         return f"{said}."
     seeds = d.pairs_for(_HALF_A_POINT)
@@ -186,48 +178,50 @@ def _of_other_rows(score: Quantity, rows: int | None) -> str:
 
 
 def _of_stability(quantity: Quantity) -> str:
-    d = quantity.difference
-    before, after = (_number(quantity.describe(arm)["mean"], quantity.unit) for arm in ("baseline", "rdrop"))
-    what = "Dropout" if quantity.key.startswith("dropout") else "Small edits of the text"
-    flips = quantity.unit == "%"
-    subject = f"{what} {'flips' if what == 'Dropout' else 'flip'}" if flips else f"{what}: divergence"
-    of_what = f"{after} of its predictions, {before} of the baseline's" if flips else f"{after}, baseline {before}"
+    d, (before, after) = quantity.difference, _means(quantity)
+    what, flip = ("Dropout", "flips") if quantity.key.startswith("dropout") else ("Small edits of the text", "flip")
+    if quantity.unit == "%":
+        said = f"{what} {flip} {after} of its predictions, {before} of the baseline's"
+    else:
+        said = f"{what}: divergence {after}, baseline {before}"
     if d.n < 2:
-        return f"{subject} {of_what}."
-    if d.is_supported:
-        said = "more stable" if d.mean < 0 else "less stable"
-        return f"{subject} {of_what} (p {_p(d.p_value)}): {said}."
+        return f"{said}."
+    shown = f"{'more' if d.mean < 0 else 'less'} stable" if d.is_supported else "no difference is shown"
     p = "" if d.p_value is None else f" (p {_p(d.p_value)})"
-    return f"{subject} {of_what}{p}: no difference is shown."
+    return f"{said}{p}: {shown}."
 
 
 def _of_cost(by_key: dict[str, Quantity]) -> str:
     ratios = []
     for key, what in (("train_seconds", "the time"), ("peak_memory", "the peak memory")):
-        quantity = by_key.get(key)
-        if quantity is not None:
-            baseline, rdrop = (quantity.describe(arm)["mean"] for arm in ("baseline", "rdrop"))
+        if key in by_key:
+            baseline, rdrop = (by_key[key].describe(arm)["mean"] for arm in ARMS)
             if baseline:
                 ratios.append(f"{rdrop / baseline:.2f} times {what}")
     return f"Training took {' and '.join(ratios)} of the baseline." if ratios else ""
 
 
-def _first(by_key: dict[str, Quantity], keys: Sequence[str]) -> Quantity | None:
-    return next((by_key[key] for key in keys if key in by_key), None)
+def _means(quantity: Quantity) -> list[str]:
+    """The means of the baseline and of R-Drop, with their unit."""
+    return [f"{short(quantity.describe(arm)['mean'])} {quantity.unit}".strip() for arm in ARMS]
 
 
-def _number(value: float, unit: str) -> str:
-    return f"{_digits(value)} {unit}".strip()
+def _amount(quantity: Quantity, difference: float) -> str:
+    """The size of a difference, with its unit."""
+    return f"{short(abs(difference))} {'points' if quantity.unit == '%' else quantity.unit}".strip()
 
 
-def _digits(value: float) -> str:
-    """Two decimals, or three significant digits of a small number."""
-    return f"{value:.2f}" if abs(value) >= 0.1 or abs(value) < NOTHING else f"{value:.3g}"
+def _compared(quantity: Quantity) -> str:
+    """R-Drop's mean, compared with the baseline's."""
+    mean = quantity.difference.mean
+    if abs(mean) < NOTHING:
+        return "the same"
+    return f"{_amount(quantity, mean)} {'higher' if mean > 0 else 'lower'}"
 
 
-def _signed(value: float) -> str:
-    sign = "" if abs(value) < NOTHING else "+" if value > 0 else "-"
-    return sign + _digits(abs(value))
+def _interval(quantity: Quantity) -> str:
+    d = quantity.difference
+    return f"95 % bootstrap interval {signed(d.low)} to {signed(d.high)}"
 
 
 def _p(value: float) -> str:

@@ -81,15 +81,12 @@ class Report:
         wanted = [q for q in self.quantities if q.group == "score"][:3]
         wanted += [q for q in self.quantities if q.key in ("dropout_flip_rate", "edits_flip_rate")]
         wanted += [q for q in self.quantities if q.group == "cost"]
-        rows = [["", "baseline", "R-Drop", "difference", "p"]]
-        rows += [
-            [named(q), mean_std(q, "baseline"), mean_std(q, "rdrop"), difference(q), p_value(q.difference.p_value)]
-            for q in wanted
-        ]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        rows = [["", *ARMS.values(), "difference", "p"]]
+        for q in wanted:
+            means = (mean_std(q, arm) for arm in ARMS)
+            rows.append([named(q), *means, difference(q), p_value(q.difference.p_value)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines += ["", *textwrap.wrap(" ".join([*self.sentences, self._left_out()]), 100)]
         lines += ["", *textwrap.wrap(self.scored, 100)] if self.scored else []
         lines += ["", *self.best.lines()] if self.best else []
@@ -175,9 +172,8 @@ class Report:
 
     def _origin(self) -> str:
         run = self.rdrop[0]
-        facts = []
-        if run.settings.get("model_name_or_path"):
-            facts.append(str(run.settings["model_name_or_path"]).rstrip("/"))
+        model = str(run.settings.get("model_name_or_path") or "").rstrip("/")
+        facts = [model] if model else []
         facts += [f"{count:,} {split} rows" for split, count in run.rows.items()]
         for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate"):
             if name in run.settings:
@@ -211,8 +207,7 @@ def write_report(
     baseline, rdrop, incomplete = pair_runs([*baseline, *rdrop], alpha)
     output_dir = Path(output_dir)
     quantities = quantities_of(baseline, rdrop)
-    counts = rdrop[0].rows
-    evaluated = next((count for split, count in counts.items() if split.startswith("validation")), None)
+    evaluated = next((n for split, n in rdrop[0].rows.items() if split.startswith("validation")), None)
     known = {quantity.key for quantity in quantities}
     undefined = [in_words(key) for key in rdrop[0].headline if key not in known]
     arms = {
@@ -301,9 +296,8 @@ def _untimed(arms: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
 
 def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dict[str, float]:
     found = {}
-    for arm, runs in (("baseline", baseline), ("rdrop", rdrop)):
+    for arm, runs in zip(ARMS, (baseline, rdrop), strict=True):
         logits = [run.logits for run in runs]
         if len(logits) > 1 and all(z is not None and z.ndim == 2 and z.shape[1] > 1 for z in logits):
-            pairs = combinations(logits, 2)
-            found[arm] = mean(seed_stability(pair).flip_rate for pair in pairs)
+            found[arm] = mean(seed_stability(pair).flip_rate for pair in combinations(logits, 2))
     return found if len(found) == 2 else {}

@@ -16,7 +16,7 @@ from ..hub.card_data import is_hub_name
 from ..hub.folder import CARD, read_checkpoint
 from ..report import FinishedRun, Report, report_folder
 from ..report.arms import PLAIN, RDROP
-from ..report.quantities import Quantity, quantities_of
+from ..report.quantities import Quantity, first_score, quantities_of
 from ..report.runs import pair_runs
 from ..report.tables import difference, markdown_table, mean_std, named, p_value, short
 from ..run_folder import ARMS_FILE, RESULTS, write_text
@@ -54,7 +54,7 @@ class Pair:
             raise InputError(f"{folder}: holds no comparison ({ARMS_FILE}), as --compare_baseline leaves it")
         found = [path.parent for arm in (PLAIN, RDROP) for path in folder.glob(f"{arm}-seed*/{RESULTS}")]
         baseline, rdrop, _ = pair_runs(map(FinishedRun.read, found))
-        score = next((q for q in quantities_of(baseline, rdrop) if q.group == "score"), None)
+        score = first_score(quantities_of(baseline, rdrop))
         if score is None:
             raise InputError(f"{folder}: its runs have no score in common, so none can be called the best")
         known = [place for place, value in enumerate(score.rdrop) if value is not None]

@@ -88,14 +88,24 @@ def runs(tmp_path):
 
 
 @pytest.fixture
-def drawn():
-    """For tests of the pictures."""
+def written():
+    """For tests of the files of the pictures."""
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """File name -> figure of the pictures, which are not written: that takes a second each."""
+    figures = {}
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, **_: figures.update({path.name: figure})
+    )
+    return figures
 
 
 @pytest.fixture(autouse=True)
 def matplotlib(request, monkeypatch):
-    """Drawing takes a second a report: only the tests of the pictures do it."""
-    if "drawn" not in request.fixturenames:
+    """Only the tests of the pictures draw them."""
+    if not {"drawn", "written"} & set(request.fixturenames):
         monkeypatch.setattr("rdrop_trainer.report.pictures.find_spec", lambda name: None)
 
 
@@ -562,7 +572,7 @@ def size(path):
     return struct.unpack(">II", data[16:24])
 
 
-def test_the_pictures(tmp_path, drawn):
+def test_the_pictures(tmp_path, written):
     report = write_report(*arms(BASELINE, HIGHER), tmp_path)
     assert [path.name for path in report.pictures] == ["scores.png", "seconds.png", "curves.png", "flips.png"]
     assert all(size(path)[0] == 1600 for path in report.pictures)
@@ -574,9 +584,8 @@ def test_what_is_not_known_is_not_drawn(tmp_path, drawn):
     untimed = [[replace(run, train_seconds=None) for run in arm] for arm in (first, second)]
     assert [path.name for path in write_report(*untimed, tmp_path).pictures] == ["scores.png"]
     assert [path.name for path in write_report(first, second, tmp_path).pictures] == ["scores.png", "seconds.png"]
-    assert not (tmp_path / "curves.png").exists() and draw_curves([{"step": 1, "loss": 1.0}], 4.0, tmp_path) == {}
-    drawn = draw_curves(curve(0.2), 0.0, tmp_path)
-    assert [path.name for path in drawn] == ["curves.png"] and size(tmp_path / "curves.png")[0] == 1600
+    assert "curves.png" not in drawn and draw_curves([{"step": 1, "loss": 1.0}], 4.0, tmp_path) == {}
+    assert [path.name for path in draw_curves(curve(0.2), 0.0, tmp_path)] == ["curves.png"] and "curves.png" in drawn
 
 
 def classified(seed, alpha, sharp=1.0):
@@ -642,21 +651,15 @@ def test_the_learning_curves_mark_what_is_scored(drawn):
     assert stars(panel) == [(90.0, pytest.approx(0.36)), (45.0, pytest.approx(0.045))]
 
 
-def test_pictures_say_what_they_are_of_and_show_all_arms(tmp_path, drawn, monkeypatch):
-    shown = {}
-
-    def keep(figure, path, **_):
-        shown[path.name] = figure
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
+def test_pictures_say_what_they_are_of_and_show_all_arms(tmp_path, drawn):
     first, second = ([replace(run, name="sst2") for run in arm] for arm in arms(BASELINE, HIGHER))
     write_report(first, second, tmp_path, others=longer(BASELINE) | {"empty": []})
     assert all(
-        figure.legends[0].get_title().get_text() == "sst2: R-Drop with alpha 4, 5 seeds" for figure in shown.values()
+        figure.legends[0].get_title().get_text() == "sst2: R-Drop with alpha 4, 5 seeds" for figure in drawn.values()
     )
     for name in ("scores.png", "seconds.png"):
-        assert {"baseline", "R-Drop", "plain_longer"} <= {text.get_text() for text in shown[name].legends[0].texts}
-    labels = [label.get_text() for label in shown["flips.png"].axes[0].get_yticklabels()]
+        assert {"baseline", "R-Drop", "plain_longer"} <= {text.get_text() for text in drawn[name].legends[0].texts}
+    labels = [label.get_text() for label in drawn["flips.png"].axes[0].get_yticklabels()]
     assert labels == ["dropout", "small edits", "wrong key"]
 
 
