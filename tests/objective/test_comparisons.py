@@ -8,6 +8,7 @@ from transformers import BertForSequenceClassification
 
 from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.objective.task_loss import LossComparison, ModelLoss, StockLoss
+from rdrop_trainer.objective.training import Training
 from support import tiny
 
 
@@ -78,3 +79,25 @@ def test_a_loss_rounded_by_autocast_is_the_stock_loss(how, weight, kept, fresh_a
     for _ in range(LossComparison.ENOUGH):
         objective(prepared, batch, objective.window([batch]), StepSettings())
     assert type(objective.plan.task_loss) is kept and objective.plan.task_loss.comparison is None
+
+
+@pytest.mark.parametrize(
+    "owner, name, value",
+    [
+        (torch.backends, "fp32_precision", "tf32"),  # what `Trainer` sets for tf32=True
+        (torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32", True),
+    ],
+)
+def test_products_in_tf32_may_differ_by_its_rounding(owner, name, value):
+    """However it was asked for: torch refuses to tell by one name what was set by another."""
+    training = Training(tiny.bert())
+    training.device = torch.device("cuda")
+    before = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    exact = training.tolerance(by_products=True)
+    try:
+        setattr(owner, name, value)
+        assert exact == training.tolerance() == 1e-4 and training.tolerance(by_products=True) == 2e-2
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
