@@ -44,7 +44,7 @@ def _launches(device: torch.device, dtype: torch.dtype) -> bool:
         reason = str(error).strip().partition("\n")[0][:200]
         warnings.warn(
             f"Triton does not work here ({type(error).__name__}: {reason}): the loss is computed in chunks instead, "
-            "which is right but slower. Triton needs a C compiler (gcc) and a folder it can write to (TRITON_CACHE_DIR).",
+            "as right and slower. Triton needs a C compiler (gcc) and a folder to write to (TRITON_CACHE_DIR).",
             stacklevel=2,
         )
         return False
