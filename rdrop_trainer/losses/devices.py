@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -18,14 +20,35 @@ def can_read(tensor: torch.Tensor) -> bool:
 def has_triton(tensor: torch.Tensor) -> bool:
     """Whether a Triton kernel can run on a tensor; without a GPU, in Triton's interpreter. ROCm, which torch calls cuda
     too, does not know the kernels' assembly."""
-    return (
-        (tensor.is_cuda and torch.version.hip is None) or os.environ.get("TRITON_INTERPRET") == "1"
-    ) and _is_installed("triton")
+    has_device = (tensor.is_cuda and torch.version.hip is None) or os.environ.get("TRITON_INTERPRET") == "1"
+    return has_device and _is_installed("triton") and _launches(tensor.device, tensor.dtype)
 
 
 @cache
 def _is_installed(package: str) -> bool:
     return find_spec(package) is not None
+
+
+@cache
+def _launches(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton compiles and launches a kernel here: the smallest one is tried, on one number.
+
+    That takes a C compiler, a folder for what is compiled, and a Triton that knows the device and the type.
+    """
+    try:
+        number = torch.ones(1, dtype=dtype, device=device)
+        import_module(".triton", __package__).scale_(number, torch.ones((), device=device))
+    except torch.OutOfMemoryError:  # which says nothing about Triton
+        raise
+    except Exception as error:  # whatever is missing, the loss can be computed without
+        reason = str(error).strip().partition("\n")[0][:200]
+        warnings.warn(
+            f"Triton does not work here ({type(error).__name__}: {reason}): the loss is computed in chunks instead, "
+            "as right and slower. Triton needs a C compiler (gcc) and a folder to write to (TRITON_CACHE_DIR).",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def require(holds: torch.Tensor, message: str, wait: bool = False) -> None:

@@ -255,7 +255,7 @@ def choose_fused(implementation: str, like: torch.Tensor) -> str:
         return "chunked"
     raise ValueError(
         "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
-        f"triton (it comes with torch for CUDA); got {like.dtype} on {like.device}. Use 'auto'."
+        f"triton (it comes with torch for CUDA) in working order; got {like.dtype} on {like.device}. Use 'auto'."
     )
 
 

@@ -43,7 +43,7 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         with training.aside(forwards=times):
             runs = [run_passes(model, source.inputs(rows, head), 1, "sequential", source.call) for _ in range(times)]
         found = [run.loss() for run in runs]
-        return None if found[0] is None else torch.stack(found).double()
+        return None if found[0] is None else torch.stack(found).cpu().double()  # MPS has no float64
 
     with training.without_dropout():
         once = losses(batch, 2)
@@ -58,8 +58,8 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
             follows = {key: taken != flip for (key, taken), flip in zip(doubtful.items(), flipped, strict=True)}
             try:
                 again = losses(repeat_rows(batch, num_passes, size, follows), times)
-            except Exception:
-                if not doubtful:
+            except Exception as error:
+                if not doubtful or isinstance(error, torch.OutOfMemoryError):
                     raise
                 continue
             margin = (

@@ -184,6 +184,8 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
     shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == shape else v for k, v in look.batch.items()}
     try:
         again = FirstLook.at(training, JointHead.of(heads), look.source, shorter)
+    except torch.OutOfMemoryError:  # a smaller batch may follow, as with auto_find_batch_size
+        raise
     except Exception:  # the labels may be those of columns, one of which is missing now
         return [False] * len(heads)
     found = [again.logits(head) for head in heads]

@@ -75,7 +75,10 @@ def _generators(device: torch.device) -> list[tuple[Callable[[], torch.Tensor], 
     """How to get and to set the state of each generator of the devices of this kind, the CPU's aside."""
     if device.type in ("cpu", "meta"):
         return []
-    module = torch.get_device_module(device)
+    try:
+        module = torch.get_device_module(device)
+    except RuntimeError:  # XLA has none: what a pass draws there cannot be drawn again, which `check_repeats` sees
+        return []
     if device.type == "mps":  # which is one device
         return [(module.get_rng_state, module.set_rng_state)]
     devices = range(module.device_count())

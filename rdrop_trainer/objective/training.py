@@ -112,7 +112,8 @@ class Training:
             by_products: they come from matrix products of their own, which round once more; TF32 does as well.
         """
         half = self._is_half or any(result.dtype.itemsize < 4 for result in results)
-        tf32 = by_products and self.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        # Not `allow_tf32`, which fails where TF32 was asked for in this newer way, as `Trainer`'s tf32=True does
+        tf32 = by_products and self.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
         if half or tf32:
             return 2e-2 if by_products else 2**-7  # an item and the mean are each rounded by 2^-9 at most
         return 1e-4

@@ -92,8 +92,8 @@ def differ(head: PredictionHead, a: torch.Tensor, b: torch.Tensor) -> np.ndarray
     if problem == "regression":
         return np.full(len(a), np.nan)
     if problem == "multi_label":
-        return ((a > 0) != (b > 0)).any(-1).double().cpu().numpy()
-    return (a.argmax(-1) != b.argmax(-1)).double().cpu().numpy()
+        return ((a > 0) != (b > 0)).any(-1).cpu().double().numpy()
+    return (a.argmax(-1) != b.argmax(-1)).cpu().double().numpy()
 
 
 def mean_by(rows: np.ndarray, values: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -63,7 +63,10 @@ def counted_items(
     """The same of a model's outputs."""
     logits = {name: (outputs[name],) for name in head.outputs}
     counted = (part.counted(1) for part in head.items(logits, batch, 1))
-    return [(passes[0].double(), labels) for passes, labels in counted]
+    pairs = [(passes[0], labels) for passes, labels in counted]
+    if any(logits.device.type == "mps" for logits, _ in pairs):  # which has no float64
+        pairs = [(logits.cpu(), labels.cpu()) for logits, labels in pairs]
+    return [(logits.double(), labels) for logits, labels in pairs]
 
 
 @contextmanager

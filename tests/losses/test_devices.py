@@ -1,11 +1,14 @@
 """What a device does differently, on the CPU: no value is read and no row is picked."""
 
+import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rdrop_trainer.losses import devices, rdrop_linear_loss, rdrop_loss
+from rdrop_trainer.losses.rdrop import choose_fused
 from support.formulas import make, relative
 from support.operations import Operations
 
@@ -77,3 +80,51 @@ def test_require():
     devices.require(torch.tensor(True), "fine")
     with pytest.raises(ValueError, match="not fine"):
         devices.require(torch.tensor(False), "not fine")
+
+
+@pytest.fixture
+def triton_that(monkeypatch):
+    """A CUDA device whose first launch does something; the launches so far, and what stands for its logits."""
+
+    def make(error):
+        launched = []
+
+        def scale_(tensor, factor):
+            launched.append(tensor.dtype)
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(devices, "import_module", lambda *_: SimpleNamespace(scale_=scale_))
+        monkeypatch.setattr(devices, "_is_installed", lambda package: True)
+        return launched, SimpleNamespace(is_cuda=True, device=torch.device("cpu"), dtype=torch.bfloat16)
+
+    devices._launches.cache_clear()
+    yield make
+    devices._launches.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Failed to find C compiler. Please specify via CC"), PermissionError(13, "no"), ImportError()],
+)
+def test_without_a_working_triton_the_loss_is_made_in_chunks(error, triton_that):
+    launched, logits = triton_that(error)
+    with pytest.warns(UserWarning, match=rf"Triton does not work here \({type(error).__name__}.*in chunks instead"):
+        assert choose_fused("auto", logits) == "chunked"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_fused("auto", logits) == "chunked" and launched == [torch.bfloat16]
+        with pytest.raises(ValueError, match="triton .* in working order"):
+            choose_fused("triton", logits)
+
+
+def test_a_triton_that_works_is_tried_once(triton_that):
+    launched, logits = triton_that(None)
+    assert [choose_fused("auto", logits) for _ in range(2)] == ["triton"] * 2 and len(launched) == 1
+
+
+def test_no_memory_says_nothing_about_triton(triton_that):
+    _, logits = triton_that(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_fused("auto", logits)
+    assert choose_fused("auto", triton_that(None)[1]) == "triton"

@@ -7,8 +7,10 @@ from torch import nn
 from transformers import BertForSequenceClassification
 
 from rdrop_trainer import Objective, StepSettings
+from rdrop_trainer.objective.lm_head import LMHead
 from rdrop_trainer.objective.task_loss import LossComparison, ModelLoss, StockLoss
-from support import tiny
+from rdrop_trainer.objective.training import Training
+from support import tiny, zoo
 
 
 def compare(comparison, own, expected, tolerance=1e-4):
@@ -78,3 +80,53 @@ def test_a_loss_rounded_by_autocast_is_the_stock_loss(how, weight, kept, fresh_a
     for _ in range(LossComparison.ENOUGH):
         objective(prepared, batch, objective.window([batch]), StepSettings())
     assert type(objective.plan.task_loss) is kept and objective.plan.task_loss.comparison is None
+
+
+@pytest.mark.parametrize(
+    "owner, name, value",
+    [
+        (torch.backends, "fp32_precision", "tf32"),  # what `Trainer` sets for tf32=True
+        (torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32", True),
+    ],
+)
+def test_products_in_tf32_may_differ_by_its_rounding(owner, name, value):
+    """However it was asked for: torch refuses to tell by one name what was set by another."""
+    training = Training(tiny.bert())
+    training.device = torch.device("cuda")
+    before = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    exact = training.tolerance(by_products=True)
+    try:
+        setattr(owner, name, value)
+        assert exact == training.tolerance() == 1e-4 and training.tolerance(by_products=True) == 2e-2
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+class Weighing(nn.Module):
+    """Has a loss of its own, with weights of which it is not clear whether they are of rows; and little memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(1, 2), nn.Dropout(0.5)
+
+    def forward(self, input_ids, weights, labels=None):
+        if len(input_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        logits = self.linear(self.dropout(input_ids[:, :1].float()))
+        return {
+            "loss": (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).mean(),
+            "logits": logits,
+        }
+
+
+def test_a_lack_of_memory_in_a_check_is_passed_on(monkeypatch):
+    """`auto_find_batch_size` needs it; the check must not take it for an answer."""
+    batch = {"input_ids": torch.ones(4, 3), "labels": torch.tensor([0, 1, 1, 0]), "weights": torch.ones(4)}
+    runs = [(Weighing(), batch, "false"), (zoo.build("masked_lm"), zoo.batch("masked_lm"), "true")]
+    monkeypatch.setattr(LMHead, "matches_logits", lambda *_: runs[0][0](torch.ones(5, 3), None))
+    for model, rows, fused in runs:
+        objective = Objective.of(model.train(), [rows])
+        with pytest.raises(torch.OutOfMemoryError):
+            objective(model, rows, objective.window([rows]), StepSettings(fused_head=fused))

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rdrop_trainer.objective.recompute import recomputed
+from rdrop_trainer.objective.snapshot import Snapshot
 
 CPU = torch.device("cpu")
 
@@ -156,3 +157,8 @@ def test_a_pass_may_take_gradients_itself(model):
     expected = gradients(model, forces)
     got = gradients(model, lambda x: recomputed(lambda: forces(x), model, CPU))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_device_whose_generators_are_not_known_is_no_fault():
+    """XLA, say, of which torch has no module."""
+    Snapshot(nn.Dropout(), torch.device("xla")).restore()
