@@ -112,6 +112,12 @@ class Adapter:
         return [name] if isinstance(name, str) else []
 
     @property
+    def whole_modules(self) -> list[str]:
+        """The names of modules that were trained whole, such as the head: a base model in few bits leaves them out."""
+        found = self.config.get("modules_to_save")
+        return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+    @property
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of the base model's `from_pretrained`, so that the adapter's head takes the place of its own."""
         head = next((name for name in self.shapes if _HEAD.fullmatch(name)), None)

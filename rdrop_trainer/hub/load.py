@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from huggingface_hub import metadata_load
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoProcessor,
@@ -25,6 +27,7 @@ from .download import download_checkpoint
 from .files import read_json
 from .folder import CARD, check_index, config_name
 from .model_kinds import AUTO_CLASSES, auto_class, auto_class_name, classes_of
+from .quantization import leaving_out
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -54,7 +57,8 @@ def load_checkpoint(
 
     The class of the model is the one that the weights were saved from. If transformers does not have it, the card's
     task decides. Weights are read from safetensors files alone. An adapter comes as a `PeftModel` around its base
-    model, which is verified in the same way.
+    model, which is verified in the same way. That comes as its files hold it, also where the adapter was trained
+    over it in 4 bits, as the card then says: `quantization_config=BitsAndBytesConfig(...)` loads it so.
 
     Args:
         repo_id: "user/name", or a folder.
@@ -62,7 +66,8 @@ def load_checkpoint(
         token: for private repositories; None for the stored one.
         cache_dir: as of `download_checkpoint`.
         trust_remote_code: run the Python files of the repository. Read them first.
-        **model_arguments: for the model's `from_pretrained`, such as `dtype` and `device_map`.
+        **model_arguments: for the model's `from_pretrained`, such as `dtype`, `device_map` and
+            `quantization_config`.
 
     Returns:
         Model, processing class and settings.
@@ -110,9 +115,10 @@ def _fetched(source: str, revision: str | None, fetch: Callable[..., Path]) -> P
 def _model(source: str, name: str, folder: Path, adapter: Adapter | None, options: dict[str, Any]) -> Any:
     """The model. A weight that the files lack is an error: it would be random."""
     given = adapter.model_arguments if adapter else {}
-    model, report = auto_class(name).from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, **{**given, **options}
-    )
+    options = {**given, **options}
+    if adapter:
+        options = _leaving_out(adapter, name, folder, options)
+    model, report = auto_class(name).from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     # Not the folder in the cache: the card of what is trained from here on names its base
     model.name_or_path = model.config.name_or_path = adapter.base if adapter else source
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
@@ -125,6 +131,21 @@ def _model(source: str, name: str, folder: Path, adapter: Adapter | None, option
         shown = ", ".join(sorted(lacking)[:4]) + " ..." * (len(lacking) > 4)
         raise InputError(f"{source}: its weights lack {shown}, which would be random: they are of no {name}")
     return model
+
+
+def _leaving_out(adapter: Adapter, name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The same options, with what the adapter trained whole left out of the base model's quantization, if any."""
+    code = options["trust_remote_code"]
+    config, rest = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **options)
+    asked, own = options.get("quantization_config"), getattr(config, "quantization_config", None)
+    if asked is None and own is None:
+        return options
+    with torch.device("meta"):
+        model = auto_class(name).from_config(config, trust_remote_code=code)
+    if own is not None:
+        config.quantization_config = leaving_out(own, model, adapter.whole_modules)
+        return {**rest, "config": config, "trust_remote_code": code}
+    return {**options, "quantization_config": leaving_out(asked, model, adapter.whole_modules)}
 
 
 def _check_no_code(source: str, config: Mapping[str, Any]) -> None:

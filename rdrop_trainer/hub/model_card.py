@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from .card_data import BLOCK, TAG, EvaluationSet, eval_results, is_hub_name, numbers, set_of
 from .model_kinds import PIPELINES, auto_class_name, pipeline_tag_of
+from .quantization import bitsandbytes_arguments, in_words
 
 NO_REPO = "your-name/this-model"  # stands in a card until it is pushed
 # What `Trainer` writes: the scores of its last log, which may be of other weights, and a table that may have no rows
@@ -61,6 +62,7 @@ def rdrop_card(
     base: str,
     repo_id: str | None,
     is_adapter: bool = False,
+    quantization: Any = None,
 ) -> ModelCard:
     """The card that a trainer wrote, with our metadata, our section, and the scores of the weights that it is about.
 
@@ -72,6 +74,7 @@ def rdrop_card(
         base: name or path of the model that training started from; empty for random weights.
         repo_id: repository to push to; None if not known yet.
         is_adapter: whether it is one of PEFT's; transformers alone loads it with the labels of its base model.
+        quantization: of the base model while the adapter trained, where the base model's files are not in it.
     """
     hide_local_base(card)
     data, sets, scores = card.data, facts.evaluation_sets, numbers(facts.scores)
@@ -109,6 +112,8 @@ def rdrop_card(
         pipeline=data.pipeline_tag if data.pipeline_tag in PIPELINES else None,
         repo_id=repo_id or NO_REPO,
         is_adapter=is_adapter,
+        base_weights=in_words(quantization),
+        quantization_arguments=bitsandbytes_arguments(quantization),
         auto_class=auto_class_name([architecture], data.pipeline_tag) or "AutoModel",
     )
 

@@ -29,6 +29,7 @@ from .client import check_repo_id, connect, failure, reason, repo_name, seconds_
 from .folder import CARD, Checkpoint, Weights, read_checkpoint
 from .model_card import CardFacts, rdrop_card
 from .push import push_checkpoint
+from .quantization import in_words
 
 logger = logging.get_logger(__name__)
 
@@ -139,15 +140,20 @@ class PublishingMixin(MixinBase):
         )
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
         block = settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled)
+        quantization = getattr(model.config, "quantization_config", None)
+        words = in_words(quantization)
+        # A base model that is stored so comes so by itself
+        is_stored_so = words and getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False)
         noise = [*map(str, noise_of(model, self.args.neftune_noise_alpha)), *["a second view"] * bool(self.second_view)]
         return rdrop_card(
             card,
             facts,
-            {**block, "noise": "; ".join(noise) or "none"},
+            {**block, "noise": "; ".join(noise) or "none", **({"base_weights": words} if words else {})},
             architecture=type(model).__name__.removeprefix("FSDP"),  # FSDP2 makes a new class of each
             base=getattr(model.config, "_name_or_path", None) or "",
             repo_id=self.hub_model_id or self.args.hub_model_id,
             is_adapter=is_adapter,
+            quantization=None if is_stored_so else quantization,
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

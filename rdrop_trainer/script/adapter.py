@@ -49,7 +49,7 @@ class AdapterArguments:
     )
     load_in_4bit: bool = _flag(
         False,
-        "QLoRA: hold the weights below the adapter in 4 bits (NF4), computed in --dtype. Needs a GPU and bitsandbytes.",
+        "QLoRA: hold the weights below the adapter in 4 bits (NF4), computed in --dtype. Needs bitsandbytes.",
     )
 
     def __post_init__(self):
@@ -67,11 +67,11 @@ class AdapterArguments:
                 ) from error
 
 
-def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any], use_cpu: bool) -> None:
+def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any]) -> None:
     """Refuse, before anything is loaded, what would have no effect or what this machine cannot do.
 
     Raises:
-        InputError: a flag of adapters without --use_peft, a package that is missing, or 4 bits without a GPU.
+        InputError: a flag of adapters without --use_peft, or a package that is missing.
     """
     if not adapter.use_peft:
         idle = {f.name for f in fields(AdapterArguments) if given.get(f.name)} - {"use_peft"}
@@ -80,31 +80,48 @@ def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any], use
         return
     if find_spec("peft") is None:
         raise InputError('--use_peft: peft is needed and not installed: pip install "rdrop-trainer[peft]"')
-    if not adapter.load_in_4bit:
-        return
-    import torch
-
-    lacking = "bitsandbytes is not installed (pip install bitsandbytes)" if find_spec("bitsandbytes") is None else ""
-    if use_cpu or not torch.cuda.is_available():
-        lacking = " and ".join(filter(None, ["there is no GPU to use", lacking]))
-    if lacking:
+    if adapter.load_in_4bit and find_spec("bitsandbytes") is None:
         raise InputError(
-            f"--load_in_4bit needs a GPU and bitsandbytes, and {lacking}; without it, --use_peft trains the same "
-            "adapter over weights in --dtype"
+            "--load_in_4bit: bitsandbytes is needed and not installed: pip install bitsandbytes; without it, "
+            "--use_peft trains the same adapter over weights in --dtype"
         )
 
 
-def four_bit(build: Any, config: Any, arguments: ModelArguments) -> Any:
-    """The quantization of QLoRA: all weights but those of the head."""
+def quantization_of(
+    build: Any, config: Any, arguments: ModelArguments, in_4_bits: bool, whole: Collection[str]
+) -> Any | None:
+    """The quantization that a model is loaded in: its own, where its files hold one, or that of QLoRA; None for none.
+
+    Args:
+        build: the class of the model.
+        config: of the model.
+        in_4_bits: whether --load_in_4bit is given.
+        whole: names of modules that are trained whole, besides the head.
+
+    Raises:
+        InputError: its files hold it in another quantization than the flag asks for.
+    """
     import torch
     import transformers
 
+    from ..hub.quantization import as_mapping, in_words, leaving_out
+
+    own = getattr(config, "quantization_config", None)
+    if own is None and not in_4_bits:
+        return None
+    if own is not None and in_4_bits and not as_mapping(own).get("load_in_4bit"):
+        raise InputError(
+            f"--load_in_4bit: {arguments.model_name_or_path} is stored in {in_words(own)} already; leave the flag out, "
+            "or start from the model with whole weights"
+        )
     with torch.device("meta"):
-        head = head_modules(build.from_config(config, trust_remote_code=arguments.trust_remote_code))
-    compute = {} if arguments.dtype == "auto" else {"bnb_4bit_compute_dtype": arguments.dtype}
-    # Without a list of its own, transformers leaves the output of a language model out
-    skipped = {"llm_int8_skip_modules": head} if head else {}
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **compute, **skipped)
+        model = build.from_config(config, trust_remote_code=arguments.trust_remote_code)
+    if own is None:
+        compute = getattr(config, "dtype", None) if arguments.dtype == "auto" else arguments.dtype
+        own = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    return leaving_out(own, model, [*head_modules(model), *whole])
 
 
 def head_modules(model: Any) -> list[str]:
@@ -126,7 +143,7 @@ def with_new_adapter(
         source: where the model came from; a folder is written down by its whole path.
 
     Raises:
-        InputError: modules that the model does not have, or PEFT knows none to adapt.
+        InputError: modules that the model does not have or holds in few bits, or PEFT knows none to adapt.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -140,7 +157,8 @@ def with_new_adapter(
     random = {name.rpartition(".")[0] for name in lacking} - {""}
     random = {name for name in random if not any(name == part or name.startswith(f"{part}.") for part in own)}
     saved = list(dict.fromkeys([*own, *sorted(random), *(arguments.lora_modules_to_save or ())]))
-    if arguments.load_in_4bit:
+    if is_quantized(model):
+        _check_whole(model, saved, source)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns that on
     config = LoraConfig(
         task_type=_TASK_TYPES.get(head),
@@ -163,6 +181,25 @@ def with_new_adapter(
     if Path(source).is_dir():
         config.base_model_name_or_path = os.path.abspath(source)
     return adapted
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model's weights are held in few bits."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def quantized_modules(model: Any, names: Collection[str]) -> list[str]:
+    """Those of the names, or ends of names, of modules that hold weights in few bits."""
+    held = [f".{name}." for name, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")]
+    return [name for name in names if any(f".{name}." in own for own in held)]
+
+
+def _check_whole(model: Any, names: Collection[str], source: str) -> None:
+    if found := quantized_modules(model, names):
+        raise InputError(
+            f"{source} holds {', '.join(found[:4])} in few bits, and only whole weights can be trained and saved with "
+            "the adapter; leave out --lora_modules_to_save, or start from the model with whole weights"
+        )
 
 
 def _targets(names: list[str] | None) -> list[str] | str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -17,7 +20,14 @@ from ..glue.task import Task
 from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES, auto_class
-from .adapter import AdapterArguments, four_bit, with_new_adapter
+from .adapter import (
+    AdapterArguments,
+    head_modules,
+    is_quantized,
+    quantization_of,
+    quantized_modules,
+    with_new_adapter,
+)
 from .arguments import ModelArguments
 from .processors import PROCESSORS
 from .saved_adapter import base_of, describe_base, saved_adapter, with_saved_adapter
@@ -29,7 +39,11 @@ _POSITION_TABLES = ("position_embeddings", "embed_positions", "positions_embed",
 
 
 def load_checkpoint(
-    arguments: ModelArguments, task: Task, will_train: bool, lora: AdapterArguments | None = None
+    arguments: ModelArguments,
+    task: Task,
+    will_train: bool,
+    lora: AdapterArguments | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, LabelMap | None]:
     """Load a model and its tokenizer for a task.
 
@@ -37,6 +51,7 @@ def load_checkpoint(
         task: its labels become the model's, unless the model has the same labels in another order.
         lora: whether the model gets an adapter to train; default none. A model that is a saved adapter comes with its
             base model, and as a `PeftModel`.
+        device: where weights in few bits are put; all others are on the CPU until a trainer moves them.
 
     Returns:
         Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
@@ -72,15 +87,16 @@ def load_checkpoint(
     cls = auto_class(_class_name(task.head))
     options = {**found.options, "config": config, "dtype": arguments.dtype, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = new_head or adapter is not None
-    if lora.load_in_4bit:
-        options["quantization_config"] = four_bit(cls, config, arguments)
-    model, report = _load(cls, found.base, options)
+    whole = list(lora.lora_modules_to_save or ()) if adapter is None else adapter.whole_modules
+    model, report = _load_in_few_bits(cls, found.base, options, arguments, lora.load_in_4bit, whole, device)
+    if will_train and is_quantized(model) and not lora.use_peft and adapter is None:
+        raise InputError(f"{source}: its weights are stored in few bits, which cannot be trained; add --use_peft")
     if hasattr(model, "score"):  # a decoder's classifier, which looks for the last token that is no padding
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if adapter is not None:
         return with_saved_adapter(model, adapter, lora, lacking, source, will_train), tokenizer, labels
-    if new_head and not lora.load_in_4bit:
+    if new_head:
         model = _with_new_head(model)
     if lora.use_peft:
         model = with_new_adapter(model, lora, task.head, lacking, source, arguments.model_revision)
@@ -117,8 +133,45 @@ class _Found(NamedTuple):
         return cls(config, base, options, adapter, (adapter.folder / "tokenizer_config.json").is_file())
 
 
+def _load_in_few_bits(
+    cls: Any,
+    base: str,
+    options: dict[str, Any],
+    arguments: ModelArguments,
+    in_4_bits: bool,
+    whole: Collection[str],
+    device: torch.device | str,
+) -> tuple[Any, dict[str, Any]]:
+    """The model, in few bits if its files or `in_4_bits` say so, and what of it was not in its files.
+
+    What is missing would be random, so it is trained, and therefore whole.
+    """
+    config = options["config"]
+    is_stored_so = getattr(config, "quantization_config", None) is not None
+    # Files in few bits hold no whole weights of their body
+    quantization = quantization_of(cls, config, arguments, in_4_bits, () if is_stored_so else whole)
+    if quantization is None:
+        return _load(cls, base, options)
+    if is_stored_so:
+        config.quantization_config = quantization
+        return _load(cls, base, {**options, "device_map": {"": str(device)}})
+    few = {"config": copy.deepcopy(config), "quantization_config": quantization, "device_map": {"": str(device)}}
+    model, report = _load(cls, base, {**options, **few})
+    random = quantized_modules(model, {key.rpartition(".")[0] for key in report["missing_keys"]})
+    if random:
+        return _load_in_few_bits(cls, base, options, arguments, in_4_bits, [*whole, *random], device)
+    return model, report
+
+
 def _with_new_head(model: Any) -> Any:
     """The same body under a head with random weights; one of the same shape would have kept the old head's."""
+    if is_quantized(model):  # its body cannot be copied
+        for name in head_modules(model):
+            for module in model.get_submodule(name).modules():
+                for weight in module.parameters(recurse=False):
+                    vars(weight).pop("_is_hf_initialized", None)
+                model._init_weights(module)
+        return model
     fresh = type(model)._from_config(model.config, dtype=model.dtype)
     fresh.base_model.load_state_dict(model.base_model.state_dict())
     return fresh
@@ -198,7 +251,7 @@ def labels_of_checkpoint(arguments: ModelArguments, head: str = "sequence") -> l
 
 def language_model_head(arguments: ModelArguments) -> str:
     """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has."""
-    config = _load(AutoConfig, arguments.model_name_or_path, _options(arguments))
+    config = _Found.at(arguments).config
     known = next((head for head in _LANGUAGE_SUFFIXES if _has_head(config, head)), None)
     kinds = {"masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     known = known or next((head for head, names in kinds.items() if config.model_type in names), None)

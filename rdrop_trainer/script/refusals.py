@@ -53,7 +53,7 @@ def check_flags(flags: Flags) -> None:
         if not is_read:
             raise InputError(f"--{name} has no effect without {wanted}: add that, or leave this out")
     if several.engine == "local":  # elsewhere each run looks for itself
-        check_adapter_flags(flags.adapter, given, flags.values["use_cpu"])
+        check_adapter_flags(flags.adapter, given)
     if several.tune_metric is not None and "metric_for_best_model" in given:
         raise InputError(
             "--tune_metric chooses the checkpoints of a trial too: leave out --metric_for_best_model, or give that "

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
 from ..hub.model_kinds import AUTO_CLASSES
-from .adapter import AdapterArguments
+from .adapter import AdapterArguments, is_quantized
 
 # Flags -> PEFT's names
 _OWN_SETTINGS = {
@@ -95,7 +95,7 @@ def with_saved_adapter(
                 f"--{flag} {shown[0]}: {source} is an adapter with {shown[1]} already; leave it out to train that one "
                 f"on, or start from its base model, {adapter.base}"
             )
-    if arguments.load_in_4bit:
+    if is_quantized(model):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return PeftModel.from_pretrained(model, adapter.folder, is_trainable=will_train)
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
+    BitsAndBytesConfig,
     GemmaConfig,
     GemmaForCausalLM,
     LlamaConfig,
@@ -105,6 +106,14 @@ def test_random_weights_below_an_adapter_are_trained_and_saved(model, here):
     assert results("again")["metrics"]["eval_loss"] == results("out")["metrics"]["eval_loss"]
 
 
+def test_an_adapter_of_a_language_model_is_scored_again(bases, here):
+    (here / "a.txt").write_text("a good film\n" * 8)
+    lines = "--task_type lm --validation_file a.txt"
+    assert run(bases / "qwen2", lines, "--train_file a.txt --use_peft --output_dir out") == 0
+    assert run("out", lines, "--do_eval --output_dir again") == 0
+    assert results("again")["metrics"]["eval_loss"] == results("out")["metrics"]["eval_loss"]
+
+
 def test_an_adapter_is_trained_on(model, here, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     assert run(model, FILES, "--output_dir out") == 0
@@ -163,3 +172,23 @@ def test_what_no_adapter_can_do(bases, here, capsys):
     assert f"lora.yaml: --use_peft: others do not have {bases / 'qwen2'}" in capsys.readouterr().err
     plain = ["--model_name_or_path", bases / "qwen2", "--validation_file a.csv --train_file a.csv --output_dir x"]
     assert "is no adapter, and this run does not train one" in fails(capsys, *plain, "--use_peft --do_eval")
+
+
+def test_a_base_that_is_stored_in_4_bits(bases, here, capsys):
+    """Its own list of whole modules lacks the head, which is trained all the same, and comes back."""
+    pytest.importorskip("bitsandbytes")
+    base = here / "bits"
+    shutil.copytree(bases / "qwen2", base)
+    (base / "model.safetensors").unlink()
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["lm_head"])
+    Qwen2ForCausalLM.from_pretrained(bases / "qwen2", quantization_config=bits).save_pretrained(base)
+    said = fails(capsys, "--model_name_or_path", base, "--train_file a.csv --use_cpu True --output_dir x")
+    assert "its weights are stored in few bits, which cannot be trained; add --use_peft" in said
+    said = fails(
+        capsys, "--model_name_or_path", base, FILES, "--use_cpu True --output_dir x --lora_modules_to_save k_proj"
+    )
+    assert "holds k_proj in few bits, and only whole weights can be trained" in said
+    assert run(base, FILES, "--output_dir out") == 0
+    card = (here / "out" / "README.md").read_text()
+    assert "base_weights: 4 bits" in card and "BitsAndBytesConfig" not in card
+    assert {p.dtype for p in load_checkpoint("out").model.parameters()} == {torch.float32, torch.uint8}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BartConfig,
@@ -20,8 +21,9 @@ from transformers import (
 )
 
 from rdrop_trainer import trainer
+from rdrop_trainer.errors import InputError
 from rdrop_trainer.glue.tasks import get_task
-from rdrop_trainer.script.adapter import four_bit
+from rdrop_trainer.script.adapter import quantization_of
 from rdrop_trainer.script.arguments import ModelArguments
 from rdrop_trainer.script.checkpoint import load_checkpoint, max_positions
 from rdrop_trainer.script.cost import peak_memory
@@ -114,9 +116,25 @@ def test_the_padding_token_of_a_decoder_is_that_of_its_tokenizer(own, padding, m
 def test_the_head_is_not_held_in_4_bits(config, head, monkeypatch):
     """It is trained whole."""
     monkeypatch.setattr("transformers.BitsAndBytesConfig", dict)  # which looks for bitsandbytes
-    made = four_bit(AutoModelForSequenceClassification, config(), ModelArguments(dtype="bfloat16"))
-    assert made.pop("llm_int8_skip_modules") == head
+    model, arguments = AutoModelForSequenceClassification, ModelArguments("base", dtype="bfloat16")
+    made = quantization_of(model, config(), arguments, in_4_bits=True, whole=["k_proj"])
+    assert made.pop("llm_int8_skip_modules") == [*head, "k_proj"]
     assert made == {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
+
+
+def test_a_model_that_is_stored_in_few_bits_stays_in_them():
+    """Its own list of whole modules is added to; other bits than its own are refused."""
+    stored = {"load_in_4bit": True, "quant_method": "bitsandbytes", "llm_int8_skip_modules": ["lm_head"]}
+    arguments = ModelArguments("base")
+    for in_4_bits in (False, True):
+        config = Qwen2Config(quantization_config=dict(stored))
+        made = quantization_of(AutoModelForSequenceClassification, config, arguments, in_4_bits, [])
+        assert made == {**stored, "llm_int8_skip_modules": ["lm_head", "score"]}
+    made = quantization_of(AutoModelForCausalLM, Qwen2Config(), arguments, in_4_bits=False, whole=[])
+    config = Qwen2Config(quantization_config={"load_in_8bit": True, "quant_method": "bitsandbytes"})
+    with pytest.raises(InputError, match=r"--load_in_4bit: base is stored in 8 bits \(LLM.int8\) already"):
+        quantization_of(AutoModelForSequenceClassification, config, arguments, True, [])
+    assert made is None
 
 
 # ---- Positions ----
