@@ -71,7 +71,7 @@ class RDropArguments:
         metadata={
             "help": "concat: one forward of m*B rows, the fastest. sequential: m forwards of B rows, for inputs that "
             "cannot be repeated. recompute: m forwards of which all but the last are run again during the backward "
-            "pass (non-reentrant checkpointing): about the activation memory of plain training, at one more forward "
+            "pass: about the activation memory of plain training, at one more forward "
             "per extra pass.",
             "choices": list(FORWARD_MODES),
         },

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from .snapshot import Snapshot
 
@@ -78,9 +79,19 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
         fill(found)
         found.clear()  # a model may hold its last outputs, and the graph behind them this list
 
+    def begin(_: torch.Tensor) -> None:
+        with lock:
+            if any((place := reference()) is not None and place.tensor is None for reference in places):
+                again()
+
     with saved_tensors_hooks(mark, find):
         outputs = run()
     fill(repeat(None))  # where the pass took gradients itself
+    # Before the backward enters the first module: DeepSpeed's ZeRO-3 gathers a module's weights there, and would let go
+    # of them where the forward leaves it
+    for tensor in tree_leaves(outputs):
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            tensor.register_hook(begin)
     return outputs
 
 

@@ -52,6 +52,18 @@ def test_it_keeps_nothing(model):
     assert len(kept) == len(last) == 2 and kept[1]() is None
 
 
+def test_it_runs_again_before_the_backward_enters_a_module(model):
+    """As DeepSpeed's ZeRO-3 needs it, which gathers weights there, and lets go of them at the end of a forward."""
+    seen = []
+    model.register_forward_hook(lambda *args: seen.append("forward"))
+    for module in (model, model[-1]):
+        module.register_full_backward_pre_hook(lambda *args: seen.append("backward"))
+    rows = torch.randn(5, 4, requires_grad=True)
+    out = recomputed(lambda: {"logits": model(rows), "loss": None}, model, CPU)
+    out["logits"].sum().backward()
+    assert seen == ["forward", "forward", "backward", "backward"]
+
+
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_every_device_draws_the_same_noise_again(monkeypatch):
     """Of devices, which are not there: their generators count."""

@@ -40,3 +40,10 @@ def test_the_file_and_the_module_are_the_same_program(run, what, monkeypatch, ca
         run(what, run_name="__main__")
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("run_glue_rdrop.py: error: argument --seed")
+
+
+def test_the_demo_starts_its_own_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("rdrop_trainer.script.demo.run_demo", lambda *args: 0)
+    assert main(["--demo", "--output_dir", str(tmp_path / "demo")]) == 2
+    assert "run it with python, not torchrun" in capsys.readouterr().err and not any(tmp_path.iterdir())
