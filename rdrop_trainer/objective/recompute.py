@@ -90,7 +90,7 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
     # Before the backward enters the first module: DeepSpeed's ZeRO-3 gathers a module's weights there, and would let go
     # of them where the forward leaves it
     for tensor in tree_leaves(outputs):
-        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+        if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:  # a weight would keep the hook for ever
             tensor.register_hook(begin)
     return outputs
 

@@ -59,9 +59,10 @@ def test_it_runs_again_before_the_backward_enters_a_module(model):
     for module in (model, model[-1]):
         module.register_full_backward_pre_hook(lambda *args: seen.append("backward"))
     rows = torch.randn(5, 4, requires_grad=True)
-    out = recomputed(lambda: {"logits": model(rows), "loss": None}, model, CPU)
+    weight = model[0].weight
+    out = recomputed(lambda: {"logits": model(rows), "weight": weight, "loss": None}, model, CPU)
     out["logits"].sum().backward()
-    assert seen == ["forward", "forward", "backward", "backward"]
+    assert seen == ["forward", "forward", "backward", "backward"] and not weight._backward_hooks
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
