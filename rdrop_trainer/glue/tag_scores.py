@@ -60,14 +60,12 @@ def entity_f1(predictions: Tags, references: Tags) -> dict[str, float]:
 def tag_accuracy(predictions: Tags, references: Tags) -> dict[str, float]:
     """`accuracy` of single tags, and `macro_f1`, the mean over the tags that occur in either; `NO_TAG` is none."""
     predicted, expected = ([tag for row in rows for tag in row] for rows in (predictions, references))
-    kinds = sorted({*predicted, *expected} - {NO_TAG})
-    if not kinds:
+    if not expected:
         return {"accuracy": 0.0, "macro_f1": 0.0}
+    kinds = sorted({*predicted, *expected} - {NO_TAG})
     sklearn = import_optional("sklearn.metrics")
-    return {
-        "accuracy": float(sklearn.accuracy_score(expected, predicted)),
-        "macro_f1": float(sklearn.f1_score(expected, predicted, labels=kinds, average="macro", zero_division=0.0)),
-    }
+    macro_f1 = sklearn.f1_score(expected, predicted, labels=kinds, average="macro", zero_division=0.0) if kinds else 0.0
+    return {"accuracy": float(sklearn.accuracy_score(expected, predicted)), "macro_f1": float(macro_f1)}
 
 
 def _f1(predicted: set, reference: set) -> float:

@@ -27,7 +27,7 @@ from .download import download_checkpoint
 from .files import read_json
 from .folder import CARD, check_index, config_name
 from .model_kinds import AUTO_CLASSES, auto_class, auto_class_name, classes_of
-from .quantization import leaving_out
+from .quantization import is_by_bitsandbytes, leaving_out
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -135,17 +135,22 @@ def _model(source: str, name: str, folder: Path, adapter: Adapter | None, option
 
 def _leaving_out(adapter: Adapter, name: str, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """The same options, with what the adapter trained whole left out of the base model's quantization, if any."""
-    code = options["trust_remote_code"]
-    config, rest = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **options)
-    asked, own = options.get("quantization_config"), getattr(config, "quantization_config", None)
-    if asked is None and own is None:
+    # As the class of a model does, which keeps these from the configuration
+    names = ("config", "dtype", "torch_dtype", "quantization_config")
+    kept = {key: value for key, value in options.items() if key in names}
+    config, rest = kept.get("config"), {key: value for key, value in options.items() if key not in names}
+    if config is None:
+        config, rest = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **rest)
+    asked, own = kept.get("quantization_config"), getattr(config, "quantization_config", None)
+    if not is_by_bitsandbytes(asked if own is None else own):
         return options
+    code = options["trust_remote_code"]
     with torch.device("meta"):
         model = auto_class(name).from_config(config, trust_remote_code=code)
-    if own is not None:
-        config.quantization_config = leaving_out(own, model, adapter.whole_modules)
-        return {**rest, "config": config, "trust_remote_code": code}
-    return {**options, "quantization_config": leaving_out(asked, model, adapter.whole_modules)}
+    if own is None:
+        return {**options, "quantization_config": leaving_out(asked, model, adapter.whole_modules)}
+    config.quantization_config = leaving_out(own, model, adapter.whole_modules)
+    return {**rest, **kept, "config": config, "trust_remote_code": code}
 
 
 def _check_no_code(source: str, config: Mapping[str, Any]) -> None:

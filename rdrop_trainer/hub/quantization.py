@@ -12,6 +12,12 @@ def as_mapping(quantization: Any) -> Mapping[str, Any]:
     return quantization if isinstance(quantization, Mapping) else {} if quantization is None else quantization.to_dict()
 
 
+def is_by_bitsandbytes(quantization: Any) -> bool:
+    """Whether it is in the 4 or 8 bits of bitsandbytes."""
+    settings = as_mapping(quantization)
+    return bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))
+
+
 def in_words(quantization: Any) -> str | None:
     """How a model's weights are held, such as "4 bits (nf4, computed in bfloat16)"; None for whole weights."""
     settings = as_mapping(quantization)
@@ -51,9 +57,9 @@ def leaving_out(quantization: Any, model: Any, names: Iterable[str]) -> Any:
             has no list of names.
         names: of the modules.
     """
-    settings = as_mapping(quantization)
-    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+    if not is_by_bitsandbytes(quantization):
         return quantization
+    settings = as_mapping(quantization)
     outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     of_outputs = [name for name, module in model.named_modules() if module is outputs and outputs is not None]
     whole = list(dict.fromkeys([*(settings.get("llm_int8_skip_modules") or ()), *names, *of_outputs])) or None

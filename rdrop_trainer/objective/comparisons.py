@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers.utils import logging
 
@@ -222,9 +223,9 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
             same, outputs = plan.lm_head.matches_logits(training.unwrapped, inputs, is_rounded)
     except CannotFuse as error:
         reason = str(error)
-    except torch.OutOfMemoryError:  # a smaller batch may follow, as with auto_find_batch_size
-        raise
     except Exception as error:  # whatever goes wrong with a row by itself, the training can do without
+        if should_reduce_batch_size(error):  # as with auto_find_batch_size
+            raise
         reason = f"{type(error).__name__}: {error}"
     if training.sum_over_processes(torch.tensor([float(same)], device=training.device)) < training.processes:
         raise CannotFuse(reason)

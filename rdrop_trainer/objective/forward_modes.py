@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from .passes import run_passes
@@ -59,7 +60,7 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
             try:
                 again = losses(repeat_rows(batch, num_passes, size, follows), times)
             except Exception as error:
-                if not doubtful or isinstance(error, torch.OutOfMemoryError):
+                if not doubtful or should_reduce_batch_size(error):
                     raise
                 continue
             margin = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils.memory import should_reduce_batch_size
 
 from ..head import Head
 from ..losses.reference import IGNORE_INDEX
@@ -184,9 +185,9 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
     shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == shape else v for k, v in look.batch.items()}
     try:
         again = FirstLook.at(training, JointHead.of(heads), look.source, shorter)
-    except torch.OutOfMemoryError:  # a smaller batch may follow, as with auto_find_batch_size
-        raise
-    except Exception:  # the labels may be those of columns, one of which is missing now
+    except Exception as error:  # the labels may be those of columns, one of which is missing now
+        if should_reduce_batch_size(error):  # as with auto_find_batch_size
+            raise
         return [False] * len(heads)
     found = [again.logits(head) for head in heads]
     return [z is not None and z.shape == (shape[0], shape[1] - 1) for z in found]

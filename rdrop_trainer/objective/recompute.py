@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from .snapshot import Snapshot
 
@@ -36,6 +37,7 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
     start, autocast = Snapshot(model, device), _autocast_of(device)
     places: list[weakref.ref[_Place]] = []
     forms: list[tuple[Any, ...]] = []
+    hooks: list[RemovableHandle] = []
     lock = threading.RLock()  # the backward has a thread for each device
 
     def mark(tensor: torch.Tensor) -> _Place:
@@ -81,6 +83,8 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
 
     def begin(_: torch.Tensor) -> None:
         with lock:
+            while hooks:  # an output may be held for longer than this pass
+                hooks.pop().remove()
             if any((place := reference()) is not None and place.tensor is None for reference in places):
                 again()
 
@@ -91,7 +95,7 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
     # of them where the forward leaves it
     for tensor in tree_leaves(outputs):
         if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:  # a weight would keep the hook for ever
-            tensor.register_hook(begin)
+            hooks.append(tensor.register_hook(begin))
     return outputs
 
 

@@ -188,14 +188,14 @@ def is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def quantized_modules(model: Any, names: Collection[str]) -> list[str]:
-    """Those of the names, or ends of names, of modules that hold weights in few bits."""
-    held = [f".{name}." for name, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")]
-    return [name for name in names if any(f".{name}." in own for own in held)]
+def quantized_modules(model: Any) -> set[str]:
+    """The names of the modules that hold weights in few bits."""
+    return {name for name, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")}
 
 
 def _check_whole(model: Any, names: Collection[str], source: str) -> None:
-    if found := quantized_modules(model, names):
+    held = [f".{name}." for name in quantized_modules(model)]
+    if found := [name for name in names if any(f".{name}." in own for own in held)]:
         raise InputError(
             f"{source} holds {', '.join(found[:4])} in few bits, and only whole weights can be trained and saved with "
             "the adapter; leave out --lora_modules_to_save, or start from the model with whole weights"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import InputError
@@ -152,14 +153,31 @@ def _load_in_few_bits(
     quantization = quantization_of(cls, config, arguments, in_4_bits, () if is_stored_so else whole)
     if quantization is None:
         return _load(cls, base, options)
+    place = {} if is_deepspeed_zero3_enabled() else {"device_map": {"": str(device)}}
     if is_stored_so:
         config.quantization_config = quantization
-        return _load(cls, base, {**options, "device_map": {"": str(device)}})
-    few = {"config": copy.deepcopy(config), "quantization_config": quantization, "device_map": {"": str(device)}}
+        return _load_stored(cls, base, {**options, **place})
+    few = {"config": copy.deepcopy(config), "quantization_config": quantization, **place}
     model, report = _load(cls, base, {**options, **few})
-    random = quantized_modules(model, {key.rpartition(".")[0] for key in report["missing_keys"]})
+    random = quantized_modules(model) & {key.rpartition(".")[0] for key in report["missing_keys"]}
     if random:
         return _load_in_few_bits(cls, base, options, arguments, in_4_bits, [*whole, *random], device)
+    return model, report
+
+
+def _load_stored(cls: Any, base: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same of files that hold few bits. What is trained whole must be so there."""
+    advice = (
+        "Its weights are stored in few bits: then the head must be whole, and nothing missing that the task needs; "
+        "else start from the model with whole weights, and add --load_in_4bit"
+    )
+    try:
+        model, report = _load(cls, base, options)
+    except InputError as error:
+        raise InputError(f"{error}. {advice}") from error
+    heads = [model.get_submodule(name) for name in head_modules(model)]
+    if not all(weight.is_floating_point() for head in heads for weight in head.parameters()):
+        raise InputError(f"{base}: its head is held in few bits. {advice}")
     return model, report
 
 

@@ -51,7 +51,7 @@ def _dispatch(argv: list[str], main_process: bool) -> int:
     if command.data.demo:
         from .demo import run_demo
 
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise InputError("--demo starts its own processes: run it with python, not torchrun")
         folder = Path(command.training.output_dir) if "output_dir" in command.given else None
         return run_demo(folder, command.training.use_cpu or "use_cpu" not in command.given)

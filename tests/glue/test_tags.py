@@ -144,6 +144,8 @@ def test_single_tags():
     # A: 1 right of 2 and of 1; B: 1 of 1 and of 2; what the model did not see is wrong, and no tag of its own
     scores = tag_accuracy([["A", "A"], ["B", "_"]], [["A", "B"], ["B", "C"]])
     assert scores == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 2 / 3 + 0) / 3)}
+    assert tag_accuracy([["_"], ["_"]], [["_"], ["_"]]) == {"accuracy": 1.0, "macro_f1": 0.0}
+    assert tag_accuracy([], []) == {"accuracy": 0.0, "macro_f1": 0.0}
 
 
 def test_what_is_written_can_be_read(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rdrop_trainer.losses import devices, rdrop_linear_loss, rdrop_loss
 from rdrop_trainer.losses.rdrop import choose_fused
@@ -127,4 +128,6 @@ def test_no_memory_says_nothing_about_triton(triton_that):
     _, logits = triton_that(torch.OutOfMemoryError("CUDA out of memory."))
     with pytest.raises(torch.OutOfMemoryError):
         choose_fused("auto", logits)
+    with FakeTensorMode():
+        assert not devices.has_triton(torch.empty(1, device="cuda"))
     assert choose_fused("auto", triton_that(None)[1]) == "triton"

@@ -107,13 +107,14 @@ def test_products_in_tf32_may_differ_by_its_rounding(owner, name, value):
 class Weighing(nn.Module):
     """Has a loss of its own, with weights of which it is not clear whether they are of rows; and little memory."""
 
-    def __init__(self):
+    def __init__(self, lack):
         super().__init__()
+        self.lack = lack
         self.linear, self.dropout = nn.Linear(1, 2), nn.Dropout(0.5)
 
     def forward(self, input_ids, weights, labels=None):
         if len(input_ids) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise self.lack
         logits = self.linear(self.dropout(input_ids[:, :1].float()))
         return {
             "loss": (nn.functional.cross_entropy(logits, labels, reduction="none") * weights).mean(),
@@ -121,12 +122,16 @@ class Weighing(nn.Module):
         }
 
 
-def test_a_lack_of_memory_in_a_check_is_passed_on(monkeypatch):
+@pytest.mark.parametrize(
+    "lack",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")],
+)
+def test_a_lack_of_memory_in_a_check_is_passed_on(lack, monkeypatch):
     """`auto_find_batch_size` needs it; the check must not take it for an answer."""
     batch = {"input_ids": torch.ones(4, 3), "labels": torch.tensor([0, 1, 1, 0]), "weights": torch.ones(4)}
-    runs = [(Weighing(), batch, "false"), (zoo.build("masked_lm"), zoo.batch("masked_lm"), "true")]
+    runs = [(Weighing(lack), batch, "false"), (zoo.build("masked_lm"), zoo.batch("masked_lm"), "true")]
     monkeypatch.setattr(LMHead, "matches_logits", lambda *_: runs[0][0](torch.ones(5, 3), None))
     for model, rows, fused in runs:
         objective = Objective.of(model.train(), [rows])
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(type(lack), match="out of memory"):
             objective(model, rows, objective.window([rows]), StepSettings(fused_head=fused))

@@ -62,7 +62,8 @@ def test_it_runs_again_before_the_backward_enters_a_module(model):
     weight = model[0].weight
     out = recomputed(lambda: {"logits": model(rows), "weight": weight, "loss": None}, model, CPU)
     out["logits"].sum().backward()
-    assert seen == ["forward", "forward", "backward", "backward"] and not weight._backward_hooks
+    assert seen == ["forward", "forward", "backward", "backward"]
+    assert not weight._backward_hooks and not out["logits"]._backward_hooks  # of which one may be held for long
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")

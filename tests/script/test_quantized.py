@@ -54,7 +54,7 @@ def test_an_adapter_over_4_bits_is_scored_as_it_was_trained(model, here):
         in card.text
     )
     kinds = []
-    for options in ({}, {"quantization_config": BitsAndBytesConfig(**NF4)}):
+    for options in ({}, {"quantization_config": BitsAndBytesConfig(**NF4), "dtype": "auto"}):
         loaded = load_checkpoint("out", **options)
         kinds.append({p.dtype for p in loaded.model.parameters()})
         assert loaded.model(**loaded.processing_class("a good film", return_tensors="pt")).logits.isfinite().all()
@@ -68,3 +68,18 @@ def test_a_head_for_other_labels_is_a_new_one(model, here):
     old = AutoModelForSequenceClassification.from_pretrained(base).classifier.weight
     new = load_file(here / "out" / "adapter_model.safetensors")["base_model.model.classifier.weight"]
     assert (old - new).abs().max() > 1e-3
+
+
+def test_bases_that_are_stored_in_few_bits(model, here, capsys):
+    """With a whole head they train and load, however asked for; a head in few bits is refused in a sentence."""
+    whole = stored(BertForSequenceClassification, model, here / "whole", num_labels=3)
+    quantization = BitsAndBytesConfig(**NF4, llm_int8_skip_modules=["classifier"])
+    base = stored(BertForSequenceClassification, whole, here / "base", quantization_config=quantization)
+    assert run(base, FILES, "--output_dir out") == 0
+    for options in ({}, {"dtype": "auto"}, {"quantization_config": BitsAndBytesConfig(**NF4)}):
+        assert torch.uint8 in {p.dtype for p in load_checkpoint("out", **options).model.parameters()}
+    for bits in ("4", "8"):
+        few = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+        base = stored(BertForSequenceClassification, whole, here / bits, quantization_config=few)
+        assert run(base, FILES, f"--output_dir out{bits}") == 2
+        assert "stored in few bits: then the head must be whole" in capsys.readouterr().err
