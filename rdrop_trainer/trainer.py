@@ -35,6 +35,7 @@ from .reliability.processes import (
     check_all_have_batches,
     check_parallelism,
     explain_reentrant_checkpoints,
+    use_one_gpu,
 )
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
@@ -80,10 +81,9 @@ class RDropMixin(
         **kwargs: those of the trainer.
 
     Raises:
-        ValueError: at `train()`, for `torch.nn.DataParallel`, context or sequence parallelism, unsupported heads and a
-            checkpoint that is not whole; at the first R-Drop step, for a model without active dropout; for an
-            `unlabeled_dataset` that is empty, has no length, or goes along with labels that have no mark for an
-            unlabeled row.
+        ValueError: at `train()`, for context or sequence parallelism, unsupported heads and a checkpoint that is not
+            whole; at the first R-Drop step, for a model without active dropout; for an `unlabeled_dataset` that is
+            empty, has no length, or goes along with labels that have no mark for an unlabeled row.
         FloatingPointError: a loss that is NaN or infinite, or such weights before a checkpoint; with alpha = 0 too.
     """
 
@@ -106,6 +106,7 @@ class RDropMixin(
                 f"{'none' if given is None else type(given).__name__}."
             )
         super().__init__(*args, **kwargs)
+        use_one_gpu(self)
         self.second_view = second_view
         self._set_unlabeled_dataset(unlabeled_dataset)
         # A hyper-parameter search sets only attributes that are there.
@@ -219,7 +220,8 @@ class RDropMixin(
         """`Trainer.train`, refusing the set-ups in which R-Drop could not be exact."""
         # Checked and converted: where somebody assigned an int, a hyper-parameter search would cast its alphas to int
         vars(self.args).update(vars(RDropArguments.of(self.args)))
-        check_parallelism(self.args.n_gpu, self.get_cp_size(), self.get_sp_size())
+        use_one_gpu(self)
+        check_parallelism(self.get_cp_size(), self.get_sp_size())
         if self.args.gradient_accumulation_steps > 1:
             check_not_divided_again(type(self), RDropMixin, Trainer)
         self._start_rdrop()

@@ -35,7 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without it cuBLAS may not be deterministic; read when the GPU is first used
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if os.environ.get("RDROP_TEST_DEVICE") == "cuda":
-    # With two in sight `Trainer` would choose DataParallel, which R-Drop refuses
+    # With two in sight `Trainer` would choose DataParallel, and R-Drop say that it takes one of them
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 # Scripts that tests start as processes import from tests/ as the tests do

@@ -323,12 +323,21 @@ def test_mixin_over_another_trainer(tmp_path):
     assert trainer.steps_seen == 2 and logged(trainer, "divergence")
 
 
+@pytest.mark.parametrize("seen", ["before", "after"])
+def test_of_several_gpus_in_one_process_one_is_used(seen, tmp_path, caplog):
+    args = RDropTrainingArguments(str(tmp_path), per_device_train_batch_size=2, max_steps=1, **tiny.QUIET)
+    if seen == "before":
+        args._n_gpu = 2
+    trainer = RDropTrainer(tiny.bert(), args, train_dataset=tiny.dataset(), processing_class=tiny.tokenizer())
+    if seen == "after":
+        trainer.args._n_gpu = 2
+    trainer.train()
+    assert args.n_gpu == 1 and trainer.state.train_batch_size == 2
+    assert "one of the 2 GPUs in sight, in batches of 2 rows" in caplog.text
+
+
 def test_refusals(tmp_path):
     trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path)
-    trainer.args._n_gpu = 2
-    with pytest.raises(ValueError, match="DataParallel.*torchrun"):
-        trainer.train()
-    trainer.args._n_gpu = 0
     for size in ("get_cp_size", "get_sp_size"):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="context or sequence parallelism"):
             patch.setattr(trainer, size, lambda: 2)

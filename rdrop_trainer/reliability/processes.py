@@ -8,9 +8,13 @@ import torch
 from accelerate.utils import gather
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import Trainer
+
+logger = logging.get_logger(__name__)
 
 _REMEDY = (
     "a process without a batch would leave the others waiting. Leave even_batches of accelerator_config at True, which "
@@ -30,14 +34,21 @@ class EqualBatches(TrainerCallback):
             raise ValueError(f"The processes have {', '.join(map(str, batches))} batches an epoch, and {_REMEDY}")
 
 
-def check_parallelism(n_gpu: int, cp_size: int, sp_size: int) -> None:
-    """Refuse the kinds of parallelism in which R-Drop could not be exact."""
-    if n_gpu > 1:
-        raise ValueError(
-            f"R-Drop does not run under torch.nn.DataParallel, which {n_gpu} visible GPUs in one process would start. "
-            "Launch one process per GPU (torchrun --nproc_per_node ... or accelerate launch), or choose one GPU with "
-            "CUDA_VISIBLE_DEVICES=0."
+def use_one_gpu(trainer: Trainer) -> None:
+    """Take `torch.nn.DataParallel` off a trainer: it splits a batch, with both passes in it, between threads."""
+    args = trainer.args
+    if args.n_gpu > 1:
+        logger.warning(
+            f"R-Drop trains on one of the {args.n_gpu} GPUs in sight, in batches of {args.per_device_train_batch_size} "
+            "rows. To use all, start one process per GPU: torchrun --nproc_per_node ..., accelerate launch, or "
+            "accelerate.notebook_launcher."
         )
+        args._n_gpu = 1  # as `Trainer` does for a model on several devices
+        trainer._train_batch_size = args.train_batch_size
+
+
+def check_parallelism(cp_size: int, sp_size: int) -> None:
+    """Refuse the kinds of parallelism in which R-Drop could not be exact."""
     if cp_size > 1 or sp_size > 1:
         raise ValueError(
             "R-Drop does not support context or sequence parallelism, which split rows between processes: set cp_size "
