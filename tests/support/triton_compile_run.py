@@ -1,4 +1,4 @@
-"""Compile the kernels for GPUs of some compute capabilities as their launchers would start them, on a machine that has none.
+"""Compile the kernels for some compute capabilities as their launchers would start them, on a machine without a GPU.
 
     python triton_compile_run.py 80 90
 
