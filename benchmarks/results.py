@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import os
 import platform
 import resource
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 import torch
 
 _M_MMAP_THRESHOLD = -3
+
+# Of several, plain `Trainer` would use all in one process, and R-Drop one. Read when the GPU is first used
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 
 def machine():
