@@ -85,7 +85,7 @@ class TaskLoss:
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         """Run the model once. The outputs to `keep` are enough for the divergence; others may be let go at once."""
-        return call_model(model, inputs)
+        return _kept(call_model(model, inputs), keep)
 
     def terms(
         self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
@@ -95,21 +95,20 @@ class TaskLoss:
         Raises:
             ValueError: a model that should have a loss returned none.
         """
+        returned = self.returned(passes, batch, count)
         if self.of_heads:
-            return self._terms_of_heads(items_loss, passes, batch, window)
-        task_loss = self.loss(passes, batch, window, count)
-        terms = items_loss(False)
+            return self._terms_of_heads(returned, items_loss, batch, window)
+        task_loss, terms = self.share(returned, batch, window, count), items_loss(False)
         return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
 
     def _terms_of_heads(
-        self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window
+        self, own: torch.Tensor, items_loss: ItemsLoss, batch: Mapping[str, Any], window: Window
     ) -> RDropLoss:
         """The same where each head is a mean over items of its own, of which a micro-batch has other shares.
 
         The usual losses are counted exactly. What the loss holds besides them counts as a mean over the micro-batch.
         """
-        own, terms = passes.loss(), items_loss(True)
-        alone = Window.count(window.head, [batch])
+        terms, alone = items_loss(True), Window.count(window.head, [batch])
         besides = own - items_loss(True, alone).task_loss
         # A head without a label in this micro-batch makes the loss NaN
         is_lacking = (alone.task_items == 0).any().to(own.device) & ~own.isfinite()
@@ -117,16 +116,19 @@ class TaskLoss:
         besides = window.weighted(besides, batch)
         return RDropLoss(terms.loss + besides, terms.task_loss + besides, terms.divergence)
 
-    def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
-        """The task loss alone: what was returned, mean over passes, scaled to the window."""
+    def returned(self, passes: Passes, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
+        """The loss of the micro-batch as the source has it, mean over passes."""
         loss = passes.loss()
         if loss is None:
             raise ValueError(
                 f"{type(self.base).__name__} returns no loss although labels were given; R-Drop keeps the model's own "
                 "loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
             )
-        # Taken as a mean over the micro-batch's items, which is what a model that is not told the window's count gives
-        return window.weighted(loss, batch)
+        return loss
+
+    def share(self, returned: torch.Tensor, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
+        """The share of that in the loss of the optimizer step: of a source that is not told the count, a mean's."""
+        return window.weighted(returned, batch)
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,6 @@ class StockLoss(TaskLoss):
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return dict(batch) if self.comparison else without_labels(self.base, batch, head.labels)
-
-    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        return _kept(call_model(model, inputs), keep)
 
     def terms(self, items_loss, passes, batch, window, count) -> RDropLoss:
         return items_loss(True)
@@ -161,9 +160,6 @@ class ModelLoss(TaskLoss):
     def computed_by(self) -> str:
         return type(self.base).__name__
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        return _kept(call_model(model, inputs), keep)
-
 
 @dataclass(frozen=True)
 class FunctionLoss(TaskLoss):
@@ -177,10 +173,14 @@ class FunctionLoss(TaskLoss):
     function: Callable[..., torch.Tensor]
     base: nn.Module
     uses_count: bool | None = None
+    of_heads: bool = False
     needs_logits = "compute_loss_func gets the model's outputs, logits included"
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return without_labels(self.base, batch, ("labels",))
+
+    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
+        return call_model(model, inputs)  # the function may read any output
 
     def of(self, outputs: Any, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
         """What the function makes of the outputs of one pass over a batch.
@@ -199,11 +199,12 @@ class FunctionLoss(TaskLoss):
                 )
         return loss
 
-    def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
-        losses = [self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]
-        mean = torch.stack(losses).mean()
+    def returned(self, passes: Passes, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
+        return torch.stack([self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]).mean()
+
+    def share(self, returned: torch.Tensor, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
         is_mean = count is None or self.uses_count is False
-        return window.weighted(mean, batch) if is_mean else mean * window.processes
+        return window.weighted(returned, batch) if is_mean else returned * window.processes
 
 
 @dataclass(frozen=True)

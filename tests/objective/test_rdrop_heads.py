@@ -133,6 +133,26 @@ def test_accumulation_equals_one_large_batch(how, alpha, tmp_path):
     assert tiny.relative(updates[1], updates[0]) < 1e-5 and tiny.relative(updates[2], updates[0]) < 1e-5
 
 
+def test_a_function_that_adds_up_the_usual_losses():
+    class Targets(Joint):
+        def forward(self, input_ids, intent_labels, labels=None):
+            return {**super().forward(input_ids), "targets": intent_labels}
+
+    def function(outputs, labels, num_items_in_batch=None):
+        slots = F.cross_entropy(outputs["slots"].mT, labels)
+        return F.cross_entropy(outputs["intent"], outputs["targets"]) + 0.5 * slots
+
+    model, batch = Targets().train(), rows()
+    task, _ = expected(Joint().train(), batch)
+    batch["labels"] = batch.pop("slot_labels")
+    parts = [{key: value[i : i + 4] for key, value in batch.items()} for i in (0, 4, 8)]
+    heads = [INTENT, Head("slots", "labels", weight=0.5)]
+    objective = Objective.of(model, parts, heads=heads, loss_function=function)
+    window = objective.window(parts)
+    total = sum(objective(model, part, window, StepSettings(alpha=ALPHA), count=12)[0].task_loss for part in parts)
+    assert total.item() == pytest.approx(task.item(), rel=1e-5)
+
+
 def test_what_a_joint_loss_holds_besides_is_kept():
     """A loss that is not the sum of the usual ones is kept as it is, a mean over the micro-batch."""
     model, batch = Joint(slot_loss=0.7).train(), rows()
