@@ -17,7 +17,7 @@ FOLDERS = [
     ["glue"],
     ["hub"],
     ["reliability", "stability"],
-    ["semi_supervised", "search", "views"],
+    ["semi_supervised", "search", "views", "base_loss", "logged_terms"],
     ["objective"],
     ["dropout", "training_args", "run_folder"],
     ["head"],

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ..losses import RDropLoss
@@ -92,12 +91,6 @@ class Objective:
             lambda counts: training.sum_over_processes(counts) // training.replicas,
             row_share,
         )
-
-    def stock_loss(self, outputs: Any, batch: Mapping[str, Any], window: Window) -> torch.Tensor:
-        """The stock loss of a micro-batch by what the model returned for it: its share of the mean over items."""
-        [items] = self.plan.items(Passes.of(outputs, self.plan.head.outputs), batch)
-        settings = StepSettings(alpha=0.0, num_passes=1)
-        return window.terms(items, settings, label_smoothing=self.training.smoothing(window.head)).loss
 
     def __call__(
         self,

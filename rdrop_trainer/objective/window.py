@@ -1,4 +1,4 @@
-"""One optimizer step: its settings, what its micro-batches hold together, and the terms to log."""
+"""One optimizer step: its settings, and what its micro-batches hold together."""
 
 from __future__ import annotations
 
@@ -202,59 +202,3 @@ def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
     """What counts do not tell and needs no look at values: whether labels of classes are probabilities by now."""
     classes = (part for part in head.parts if part.problem == "single_label")
     return tuple(batch[key].is_floating_point() for part in classes for key in part.labels if key in batch)
-
-
-class LoggedTerms:
-    """Sums of task loss and divergence over R-Drop steps. They stay on the device: to read one would wait for it.
-
-    Of each micro-batch the first loss counts: an adversarial training step computes another of disturbed weights.
-    """
-
-    def __init__(self, device: torch.device):
-        self._sums = torch.zeros(2, device=device)
-        self._steps = 0
-        self._window = torch.zeros(2, device=device)
-        self._window_step: int | None = None
-        self._last_step = 0
-        self._has_micro_batch = False
-
-    def start_window(self, step: int) -> None:
-        """Begin the window of an optimizer step.
-
-        After running out of memory a step, or the whole training, may begin again; what it had added is forgotten.
-        """
-        if step < self._last_step:
-            self._sums, self._steps = torch.zeros_like(self._sums), 0
-        elif self._window_step != step:
-            self._close_window()
-        self._last_step = step
-        self._window = torch.zeros_like(self._sums)
-        self._window_step = None
-        self._has_micro_batch = False
-
-    def add(self, terms: RDropLoss, step: int) -> None:
-        """Add a micro-batch's share of an optimizer step; another one before `end_micro_batch` is left out."""
-        if self._has_micro_batch:
-            return
-        self._has_micro_batch = True
-        self._window += torch.stack([terms.task_loss, terms.divergence]).detach()
-        self._window_step = step
-
-    def end_micro_batch(self) -> None:
-        """What is added next is of another micro-batch, or of another window."""
-        self._has_micro_batch = False
-
-    def take(self, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """The averages since the last call, empty if there was no R-Drop step, and start again."""
-        self._close_window()
-        if self._steps == 0:
-            return {}
-        task_loss, divergence = (mean_over_processes(self._sums) / self._steps).tolist()
-        self._sums, self._steps = torch.zeros_like(self._sums), 0
-        return {"task_loss": task_loss, "divergence": divergence}
-
-    def _close_window(self) -> None:
-        if self._window_step is not None:
-            self._sums += self._window
-            self._steps += 1
-            self._window, self._window_step = torch.zeros_like(self._sums), None
