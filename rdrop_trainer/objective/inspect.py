@@ -27,11 +27,12 @@ from .joint import JointHead
 from .judge import judged
 from .labels import check_range, refuse_marked_rows
 from .lm_head import LMHead
+from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, can_repeat, without_ddp
 from .plan import Plan
 from .rows import find_batch_size, refuse_packed
-from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
+from .task_loss import FunctionLoss, TaskLoss, loss_of_model
 from .training import Training
 from .window import StepSettings, Window
 
@@ -72,7 +73,7 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
 def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
     if training.loss_function is not None:
         return FunctionLoss(training.loss_function, training.base)
-    return training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
+    return training.trainer_loss or loss_of_model(training.base, head, training.smoothing(head), training.hidden_by)
 
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:

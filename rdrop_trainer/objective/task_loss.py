@@ -13,50 +13,18 @@ import torch
 from torch import nn
 
 from ..losses import RDropLoss
+from .decoder_inputs import without_labels
 from .head_of import runs_own_code
 from .heads import PredictionHead
-from .passes import Passes, call_model, with_loss
+from .loss_comparison import LossComparison
+from .outputs import kept, with_loss
+from .passes import Passes, call_model
 from .rows import copied
 from .window import Window
 
 # items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
 # `of`, by default that of the step; without labels, the divergence alone
 ItemsLoss = Callable[..., RDropLoss]
-
-
-@dataclass(frozen=True)
-class LossComparison:
-    """Finds out over some batches whether two losses are the same.
-
-    Attributes:
-        batches: how many were compared.
-        differs: they are not the same.
-    """
-
-    batches: int = 0
-    differs: bool = False
-    # One batch may not tell: class weights, for instance, cancel where all rows have one class
-    ENOUGH = 8
-
-    @property
-    def done(self) -> bool:
-        """Enough batches were compared, or one differs."""
-        return self.differs or self.batches >= self.ENOUGH
-
-    def compare(
-        self,
-        own: torch.Tensor,
-        expected: torch.Tensor,
-        tolerance: float,
-        sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
-    ) -> LossComparison:
-        """Compare the own loss of one batch with what it is taken for, up to a relative tolerance; all processes come
-        to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
-        """
-        known = own.isfinite()
-        differs = known & ((own - expected).abs() > tolerance * expected.abs() + 1e-6)
-        verdict = sum_over_processes(torch.stack([known, differs]).float()).bool().tolist()
-        return LossComparison(self.batches + verdict[0], verdict[1])
 
 
 class TaskLoss:
@@ -85,7 +53,7 @@ class TaskLoss:
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         """Run the model once. The outputs to `keep` are enough for the divergence; others may be let go at once."""
-        return _kept(call_model(model, inputs), keep)
+        return kept(call_model(model, inputs), keep)
 
     def terms(
         self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
@@ -253,7 +221,7 @@ def check_item_by_item(task_loss: TaskLoss) -> None:
         )
 
 
-def own_loss(
+def loss_of_model(
     base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
 ) -> StockLoss | ModelLoss:
     """The loss of a model that is left to itself: the stock loss of its head, or its own.
@@ -289,33 +257,3 @@ def promises_stock_loss(model: nn.Module) -> bool:
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_function = loss_function.__module__.startswith(("transformers.", "torch."))
     return not runs_own_code(model) and stock_function and not adds_loss and not hasattr(model, "_loss_function")
-
-
-def without_labels(base: nn.Module, batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    """A batch without its labels, but with the decoder inputs that they stand for.
-
-    The labels stay where the model makes its decoder inputs of them, and cannot be asked for those alone.
-    """
-    made = decoder_inputs(base, batch)
-    if made is None:
-        return dict(batch)
-    return {key: value for key, value in batch.items() if key not in labels} | made
-
-
-def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
-    """The decoder inputs that the labels stand for, empty if none are needed; None if the model cannot say."""
-    labels = batch.get("labels")
-    given = any(batch.get(key) is not None for key in ("decoder_input_ids", "decoder_inputs_embeds"))
-    decodes = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
-    if given or not decodes or labels is None or labels.dim() != 2 or labels.is_floating_point():
-        return {}
-    prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-    return None if prepare is None else {"decoder_input_ids": prepare(labels=labels)}
-
-
-def _kept(outputs: Any, keep: tuple[str, ...] | None) -> Any:
-    """Outputs without those that the loss does not need."""
-    keep = None if keep is None else tuple(name.split(".")[0] for name in keep)
-    if keep is None or not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in keep):
-        return outputs
-    return {key: value for key, value in outputs.items() if key in keep or key.endswith("loss")}

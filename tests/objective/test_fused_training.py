@@ -136,7 +136,7 @@ Shifted.forward.__module__ = "transformers.models.shifted.modeling_shifted"  # e
 
 
 def test_a_head_is_checked_even_if_its_loss_was_found_right_before(tmp_path, heard, monkeypatch):
-    monkeypatch.setattr("rdrop_trainer.objective.task_loss.LossComparison.ENOUGH", 1)
+    monkeypatch.setattr("rdrop_trainer.objective.loss_comparison.LossComparison.ENOUGH", 1)
     updates = []
     for callbacks in ([], [Switch("false", "true", "true")]):
         model = zoo.build("llama")

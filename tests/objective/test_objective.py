@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from rdrop_trainer import Objective, StepSettings
-from rdrop_trainer.objective.task_loss import FunctionLoss, LossComparison, ModelLoss, StockLoss
+from rdrop_trainer.objective.loss_comparison import LossComparison
+from rdrop_trainer.objective.task_loss import FunctionLoss, ModelLoss, StockLoss
 from support import formulas, tiny, zoo
 
 MODES = ("concat", "sequential", "recompute")
