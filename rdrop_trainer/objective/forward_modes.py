@@ -41,7 +41,7 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
 
     def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
         """Of runs one after the other, with noise of their own."""
-        with training.aside(forwards=times):
+        with training.aside():
             runs = [run_passes(model, source.inputs(rows, head), 1, "sequential", source.call) for _ in range(times)]
         found = [run.loss() for run in runs]
         return None if found[0] is None else torch.stack(found).cpu().double()  # MPS has no float64

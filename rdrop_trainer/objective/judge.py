@@ -81,10 +81,10 @@ def judged(
         look = FirstLook.at(training, kind, task_loss, batches[0])
     heads, named = list(kind.parts), training.heads or (Head(),)
     if look is not None:
-        heads = [_found(training, *pair, look) for pair in zip(heads, named, strict=True)]
-        heads = _of_tokens(training, heads, named, look)
+        heads = [_with_logits(training, *pair, look) for pair in zip(heads, named, strict=True)]
+        heads = _with_tokens(training, heads, named, look)
     if training.own_loss:
-        heads = _of_values(training, heads, named, look, batches)
+        heads = _with_values(training, heads, named, look, batches)
     if look is None:
         return JointHead.of(heads), task_loss
     _refuse_marks_as_values(training, heads, look)
@@ -97,7 +97,7 @@ def judged(
 # ---- Which outputs are logits ----
 
 
-def _found(training: Training, head: PredictionHead, named: Head, look: FirstLook) -> PredictionHead:
+def _with_logits(training: Training, head: PredictionHead, named: Head, look: FirstLook) -> PredictionHead:
     """A head whose logits are known by position, where the model returns a plain tuple."""
     if not look.passes.is_unnamed or named.logits != "logits":
         return head
@@ -145,7 +145,7 @@ def _has_classes(head: PredictionHead, z: torch.Tensor, targets: torch.Tensor) -
 # ---- Rows or tokens ----
 
 
-def _of_tokens(
+def _with_tokens(
     training: Training, heads: list[PredictionHead], named: Sequence[Head], look: FirstLook
 ) -> list[PredictionHead]:
     """Labels (B, T) for logits (B, T, 1), or (B, T) that follow the length of the text, look like rows of columns."""
@@ -196,7 +196,7 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
 # ---- Values ----
 
 
-def _of_values(
+def _with_values(
     training: Training,
     heads: list[PredictionHead],
     named: Sequence[Head],
@@ -216,7 +216,7 @@ def _of_values(
     stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
     is_open = training.problem == "auto" and not (stated and not training.heads)
     return [
-        _of_facts(head, *vote) if is_open and spec.problem == "auto" else head
+        _by_facts(head, *vote) if is_open and spec.problem == "auto" else head
         for head, spec, vote in zip(heads, named, votes, strict=True)
     ]
 
@@ -238,7 +238,7 @@ def _is_one_logit(head: PredictionHead, logits: torch.Tensor, batch: Mapping[str
     return logits.shape[-1] == 1 or logits.shape == (batch[head.labels[0]].shape if head.tokens else logits.shape[:1])
 
 
-def _of_facts(
+def _by_facts(
     head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
 ) -> PredictionHead:
     if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):

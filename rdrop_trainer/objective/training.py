@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +42,6 @@ class Training:
         label_names: `Trainer`'s; a single one other than "labels" names the labels of the head that is found.
         replicas: processes that see the same rows, as those of one tensor-parallel group do.
         shares_counts: the processes normalise over their items together.
-        forwards: how many forward passes were run so far to find something out.
     """
 
     model: nn.Module
@@ -58,7 +57,6 @@ class Training:
     label_names: Sequence[str] = ()
     replicas: int = 1
     shares_counts: bool = True
-    forwards: int = field(default=0, init=False)
 
     def __post_init__(self):
         if self.heads and self.problem != "auto":
@@ -119,9 +117,8 @@ class Training:
         return 1e-4
 
     @contextmanager
-    def aside(self, with_grad: bool = False, forwards: int = 1):
-        """For forward passes that leave no trace; `forwards` is their number."""
-        self.forwards += forwards
+    def aside(self, with_grad: bool = False):
+        """For forward passes that leave no trace."""
         with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
 
