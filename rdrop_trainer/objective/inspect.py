@@ -32,7 +32,7 @@ from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, can_repeat, without_ddp
 from .plan import Plan
 from .rows import find_batch_size, refuse_packed
-from .task_loss import FunctionLoss, TaskLoss, loss_of_model
+from .task_loss import FunctionLoss, TaskLoss, check_item_by_item, loss_of_model
 from .training import Training
 from .window import StepSettings, Window
 
@@ -154,12 +154,17 @@ def after_passes(
     """What the passes over a micro-batch tell.
 
     Raises:
-        ValueError: the model has no noise, or a loss function does not say how its losses add up.
+        ValueError: the model has no noise, a loss function does not say how its losses add up, or some rows are left
+            out of a loss that is not made item by item.
     """
     if passes.num_passes > 1 and plan.noise is not None:
         plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
     plan = find_use_of_count(training, plan, passes, batch, count)
-    return plan if plan.lm_head is not None else compare_model_loss(training, plan, passes, items, batch)
+    if plan.lm_head is None:
+        plan = compare_model_loss(training, plan, passes, items, batch)
+    if window.row_share < 1:
+        check_item_by_item(plan.task_loss)  # the model's own loss may have turned out to be another
+    return plan
 
 
 def check_divergence(

@@ -126,8 +126,6 @@ class Objective:
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
         items, *others = self.plan.items(passes, batch, lm_head)
         self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
-        if window.row_share < 1:
-            check_item_by_item(self.plan.task_loss)  # the model's own loss may have turned out to be another
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             """The paper's loss, `rdrop_loss` over the items of all passes."""
