@@ -15,7 +15,8 @@ from ..head import Head
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import stock_loss
 from .head_of import has_listed_head
-from .heads import Items, PredictionHead
+from .heads import PredictionHead
+from .items import Items
 from .joint import JointHead
 from .passes import Passes
 from .task_loss import FunctionLoss, StockLoss, TaskLoss

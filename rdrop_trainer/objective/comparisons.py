@@ -16,7 +16,8 @@ from torch import nn
 from transformers.utils import logging
 
 from .decoder_inputs import decoder_inputs
-from .heads import Items, PredictionHead
+from .heads import PredictionHead
+from .items import Items
 from .lm_head import CannotFuse, LMHead
 from .passes import Passes, call_model
 from .plan import Plan

@@ -13,7 +13,8 @@ from torch import nn
 from ..losses import RDropLoss, rdrop_ctc_loss
 from ..losses.reference import IGNORE_INDEX
 from ..losses.validation import REDUCTIONS
-from .heads import Items, Outputs, PredictionHead
+from .heads import PredictionHead
+from .items import Items, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from .comparisons import (
 )
 from .forward_modes import check_repeats, check_rows
 from .head_of import head_of, heads_of
-from .heads import QUESTION_ANSWERING, Items, PredictionHead
+from .heads import QUESTION_ANSWERING, PredictionHead
+from .items import Items
 from .joint import JointHead
 from .judge import judged
 from .labels import check_range, refuse_marked_rows

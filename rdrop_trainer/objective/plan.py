@@ -11,7 +11,8 @@ from torch import nn
 from transformers.utils import logging
 
 from .decoder_inputs import without_labels
-from .heads import Items, PredictionHead
+from .heads import PredictionHead
+from .items import Items
 from .lm_head import LMHead, auto_from, vocabulary_size
 from .loss_comparison import LossComparison
 from .noise import NoiseWatch

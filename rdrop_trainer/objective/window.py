@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..losses import RDropLoss, devices, rdrop_loss
-from .heads import Items, PredictionHead
+from .heads import PredictionHead
+from .items import Items
 from .rows import pick_rows, spread_rows
 from .view import SecondView
 
