@@ -115,15 +115,13 @@ def test_accumulation_equals_one_large_batch(how, alpha, tmp_path):
     cls = RDropTrainer if how == "model" else type("Over", (RDropMixin, JointTrainer), {})
     for size, steps in ((12, 1), (3, 4), (5, 3)):
         model = Joint(passes=2 if alpha else 1)
-        before = tiny.weights(model)
         trainer = tiny.trainer(
             model, data, tmp_path, cls, data_collator=zoo.default_data_collator, rdrop_alpha=alpha,
             rdrop_heads=[INTENT, SLOTS], label_names=["intent_labels", "slot_labels"], remove_unused_columns=False,
             per_device_train_batch_size=size, gradient_accumulation_steps=steps, logging_steps=1,
             train_sampling_strategy="sequential", **tiny.PURE_SGD,
         )  # fmt: skip
-        trainer.train()
-        updates.append(tiny.update(before, tiny.weights(model)))
+        updates.append(tiny.trained(trainer))
         if alpha:
             task, divergence = (value.item() for value in expected(Joint().train(), batch))
             log = trainer.state.log_history[0]
