@@ -22,7 +22,7 @@ from .lm_head import CannotFuse, LMHead
 from .passes import Passes, call_model
 from .plan import Plan
 from .rows import copied, find_batch_size, take_rows
-from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, loss_of_model
+from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss
 from .training import Training
 from .window import StepSettings, Window
 
@@ -79,8 +79,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     loss = own.loss().detach()
     del own, logits  # and with them the activations that they hold
     if isinstance(plan.task_loss, TrainerLoss):
-        smoothing = training.smoothing(head)
-        plan = replace(plan, task_loss=loss_of_model(training.base, head, smoothing, training.hidden_by))
+        plan = replace(plan, task_loss=training.loss_of_model(head))
     passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
     items = head.items(passes, batch, 1)
     kept = passes.loss() if plan.task_loss.needs_logits else stock_loss(training, plan.head, passes, items, batch)

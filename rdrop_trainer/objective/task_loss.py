@@ -221,31 +221,6 @@ def check_item_by_item(task_loss: TaskLoss) -> None:
         )
 
 
-def loss_of_model(
-    base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
-) -> StockLoss | ModelLoss:
-    """The loss of a model that is left to itself: the stock loss of its head, or its own.
-
-    Args:
-        label_smoothing: `Trainer` puts the smoothed stock loss in the place of every other.
-        hidden_by: the setting for which the model returns no logits once it is given labels.
-
-    Raises:
-        ValueError: a loss of its own is to be kept, which comes without logits.
-    """
-    if label_smoothing:
-        return StockLoss(base)
-    if promises_stock_loss(base) and head.stock is None:
-        # The model's own code does not take probabilities as labels
-        return StockLoss(base, None if hidden_by or head.soft else LossComparison())
-    if hidden_by:
-        raise ValueError(
-            f"R-Drop keeps the own loss of {type(base).__name__}, and needs its logits too, which it leaves out with "
-            f"{hidden_by}."
-        )
-    return ModelLoss(base)
-
-
 def promises_stock_loss(model: nn.Module) -> bool:
     """Whether a model's class says that its loss is the stock loss of its head.
 

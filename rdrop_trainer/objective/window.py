@@ -63,7 +63,6 @@ class Window:
         counts: the same of each micro-batch on this process; (micro_batches, parts, 2).
         forms: those of their labels.
         largest: the most rows that one has.
-        micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
         row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
             their items, the task loss that of all.
@@ -75,7 +74,6 @@ class Window:
     counts: torch.Tensor
     forms: frozenset[tuple[bool, ...]]
     largest: int
-    micro_batches: int
     processes: int = 1
     row_share: float = 1.0
 
@@ -107,7 +105,7 @@ class Window:
             counts = sum_over_processes(counts)
         forms = frozenset(_form(head, batch) for batch in batches)
         largest = max(_size(head, batch) for batch in batches)
-        return cls(head, counts[:, 0], counts[:, 1], each, forms, largest, len(batches), processes, row_share)
+        return cls(head, counts[:, 0], counts[:, 1], each, forms, largest, processes, row_share)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Is this one of the micro-batches that were counted? An override may have changed its labels since.
@@ -133,7 +131,7 @@ class Window:
     @property
     def is_one_batch(self) -> bool:
         """One micro-batch on one process: a mean over it is a mean over the window."""
-        return self.micro_batches == 1 and self.processes == 1
+        return len(self.counts) == 1 and self.processes == 1
 
     def share(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The weight that a mean (a sum) over one micro-batch has in the mean (the sum) over the window; a scalar."""
@@ -172,7 +170,7 @@ class Window:
                 num_passes=settings.num_passes,
                 mask=part.mask,
                 num_items=task_items,
-                num_divergence_items=divergence_items if settings.reduction == "mean" else self.micro_batches,
+                num_divergence_items=divergence_items if settings.reduction == "mean" else len(self.counts),
                 reduction=settings.reduction,
                 label_smoothing=label_smoothing,
             )

@@ -85,7 +85,7 @@ def test_counts():
 def test_windows_add_up_over_batches_and_processes():
     batches = [{"labels": torch.tensor([0, -100])}, {"labels": torch.tensor([1, 2, 3])}]
     window = Window.count(SINGLE_LABEL, batches, torch.device("cpu"))
-    assert (window.task_items, window.divergence_items, window.micro_batches) == (4, 5, 2)
+    assert (window.task_items, window.divergence_items, len(window.counts)) == (4, 5, 2)
     assert not window.is_one_batch and window.share(batches[1]) == 3 / 4
     shared = Window.count(SINGLE_LABEL, batches[:1], torch.device("cpu"), 2, lambda counts: 3 * counts)
     assert (shared.task_items, shared.divergence_items) == (3, 6) and not shared.is_one_batch
