@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from .base_loss import BaseLossMixin
 from .dropout import set_dropout
+from .full_windows import FullWindowsMixin
 from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .logged_terms import LoggedTerms
@@ -28,12 +27,7 @@ from .objective.window import StepSettings, Window
 from .overrides import check_not_divided_again, check_order, overriding
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
-from .reliability.processes import (
-    EqualBatches,
-    check_all_have_batches,
-    check_parallelism,
-    explain_reentrant_checkpoints,
-)
+from .reliability.processes import EqualBatches, check_parallelism, explain_reentrant_checkpoints
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
 from .semi_supervised import UnlabeledRowsMixin
@@ -48,6 +42,7 @@ class RDropMixin(
     RenamedWeightsMixin,
     SearchMixin,
     PublishingMixin,
+    FullWindowsMixin,
     BaseLossMixin,
 ):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
@@ -238,32 +233,12 @@ class RDropMixin(
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
-        batches, num_items_in_batch = self._next_batches(epoch_iterator, num_batches, device)
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._check_losses_came_through()
         self._window = None
         self._logged_terms.start_window(self.state.global_step)
         if batches:
             self._window = self._counted(batches, shared=self.args.average_tokens_across_devices)
-        return batches, num_items_in_batch
-
-    def _next_batches(self, epoch_iterator, num_batches, device):
-        """`Trainer.get_batch_samples`, of full windows alone where the data set has no end that is known."""
-        loader = self.callback_handler.train_dataloader
-        if loader is None or has_length(loader):
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.accelerator.num_processes > 1:
-            # Before `Trainer` counts items over processes: one without batches would not take part, and others wait
-            batches = list(islice(epoch_iterator, num_batches))
-            check_all_have_batches(len(batches) == num_batches, self.accelerator)
-            epoch_iterator = iter(batches)
-        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if 0 < len(batches) < self.args.gradient_accumulation_steps:
-            # `Trainer` takes no optimizer step after them: their gradient would be added to the next step's
-            logger.warning_once(
-                f"The data set has no length, and its last {len(batches)} batches do not fill an accumulation "
-                f"window of {self.args.gradient_accumulation_steps}: they are left out."
-            )
-            batches = []
         return batches, num_items_in_batch
 
     def _check_losses_came_through(self) -> None:

@@ -15,7 +15,7 @@ FOLDERS = [
     ["script", "cross_encoder"],
     ["trainer", "report"],
     ["glue"],
-    ["hub"],
+    ["hub", "full_windows"],
     ["reliability", "stability"],
     ["semi_supervised", "search", "views", "base_loss", "logged_terms"],
     ["objective"],
