@@ -1,10 +1,10 @@
 """The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own.
 
 A step in four parts: `Window.count` counts the items of its micro-batches; for each of these `Plan.run` makes the
-passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. The first
-steps find out what the model predicts (`head_of`, `judge`, `alignment`), whether its own loss is the usual one
-(`comparisons`), whether it has noise (`noise`) and stands its forward mode (`forward_modes`): `inspect` asks, and the
-`Plan` knows.
+passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. Where the
+task loss is another, a `TaskLoss` brings it along. The first steps find out what the model predicts (`head_of`,
+`judge`, `alignment`), whether its own loss is the usual one (`comparisons`), whether it has noise (`noise`) and stands
+its forward mode (`forward_modes`): `inspect` asks, and the `Plan` knows.
 """
 
 from __future__ import annotations

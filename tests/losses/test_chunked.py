@@ -124,9 +124,9 @@ def test_half_precision_is_no_worse_than_the_naive_formula(dtype, m, monkeypatch
     assert relative(given.grad, exact.grad) <= relative(naive.grad, exact.grad)
 
 
-@pytest.mark.parametrize("term", ["loss", "task_loss", "divergence"])
+@pytest.mark.parametrize("term", ["task_loss", "divergence"])
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_gradcheck(m, term):
+def test_gradcheck_of_the_terms(m, term):
     logits, labels = make("single_label", 5, 4, m, torch.float64)
     labels[1] = -100
     mask = torch.tensor([True, True, True, False, True])
