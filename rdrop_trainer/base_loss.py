@@ -46,8 +46,8 @@ class BaseLossMixin(MixinBase):
 
     @contextmanager
     def _before_overrides(self, ours: type):
-        """Within it, `Trainer` calls the `compute_loss` of the class `ours`, which calls one in front of it that does
-        not call it by itself.
+        """Within it, `Trainer` calls the `compute_loss` of R-Drop's class, `ours`, even if one in front of it would not
+        call it: R-Drop's then calls that one, for the task loss.
         """
         owner = overriding(type(self), "compute_loss", ours)
         is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user

@@ -76,9 +76,6 @@ class CTCHead(PredictionHead):
     def targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         return [batch[key] for key in self.labels]
 
-    def misread_by_stock_code(self, batch: Mapping[str, Any]) -> bool:
-        return False
-
     def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:
         frames, [labels] = self.frames(batch), self.targets(batch)
         logits = tuple(outputs[self.outputs[0]])
