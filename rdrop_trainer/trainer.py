@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import fields
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer_utils import has_length
+from transformers import Seq2SeqTrainer, Trainer
 from transformers.utils import logging
 
+from .base_loss import BaseLossMixin
 from .dropout import set_dropout
+from .full_windows import FullWindowsMixin
 from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
-from .objective.head_of import base_model
+from .logged_terms import LoggedTerms
 from .objective.inspect import first_plan
 from .objective.objective import Objective
+from .objective.plain import counts_right, plain_loss
 from .objective.rows import find_batch_size, spread_rows
-from .objective.task_loss import StockLoss, TrainerLoss, decoder_inputs
 from .objective.training import Training
 from .objective.view import SecondView
-from .objective.window import LoggedTerms, StepSettings, Window
-from .overrides import calls_super, check_not_divided_again, check_order, overriding, takes_count, with_taken
+from .objective.window import StepSettings, Window
+from .overrides import check_not_divided_again, check_order, overriding
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
-from .reliability.processes import (
-    EqualBatches,
-    check_all_have_batches,
-    check_parallelism,
-    explain_reentrant_checkpoints,
-    use_one_gpu,
-)
+from .reliability.processes import EqualBatches, check_parallelism, explain_reentrant_checkpoints, use_one_gpu
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
 from .semi_supervised import UnlabeledRowsMixin
@@ -51,6 +42,8 @@ class RDropMixin(
     RenamedWeightsMixin,
     SearchMixin,
     PublishingMixin,
+    FullWindowsMixin,
+    BaseLossMixin,
 ):
     """R-Drop for any trainer derived from `transformers.Trainer`: `class MyRDropTrainer(RDropMixin, MyTrainer)`.
 
@@ -91,8 +84,6 @@ class RDropMixin(
     loss_is_scaled_for_ga = True
     _window: Window | None  # the micro-batches of this optimizer step, while `train` runs
     _objective: Objective | None
-    _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
-    _keeps_override = False  # the loss of such a compute_loss is the task loss, as it does not call ours
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -115,8 +106,8 @@ class RDropMixin(
                 setattr(self.args, field.name, field.default)
         self._finite_loss_guard = FiniteLossGuard()
         self.add_callback(self._finite_loss_guard)
-        self._micro_batch_end = _MicroBatchEnd()
-        self.add_callback(self._micro_batch_end)
+        self._logged_terms = LoggedTerms(self.args.device)
+        self.add_callback(self._logged_terms)
         self.add_callback(EqualBatches)
         self._set_dropout()
         self._start_rdrop()
@@ -145,8 +136,10 @@ class RDropMixin(
             return self._base_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         window, settings = self._window_of(inputs), self._step_settings()
         self._losses_made += 1
-        if settings.num_passes == 1 and self._base_counts_right(window, inputs):
-            return self._plain_loss(model, inputs, return_outputs, num_items_in_batch, window)
+        if settings.num_passes == 1 and counts_right(self._objective.training, window, inputs):
+            return plain_loss(
+                self._objective, self._base_loss, model, inputs, window, return_outputs, num_items_in_batch
+            )
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
         if settings.num_passes > 1 and self._window is not None:
             self._logged_terms.add(terms, self.state.global_step)
@@ -176,10 +169,10 @@ class RDropMixin(
                 f"R-Drop did not see the batches of this step: let the get_batch_samples of "
                 f"{(owner or type(self)).__name__} call super().get_batch_samples(...), which counts their items."
             )
-        return self._window or self._count_window([inputs])
+        return self._window or self._counted([inputs], shared=False)
 
-    def _count_window(self, batches: list[Mapping[str, Any]], shared: bool = False) -> Window:
-        """The items of some micro-batches; the first ones, of the model that trains now, also make the plan."""
+    def _counted(self, batches: list[Mapping[str, Any]], shared: bool) -> Window:
+        """The window of some micro-batches. The first ones of a model also tell what it predicts."""
         if self._objective is None or self._objective.training.model is not self.model:
             training = self._training()
             self._objective = Objective(first_plan(training, batches), training)
@@ -226,7 +219,7 @@ class RDropMixin(
             check_not_divided_again(type(self), RDropMixin, Trainer)
         self._start_rdrop()
         try:
-            with self._behind_ours():
+            with self._before_overrides(RDropMixin):
                 output = super().train(*args, **kwargs)
             self._check_losses_came_through()
             return output
@@ -237,31 +230,17 @@ class RDropMixin(
     def _start_rdrop(self) -> None:
         self._window = self._objective = None
         self._losses_made = 0  # in this window
-        self._logged_terms = self._micro_batch_end.logged_terms = LoggedTerms(self.args.device)
+        self._logged_terms.forget()
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
-        loader = self.callback_handler.train_dataloader
-        has_no_end = loader is not None and not has_length(loader)
-        if has_no_end and self.accelerator.num_processes > 1:
-            # Before `Trainer` counts items over processes: one without batches would not take part, and others wait
-            batches = list(islice(epoch_iterator, num_batches))
-            check_all_have_batches(len(batches) == num_batches, self.accelerator)
-            epoch_iterator = iter(batches)
-        batch_samples, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if has_no_end and 0 < len(batch_samples) < self.args.gradient_accumulation_steps:
-            # `Trainer` takes no optimizer step after them: their gradient would be added to the next step's
-            logger.warning_once(
-                f"The data set has no length, and its last {len(batch_samples)} batches do not fill an accumulation "
-                f"window of {self.args.gradient_accumulation_steps}: they are left out."
-            )
-            batch_samples = []
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._check_losses_came_through()
         self._window = None
         self._logged_terms.start_window(self.state.global_step)
-        shared = self.args.average_tokens_across_devices
-        self._window = self._count_window(batch_samples, shared) if batch_samples else None
-        return batch_samples, num_items_in_batch
+        if batches:
+            self._window = self._counted(batches, shared=self.args.average_tokens_across_devices)
+        return batches, num_items_in_batch
 
     def _check_losses_came_through(self) -> None:
         """Stop where a step went by without our loss: an override in front of it runs the model by itself."""
@@ -288,7 +267,7 @@ class RDropMixin(
 
     def prediction_step(self, *args, **kwargs):
         """`Trainer.prediction_step`, whose losses are `Trainer`'s."""
-        with self._in_phase("evaluate"), self._behind_ours():
+        with self._in_phase("evaluate"), self._before_overrides(RDropMixin):
             return super().prediction_step(*args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
@@ -315,93 +294,6 @@ class RDropMixin(
             return once + once * more * len(spread_rows(share, rows)) // rows
         return once + once * more
 
-    # ---- The base trainer's loss ----
-
-    def _trainer_loss(self) -> TrainerLoss | None:
-        """The task loss where a trainer below ours has its own, or one in front of ours that does not call ours."""
-        own: Any = super().compute_loss
-        owner = overriding(type(self), "compute_loss", RDropMixin) if self._keeps_override else None
-        if owner is None and own.__func__ is not Trainer.compute_loss:
-            order = type(self).__mro__
-            owner = next(cls for cls in order[order.index(RDropMixin) + 1 :] if issubclass(cls, Trainer))
-        if owner is None:
-            return None
-        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
-
-    def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
-        """The base trainer's loss. It may take the labels away, and with them what a decoder's inputs are made of."""
-        if self.label_smoother is not None or self.compute_loss_func is not None:
-            inputs = {**inputs, **(decoder_inputs(self._base_model(), inputs) or {})}
-        if not self._keeps_override or self._phase == "override":
-            return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
-        with self._in_phase("override"):
-            override = type(self).compute_loss
-            return override(self, model, inputs, **with_taken(override, arguments))
-
-    @contextmanager
-    def _behind_ours(self):
-        """Within it, `Trainer` calls our `compute_loss`, and ours one in front of it that would not call ours."""
-        owner = overriding(type(self), "compute_loss", RDropMixin)
-        is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user
-        calls_ours = calls_super(type(self), "compute_loss", RDropMixin) and takes_count(type(self).compute_loss)
-        if owner is None or is_set or calls_ours:
-            yield
-            return
-        self._keeps_override, vars(self)["compute_loss"] = True, partial(RDropMixin.compute_loss, self)
-        try:
-            yield
-        finally:
-            self._keeps_override = False
-            del vars(self)["compute_loss"]
-
-    @contextmanager
-    def _in_phase(self, phase: str):
-        before, self._phase = self._phase, phase
-        try:
-            yield
-        finally:
-            self._phase = before
-
-    def _base_model(self) -> nn.Module:
-        return base_model(self.accelerator.unwrap_model(self.model))
-
-    def _base_counts_right(self, window: Window, inputs: Mapping[str, Any]) -> bool:
-        """Whether `Trainer`'s own loss of this micro-batch is its share of the mean over the items of the step."""
-        head, training = window.head, self._objective.training
-        if not window.is_one_batch or (head.soft and head.misread_by_stock_code(inputs)):
-            return False
-        if head.shifted and training.smoothing(head):
-            # `Trainer`'s label smoother shifts labels for these classes alone
-            return type(training.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        return True
-
-    def _plain_loss(self, model, inputs, return_outputs, num_items_in_batch, window: Window):
-        """`Trainer`'s own loss: with one batch on one process it is normalised rightly, so every bit of it is kept."""
-        if window.head.shifted and self.compute_loss_func is None and num_items_in_batch is not None:
-            # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
-            num_items_in_batch = window.task_items[0].clamp(min=1)
-        head, is_wrong = window.head, None
-        misread = head.misread_by_stock_code(inputs)
-        if isinstance(misread, torch.Tensor):
-            is_wrong = misread
-        elif head.task_problem == "single_label":
-            is_wrong = (window.task_items == 0).any()  # the mean over nothing is NaN, and so is a sum of two such means
-        is_stock = isinstance(self._objective.plan.task_loss, StockLoss)
-        reads_outputs = is_stock and (head.problem == "multi_label" or len(head.labels) > 1)
-        result = self._base_loss(
-            model,
-            dict(inputs),
-            return_outputs=return_outputs or reads_outputs,
-            num_items_in_batch=num_items_in_batch,
-        )
-        loss, outputs = result if return_outputs or reads_outputs else (result, None)
-        if is_wrong is not None:
-            # The device alone knows, and is not waited for: it gets both losses, and takes one
-            objective = self._objective
-            right = objective.stock_loss(outputs, inputs, window) if reads_outputs else window.weighted(loss, inputs)
-            loss = torch.where(is_wrong, right.to(loss), loss)
-        return (loss, outputs) if return_outputs else loss
-
     # ---- Dropout ----
 
     def _hp_search_setup(self, *args, **kwargs) -> None:
@@ -412,15 +304,6 @@ class RDropMixin(
     def _set_dropout(self) -> None:
         if self.args.rdrop_dropout is not None:
             set_dropout(self.model, self.args.rdrop_dropout)
-
-
-class _MicroBatchEnd(TrainerCallback):
-    """Tells logged terms where a micro-batch ends. It has no trainer, which it would keep in memory."""
-
-    logged_terms: LoggedTerms
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        self.logged_terms.end_micro_batch()
 
 
 class RDropTrainer(RDropMixin, Trainer):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rdrop_trainer.objective import plan
-from rdrop_trainer.objective.task_loss import LossComparison
+from rdrop_trainer.objective.loss_comparison import LossComparison
 from support import runs, tiny, zoo
 from support.resumed import whole_cut_and_resumed
 

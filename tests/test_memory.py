@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rdrop_trainer import Objective, StepSettings
-from rdrop_trainer.losses import chunked, linear, rdrop_linear_loss, rdrop_loss
+from rdrop_trainer.losses import chunked, linear_chunks, rdrop_linear_loss, rdrop_loss
 from support import zoo
 
 
@@ -82,7 +82,7 @@ def test_the_loss_makes_little_beside_the_gradient(passes, monkeypatch):
 
 
 def test_a_fused_head_makes_a_chunk_of_logits_at_a_time(monkeypatch):
-    monkeypatch.setattr(linear, "ROWS_ON_CPU", 32)
+    monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", 32)
     monkeypatch.setattr(chunked, "CHUNK_PER_THREAD", 2**12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     hidden = torch.randn(2 * 500, 8).requires_grad_()

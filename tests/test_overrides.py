@@ -43,13 +43,11 @@ class OtherWayRound(Weighted, RDropTrainer):
 def run(cls, tmp_path, rows=2, steps=4, data=OF_CLASS_2, **arguments):
     """One step of SGD: minus the gradient, and what was logged."""
     model = zoo.noisy("single_label")
-    before = tiny.weights(model)
     trainer = tiny.trainer(
         model, data, tmp_path, cls, per_device_train_batch_size=rows, gradient_accumulation_steps=steps,
         logging_steps=1, train_sampling_strategy="sequential", **tiny.PURE_SGD, **arguments,
     )  # fmt: skip
-    trainer.train()
-    return tiny.update(before, tiny.weights(model)), trainer
+    return tiny.trained(trainer), trainer
 
 
 @pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
@@ -281,13 +279,11 @@ def test_a_batch_may_be_handed_on_in_parts(tmp_path):
     updates = []
     for cls in (RDropTrainer, InParts):
         model = tiny.bert("token", dropout=0.0)
-        before = tiny.weights(model)
         trainer = tiny.trainer(
             model, tiny.dataset("token"), tmp_path, cls, rdrop_allow_deterministic=True,
             gradient_accumulation_steps=2, **tiny.PURE_SGD,
         )  # fmt: skip
-        trainer.train()
-        updates.append(tiny.update(before, tiny.weights(model)))
+        updates.append(tiny.trained(trainer))
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
 
 

@@ -406,9 +406,7 @@ def test_own_losses_are_weighted_by_their_items(tmp_path):
         trainer = tiny.trainer(model, tiny.dataset("token", rows=5), tmp_path, per_device_train_batch_size=rows,
                                gradient_accumulation_steps=steps, rdrop_forward_mode="sequential",
                                **tiny.PURE_SGD)  # fmt: skip
-        before = tiny.weights(model)
-        trainer.train()
-        updates.append(tiny.update(before, tiny.weights(model)))
+        updates.append(tiny.trained(trainer))
     assert tiny.relative(*updates) < 1e-5
 
 

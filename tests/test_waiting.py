@@ -8,8 +8,8 @@ from transformers import TrainerCallback
 
 import rdrop_trainer
 from rdrop_trainer.losses import devices
+from rdrop_trainer.objective.loss_comparison import LossComparison
 from rdrop_trainer.objective.rows import refuse_packed, repeat_rows
-from rdrop_trainer.objective.task_loss import LossComparison
 from support import zoo
 from support.operations import Operations
 

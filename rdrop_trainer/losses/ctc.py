@@ -127,11 +127,8 @@ def _check(logits, labels, lengths, num_passes, reduction) -> None:
         raise ValueError(f"reduction={reduction!r} is unknown; expected one of {', '.join(REDUCTIONS)}.")
     size, shapes = len(lengths), [tuple(z.shape) for z in logits]
     rows = num_passes * size if len(logits) == 1 else size
-    if lengths.dim() != 1 or len(logits) not in (1, num_passes) or len(set(shapes)) > 1 or len(shapes[0]) != 3:
-        fits = False
-    else:
-        fits = shapes[0][0] == rows
-    if not fits:
+    is_like_passes = len(logits) in (1, num_passes) and len(set(shapes)) == 1
+    if lengths.dim() != 1 or not is_like_passes or len(shapes[0]) != 3 or shapes[0][0] != rows:
         raise ValueError(
             f"logits must be one tensor of shape (num_passes * B, T, C) or {num_passes} of (B, T, C), and lengths "
             f"(B,), with num_passes={num_passes}; got {', '.join(map(str, shapes))} and {tuple(lengths.shape)}."

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from . import devices, reference
+from . import reference
+from .backends import choose, loss_and_grad_of, num_logits, working_dtype
 from .fused import FusedLoss, LossAndGrad, Number, one_over
 from .validation import Problem, check_labels, check_passes, check_settings
-
-# From this many logits on, the closed form is faster than autograd through the formulas
-CHUNKED_FROM = 2**13
-# Up to this many logits the arithmetic is float64: it costs next to nothing there, and the difference of two nearly
-# equal distributions keeps its digits. Larger inputs use float32; half precision was measured 9 % low.
-FLOAT64_UP_TO = 2**20
 
 
 class RDropLoss(NamedTuple):
@@ -119,24 +113,17 @@ def rdrop_loss(
     if labels is None and problem == "single_label":
         labels = torch.full((size,), reference.IGNORE_INDEX, device=logits[0].device)
 
-    of_items = mask
-    if problem == "multi_label" and labels is not None:
-        entries = labels != reference.IGNORE_INDEX  # (N, C)
-        of_items = (entries if mask is None else entries & (mask if mask.dim() == 2 else mask[:, None])).any(-1)
-    elif mask is not None and mask.dim() == 2:
-        of_items = mask.any(-1)
     are_classes = labels is not None and problem == "single_label" and labels.dim() == 1
-    backend = _choose(implementation, logits, problem, alpha, soft=problem == "single_label" and not are_classes)
+    backend = choose(implementation, logits, problem, alpha, soft=problem == "single_label" and not are_classes)
     if backend == "triton":  # counts by itself
         if num_divergence_items is None and (reduction == "sum" or mask is None):
             num_divergence_items = 1 if reduction == "sum" else size
     else:
-        num_items, num_divergence_items = counts(
-            size, labels if are_classes else None, of_items, reduction, num_items, num_divergence_items
-        )
+        classes, of_items = labels if are_classes else None, _items_that_count(mask, labels, problem)
+        num_items, num_divergence_items = counts(size, classes, of_items, reduction, num_items, num_divergence_items)
     if backend != "reference":
         loss_and_grad = partial(
-            loss_and_grad_of(backend, working_dtype(_size(logits), logits[0])),
+            loss_and_grad_of(backend, working_dtype(num_logits(logits), logits[0])),
             labels=labels.long(),
             num_passes=num_passes,
             num_items=num_items,
@@ -144,7 +131,7 @@ def rdrop_loss(
             mask=mask,
             label_smoothing=label_smoothing,
         )
-        return fused(loss_and_grad, logits, num_passes, alpha)
+        return fused_loss(loss_and_grad, logits, num_passes, alpha)
     task, divergence = _by_reference(logits, labels, mask, num_passes, problem, label_smoothing)
     task_loss = one_over(num_items, task.dtype, task.device) * task
     if divergence is None:
@@ -153,7 +140,15 @@ def rdrop_loss(
     return _result(task_loss + alpha / 2 * divergence, task_loss, divergence, logits[0].dtype)
 
 
-def fused(
+def _items_that_count(mask: torch.Tensor | None, labels: torch.Tensor | None, problem: Problem) -> torch.Tensor | None:
+    """(N,) booleans: the items with an entry that counts; None: all."""
+    if problem == "multi_label" and labels is not None:
+        entries = labels != reference.IGNORE_INDEX  # (N, C)
+        return (entries if mask is None else entries & (mask if mask.dim() == 2 else mask[:, None])).any(-1)
+    return mask if mask is None or mask.dim() == 1 else mask.any(-1)
+
+
+def fused_loss(
     loss_and_grad: LossAndGrad, tensors: Sequence[torch.Tensor | None], num_passes: int, alpha: float | torch.Tensor
 ) -> RDropLoss:
     """`rdrop_loss` by a `loss_and_grad` of some tensors."""
@@ -216,67 +211,3 @@ def _by_reference(logits, labels, mask, num_passes, problem, label_smoothing):
         if labels is None:
             task = task.masked_fill(torch.ones_like(task, dtype=torch.bool), 0)  # keeps a graph, with a gradient of 0
     return task.sum(), None if divergence is None else divergence.sum()
-
-
-def _choose(implementation: str, logits: tuple[torch.Tensor, ...], problem: Problem, alpha, soft: bool) -> str:
-    """The backend for these logits; `soft`: the labels are probabilities.
-
-    Raises:
-        ValueError: an implementation that does not compute this problem, or is not available on this device.
-    """
-    alpha_learns = isinstance(alpha, torch.Tensor) and alpha.requires_grad
-    closed_form = problem == "single_label" and not alpha_learns and not soft
-    if implementation in ("chunked", "triton") and not closed_form:
-        raise ValueError(
-            f"implementation={implementation!r} computes problem='single_label' with a number for alpha and integer "
-            f"labels, got {problem!r}{' with probabilities' if soft else ''} and alpha={alpha!r}. Use 'auto' or "
-            "'reference'."
-        )
-    # A compiler fuses the formulas by itself, and cannot see into an autograd Function
-    unfused = not closed_form or torch.compiler.is_compiling()
-    if implementation == "reference" or (implementation == "auto" and unfused):
-        return "reference"
-    backend = choose_fused(implementation, logits[0])
-    is_small = backend == "chunked" and implementation == "auto" and _size(logits) < CHUNKED_FROM
-    return "reference" if is_small else backend
-
-
-def choose_fused(implementation: str, like: torch.Tensor) -> str:
-    """The fused backend for logits of the type and on the device of a tensor.
-
-    Raises:
-        ValueError: Triton is asked for, and is not installed or cannot run on them.
-    """
-    if implementation == "chunked" or (implementation == "auto" and not like.is_cuda):
-        return "chunked"
-    if like.dtype != torch.float64 and devices.has_triton(like):
-        return "triton"
-    if implementation == "auto":
-        return "chunked"
-    raise ValueError(
-        "implementation='triton' needs logits on a CUDA device, in float32, bfloat16 or float16, and the package "
-        f"triton (it comes with torch for CUDA) in working order; got {like.dtype} on {like.device}. Use 'auto'."
-    )
-
-
-def working_dtype(size: int, logits: torch.Tensor) -> torch.dtype:
-    """The type of the arithmetic: float64 where the device has it and the logits are few, else float32."""
-    if logits.dtype == torch.float64:
-        return torch.float64
-    return torch.float64 if size <= FLOAT64_UP_TO and logits.device.type in ("cpu", "cuda") else torch.float32
-
-
-def _size(logits: Sequence[torch.Tensor]) -> int:
-    return sum(z.numel() for z in logits)
-
-
-def loss_and_grad_of(backend: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """The `loss_and_grad` of a fused backend; with its keywords bound it is a `LossAndGrad`.
-
-    Args:
-        backend: "chunked" or "triton".
-        dtype: of the arithmetic; that of Triton's is float32.
-    """
-    # Triton is installed on some machines only, and is slow to import
-    function = import_module(f".{backend}", __package__).loss_and_grad
-    return partial(function, dtype=dtype) if backend == "chunked" else function

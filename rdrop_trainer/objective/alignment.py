@@ -15,7 +15,8 @@ from ..head import Head
 from ..losses.reference import IGNORE_INDEX
 from .comparisons import stock_loss
 from .head_of import has_listed_head
-from .heads import Items, PredictionHead
+from .heads import PredictionHead
+from .items import Items
 from .joint import JointHead
 from .passes import Passes
 from .task_loss import FunctionLoss, StockLoss, TaskLoss
@@ -125,7 +126,7 @@ def _distance(
     def apart(loss: Any) -> float:
         return min(((own - loss).abs() / own.abs()).nan_to_num(_FAR).item(), _FAR)
 
-    plain = apart(sum(w * _plain_loss(part) for w, part in zip(head.part_weights, items, strict=True)))
+    plain = apart(sum(w * _usual_loss(part) for w, part in zip(head.part_weights, items, strict=True)))
     ours = apart(stock_loss(training, head, passes, items, batch)) if all(map(_is_for_our_loss, items)) else _FAR
     return min(plain, ours), ours
 
@@ -138,7 +139,7 @@ def _is_for_our_loss(items: Items) -> bool:
     return bool(((labels >= 0) & (labels < items.outputs[0].shape[-1])).all())
 
 
-def _plain_loss(items: Items) -> torch.Tensor:
+def _usual_loss(items: Items) -> torch.Tensor:
     """The usual loss of everything that has a label other than -100, as most models have it."""
     logits, labels = items.outputs[0].float(), items.labels
     if items.problem == "single_label" and not labels.is_floating_point():

@@ -15,12 +15,14 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers.utils import logging
 
-from .heads import Items, PredictionHead
+from .decoder_inputs import decoder_inputs
+from .heads import PredictionHead
+from .items import Items
 from .lm_head import CannotFuse, LMHead
 from .passes import Passes, call_model
 from .plan import Plan
 from .rows import copied, find_batch_size, take_rows
-from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, decoder_inputs, own_loss
+from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss
 from .training import Training
 from .window import StepSettings, Window
 
@@ -77,7 +79,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     loss = own.loss().detach()
     del own, logits  # and with them the activations that they hold
     if isinstance(plan.task_loss, TrainerLoss):
-        plan = replace(plan, task_loss=own_loss(training.base, head, training.smoothing(head), training.hidden_by))
+        plan = replace(plan, task_loss=training.loss_of_model(head))
     passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
     items = head.items(passes, batch, 1)
     kept = passes.loss() if plan.task_loss.needs_logits else stock_loss(training, plan.head, passes, items, batch)

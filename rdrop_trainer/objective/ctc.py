@@ -13,7 +13,8 @@ from torch import nn
 from ..losses import RDropLoss, rdrop_ctc_loss
 from ..losses.reference import IGNORE_INDEX
 from ..losses.validation import REDUCTIONS
-from .heads import Items, Outputs, PredictionHead
+from .heads import PredictionHead
+from .items import Items, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,6 @@ class CTCHead(PredictionHead):
 
     def targets(self, batch: Mapping[str, Any]) -> list[torch.Tensor]:
         return [batch[key] for key in self.labels]
-
-    def misread_by_stock_code(self, batch: Mapping[str, Any]) -> bool:
-        return False
 
     def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:
         frames, [labels] = self.frames(batch), self.targets(batch)

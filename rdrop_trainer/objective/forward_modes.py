@@ -41,11 +41,12 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
 
     def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
         """Of runs one after the other, with noise of their own."""
-        with training.aside(forwards=times):
+        with training.aside():
             runs = [run_passes(model, source.inputs(rows, head), 1, "sequential", source.call) for _ in range(times)]
         found = [run.loss() for run in runs]
         return None if found[0] is None else torch.stack(found).cpu().double()  # MPS has no float64
 
+    tried = []
     with training.without_dropout():
         once = losses(batch, 2)
         if once is None:
@@ -54,7 +55,6 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
         is_noisy = (once - once[0]).abs().max() > 1e-6 * once[0].abs()
         times = _RUNS if training.on_any_process(is_noisy) else 1
         once = losses(batch, times) if times > 1 else once[:1]
-        faults: list[tuple[dict[str, bool], torch.Tensor]] = []
         for flipped in product((False, True), repeat=len(doubtful)):
             follows = {key: taken != flip for (key, taken), flip in zip(doubtful.items(), flipped, strict=True)}
             try:
@@ -63,18 +63,13 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
                 if not doubtful or should_reduce_batch_size(error):
                     raise
                 continue
-            margin = (
-                2e-2 * again.mean().abs()
-                + 1e-6
-                + 4 * ((once.var(correction=0) + again.var(correction=0)) / times) ** 0.5
-            )
-            if bool((once.mean() - again.mean()).abs() <= margin) or not bool(once.mean().isfinite()):
+            if _are_alike(once, again):
                 # A batch of one row does not tell: one value broadcasts to any number of rows
                 is_open = training.on_any_process(size == 1 and bool(doubtful))
                 known = {} if is_open else follows
                 return replace(plan, rows_checked=not is_open, follows={**plan.follows, **known})
-            faults.append((follows, again))
-    if not faults:
+            tried.append(again)
+    if not tried:
         names = ", ".join(map(repr, doubtful))
         raise ValueError(
             f"It is not clear whether {names} of the batch of {size} rows has a value for each row: the loss of "
@@ -82,12 +77,18 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
             "values of rows the shape (B, 1) and others the shape (1, ...), or use "
             'rdrop_forward_mode="sequential".'
         )
-    again = faults[0][1]
     raise ValueError(
         f"The loss of {source.computed_by} depends on the number of rows: {once.mean().item():.6g} for a batch, "
-        f"{again.mean().item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see "
+        f"{tried[0].mean().item():.6g} for the same rows {num_passes} times over, as R-Drop's single forward would see "
         'them. Use rdrop_forward_mode="sequential", and let it be a mean over the batch.'
     )
+
+
+def _are_alike(once: torch.Tensor, again: torch.Tensor) -> bool:
+    """Whether two samples of losses, of as many runs, may have one mean; a loss that is not finite does not tell."""
+    noise = ((once.var(correction=0) + again.var(correction=0)) / len(once)) ** 0.5
+    margin = 2e-2 * again.mean().abs() + 1e-6 + 4 * noise
+    return bool((once.mean() - again.mean()).abs() <= margin) or not bool(once.mean().isfinite())
 
 
 def check_repeats(

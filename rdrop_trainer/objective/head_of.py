@@ -100,7 +100,7 @@ def head_of(
     own_loss = not is_listed if own_loss is None else own_loss
     if not is_listed:
         _refuse_without_items(model)
-        head = _judged(model, batch, stated if problem == "auto" else problem)
+        head = _unlisted(model, batch, stated if problem == "auto" else problem)
     else:
         head = _listed(model, batch)
         reads_config = own_loss and not head.language_model and not head.positions
@@ -124,7 +124,7 @@ def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], 
         _refuse_without_items(model)
         found = [replace(_named(model, batch, head), own_loss=True) for head in heads]
     return [
-        replace(_aligned(part, head), weights=tuple(head.weight * w for w in part.part_weights))
+        replace(_placed(part, head), weights=tuple(head.weight * w for w in part.part_weights))
         for part, head in zip(found, heads, strict=True)
     ]
 
@@ -144,7 +144,7 @@ def _named(model: nn.Module, batch: Mapping[str, Any], head: Head) -> Prediction
     return replace(part, outputs=(str(head.logits),), labels=(head.labels,))
 
 
-def _aligned(part: PredictionHead, head: Head) -> PredictionHead:
+def _placed(part: PredictionHead, head: Head) -> PredictionHead:
     """A head with its labels where the user says that they are."""
     if head.align == "auto":
         return part
@@ -164,7 +164,7 @@ def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
     if is_ctc(model):
         return CTCHead.of(model)
     if names & _ROW_CLASSIFIERS:
-        return _row_classifier(model.config, _labels_of(batch, cls))
+        return _row_classifier(model.config, _required_labels(batch, cls))
     for classes, head in _HEADS:
         if names & classes:
             return replace(head, soft=head.choices and _are_soft(head, batch.get("labels")))
@@ -213,7 +213,7 @@ def _names(model: nn.Module) -> set[str]:
     return {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")}
 
 
-def _labels_of(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
+def _required_labels(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
     labels = batch.get("labels")
     if not isinstance(labels, torch.Tensor):
         raise ValueError(
@@ -249,11 +249,11 @@ def _generator(model: nn.Module) -> PredictionHead:
     return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
 
 
-def _judged(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> PredictionHead:
+def _unlisted(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> PredictionHead:
     """The head of a class that transformers does not list; its problem, where that is known."""
     if all(batch.get(key) is not None for key in QUESTION_ANSWERING.labels):
         return QUESTION_ANSWERING
-    labels = _labels_of(batch, type(model))
+    labels = _required_labels(batch, type(model))
     if any(_GENERATOR_NAMES.search(base.__name__) for base in type(model).__mro__) and labels.dim() == 2:
         return _generator(model)
     return _of_labels(labels, batch, problem)

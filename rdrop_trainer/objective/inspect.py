@@ -22,16 +22,18 @@ from .comparisons import (
 )
 from .forward_modes import check_repeats, check_rows
 from .head_of import head_of, heads_of
-from .heads import QUESTION_ANSWERING, Items, PredictionHead
+from .heads import QUESTION_ANSWERING, PredictionHead
+from .items import Items
 from .joint import JointHead
 from .judge import judged
 from .labels import check_range, refuse_marked_rows
 from .lm_head import LMHead
+from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, can_repeat, without_ddp
 from .plan import Plan
 from .rows import find_batch_size, refuse_packed
-from .task_loss import FunctionLoss, LossComparison, TaskLoss, own_loss
+from .task_loss import check_item_by_item
 from .training import Training
 from .window import StepSettings, Window
 
@@ -50,8 +52,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     check_range(training, kind, batches)
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
-    task_loss = _task_loss(training, kind)
-    head, task_loss = judged(training, kind, task_loss, batches)
+    head, task_loss = judged(training, kind, training.task_loss(kind), batches)
     comparison = None if training.trainer_loss is None else LossComparison()
     return Plan(head, kind, task_loss, trainer_comparison=comparison, known={kind: head})
 
@@ -69,25 +70,13 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
     return replace(plan, head=head, kind=kind, known={**plan.known, kind: head})
 
 
-def _task_loss(training: Training, head: PredictionHead) -> TaskLoss:
-    if training.loss_function is not None:
-        return FunctionLoss(training.loss_function, training.base)
-    return training.trainer_loss or own_loss(training.base, head, training.smoothing(head), training.hidden_by)
-
-
 def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
-    first, trainer = batches[0], training.trainer_loss
-    heads = _named_heads(training, first)
-    labeled = bool(heads) or (isinstance(first, Mapping) and any(k in first for k in ("labels", "start_positions")))
-    if trainer is not None and training.loss_function is None and not labeled:
-        raise ValueError(
-            f"R-Drop does not fit {trainer.defined_in}: its batches hold no `labels`, which tell the items (rows, "
-            "tokens) whose predictions two passes share"
-            + (f"; got only: {', '.join(first)}." if isinstance(first, Mapping) else ".")
-        )
-    if heads:
+    """The head by classes, settings and the type of the labels, which all batches must have."""
+    first = batches[0]
+    if heads := _named_heads(training, first):
         parts = heads_of(training.base, first, heads, training.own_loss)
     else:
+        _check_labeled(training, first)
         parts = [head_of(training.base, first, training.problem, training.own_loss)]
     peft = getattr(training.unwrapped, "active_peft_config", None)
     if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
@@ -102,6 +91,17 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool =
     if head.task_problem == "regression" and not head.own_loss:
         refuse_marked_rows(batches, wait)
     return head
+
+
+def _check_labeled(training: Training, batch: Any) -> None:
+    """Refuse a base trainer whose loss needs no labels, by its name."""
+    labeled = isinstance(batch, Mapping) and any(key in batch for key in ("labels", "start_positions"))
+    if training.trainer_loss is not None and training.loss_function is None and not labeled:
+        raise ValueError(
+            f"R-Drop does not fit {training.trainer_loss.defined_in}: its batches hold no `labels`, which tell the "
+            "items (rows, tokens) whose predictions two passes share"
+            + (f"; got only: {', '.join(batch)}." if isinstance(batch, Mapping) else ".")
+        )
 
 
 def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]:
@@ -153,12 +153,17 @@ def after_passes(
     """What the passes over a micro-batch tell.
 
     Raises:
-        ValueError: the model has no noise, or a loss function does not say how its losses add up.
+        ValueError: the model has no noise, a loss function does not say how its losses add up, or some rows are left
+            out of a loss that is not made item by item.
     """
     if passes.num_passes > 1 and plan.noise is not None:
         plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
     plan = find_use_of_count(training, plan, passes, batch, count)
-    return plan if plan.lm_head is not None else compare_model_loss(training, plan, passes, items, batch)
+    if plan.lm_head is None:
+        plan = compare_model_loss(training, plan, passes, items, batch)
+    if window.row_share < 1:
+        check_item_by_item(plan.task_loss)  # the model's own loss may have turned out to be another
+    return plan
 
 
 def check_divergence(

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .heads import Items, Outputs, PredictionHead
+from .heads import PredictionHead
+from .items import Items, Outputs
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from ..losses.reference import IGNORE_INDEX
 from .alignment import aligned
 from .comparisons import probe_trainer_loss
 from .head_of import has_listed_head, runs_own_code
-from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead, is_along_text
+from .heads import TOKENS, PredictionHead, is_along_text
 from .joint import JointHead
+from .labels import with_values
 from .passes import Passes
 from .task_loss import TaskLoss, TrainerLoss
 from .training import Training
@@ -81,10 +82,10 @@ def judged(
         look = FirstLook.at(training, kind, task_loss, batches[0])
     heads, named = list(kind.parts), training.heads or (Head(),)
     if look is not None:
-        heads = [_found(training, *pair, look) for pair in zip(heads, named, strict=True)]
-        heads = _of_tokens(training, heads, named, look)
+        heads = [_with_logits(training, *pair, look) for pair in zip(heads, named, strict=True)]
+        heads = _with_tokens(training, heads, named, look)
     if training.own_loss:
-        heads = _of_values(training, heads, named, look, batches)
+        heads = with_values(training, heads, named, [_has_one_logit(head, look) for head in heads], batches)
     if look is None:
         return JointHead.of(heads), task_loss
     _refuse_marks_as_values(training, heads, look)
@@ -97,7 +98,7 @@ def judged(
 # ---- Which outputs are logits ----
 
 
-def _found(training: Training, head: PredictionHead, named: Head, look: FirstLook) -> PredictionHead:
+def _with_logits(training: Training, head: PredictionHead, named: Head, look: FirstLook) -> PredictionHead:
     """A head whose logits are known by position, where the model returns a plain tuple."""
     if not look.passes.is_unnamed or named.logits != "logits":
         return head
@@ -145,7 +146,7 @@ def _has_classes(head: PredictionHead, z: torch.Tensor, targets: torch.Tensor) -
 # ---- Rows or tokens ----
 
 
-def _of_tokens(
+def _with_tokens(
     training: Training, heads: list[PredictionHead], named: Sequence[Head], look: FirstLook
 ) -> list[PredictionHead]:
     """Labels (B, T) for logits (B, T, 1), or (B, T) that follow the length of the text, look like rows of columns."""
@@ -193,62 +194,16 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
     return [z is not None and z.shape == (shape[0], shape[1] - 1) for z in found]
 
 
-# ---- Values ----
+# ---- What their labels are ----
 
 
-def _of_values(
-    training: Training,
-    heads: list[PredictionHead],
-    named: Sequence[Head],
-    look: FirstLook | None,
-    batches: Sequence[Mapping[str, Any]],
-) -> list[PredictionHead]:
-    """Heads whose labels are probabilities of classes, or no yes and no at all, where nothing but their type spoke.
-
-    All processes read the labels of their own first window, and come to one verdict.
-    """
-    facts = []
-    for head in heads:
-        labels = [batch[head.labels[0]] for batch in batches]
-        logits = None if look is None else look.logits(head)
-        facts.append([*_facts(labels), logits is not None and _is_one_logit(head, logits, look.batch)])
-    votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
-    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
-    is_open = training.problem == "auto" and not (stated and not training.heads)
-    return [
-        _of_facts(head, *vote) if is_open and spec.problem == "auto" else head
-        for head, spec, vote in zip(heads, named, votes, strict=True)
-    ]
-
-
-def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
-    """Whether some label is neither yes nor no, some row does not add up to 1, some row is divided between classes."""
-    marked = [(y == IGNORE_INDEX) | (y == -1) for y in labels]
-    is_outside = any(bool((((y < 0) | (y > 1)) & ~mark).any()) for y, mark in zip(labels, marked, strict=True))
-    if any(y.dim() != 2 for y in labels):
-        return [is_outside, True, False]
-    add_up = all(bool((((y.float().sum(-1) - 1).abs() < 1e-3) & (y >= 0).all(-1)).all()) for y in labels)
-    return [is_outside, not add_up, any(bool(((y != 0) & (y != 1)).any()) for y in labels)]
-
-
-def _is_one_logit(head: PredictionHead, logits: torch.Tensor, batch: Mapping[str, Any]) -> bool:
-    """Whether an item has a single logit, whose dimension may be missing."""
-    if head.choices or head.positions or head.language_model:
+def _has_one_logit(head: PredictionHead, look: FirstLook | None) -> bool:
+    """Whether an item was seen to have a single logit, whose dimension may be missing."""
+    logits = None if look is None else look.logits(head)
+    if logits is None or head.choices or head.positions or head.language_model:
         return False
-    return logits.shape[-1] == 1 or logits.shape == (batch[head.labels[0]].shape if head.tokens else logits.shape[:1])
-
-
-def _of_facts(
-    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
-) -> PredictionHead:
-    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
-        if is_outside:
-            name = (TOKENS if head.tokens else ROWS)["regression"].name
-            return replace(head, name=name, problem="regression")
-        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
-        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
-            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
-    return head
+    squeezed = look.batch[head.labels[0]].shape if head.tokens else logits.shape[:1]
+    return logits.shape[-1] == 1 or logits.shape == squeezed
 
 
 def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead], look: FirstLook) -> None:

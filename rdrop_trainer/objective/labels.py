@@ -1,18 +1,67 @@
-"""What the labels of a stock head may be."""
+"""What the values of labels tell of a head, and which ones a head does not take."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..head import Head
 from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
-from .heads import PredictionHead
+from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
 from .lm_head import vocabulary_size
 from .training import Training
+
+
+def with_values(
+    training: Training,
+    heads: Sequence[PredictionHead],
+    named: Sequence[Head],
+    has_one_logit: Sequence[bool],
+    batches: Sequence[Mapping[str, Any]],
+) -> list[PredictionHead]:
+    """Heads whose labels are probabilities of classes, or no yes and no at all, where nothing but their type spoke.
+
+    All processes read the labels of their own first window, and come to one verdict.
+    """
+    facts = [
+        [*_facts([batch[head.labels[0]] for batch in batches]), one]
+        for head, one in zip(heads, has_one_logit, strict=True)
+    ]
+    votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
+    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
+    is_open = training.problem == "auto" and not (stated and not training.heads)
+    return [
+        _by_facts(head, *vote) if is_open and spec.problem == "auto" else head
+        for head, spec, vote in zip(heads, named, votes, strict=True)
+    ]
+
+
+def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
+    """Whether some label is neither yes nor no, some row does not add up to 1, some row is divided between classes."""
+    marked = [(y == IGNORE_INDEX) | (y == -1) for y in labels]
+    is_outside = any(bool((((y < 0) | (y > 1)) & ~mark).any()) for y, mark in zip(labels, marked, strict=True))
+    if any(y.dim() != 2 for y in labels):
+        return [is_outside, True, False]
+    add_up = all(bool((((y.float().sum(-1) - 1).abs() < 1e-3) & (y >= 0).all(-1)).all()) for y in labels)
+    return [is_outside, not add_up, any(bool(((y != 0) & (y != 1)).any()) for y in labels)]
+
+
+def _by_facts(
+    head: PredictionHead, is_outside: bool, does_not_add_up: bool, is_divided: bool, is_one_logit: bool
+) -> PredictionHead:
+    if head.problem == "multi_label" or (head.problem == "single_label" and is_one_logit):
+        if is_outside:
+            name = (TOKENS if head.tokens else ROWS)["regression"].name
+            return replace(head, name=name, problem="regression")
+        # Rows with a single yes add up to 1 as well, so some row has to be divided between classes
+        if head.problem == "multi_label" and not head.tokens and not does_not_add_up and is_divided:
+            return replace(head, name=SINGLE_LABEL.name, problem="single_label", soft=True)
+    return head
 
 
 def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapping[str, Any]]) -> None:

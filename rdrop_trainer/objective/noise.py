@@ -92,7 +92,7 @@ def is_rounding(passes: torch.Tensor) -> bool:
     return bool(spread <= torch.finfo(passes.dtype).eps ** 0.5 * passes[:, finite].abs().max())
 
 
-def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view: bool = False) -> str:
+def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view: bool) -> str:
     """Why R-Drop does nothing on this model, and what to do."""
     name = type(model).__name__
     if has_view:

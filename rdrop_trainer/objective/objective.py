@@ -1,10 +1,10 @@
 """The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own.
 
 A step in four parts: `Window.count` counts the items of its micro-batches; for each of these `Plan.run` makes the
-passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. The first
-steps find out what the model predicts (`head_of`, `judge`, `alignment`), whether its own loss is the usual one
-(`comparisons`), whether it has noise (`noise`) and stands its forward mode (`forward_modes`): `inspect` asks, and the
-`Plan` knows.
+passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. Where the
+task loss is another, a `TaskLoss` brings it along. The first steps find out what the model predicts (`head_of`,
+`judge`, `alignment`), whether its own loss is the usual one (`comparisons`), whether it has noise (`noise`) and stands
+its forward mode (`forward_modes`): `inspect` asks, and the `Plan` knows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ..losses import RDropLoss
@@ -93,12 +92,6 @@ class Objective:
             row_share,
         )
 
-    def stock_loss(self, outputs: Any, batch: Mapping[str, Any], window: Window) -> torch.Tensor:
-        """The stock loss of a micro-batch by what the model returned for it: its share of the mean over items."""
-        [items] = self.plan.items(Passes.of(outputs, self.plan.head.outputs), batch)
-        settings = StepSettings(alpha=0.0, num_passes=1)
-        return window.terms(items, settings, label_smoothing=self.training.smoothing(window.head)).loss
-
     def __call__(
         self,
         model: nn.Module,
@@ -133,8 +126,6 @@ class Objective:
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
         items, *others = self.plan.items(passes, batch, lm_head)
         self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
-        if window.row_share < 1:
-            check_item_by_item(self.plan.task_loss)  # the model's own loss may have turned out to be another
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             """The paper's loss, `rdrop_loss` over the items of all passes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging
 
+from .outputs import by_name, entry_at, tensors_in, with_loss
 from .recompute import recomputed
 from .rows import copied, device_of, find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
 
 logger = logging.get_logger(__name__)
-
-_IN_ORDER = ("logits", "start_logits", "end_logits")
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ class Passes:
     @classmethod
     def of(cls, outputs: Any, names: Sequence[str] = ()) -> Passes:
         """One pass, by what the model returned for a batch with labels; `names` as in `run_passes`."""
-        return cls([_as_dict(outputs, names)], [outputs], 1, 1)
+        return cls([by_name(outputs, names)], [outputs], 1, 1)
 
     def __getitem__(self, key: str) -> tuple[torch.Tensor, ...]:
         """An output of all passes: one tensor of m·B rows, or m of B rows. "logits.1" is the second of "logits"."""
         found = self.get(key)
         if found is None:
             held = ", ".join(name for name, value in self.runs[0].items() if value is not None) or "nothing"
-            parts = _tensors(self.runs[0].get(key), key)
+            parts = tensors_in(self.runs[0].get(key), key)
             raise ValueError(
                 f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: {held}. "
                 "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which labels."
@@ -62,7 +61,7 @@ class Passes:
     def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
         """The same; None if it is no tensor, or not there."""
         name, *path = key.split(".")
-        found = [run.get(key, _entry(run.get(name), path)) for run in self.runs]
+        found = [run.get(key, entry_at(run.get(name), path)) for run in self.runs]
         if not all(isinstance(value, torch.Tensor) for value in found):
             return None
         return tuple(found)
@@ -98,7 +97,7 @@ class Passes:
         """All outputs that are tensors, one level deep, of the first run, by name; those of a tuple by position."""
         run = self.runs[0]
         keys = [key for key in run if key.isdigit()] if self.is_unnamed else [key for key in run if key != "loss"]
-        return {name: value for key in keys for name, value in _tensors(run[key], key).items()}
+        return {name: value for key in keys for name, value in tensors_in(run[key], key).items()}
 
     def loss(self) -> torch.Tensor | None:
         """The model's own loss, mean over passes; None where the model computed none."""
@@ -117,18 +116,6 @@ class Passes:
     def first_output(self, loss: torch.Tensor) -> Any:
         """The output of the first pass with another loss, which stands first, as `Trainer` expects it."""
         return with_loss(self.output(0), loss, "loss" in self.runs[0])
-
-
-def with_loss(output: Any, loss: torch.Tensor, has_loss: bool) -> Any:
-    """An output in its own type, with a loss in front, in the place of its own where it has one."""
-    if isinstance(output, Mapping):
-        merged = {"loss": loss, **{k: v for k, v in output.items() if k != "loss"}}
-        takes_loss = not is_dataclass(output) or "loss" in {field.name for field in fields(output)}
-        return type(output)(**merged) if takes_loss else merged
-    if hasattr(output, "_replace"):  # a named tuple
-        return output._replace(loss=loss) if has_loss else (loss, *output)
-    rest = output if isinstance(output, tuple) else (output,)
-    return (loss, *(rest[1:] if has_loss else rest))
 
 
 def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -191,7 +178,7 @@ def run_passes(
         if chosen is not None:
             of_passes[1:] = [pick_rows(rows, chosen, batch_size) for rows in of_passes[1:]]
         outputs = _one_by_one(model, of_passes, call, recompute=mode == "recompute")
-    return Passes([_as_dict(o, names) for o in outputs], outputs, num_passes, batch_size, chosen)
+    return Passes([by_name(o, names) for o in outputs], outputs, num_passes, batch_size, chosen)
 
 
 def _one_by_one(
@@ -226,46 +213,3 @@ def can_repeat(model: nn.Module, batch_size: int) -> bool:
         and module.config.get_text_config().pad_token_id is None
         for module in modules
     )
-
-
-def _as_dict(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Outputs by name. The entries of a plain tuple behind its loss are called "0", "1", ..., and by those of `names`
-    whose order transformers fixes: a user's own names may stand in any order.
-    """
-    if isinstance(outputs, Mapping):
-        return dict(outputs)
-    if isinstance(outputs, torch.Tensor):
-        return {"logits": outputs}
-    if hasattr(outputs, "_asdict"):
-        return outputs._asdict()
-    entries = list(outputs)
-    has_loss = bool(entries) and _is_loss(entries)
-    found = {"loss": entries.pop(0)} if has_loss else {}
-    found |= {name: value for name, value in zip(names, entries, strict=False) if name in _IN_ORDER}
-    return found | {str(i): value for i, value in enumerate(entries)}
-
-
-def _is_loss(entries: list[Any]) -> bool:
-    """Whether a tuple begins with a loss, a single number."""
-    first = entries[0]
-    return isinstance(first, torch.Tensor) and (first.dim() == 0 or (first.shape == (1,) and len(entries) > 1))
-
-
-def _entry(value: Any, path: Sequence[str]) -> Any:
-    """What stands at a path of names and positions within an output; None if there is no such."""
-    for step in path:
-        if isinstance(value, Mapping):
-            value = value.get(step)
-        else:
-            is_there = isinstance(value, (tuple, list)) and step.isdigit() and int(step) < len(value)
-            value = value[int(step)] if is_there else None
-    return value
-
-
-def _tensors(value: Any, name: str) -> dict[str, torch.Tensor]:
-    """The tensors in an output, itself or its entries, by name."""
-    entries = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
-    )
-    inner = {f"{name}.{key}": entry for key, entry in entries}
-    return {key: v for key, v in {name: value, **inner}.items() if isinstance(v, torch.Tensor)}

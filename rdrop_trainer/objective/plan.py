@@ -10,12 +10,15 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from .heads import Items, PredictionHead
+from .decoder_inputs import without_labels
+from .heads import PredictionHead
+from .items import Items
 from .lm_head import LMHead, auto_from, vocabulary_size
+from .loss_comparison import LossComparison
 from .noise import NoiseWatch
 from .passes import Passes, run_passes
 from .rows import pick_rows
-from .task_loss import LossComparison, TaskLoss, without_labels
+from .task_loss import TaskLoss
 from .view import later_batches
 from .window import StepSettings
 

@@ -13,50 +13,18 @@ import torch
 from torch import nn
 
 from ..losses import RDropLoss
+from .decoder_inputs import without_labels
 from .head_of import runs_own_code
 from .heads import PredictionHead
-from .passes import Passes, call_model, with_loss
+from .loss_comparison import LossComparison
+from .outputs import kept, with_loss
+from .passes import Passes, call_model
 from .rows import copied
 from .window import Window
 
 # items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
 # `of`, by default that of the step; without labels, the divergence alone
 ItemsLoss = Callable[..., RDropLoss]
-
-
-@dataclass(frozen=True)
-class LossComparison:
-    """Finds out over some batches whether two losses are the same.
-
-    Attributes:
-        batches: how many were compared.
-        differs: they are not the same.
-    """
-
-    batches: int = 0
-    differs: bool = False
-    # One batch may not tell: class weights, for instance, cancel where all rows have one class
-    ENOUGH = 8
-
-    @property
-    def done(self) -> bool:
-        """Enough batches were compared, or one differs."""
-        return self.differs or self.batches >= self.ENOUGH
-
-    def compare(
-        self,
-        own: torch.Tensor,
-        expected: torch.Tensor,
-        tolerance: float,
-        sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
-    ) -> LossComparison:
-        """Compare the own loss of one batch with what it is taken for, up to a relative tolerance; all processes come
-        to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
-        """
-        known = own.isfinite()
-        differs = known & ((own - expected).abs() > tolerance * expected.abs() + 1e-6)
-        verdict = sum_over_processes(torch.stack([known, differs]).float()).bool().tolist()
-        return LossComparison(self.batches + verdict[0], verdict[1])
 
 
 class TaskLoss:
@@ -85,7 +53,7 @@ class TaskLoss:
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         """Run the model once. The outputs to `keep` are enough for the divergence; others may be let go at once."""
-        return call_model(model, inputs)
+        return kept(call_model(model, inputs), keep)
 
     def terms(
         self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
@@ -95,21 +63,20 @@ class TaskLoss:
         Raises:
             ValueError: a model that should have a loss returned none.
         """
+        returned = self.returned(passes, batch, count)
         if self.of_heads:
-            return self._terms_of_heads(items_loss, passes, batch, window)
-        task_loss = self.loss(passes, batch, window, count)
-        terms = items_loss(False)
+            return self._terms_of_heads(returned, items_loss, batch, window)
+        task_loss, terms = self.share(returned, batch, window, count), items_loss(False)
         return RDropLoss(task_loss + terms.loss, task_loss, terms.divergence)
 
     def _terms_of_heads(
-        self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window
+        self, own: torch.Tensor, items_loss: ItemsLoss, batch: Mapping[str, Any], window: Window
     ) -> RDropLoss:
         """The same where each head is a mean over items of its own, of which a micro-batch has other shares.
 
         The usual losses are counted exactly. What the loss holds besides them counts as a mean over the micro-batch.
         """
-        own, terms = passes.loss(), items_loss(True)
-        alone = Window.count(window.head, [batch])
+        terms, alone = items_loss(True), Window.count(window.head, [batch])
         besides = own - items_loss(True, alone).task_loss
         # A head without a label in this micro-batch makes the loss NaN
         is_lacking = (alone.task_items == 0).any().to(own.device) & ~own.isfinite()
@@ -117,16 +84,19 @@ class TaskLoss:
         besides = window.weighted(besides, batch)
         return RDropLoss(terms.loss + besides, terms.task_loss + besides, terms.divergence)
 
-    def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
-        """The task loss alone: what was returned, mean over passes, scaled to the window."""
+    def returned(self, passes: Passes, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
+        """The loss of the micro-batch as the source has it, mean over passes."""
         loss = passes.loss()
         if loss is None:
             raise ValueError(
                 f"{type(self.base).__name__} returns no loss although labels were given; R-Drop keeps the model's own "
                 "loss for models defined outside transformers. Return a `loss`, or pass compute_loss_func."
             )
-        # Taken as a mean over the micro-batch's items, which is what a model that is not told the window's count gives
-        return window.weighted(loss, batch)
+        return loss
+
+    def share(self, returned: torch.Tensor, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
+        """The share of that in the loss of the optimizer step: of a source that is not told the count, a mean's."""
+        return window.weighted(returned, batch)
 
 
 @dataclass(frozen=True)
@@ -141,9 +111,6 @@ class StockLoss(TaskLoss):
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return dict(batch) if self.comparison else without_labels(self.base, batch, head.labels)
-
-    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        return _kept(call_model(model, inputs), keep)
 
     def terms(self, items_loss, passes, batch, window, count) -> RDropLoss:
         return items_loss(True)
@@ -161,9 +128,6 @@ class ModelLoss(TaskLoss):
     def computed_by(self) -> str:
         return type(self.base).__name__
 
-    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        return _kept(call_model(model, inputs), keep)
-
 
 @dataclass(frozen=True)
 class FunctionLoss(TaskLoss):
@@ -177,10 +141,14 @@ class FunctionLoss(TaskLoss):
     function: Callable[..., torch.Tensor]
     base: nn.Module
     uses_count: bool | None = None
+    of_heads: bool = False
     needs_logits = "compute_loss_func gets the model's outputs, logits included"
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return without_labels(self.base, batch, ("labels",))
+
+    def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
+        return call_model(model, inputs)  # the function may read any output
 
     def of(self, outputs: Any, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
         """What the function makes of the outputs of one pass over a batch.
@@ -199,11 +167,12 @@ class FunctionLoss(TaskLoss):
                 )
         return loss
 
-    def loss(self, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
-        losses = [self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]
-        mean = torch.stack(losses).mean()
+    def returned(self, passes: Passes, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
+        return torch.stack([self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]).mean()
+
+    def share(self, returned: torch.Tensor, batch: Mapping[str, Any], window: Window, count: Any) -> torch.Tensor:
         is_mean = count is None or self.uses_count is False
-        return window.weighted(mean, batch) if is_mean else mean * window.processes
+        return window.weighted(returned, batch) if is_mean else returned * window.processes
 
 
 @dataclass(frozen=True)
@@ -252,31 +221,6 @@ def check_item_by_item(task_loss: TaskLoss) -> None:
         )
 
 
-def own_loss(
-    base: nn.Module, head: PredictionHead, label_smoothing: float = 0.0, hidden_by: str | None = None
-) -> StockLoss | ModelLoss:
-    """The loss of a model that is left to itself: the stock loss of its head, or its own.
-
-    Args:
-        label_smoothing: `Trainer` puts the smoothed stock loss in the place of every other.
-        hidden_by: the setting for which the model returns no logits once it is given labels.
-
-    Raises:
-        ValueError: a loss of its own is to be kept, which comes without logits.
-    """
-    if label_smoothing:
-        return StockLoss(base)
-    if promises_stock_loss(base) and head.stock is None:
-        # The model's own code does not take probabilities as labels
-        return StockLoss(base, None if hidden_by or head.soft else LossComparison())
-    if hidden_by:
-        raise ValueError(
-            f"R-Drop keeps the own loss of {type(base).__name__}, and needs its logits too, which it leaves out with "
-            f"{hidden_by}."
-        )
-    return ModelLoss(base)
-
-
 def promises_stock_loss(model: nn.Module) -> bool:
     """Whether a model's class says that its loss is the stock loss of its head.
 
@@ -288,33 +232,3 @@ def promises_stock_loss(model: nn.Module) -> bool:
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_function = loss_function.__module__.startswith(("transformers.", "torch."))
     return not runs_own_code(model) and stock_function and not adds_loss and not hasattr(model, "_loss_function")
-
-
-def without_labels(base: nn.Module, batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    """A batch without its labels, but with the decoder inputs that they stand for.
-
-    The labels stay where the model makes its decoder inputs of them, and cannot be asked for those alone.
-    """
-    made = decoder_inputs(base, batch)
-    if made is None:
-        return dict(batch)
-    return {key: value for key, value in batch.items() if key not in labels} | made
-
-
-def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
-    """The decoder inputs that the labels stand for, empty if none are needed; None if the model cannot say."""
-    labels = batch.get("labels")
-    given = any(batch.get(key) is not None for key in ("decoder_input_ids", "decoder_inputs_embeds"))
-    decodes = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
-    if given or not decodes or labels is None or labels.dim() != 2 or labels.is_floating_point():
-        return {}
-    prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
-    return None if prepare is None else {"decoder_input_ids": prepare(labels=labels)}
-
-
-def _kept(outputs: Any, keep: tuple[str, ...] | None) -> Any:
-    """Outputs without those that the loss does not need."""
-    keep = None if keep is None else tuple(name.split(".")[0] for name in keep)
-    if keep is None or not isinstance(outputs, Mapping) or any(outputs.get(name) is None for name in keep):
-        return outputs
-    return {key: value for key, value in outputs.items() if key in keep or key.endswith("loss")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +15,10 @@ from ..head import Head
 from .head_of import base_model
 from .heads import PredictionHead
 from .lm_head import is_compiled
+from .loss_comparison import LossComparison
 from .passes import Passes, call_model, run_passes
 from .snapshot import same_modes, same_noise
-from .task_loss import TrainerLoss, promises_stock_loss
+from .task_loss import FunctionLoss, ModelLoss, StockLoss, TaskLoss, TrainerLoss, promises_stock_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,7 +43,6 @@ class Training:
         label_names: `Trainer`'s; a single one other than "labels" names the labels of the head that is found.
         replicas: processes that see the same rows, as those of one tensor-parallel group do.
         shares_counts: the processes normalise over their items together.
-        forwards: how many forward passes were run so far to find something out.
     """
 
     model: nn.Module
@@ -58,7 +58,6 @@ class Training:
     label_names: Sequence[str] = ()
     replicas: int = 1
     shares_counts: bool = True
-    forwards: int = field(default=0, init=False)
 
     def __post_init__(self):
         if self.heads and self.problem != "auto":
@@ -87,6 +86,30 @@ class Training:
         if self.loss_function is not None or self.trainer_loss is not None:
             return True
         return not self.label_smoothing and not promises_stock_loss(self.base)
+
+    def task_loss(self, head: PredictionHead) -> TaskLoss:
+        """Where the task loss comes from, by settings and the model's class."""
+        if self.loss_function is not None:
+            return FunctionLoss(self.loss_function, self.base)
+        return self.trainer_loss or self.loss_of_model(head)
+
+    def loss_of_model(self, head: PredictionHead) -> StockLoss | ModelLoss:
+        """The loss of a model that is left to itself: the stock loss of its head, or its own.
+
+        Raises:
+            ValueError: a loss of its own is to be kept, which comes without logits.
+        """
+        if self.smoothing(head):  # `Trainer` puts the smoothed stock loss in the place of every other
+            return StockLoss(self.base)
+        if promises_stock_loss(self.base) and head.stock is None:
+            # The model's own code does not take probabilities as labels
+            return StockLoss(self.base, None if self.hidden_by or head.soft else LossComparison())
+        if self.hidden_by:
+            raise ValueError(
+                f"R-Drop keeps the own loss of {type(self.base).__name__}, and needs its logits too, which it leaves "
+                f"out with {self.hidden_by}."
+            )
+        return ModelLoss(self.base)
 
     def smoothing(self, head: PredictionHead) -> float:
         """`Trainer` smooths `labels` alone, so answers to questions are not."""
@@ -119,9 +142,8 @@ class Training:
         return 1e-4
 
     @contextmanager
-    def aside(self, with_grad: bool = False, forwards: int = 1):
-        """For forward passes that leave no trace; `forwards` is their number."""
-        self.forwards += forwards
+    def aside(self, with_grad: bool = False):
+        """For forward passes that leave no trace."""
         with torch.set_grad_enabled(with_grad), self.same_noise():
             yield
 

@@ -1,4 +1,4 @@
-"""One optimizer step: its settings, what its micro-batches hold together, and the terms to log."""
+"""One optimizer step: its settings, and what its micro-batches hold together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..losses import RDropLoss, devices, rdrop_loss
-from .heads import Items, PredictionHead
+from .heads import PredictionHead
+from .items import Items
 from .rows import pick_rows, spread_rows
 from .view import SecondView
 
@@ -62,7 +63,6 @@ class Window:
         counts: the same of each micro-batch on this process; (micro_batches, parts, 2).
         forms: those of their labels.
         largest: the most rows that one has.
-        micro_batches: on this process.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
         row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
             their items, the task loss that of all.
@@ -74,7 +74,6 @@ class Window:
     counts: torch.Tensor
     forms: frozenset[tuple[bool, ...]]
     largest: int
-    micro_batches: int
     processes: int = 1
     row_share: float = 1.0
 
@@ -106,7 +105,7 @@ class Window:
             counts = sum_over_processes(counts)
         forms = frozenset(_form(head, batch) for batch in batches)
         largest = max(_size(head, batch) for batch in batches)
-        return cls(head, counts[:, 0], counts[:, 1], each, forms, largest, len(batches), processes, row_share)
+        return cls(head, counts[:, 0], counts[:, 1], each, forms, largest, processes, row_share)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Is this one of the micro-batches that were counted? An override may have changed its labels since.
@@ -132,7 +131,7 @@ class Window:
     @property
     def is_one_batch(self) -> bool:
         """One micro-batch on one process: a mean over it is a mean over the window."""
-        return self.micro_batches == 1 and self.processes == 1
+        return len(self.counts) == 1 and self.processes == 1
 
     def share(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The weight that a mean (a sum) over one micro-batch has in the mean (the sum) over the window; a scalar."""
@@ -171,7 +170,7 @@ class Window:
                 num_passes=settings.num_passes,
                 mask=part.mask,
                 num_items=task_items,
-                num_divergence_items=divergence_items if settings.reduction == "mean" else self.micro_batches,
+                num_divergence_items=divergence_items if settings.reduction == "mean" else len(self.counts),
                 reduction=settings.reduction,
                 label_smoothing=label_smoothing,
             )
@@ -202,59 +201,3 @@ def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
     """What counts do not tell and needs no look at values: whether labels of classes are probabilities by now."""
     classes = (part for part in head.parts if part.problem == "single_label")
     return tuple(batch[key].is_floating_point() for part in classes for key in part.labels if key in batch)
-
-
-class LoggedTerms:
-    """Sums of task loss and divergence over R-Drop steps. They stay on the device: to read one would wait for it.
-
-    Of each micro-batch the first loss counts: an adversarial training step computes another of disturbed weights.
-    """
-
-    def __init__(self, device: torch.device):
-        self._sums = torch.zeros(2, device=device)
-        self._steps = 0
-        self._window = torch.zeros(2, device=device)
-        self._window_step: int | None = None
-        self._last_step = 0
-        self._has_micro_batch = False
-
-    def start_window(self, step: int) -> None:
-        """Begin the window of an optimizer step.
-
-        After running out of memory a step, or the whole training, may begin again; what it had added is forgotten.
-        """
-        if step < self._last_step:
-            self._sums, self._steps = torch.zeros_like(self._sums), 0
-        elif self._window_step != step:
-            self._close_window()
-        self._last_step = step
-        self._window = torch.zeros_like(self._sums)
-        self._window_step = None
-        self._has_micro_batch = False
-
-    def add(self, terms: RDropLoss, step: int) -> None:
-        """Add a micro-batch's share of an optimizer step; another one before `end_micro_batch` is left out."""
-        if self._has_micro_batch:
-            return
-        self._has_micro_batch = True
-        self._window += torch.stack([terms.task_loss, terms.divergence]).detach()
-        self._window_step = step
-
-    def end_micro_batch(self) -> None:
-        """What is added next is of another micro-batch, or of another window."""
-        self._has_micro_batch = False
-
-    def take(self, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """The averages since the last call, empty if there was no R-Drop step, and start again."""
-        self._close_window()
-        if self._steps == 0:
-            return {}
-        task_loss, divergence = (mean_over_processes(self._sums) / self._steps).tolist()
-        self._sums, self._steps = torch.zeros_like(self._sums), 0
-        return {"task_loss": task_loss, "divergence": divergence}
-
-    def _close_window(self) -> None:
-        if self._window_step is not None:
-            self._sums += self._window
-            self._steps += 1
-            self._window, self._window_step = torch.zeros_like(self._sums), None

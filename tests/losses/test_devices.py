@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rdrop_trainer.losses import devices, rdrop_linear_loss, rdrop_loss
-from rdrop_trainer.losses.rdrop import choose_fused
+from rdrop_trainer.losses.backends import choose_fused
 from support.formulas import make, relative
 from support.operations import Operations
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rdrop_trainer.losses import linear, rdrop_linear_loss, rdrop_loss
+from rdrop_trainer.losses import linear, linear_chunks, rdrop_linear_loss, rdrop_loss
 from support.formulas import relative
 from support.tiny import Sizes
 
@@ -64,7 +64,7 @@ def compare(hidden, weight, labels, bias, form, tolerance=1e-6, **settings):
 @pytest.fixture(params=[256, 9], ids=["one chunk", "several chunks"])
 def chunks(request, monkeypatch):
     """The last of several chunks is short: 14 items in chunks of 4 (two passes) or 3."""
-    monkeypatch.setattr(linear, "ROWS_ON_CPU", request.param)
+    monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", request.param)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -123,7 +123,7 @@ def test_a_float16_gradient_survives_a_small_loss(chunks):
 
 def test_the_gradient_of_a_half_precision_weight_is_summed_up_in_float32(monkeypatch):
     """Over many chunks: rounded once, at the end."""
-    monkeypatch.setattr(linear, "ROWS_ON_CPU", 8)
+    monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", 8)
     hidden, weight, bias, labels = make(n=1000, c=5, dtype=torch.bfloat16)
     _, gradients = unfused(hidden, weight, labels, bias, {}, alpha=0)
     h, w = leaves(hidden, weight)
@@ -227,7 +227,7 @@ def test_a_graph_that_is_kept_can_be_used_again(chunks):
 
 
 def test_gradcheck(monkeypatch):
-    monkeypatch.setattr(linear, "ROWS_ON_CPU", 4)
+    monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", 4)
     hidden, weight, bias, labels = make(n=5, h=3, c=4, dtype=torch.float64)
     mask = torch.tensor([True, True, True, False, True])
 
@@ -286,7 +286,7 @@ def test_nothing_of_the_size_of_the_logits_is_made():
     with Sizes() as sizes:
         rdrop_linear_loss(h, w, labels, alpha=4.0).loss.backward()
     # Four times a chunk of logits: themselves, their exponentials, scratch, and the index of their labels at most
-    assert max(sizes.of.values()) <= linear.ROWS_ON_CPU * 2000 < 4000 * 2000 / 10
+    assert max(sizes.of.values()) <= linear_chunks.ROWS_ON_CPU * 2000 < 4000 * 2000 / 10
 
 
 def test_a_gradient_in_huge_pages():

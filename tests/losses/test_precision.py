@@ -58,13 +58,11 @@ def test_gradient_checkpointing_changes_nothing(name, mode, tmp_path):
     updates = []
     for checkpointing in (False, True):
         model = zoo.build(name, dropout=0.2)
-        before = tiny.weights(model)
         trainer = zoo.trainer(
             name, model, zoo.dataset(name), tmp_path, rdrop_forward_mode=mode, gradient_checkpointing=checkpointing,
             **tiny.PURE_SGD,
         )  # fmt: skip
-        trainer.train()
-        updates.append(tiny.update(before, tiny.weights(model)))
+        updates.append(tiny.trained(trainer))
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
 
 
@@ -74,11 +72,9 @@ def test_compiled_models_train_alike(name, mode, tmp_path):
     updates = []
     for compiled in (False, True):
         model = zoo.build(name, dropout=0.0)
-        before = tiny.weights(model)
         trainer = zoo.trainer(
             name, model, zoo.dataset(name, rows=8), tmp_path, rdrop_forward_mode=mode, torch_compile=compiled,
             rdrop_allow_deterministic=True, **tiny.PURE_SGD,
         )  # fmt: skip
-        trainer.train()
-        updates.append(tiny.update(before, tiny.weights(model)))
+        updates.append(tiny.trained(trainer))
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-4

@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rdrop_trainer.losses import chunked, linear, rdrop, rdrop_linear_loss, rdrop_loss
+from rdrop_trainer.losses import backends, chunked, linear_chunks, rdrop_linear_loss, rdrop_loss
 from support import formulas
 
 QUICK = settings(max_examples=150, deadline=None, database=None, derandomize=True)
@@ -120,13 +120,13 @@ def cases(draw, ordinary=False):
 @contextmanager
 def arithmetic(case):
     """As it is for large inputs: in float32, in chunks of which the last may be short."""
-    before = rdrop.FLOAT64_UP_TO, chunked._rows_of_a_chunk, linear.ROWS_ON_CPU
+    before = backends.FLOAT64_UP_TO, chunked._rows_of_a_chunk, linear_chunks.ROWS_ON_CPU
     if case.in_float32:
-        rdrop.FLOAT64_UP_TO, chunked._rows_of_a_chunk, linear.ROWS_ON_CPU = 0, lambda *_: 4, 4
+        backends.FLOAT64_UP_TO, chunked._rows_of_a_chunk, linear_chunks.ROWS_ON_CPU = 0, lambda *_: 4, 4
     try:
         yield
     finally:
-        rdrop.FLOAT64_UP_TO, chunked._rows_of_a_chunk, linear.ROWS_ON_CPU = before
+        backends.FLOAT64_UP_TO, chunked._rows_of_a_chunk, linear_chunks.ROWS_ON_CPU = before
 
 
 def laid_out(z, layout):

@@ -8,7 +8,8 @@ from transformers import BertForSequenceClassification
 
 from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.objective.lm_head import LMHead
-from rdrop_trainer.objective.task_loss import LossComparison, ModelLoss, StockLoss
+from rdrop_trainer.objective.loss_comparison import LossComparison
+from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss
 from rdrop_trainer.objective.training import Training
 from support import tiny, zoo
 

@@ -115,15 +115,13 @@ def test_accumulation_equals_one_large_batch(how, alpha, tmp_path):
     cls = RDropTrainer if how == "model" else type("Over", (RDropMixin, JointTrainer), {})
     for size, steps in ((12, 1), (3, 4), (5, 3)):
         model = Joint(passes=2 if alpha else 1)
-        before = tiny.weights(model)
         trainer = tiny.trainer(
             model, data, tmp_path, cls, data_collator=zoo.default_data_collator, rdrop_alpha=alpha,
             rdrop_heads=[INTENT, SLOTS], label_names=["intent_labels", "slot_labels"], remove_unused_columns=False,
             per_device_train_batch_size=size, gradient_accumulation_steps=steps, logging_steps=1,
             train_sampling_strategy="sequential", **tiny.PURE_SGD,
         )  # fmt: skip
-        trainer.train()
-        updates.append(tiny.update(before, tiny.weights(model)))
+        updates.append(tiny.trained(trainer))
         if alpha:
             task, divergence = (value.item() for value in expected(Joint().train(), batch))
             log = trainer.state.log_history[0]
@@ -131,6 +129,26 @@ def test_accumulation_equals_one_large_batch(how, alpha, tmp_path):
             assert log["divergence"] == pytest.approx(divergence, rel=1e-5)
     assert updates[0].norm() > 0
     assert tiny.relative(updates[1], updates[0]) < 1e-5 and tiny.relative(updates[2], updates[0]) < 1e-5
+
+
+def test_a_function_that_adds_up_the_usual_losses():
+    class Targets(Joint):
+        def forward(self, input_ids, intent_labels, labels=None):
+            return {**super().forward(input_ids), "targets": intent_labels}
+
+    def function(outputs, labels, num_items_in_batch=None):
+        slots = F.cross_entropy(outputs["slots"].mT, labels)
+        return F.cross_entropy(outputs["intent"], outputs["targets"]) + 0.5 * slots
+
+    model, batch = Targets().train(), rows()
+    task, _ = expected(Joint().train(), batch)
+    batch["labels"] = batch.pop("slot_labels")
+    parts = [{key: value[i : i + 4] for key, value in batch.items()} for i in (0, 4, 8)]
+    heads = [INTENT, Head("slots", "labels", weight=0.5)]
+    objective = Objective.of(model, parts, heads=heads, loss_function=function)
+    window = objective.window(parts)
+    total = sum(objective(model, part, window, StepSettings(alpha=ALPHA), count=12)[0].task_loss for part in parts)
+    assert total.item() == pytest.approx(task.item(), rel=1e-5)
 
 
 def test_what_a_joint_loss_holds_besides_is_kept():

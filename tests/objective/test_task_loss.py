@@ -241,13 +241,11 @@ def test_a_language_models_own_loss_is_kept_under_accumulation(mode, tmp_path):
     def update(rows, steps, **arguments):
         model = zoo.build("llama", dropout=0.0)
         model.__class__ = Doubled
-        before = tiny.weights(model)
         trainer = zoo.trainer(
             "llama", model, zoo.dataset("llama", rows=8), tmp_path, rdrop_forward_mode=mode,
             per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **SAME, **tiny.PURE_SGD, **arguments,
         )  # fmt: skip
-        trainer.train()
-        return tiny.update(before, tiny.weights(model))
+        return tiny.trained(trainer)
 
     assert tiny.relative(update(2, 4), update(8, 1)) < 1e-5
 
@@ -331,13 +329,11 @@ def test_a_trainers_own_loss_is_kept(mode, tmp_path):
 def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):
     def update(cls, rows, steps, **arguments):
         model = tiny.bert(dropout=0.0)
-        before = tiny.weights(model)
         trainer = tiny.trainer(
             model, tiny.dataset(rows=8), tmp_path, cls, per_device_train_batch_size=rows,
             gradient_accumulation_steps=steps, **tiny.PURE_SGD, **arguments,
         )  # fmt: skip
-        trainer.train()
-        return tiny.update(before, tiny.weights(model))
+        return tiny.trained(trainer)
 
     whole = update(RDropWeighted, 8, 1, **SAME)
     assert tiny.relative(update(RDropWeighted, 2, 4, **SAME), whole) < 1e-5
@@ -415,14 +411,13 @@ def test_a_loss_function_may_return_a_mean_or_divide_by_the_count(function, tmp_
 
     def update(rows, steps):
         model = zoo.noisy("single_label")
-        before = tiny.weights(model)
         trainer = tiny.trainer(
             model, tiny.dataset(rows=11), tmp_path, compute_loss_func=function, logging_steps=1,
             per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **tiny.PURE_SGD,
         )  # fmt: skip
-        trainer.train()
+        change = tiny.trained(trainer)
         losses.append(trainer.state.log_history[0]["task_loss"])
-        return tiny.update(before, tiny.weights(model))
+        return change
 
     losses = []
     assert tiny.relative(update(3, 4), update(11, 1)) < 1e-5  # the last micro-batch has two rows
@@ -574,29 +569,19 @@ def test_a_model_without_logits_is_refused_with_the_outputs_it_has(tmp_path):
         head_of(NoLogits(), {"labels": [{"boxes": 1}]})
 
 
-def test_mixins_go_over_any_trainer_of_transformers(tmp_path):
-    class Mine(RDropMixin, Seq2SeqTrainer):
-        pass
-
-    trainer = zoo.trainer("t5", zoo.build("t5"), zoo.dataset("t5"), tmp_path, cls=Mine, logging_steps=1)
-    trainer.train()
-    assert trainer.state.log_history[0]["divergence"] > 0
-
-
 def test_a_micro_batch_without_labels_adds_nothing_to_a_models_own_loss(tmp_path):
     """Its own mean over nothing is NaN; the window's other rows weigh as they would alone."""
 
     def update(rows, **arguments):
         model = tiny.bert(dropout=0.0)
         model.forward = functools.partial(Tripled.forward, model)
-        before = tiny.weights(model)
         trainer = tiny.trainer(
             model, rows, tmp_path, rdrop_forward_mode="sequential", per_device_train_batch_size=2,
             train_sampling_strategy="sequential", logging_steps=1, **SAME, **tiny.PURE_SGD, **arguments,
         )  # fmt: skip
-        trainer.train()
+        change = tiny.trained(trainer)
         losses.append(trainer.state.log_history[0]["task_loss"])
-        return tiny.update(before, tiny.weights(model))
+        return change
 
     losses = []
     rows = tiny.dataset(rows=4, unlabeled=(2, 3))

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rdrop_trainer.losses import RDropLoss
 from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, ROWS, SEQ2SEQ, SINGLE_LABEL, TOKEN
-from rdrop_trainer.objective.window import LoggedTerms, Window
+from rdrop_trainer.objective.window import Window
 
 
 def counted(items, num_passes=1):
@@ -86,34 +85,11 @@ def test_counts():
 def test_windows_add_up_over_batches_and_processes():
     batches = [{"labels": torch.tensor([0, -100])}, {"labels": torch.tensor([1, 2, 3])}]
     window = Window.count(SINGLE_LABEL, batches, torch.device("cpu"))
-    assert (window.task_items, window.divergence_items, window.micro_batches) == (4, 5, 2)
+    assert (window.task_items, window.divergence_items, len(window.counts)) == (4, 5, 2)
     assert not window.is_one_batch and window.share(batches[1]) == 3 / 4
     shared = Window.count(SINGLE_LABEL, batches[:1], torch.device("cpu"), 2, lambda counts: 3 * counts)
     assert (shared.task_items, shared.divergence_items) == (3, 6) and not shared.is_one_batch
     assert shared.share(batches[0]) == pytest.approx(2 / 3)
-
-
-def terms(task, divergence):
-    return RDropLoss(torch.tensor(0.0), torch.tensor(task), torch.tensor(divergence))
-
-
-def test_logged_terms_average_steps_and_forget_a_window_begun_again():
-    logged = LoggedTerms(torch.device("cpu"))
-    assert logged.take(lambda sums: sums) == {}
-    for step, values in ((0, [(1.0, 2.0), (3.0, 4.0)]), (1, [(9.0, 9.0)]), (1, [(2.0, 6.0), (2.0, 0.0)])):
-        logged.start_window(step)  # step 1 ran out of memory after one micro-batch, and began again
-        for value in values:
-            logged.add(terms(*value), step)
-            logged.add(terms(50.0, 50.0), step)  # of disturbed weights
-            logged.end_micro_batch()
-    assert logged.take(lambda sums: sums) == {"task_loss": 4.0, "divergence": 6.0}
-    logged.start_window(2)
-    logged.add(terms(100.0, 100.0), 2)
-    logged.start_window(0)  # training began again from its first step
-    logged.add(terms(1.0, 1.0), 0)
-    assert logged.take(lambda sums: sums) == {"task_loss": 1.0, "divergence": 1.0}
-    logged.start_window(1)
-    assert logged.take(lambda sums: sums) == {}
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,13 @@ def update(before, after):
     return torch.cat([(after[k] - before[k]).flatten().double() for k in before if before[k].is_floating_point()])
 
 
+def trained(trainer):
+    """Train, and return the update."""
+    before = weights(trainer.model)
+    trainer.train()
+    return update(before, weights(trainer.model))
+
+
 def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
 

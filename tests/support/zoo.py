@@ -291,11 +291,9 @@ def by_definition(name, passes, batch, alpha, smoothing=0.0):
 
 def sgd_update(name, model, tmp_path, rows=11, unlabeled=(), **arguments):
     """Minus the summed gradients of one epoch of SGD, as one vector."""
-    before = tiny.weights(model)
     arguments = {"rdrop_allow_deterministic": True, **tiny.PURE_SGD, **arguments}
     run = trainer(name, model, dataset(name, rows, unlabeled=unlabeled), tmp_path, **arguments)
-    run.train()
-    return tiny.update(before, tiny.weights(run.model))
+    return tiny.trained(run)
 
 
 def gradient(model, batches, label_smoothing=0.0, **settings):

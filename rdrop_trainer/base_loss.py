@@ -1,0 +1,74 @@
+"""The loss without R-Drop: `Trainer`'s, or that of a `compute_loss` of the user's, below R-Drop's class or in front."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from ._mixin_base import MixinBase
+from .objective.decoder_inputs import decoder_inputs
+from .objective.head_of import base_model
+from .objective.task_loss import TrainerLoss
+from .overrides import calls_super, overriding, takes_count, with_taken
+
+
+class BaseLossMixin(MixinBase):
+    """Finds and calls the `compute_loss` that R-Drop's own stands before."""
+
+    _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
+    _override: type | None = None  # the class of one in front that does not call ours; ours then calls it
+
+    def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
+        """`compute_loss` without R-Drop."""
+        if self.label_smoother is not None or self.compute_loss_func is not None:
+            # It may take the labels away, and with them what a decoder's inputs are made of
+            inputs = {**inputs, **(decoder_inputs(self._base_model(), inputs) or {})}
+        if self._override is None or self._phase == "override":
+            return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
+        with self._in_phase("override"):
+            override = type(self).compute_loss
+            return override(self, model, inputs, **with_taken(override, arguments))
+
+    def _trainer_loss(self) -> TrainerLoss | None:
+        """The same as a source of the task loss; None where it is that of `Trainer` itself."""
+        owner = self._override
+        below: Any = super().compute_loss
+        if owner is None and below.__func__ is not Trainer.compute_loss:
+            order = type(self).__mro__
+            owner = next(cls for cls in order[order.index(BaseLossMixin) + 1 :] if issubclass(cls, Trainer))
+        if owner is None:
+            return None
+        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
+
+    @contextmanager
+    def _before_overrides(self, ours: type):
+        """Within it, `Trainer` calls the `compute_loss` of R-Drop's class, `ours`, even if one in front of it would not
+        call it: R-Drop's then calls that one, for the task loss.
+        """
+        owner = overriding(type(self), "compute_loss", ours)
+        is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user
+        calls_ours = calls_super(type(self), "compute_loss", ours) and takes_count(type(self).compute_loss)
+        if owner is None or is_set or calls_ours:
+            yield
+            return
+        self._override, vars(self)["compute_loss"] = owner, partial(vars(ours)["compute_loss"], self)
+        try:
+            yield
+        finally:
+            self._override = None
+            del vars(self)["compute_loss"]
+
+    @contextmanager
+    def _in_phase(self, phase: str):
+        before, self._phase = self._phase, phase
+        try:
+            yield
+        finally:
+            self._phase = before
+
+    def _base_model(self) -> nn.Module:
+        return base_model(self.accelerator.unwrap_model(self.model))
