@@ -110,6 +110,8 @@ def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]
         return training.heads
     [name] = training.label_names
     is_other = "labels" not in batch and name in batch and name not in QUESTION_ANSWERING.labels
+    # A model that makes its own input anew has that input as labels for the evaluation
+    is_other = is_other and name != getattr(training.base, "main_input_name", None)
     return [Head(labels=name, problem=training.problem)] if is_other else ()
 
 
@@ -164,14 +166,21 @@ def after_passes(
 def check_divergence(
     training: Training, plan: Plan, items: Sequence[Items], divergence: torch.Tensor, settings: StepSettings
 ) -> Plan:
-    """Does the divergence of a micro-batch see that its passes differ? Checked once, after noise was seen.
+    """Does the divergence of a micro-batch see that its passes differ, and have a gradient? Checked once, after noise
+    was seen.
 
     Raises:
-        ValueError: it is exactly 0 although they differ.
+        ValueError: it is exactly 0 although they differ, or nothing learns from it.
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
     passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
+    if torch.is_grad_enabled() and passes.numel() > 0 and not divergence.requires_grad:
+        raise ValueError(
+            f"The {' and '.join(map(repr, plan.head.outputs))} that {type(training.base).__name__} returns have no "
+            "gradient, so nothing would learn from their divergence: return them without detach(), and no copies made "
+            "under torch.no_grad()."
+        )
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
     verdict = torch.tensor([differ, bool(divergence != 0)], device=training.device).float()
     differ, is_seen = training.sum_over_processes(verdict).bool().tolist()

@@ -15,7 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from ..head import Head
 from ..losses.reference import IGNORE_INDEX
-from .alignment import aligned
+from .alignment import aligned, plain_loss
 from .comparisons import probe_trainer_loss
 from .head_of import has_listed_head, runs_own_code
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead, is_along_text
@@ -88,6 +88,7 @@ def judged(
     if look is None:
         return JointHead.of(heads), task_loss
     _refuse_marks_as_values(training, heads, look)
+    heads = [_doubted_probabilities(training, head, look) for head in heads]
     heads, is_sum = aligned(training, heads, named, look.passes, look.batch, look.source)
     head = JointHead.of(heads)
     source: Any = look.source
@@ -112,6 +113,9 @@ def _found(training: Training, head: PredictionHead, named: Head, look: FirstLoo
         classes = getattr(getattr(training.base, "config", None), "num_labels", None)
         of_classes = [name for name in fitting if tensors[name].shape[-1] == classes]
         fitting = of_classes if len(of_classes) == 1 else fitting
+    if len(fitting) > wanted == 1:
+        of_loss = [name for name in fitting if _has_usual_loss(training, replace(head, outputs=(name,)), look)]
+        fitting = of_loss if len(of_loss) == 1 else fitting
     if len(fitting) == wanted:
         return replace(head, outputs=tuple(fitting))
     shapes = ", ".join(f"{name}: {tuple(z.shape)}" for name, z in tensors.items()) or "no tensor"
@@ -140,6 +144,14 @@ def _has_classes(head: PredictionHead, z: torch.Tensor, targets: torch.Tensor) -
     if head.problem != "single_label" or z.shape[-1] == 1 or targets.numel() == 0:
         return True
     return bool(targets.max() < z.shape[-1])
+
+
+def _has_usual_loss(training: Training, head: PredictionHead, look: FirstLook) -> bool:
+    """Whether the model's own loss is the usual one of a head."""
+    own, [items] = look.passes.loss(), head.items(look.passes, look.batch, 1)
+    return own is not None and bool(
+        (own - plain_loss(items)).abs() <= training.tolerance(own, *items.outputs) * own.abs()
+    )
 
 
 # ---- Rows or tokens ----
@@ -268,3 +280,23 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
                 f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
                 "rows (unlabeled_dataset makes some)."
             )
+
+
+def _doubted_probabilities(training: Training, head: PredictionHead, look: FirstLook) -> PredictionHead:
+    """A head in doubt where the model returns probabilities, of which the divergence would be that of other ones."""
+    z, labels, own = look.logits(head), look.batch[head.labels[0]], look.passes.loss()
+    if head.doubt or head.problem == "regression" or z is None or z.numel() == 0 or bool(((z < 0) | (z > 1)).any()):
+        return head
+    z, tolerance = z.float(), training.tolerance(z)
+    if head.problem == "single_label" and not _is_one_logit(head, z, look.batch):
+        function, found = "softmax", bool(((z.sum(-1) - 1).abs() <= tolerance).all())
+    elif own is not None and labels.numel() == z.numel() and bool(((labels == 0) | (labels == 1)).all()):
+        loss = F.binary_cross_entropy(z.flatten(), labels.float().flatten())
+        function, found = "sigmoid", bool((own - loss).abs() <= tolerance * loss.abs())
+    else:
+        return head
+    doubt = (
+        f"{type(training.base).__name__} returns probabilities as {head.outputs[0]!r}, of which R-Drop would take the "
+        f"{function} once more. Let it return the logits in front of its {function}."
+    )
+    return replace(head, doubt=doubt) if found else head
