@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .._extras import lost_windows
 from ..head import Head
-from ..losses import devices
+from ..losses import RDropLoss, devices
 from .comparisons import (
     compare_function,
     compare_model_loss,
@@ -164,7 +164,7 @@ def after_passes(
 
 
 def check_divergence(
-    training: Training, plan: Plan, items: Sequence[Items], divergence: torch.Tensor, settings: StepSettings
+    training: Training, plan: Plan, items: Sequence[Items], terms: RDropLoss, settings: StepSettings
 ) -> Plan:
     """Does the divergence of a micro-batch see that its passes differ, and have a gradient? Checked once, after noise
     was seen.
@@ -175,14 +175,14 @@ def check_divergence(
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
     passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
-    if torch.is_grad_enabled() and passes.numel() > 0 and not divergence.requires_grad:
+    if passes.numel() > 0 and terms.loss.requires_grad and not terms.divergence.requires_grad:
         raise ValueError(
             f"The {' and '.join(map(repr, plan.head.outputs))} that {type(training.base).__name__} returns have no "
             "gradient, so nothing would learn from their divergence: return them without detach(), and no copies made "
             "under torch.no_grad()."
         )
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
-    verdict = torch.tensor([differ, bool(divergence != 0)], device=training.device).float()
+    verdict = torch.tensor([differ, bool(terms.divergence != 0)], device=training.device).float()
     differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
     if differ and not is_seen:
         raise ValueError(
