@@ -373,3 +373,13 @@ def test_noise_that_pauses_by_chance_is_not_said(tmp_path, caplog):
     divergences = [entry["divergence"] for entry in run.state.log_history if "divergence" in entry]
     assert any(divergences) and not all(divergences[-6:])
     assert "divergence is exactly 0" not in caplog.text
+
+
+def test_a_compute_loss_that_returns_probabilities_is_refused(tmp_path):
+    class Probabilities(RDropTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = weighted(self, model, inputs, return_outputs=True)
+            return (loss, {"logits": outputs.logits.softmax(-1)}) if return_outputs else loss
+
+    with pytest.raises(ValueError, match="compute_loss of Probabilities returns probabilities as 'logits'.*softmax"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, Probabilities).train()

@@ -24,7 +24,7 @@ from .forward_modes import check_repeats, check_rows
 from .head_of import head_of, heads_of
 from .heads import QUESTION_ANSWERING, Items, PredictionHead
 from .joint import JointHead
-from .judge import judged
+from .judge import judged, no_logits
 from .labels import check_range, refuse_marked_rows
 from .lm_head import LMHead
 from .noise import ITEMS, NoiseWatch, is_rounding
@@ -166,11 +166,11 @@ def after_passes(
 def check_divergence(
     training: Training, plan: Plan, items: Sequence[Items], terms: RDropLoss, settings: StepSettings
 ) -> Plan:
-    """Does the divergence of a micro-batch see that its passes differ, and have a gradient? Checked once, after noise
-    was seen.
+    """Does the divergence of a micro-batch see that its passes differ, and have a gradient, and is it one of logits?
+    Checked once, after noise was seen.
 
     Raises:
-        ValueError: it is exactly 0 although they differ, or nothing learns from it.
+        ValueError: it is exactly 0 although they differ, nothing learns from it, or it is one of probabilities.
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
@@ -181,6 +181,11 @@ def check_divergence(
             "gradient, so nothing would learn from their divergence: return them without detach(), and no copies made "
             "under torch.no_grad()."
         )
+    if items[0].problem == "single_label" and passes.numel() > 0 and passes.shape[-1] > 1:
+        sums, tolerance = passes.float().sum(-1), training.tolerance(passes)
+        if bool((passes >= 0).all() & ((sums - 1).abs() <= tolerance).all()):
+            source = plan.task_loss.computed_by or type(training.base).__name__
+            raise ValueError(no_logits(source, plan.head, "softmax"))
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
     verdict = torch.tensor([differ, bool(terms.divergence != 0)], device=training.device).float()
     differ, is_seen = training.sum_over_processes(verdict).bool().tolist()

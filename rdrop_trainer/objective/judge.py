@@ -88,7 +88,7 @@ def judged(
     if look is None:
         return JointHead.of(heads), task_loss
     _refuse_marks_as_values(training, heads, look)
-    heads = [_doubted_probabilities(training, head, look) for head in heads]
+    heads = [_doubted_yes_or_no(training, head, look) for head in heads]
     heads, is_sum = aligned(training, heads, named, look.passes, look.batch, look.source)
     head = JointHead.of(heads)
     source: Any = look.source
@@ -282,21 +282,25 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
             )
 
 
-def _doubted_probabilities(training: Training, head: PredictionHead, look: FirstLook) -> PredictionHead:
-    """A head in doubt where the model returns probabilities, of which the divergence would be that of other ones."""
+def _doubted_yes_or_no(training: Training, head: PredictionHead, look: FirstLook) -> PredictionHead:
+    """A head in doubt where the model returns the probability of yes: its own loss is the usual one of such."""
     z, labels, own = look.logits(head), look.batch[head.labels[0]], look.passes.loss()
-    if head.doubt or head.problem == "regression" or z is None or z.numel() == 0 or bool(((z < 0) | (z > 1)).any()):
-        return head
-    z, tolerance = z.float(), training.tolerance(z)
-    if head.problem == "single_label" and not _is_one_logit(head, z, look.batch):
-        function, found = "softmax", bool(((z.sum(-1) - 1).abs() <= tolerance).all())
-    elif own is not None and labels.numel() == z.numel() and bool(((labels == 0) | (labels == 1)).all()):
-        loss = F.binary_cross_entropy(z.flatten(), labels.float().flatten())
-        function, found = "sigmoid", bool((own - loss).abs() <= tolerance * loss.abs())
-    else:
-        return head
-    doubt = (
-        f"{type(training.base).__name__} returns probabilities as {head.outputs[0]!r}, of which R-Drop would take the "
-        f"{function} once more. Let it return the logits in front of its {function}."
+    is_binary = head.problem == "multi_label" or (
+        head.problem == "single_label" and z is not None and _is_one_logit(head, z, look.batch)
     )
-    return replace(head, doubt=doubt) if found else head
+    if head.doubt or not is_binary or z is None or own is None or labels.numel() != z.numel():
+        return head
+    z, y = z.float().flatten(), labels.float().flatten()
+    if bool(((z < 0) | (z > 1) | (y < 0) | (y > 1)).any()):
+        return head
+    loss, tolerance = F.binary_cross_entropy(z, y), training.tolerance(own, z)
+    found = bool((own - loss).abs() <= tolerance * loss.abs())
+    return replace(head, doubt=no_logits(type(training.base).__name__, head, "sigmoid")) if found else head
+
+
+def no_logits(source: str, head: PredictionHead, function: str) -> str:
+    """What is wrong with outputs behind a softmax or a sigmoid, which R-Drop takes itself."""
+    return (
+        f"{source} returns probabilities as {head.outputs[0]!r}, of which R-Drop would take the {function} once more. "
+        f"Let it return the logits in front of its {function}."
+    )
