@@ -18,6 +18,7 @@ from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .logged_terms import LoggedTerms
 from .objective.inspect import first_plan
+from .objective.noise_of import noise_of
 from .objective.objective import Objective
 from .objective.plain import counts_right, plain_loss
 from .objective.rows import find_batch_size, spread_rows
@@ -279,7 +280,9 @@ class RDropMixin(
         if "loss" in logs:
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
             had_noise = self._objective is not None and self._objective.plan.noise is None
-            if logs.get("divergence") == 0 and had_noise and not self.args.rdrop_allow_deterministic:
+            is_zero = logs.get("divergence") == 0 and had_noise and not self.args.rdrop_allow_deterministic
+            # Of few rows, stochastic depth may by chance leave out the same layers in all passes
+            if is_zero and not noise_of(self.model, self.args.neftune_noise_alpha):
                 logger.warning_once(
                     "The logged divergence is exactly 0: the passes are alike now, and R-Drop has no effect. Does a "
                     "callback set dropout to 0, or put layers into evaluation mode?"

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import SwinConfig, Trainer, TrainerCallback
 
 from rdrop_trainer import RDropMixin, RDropTrainer, trainer
 from support import formulas, tiny, zoo
@@ -341,3 +341,41 @@ def test_noise_that_ends_is_said_once(tmp_path, caplog):
     divergences = [entry["divergence"] for entry in run.state.log_history if "divergence" in entry]
     assert all(divergences[:2]) and not any(divergences[2:])
     assert sum("divergence is exactly 0" in message for message in caplog.messages) == 1
+
+
+class StochasticDepth(nn.Module):
+    """Leaves out a layer for half of the rows, by chance also for the same ones in all passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SwinConfig(drop_path_rate=0.5)
+        self.embed, self.layer, self.out = nn.Embedding(40, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        hidden = self.embed(input_ids).mean(1)
+        kept = torch.rand(len(hidden), 1, device=hidden.device) < (0.5 if self.training else 1.0)
+        logits = self.out(hidden + kept * self.layer(hidden))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_noise_that_pauses_by_chance_is_not_said(tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    trainer.logger.warning_once.cache_clear()
+    run = tiny.trainer(
+        StochasticDepth(), tiny.dataset(), tmp_path, logging_steps=1, per_device_train_batch_size=1,
+        rdrop_forward_mode="sequential",
+    )  # fmt: skip
+    run.train()
+    divergences = [entry["divergence"] for entry in run.state.log_history if "divergence" in entry]
+    assert any(divergences) and not all(divergences[-6:])
+    assert "divergence is exactly 0" not in caplog.text
+
+
+def test_a_compute_loss_that_returns_probabilities_is_refused(tmp_path):
+    class Probabilities(RDropTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = weighted(self, model, inputs, return_outputs=True)
+            return (loss, {"logits": outputs.logits.softmax(-1)}) if return_outputs else loss
+
+    with pytest.raises(ValueError, match="compute_loss of Probabilities returns probabilities as 'logits'.*softmax"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, Probabilities).train()

@@ -46,7 +46,8 @@ def aligned(
     is_open = [
         not has_listed_head(training.base) and _is_open(head, spec) for head, spec in zip(heads, named, strict=True)
     ]
-    if isinstance(source, StockLoss) or not (any(is_open) or len(heads) > 1):
+    is_missing = any(passes.get(name) is None for head in heads for name in head.outputs)  # plain training goes on
+    if isinstance(source, StockLoss) or not (any(is_open) or len(heads) > 1) or is_missing:
         return list(heads), False
 
     def settled(heads: Sequence[PredictionHead], **changes: Any) -> list[PredictionHead]:
@@ -126,7 +127,7 @@ def _distance(
     def apart(loss: Any) -> float:
         return min(((own - loss).abs() / own.abs()).nan_to_num(_FAR).item(), _FAR)
 
-    plain = apart(sum(w * _usual_loss(part) for w, part in zip(head.part_weights, items, strict=True)))
+    plain = apart(sum(w * usual_loss(part) for w, part in zip(head.part_weights, items, strict=True)))
     ours = apart(stock_loss(training, head, passes, items, batch)) if all(map(_is_for_our_loss, items)) else _FAR
     return min(plain, ours), ours
 
@@ -139,7 +140,7 @@ def _is_for_our_loss(items: Items) -> bool:
     return bool(((labels >= 0) & (labels < items.outputs[0].shape[-1])).all())
 
 
-def _usual_loss(items: Items) -> torch.Tensor:
+def usual_loss(items: Items) -> torch.Tensor:
     """The usual loss of everything that has a label other than -100, as most models have it."""
     logits, labels = items.outputs[0].float(), items.labels
     if items.problem == "single_label" and not labels.is_floating_point():

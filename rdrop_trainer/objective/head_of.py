@@ -179,7 +179,7 @@ def _refuse_without_items(model: nn.Module) -> None:
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
             "audio and video classification, token classification, multiple choice, extractive question answering, "
             "masked, causal and sequence-to-sequence language modelling, speech recognition by CTC, and models with a "
-            "loss of their own that return logits for rows or tokens."
+            "loss of their own that return logits for rows or tokens. Train others with Trainer."
         )
 
 
@@ -220,7 +220,8 @@ def _required_labels(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
             f"R-Drop needs `labels` as a tensor in every training batch to tell what {cls.__name__} predicts; "
             + (f"they are a {type(labels).__name__}." if labels is not None else f"got only: {', '.join(batch)}.")
             + " Rows without a label carry -100. Labels of other names, or of several heads, are named by "
-            'rdrop_heads=[Head(logits="...", labels="...")].'
+            'rdrop_heads=[Head(logits="...", labels="...")]. A model that learns without labels, by contrast or from '
+            "its own input, does not fit R-Drop: train it with Trainer."
         )
     return labels
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .._extras import lost_windows
 from ..head import Head
-from ..losses import devices
+from ..losses import RDropLoss, devices
 from .comparisons import (
     compare_function,
     compare_model_loss,
@@ -25,7 +25,7 @@ from .head_of import head_of, heads_of
 from .heads import QUESTION_ANSWERING, PredictionHead
 from .items import Items
 from .joint import JointHead
-from .judge import judged
+from .judge import judged, no_logits
 from .labels import check_range, refuse_marked_rows
 from .lm_head import LMHead
 from .loss_comparison import LossComparison
@@ -110,6 +110,8 @@ def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]
         return training.heads
     [name] = training.label_names
     is_other = "labels" not in batch and name in batch and name not in QUESTION_ANSWERING.labels
+    # A model that makes its own input anew has that input as labels for the evaluation
+    is_other = is_other and name != getattr(training.base, "main_input_name", None)
     return [Head(labels=name, problem=training.problem)] if is_other else ()
 
 
@@ -167,18 +169,30 @@ def after_passes(
 
 
 def check_divergence(
-    training: Training, plan: Plan, items: Sequence[Items], divergence: torch.Tensor, settings: StepSettings
+    training: Training, plan: Plan, items: Sequence[Items], terms: RDropLoss, settings: StepSettings
 ) -> Plan:
-    """Does the divergence of a micro-batch see that its passes differ? Checked once, after noise was seen.
+    """Does the divergence of a micro-batch see that its passes differ, and have a gradient, and is it one of logits?
+    Checked once, after noise was seen.
 
     Raises:
-        ValueError: it is exactly 0 although they differ.
+        ValueError: it is exactly 0 although they differ, nothing learns from it, or it is one of probabilities.
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
     passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
+    if passes.numel() > 0 and terms.loss.requires_grad and not terms.divergence.requires_grad:
+        raise ValueError(
+            f"The {' and '.join(map(repr, plan.head.outputs))} that {type(training.base).__name__} returns have no "
+            "gradient, so nothing would learn from their divergence: return them without detach(), and no copies made "
+            "under torch.no_grad()."
+        )
+    if items[0].problem == "single_label" and passes.numel() > 0 and passes.shape[-1] > 1:
+        sums, tolerance = passes.float().sum(-1), training.tolerance(passes)
+        if bool((passes >= 0).all() & ((sums - 1).abs() <= tolerance).all()):
+            source = plan.task_loss.computed_by or type(training.base).__name__
+            raise ValueError(no_logits(source, plan.head, "softmax"))
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
-    verdict = torch.tensor([differ, bool(divergence != 0)], device=training.device).float()
+    verdict = torch.tensor([differ, bool(terms.divergence != 0)], device=training.device).float()
     differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
     if differ and not is_seen:
         raise ValueError(

@@ -15,7 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from ..head import Head
 from ..losses.reference import IGNORE_INDEX
-from .alignment import aligned
+from .alignment import aligned, usual_loss
 from .comparisons import probe_trainer_loss
 from .head_of import has_listed_head, runs_own_code
 from .heads import TOKENS, PredictionHead, is_along_text
@@ -89,6 +89,7 @@ def judged(
     if look is None:
         return JointHead.of(heads), task_loss
     _refuse_marks_as_values(training, heads, look)
+    heads = [_doubted_yes_or_no(training, head, look) for head in heads]
     heads, is_sum = aligned(training, heads, named, look.passes, look.batch, look.source)
     head = JointHead.of(heads)
     source: Any = look.source
@@ -113,6 +114,9 @@ def _with_logits(training: Training, head: PredictionHead, named: Head, look: Fi
         classes = getattr(getattr(training.base, "config", None), "num_labels", None)
         of_classes = [name for name in fitting if tensors[name].shape[-1] == classes]
         fitting = of_classes if len(of_classes) == 1 else fitting
+    if len(fitting) > wanted == 1:
+        of_loss = [name for name in fitting if _has_usual_loss(training, replace(head, outputs=(name,)), look)]
+        fitting = of_loss if len(of_loss) == 1 else fitting
     if len(fitting) == wanted:
         return replace(head, outputs=tuple(fitting))
     shapes = ", ".join(f"{name}: {tuple(z.shape)}" for name, z in tensors.items()) or "no tensor"
@@ -141,6 +145,14 @@ def _has_classes(head: PredictionHead, z: torch.Tensor, targets: torch.Tensor) -
     if head.problem != "single_label" or z.shape[-1] == 1 or targets.numel() == 0:
         return True
     return bool(targets.max() < z.shape[-1])
+
+
+def _has_usual_loss(training: Training, head: PredictionHead, look: FirstLook) -> bool:
+    """Whether the model's own loss is the usual one of a head."""
+    own, [items] = look.passes.loss(), head.items(look.passes, look.batch, 1)
+    return own is not None and bool(
+        (own - usual_loss(items)).abs() <= training.tolerance(own, *items.outputs) * own.abs()
+    )
 
 
 # ---- Rows or tokens ----
@@ -223,3 +235,25 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
                 f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
                 "rows (unlabeled_dataset makes some)."
             )
+
+
+def _doubted_yes_or_no(training: Training, head: PredictionHead, look: FirstLook) -> PredictionHead:
+    """A head in doubt where the model returns the probability of yes: its own loss is the usual one of such."""
+    z, labels, own = look.logits(head), look.batch[head.labels[0]], look.passes.loss()
+    is_binary = head.problem == "multi_label" or (head.problem == "single_label" and _has_one_logit(head, look))
+    if head.doubt or not is_binary or z is None or own is None or labels.numel() != z.numel():
+        return head
+    z, y = z.float().flatten(), labels.float().flatten()
+    if bool(((z < 0) | (z > 1) | (y < 0) | (y > 1)).any()):
+        return head
+    loss, tolerance = F.binary_cross_entropy(z, y), training.tolerance(own, z)
+    found = bool((own - loss).abs() <= tolerance * loss.abs())
+    return replace(head, doubt=no_logits(type(training.base).__name__, head, "sigmoid")) if found else head
+
+
+def no_logits(source: str, head: PredictionHead, function: str) -> str:
+    """What is wrong with outputs behind a softmax or a sigmoid, which R-Drop takes itself."""
+    return (
+        f"{source} returns probabilities as {head.outputs[0]!r}, of which R-Drop would take the {function} once more. "
+        f"Let it return the logits in front of its {function}."
+    )

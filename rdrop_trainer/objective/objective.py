@@ -139,5 +139,5 @@ class Objective:
 
         # A task loss of another source, the model or its user, takes the divergence alone from the items
         terms = self.plan.task_loss.terms(items_loss, passes, batch, window, count)
-        self.plan = check_divergence(self.training, self.plan, items, terms.divergence, settings)
+        self.plan = check_divergence(self.training, self.plan, items, terms, settings)
         return terms, passes

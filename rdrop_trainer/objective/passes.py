@@ -47,11 +47,18 @@ class Passes:
         """An output of all passes: one tensor of m·B rows, or m of B rows. "logits.1" is the second of "logits"."""
         found = self.get(key)
         if found is None:
-            held = ", ".join(name for name, value in self.runs[0].items() if value is not None) or "nothing"
+            held = [name for name, value in self.runs[0].items() if value is not None]
             parts = tensors_in(self.runs[0].get(key), key)
             raise ValueError(
-                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: {held}. "
-                "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which labels."
+                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
+                f"{', '.join(held) or 'nothing'}. "
+                + (
+                    "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which "
+                    "labels."
+                    if {*held} - {"loss"}
+                    else "Let its forward return its logits while it trains, or take a class that does: of XLNet, XLM "
+                    "and Flaubert the one that ends in ForQuestionAnsweringSimple."
+                )
                 if not parts
                 else f"The model returns {len(parts)} tensors as {key!r}; which of them are logits, and of which "
                 f'labels, say with rdrop_heads: Head(logits="{next(iter(parts))}", labels="..."), for example.'

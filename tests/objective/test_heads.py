@@ -7,10 +7,13 @@ import torch
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
     YolosConfig,
     YolosForObjectDetection,
 )
 
+from rdrop_trainer import Objective
 from rdrop_trainer.objective.head_of import head_of
 from support import tiny, zoo
 from support.resumed import whole_cut_and_resumed
@@ -124,8 +127,16 @@ def test_logged_terms_add_up(name, tmp_path):
 def test_heads_without_items_are_refused(cls, config):
     with torch.device("meta"):
         model = cls(config())
-    with pytest.raises(ValueError, match=f"R-Drop does not fit {cls.__name__}: .*Supported are"):
+    with pytest.raises(ValueError, match=f"R-Drop does not fit {cls.__name__}: .*Supported are.*with Trainer"):
         head_of(model, {"labels": torch.zeros(2, 3, dtype=torch.long)})
+
+
+def test_an_input_named_as_label_is_no_label():
+    """As run_mae of transformers has it, for a loss in the evaluation."""
+    with torch.device("meta"):
+        model = ViTMAEForPreTraining(ViTMAEConfig())
+    with pytest.raises(ValueError, match="ViTMAEForPreTraining.*learns without labels.*train it with Trainer"):
+        Objective.of(model, [{"pixel_values": torch.zeros(2, 3, 8, 8)}], label_names=["pixel_values"])
 
 
 @pytest.mark.parametrize(

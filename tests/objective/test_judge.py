@@ -97,11 +97,18 @@ def test_the_only_output_that_can_be_logits_is_found(form):
 
 
 def features_first(z, h, y):
-    return row_loss(z, y), h, z
+    return 2 * row_loss(z, y), h, z
+
+
+@pytest.mark.parametrize("returned", [lambda z, h, y: (row_loss(z, y), h, z), lambda z, h, y: (row_loss(z, y), z, h)])
+def test_the_own_loss_tells_logits_from_features(returned):
+    """Features (B, 16) may be logits of 16 classes, but the loss is not of them."""
+    terms, passes, _ = terms_of(Returning(3, returned, pooled=True), ROWS)
+    assert is_close(terms.divergence, divergence(passes))
 
 
 def test_features_in_front_of_logits_are_asked_about():
-    """Features (B, 16) may be logits of 16 classes."""
+    """Here the loss is another one."""
     model = Returning(3, features_first, pooled=True)
     sentence = r"2 of its entries \(0: \(4, 16\), 1: \(4, 3\); the loss is not counted\).*rdrop_heads=\[Head"
     with pytest.raises(ValueError, match=sentence):
@@ -112,6 +119,55 @@ def test_features_in_front_of_logits_are_asked_about():
     model.config.num_labels = 3
     terms, passes, _ = terms_of(model, ROWS)
     assert is_close(terms.divergence, divergence(passes))
+
+
+PROBABILITIES = {
+    "rows": ("softmax", 3, ROWS["labels"], lambda z, y: (row_loss(z, y), z.softmax(-1))),
+    "tokens": ("softmax", 5, TAGS, lambda z, y: (token_loss(z, y), z.softmax(-1))),
+    "one logit": ("sigmoid", 1, torch.tensor([0, 1, 1, 0]), lambda z, y: with_bce(z.sigmoid()[:, 0], y)),
+    "multi-label": ("sigmoid", 3, torch.eye(4)[:, :3], lambda z, y: with_bce(z.sigmoid(), y)),
+}
+
+
+def with_bce(p, y):
+    return F.binary_cross_entropy(p, y.float()), p
+
+
+@pytest.mark.parametrize("kind", PROBABILITIES)
+def test_probabilities_are_no_logits(kind):
+    function, out, labels, returned = PROBABILITIES[kind]
+
+    def model():
+        return Returning(
+            out, lambda z, h, y: dict(zip(("loss", "logits"), returned(z, y), strict=True)), kind != "tokens"
+        )
+
+    batch = {"input_ids": IDS, "labels": labels}
+    with pytest.raises(ValueError, match=f"returns probabilities as 'logits'.*in front of its {function}"):
+        terms_of(model(), batch)
+    objective = Objective.of(model().train(), [batch])
+    terms, _ = objective(model().train(), batch, objective.window([batch]), StepSettings(alpha=0.0, num_passes=1))
+    assert terms.loss.isfinite()  # plain training needs no logits
+
+
+def test_probabilities_by_their_logarithm_are():
+    returned = lambda z, h, y: {"loss": row_loss(z, y), "logits": z.log_softmax(-1)}  # noqa: E731
+    terms, passes, _ = terms_of(Returning(3, returned, pooled=True), ROWS)
+    assert is_close(terms.divergence, divergence(passes))
+
+
+def test_logits_without_a_gradient_are_refused():
+    model = Returning(3, lambda z, h, y: {"loss": row_loss(z, y), "logits": z.detach()}, pooled=True)
+    with pytest.raises(ValueError, match="'logits' that Returning returns have no gradient.*without detach"):
+        terms_of(model, ROWS)
+    with torch.no_grad():  # nothing is to learn
+        terms_of(model, ROWS)
+
+
+def test_labels_are_not_looked_for_among_logits_that_are_missing(said):
+    """Plain training asks for nothing."""
+    Objective.of(Returning(5, lambda z, h, y: {"loss": token_loss(z, y) + 1, "scores": z}).train(), [TOKENS])
+    assert not said.records
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -293,7 +349,7 @@ def test_the_first_look_is_at_the_outputs_of_training():
     """`from_pretrained` leaves a model in evaluation mode, where this one returns no features."""
 
     def returned(z, h, y):
-        return (F.cross_entropy(z, y), h, z) if model.training else (F.cross_entropy(z, y), z)
+        return (2 * F.cross_entropy(z, y), h, z) if model.training else (F.cross_entropy(z, y), z)
 
     model, batch = Returning(4, returned, pooled=True), {"input_ids": IDS, "labels": torch.tensor([0, 3, 1, 2])}
     model.eval().dropout.train()  # as it may be
