@@ -14,7 +14,7 @@ from rdrop_trainer.report import FinishedRun, draw_curves, report_folder, write_
 from rdrop_trainer.report.__main__ import main
 from rdrop_trainer.report.calibration import draw_reliability, reliability_of
 from rdrop_trainer.report.over_time import draw_against_seconds, draw_learning_curves
-from rdrop_trainer.report.quantities import EDIT_KINDS
+from rdrop_trainer.report.quantities import EDIT_KINDS, lower_is_better
 from rdrop_trainer.run_folder import name_of_data
 from rdrop_trainer.stability.edits import EDITS
 
@@ -133,6 +133,11 @@ def test_the_numbers_by_plain_arithmetic(runs):
     assert found["quantities"]["train_seconds"]["difference"]["mean"] == pytest.approx(70)
     assert found["quantities"]["peak_memory"]["baseline"]["mean"] == pytest.approx(1024)
     assert "runtime" not in found["quantities"] and "train_loss" not in found["quantities"]
+
+
+def test_which_way_scores_are_better():
+    names = ("perplexity", "eval_loss", "f1", "eval_f1_loss")  # the last: of entities of the type "loss"
+    assert [lower_is_better(name) for name in names] == [True, True, False, False]
 
 
 def test_the_best_of_what_should_be_low_is_the_lowest(tmp_path):
