@@ -393,6 +393,14 @@ def test_equal_scores(tmp_path):
     assert "e-" not in report.markdown()
 
 
+def test_a_loss_of_smoothed_labels_is_called_so(tmp_path):
+    smoothed = {"label_smoothing_factor": 0.1}
+    both = [[replace(run, settings=smoothed) for run in runs] for runs in arms([0.8, 0.7], [0.8, 0.9])]
+    said = "The evaluation loss is of smoothed labels, as the training's is (label_smoothing_factor: baseline 0.1, "
+    assert f"{said}R-Drop 0.1)." in write_report(*both, tmp_path).sentences
+    assert not any("smoothed" in sentence for sentence in sentences(tmp_path, [0.8, 0.7], [0.8, 0.9]))
+
+
 def test_the_spread_over_seeds(tmp_path):
     wide = [0.6, 0.7, 0.8, 0.9, 0.75]
     narrow = [0.749, 0.750, 0.751, 0.752, 0.750]
