@@ -27,12 +27,12 @@ MARKDOWN, JSON = "report.md", "report.json"
 _GROUPS = {"score": "Scores", "stability": "Stability", "calibration": "Calibration", "cost": "Cost"}
 _NOTES = """\
 Baseline: the arm `plain`, with alpha 0. Difference: R-Drop minus baseline, paired by seed; for values in % it is in
-points. Interval: 95 % bootstrap over the seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test. p (sign flips): the test that
-counts how often differences as large come about when their signs are drawn at random; with n seeds it cannot be below
-2 / 2^n. Spread: standard deviation of R-Drop's values over seeds, for 1 of the
-baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them below
-0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds those
-that count.
+points. Interval: 95 % bootstrap over the seeds (percentiles of 10,000 resamples), too narrow where they are few. p:
+paired t-test. p (sign flips): the test that counts how often differences as large come about when their signs are drawn
+at random; with n seeds it cannot be below 2 / 2^n. Spread: standard deviation of R-Drop's values over seeds, for 1 of
+the baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them
+below 0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds
+those that count.
 """
 
 _NO_PICTURES = 'No pictures: they need Matplotlib (`pip install "rdrop-trainer[report]"`).'
