@@ -106,14 +106,14 @@ def check_same_adapter(model: Any, checkpoint: str) -> None:
     Raises:
         InputError: only one of the two is an adapter, or they are adapters of different settings.
     """
-    path = Path(checkpoint) / "adapter_config.json"
-    before, now = read_json(path) if path.is_file() else None, getattr(model, "peft_config", None)
+    folder, now = Path(checkpoint), getattr(model, "peft_config", None)
+    path = folder / "adapter_config.json"
+    before = read_json(path) if path.is_file() else None
+    if before is None and now is not None and any(folder.glob("model*.safetensors*")):  # FSDP writes other files
+        raise InputError(f"--resume_from_checkpoint {checkpoint}: holds a whole model; leave out --use_peft")
+    if before is not None and now is None:
+        raise InputError(f"--resume_from_checkpoint {checkpoint}: holds an adapter alone; add --use_peft")
     if before is None or now is None:
-        if before is not None or now is not None:
-            whole, change = ("a whole model", "leave out") if before is None else ("an adapter alone", "add")
-            raise InputError(
-                f"--resume_from_checkpoint {checkpoint}: holds {whole}; {change} --use_peft to go on with it"
-            )
         return
     config = now["default"].to_dict()
     for flag, name in _OWN_SETTINGS.items():

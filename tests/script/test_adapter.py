@@ -98,6 +98,9 @@ def test_an_interrupted_adapter_goes_on_bit_for_bit(bases, here, capsys):
     }.items():
         said = fails(capsys, "--model_name_or_path", bases / "qwen2", flags, steps, "--use_cpu True", resumed, "x")
         assert message in said
+    (here / "whole/checkpoint-2/adapter_config.json").rename(here / "whole/checkpoint-2/model.safetensors.index.json")
+    said = fails(capsys, "--model_name_or_path", bases / "qwen2", FILES, steps, "--use_cpu True", resumed, "x")
+    assert "holds a whole model; leave out --use_peft" in said
     before = weights_of(here / "whole" / "checkpoint-2")
     assert any(not torch.equal(value, before[name]) for name, value in whole.items())
 
