@@ -54,7 +54,8 @@ def load_files(
             "text".
         label_column: name of the label column; default: "label"; of a token task a usual name, or the last column; of
             texts from texts that of the target, as `choose_pair` finds it.
-        id_column: name of the column of ids, which predictions keep as they are written; a test file must have it.
+        id_column: name of the column of ids, which predictions keep as they are written; a test file must have it, and
+            without one the first of the files.
         labels: label names in the order of their ids, if they are known, as from a trained model; an empty sequence
             means a regression. Default: the sorted labels of the training file (else of the validation or test file),
             or a regression if these are decimal numbers or the metrics are correlations.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import logging
 import re
@@ -15,7 +14,7 @@ import pyarrow.parquet
 
 from ..errors import InputError
 from .strict import named_twice, parse_json
-from .textfiles import LINE_LIMIT, SUFFIXES, check_file, lines_of
+from .textfiles import FOR_LONG_TEXTS, LINE_LIMIT, SUFFIXES, check_file, lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +79,9 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
     if path.suffix.lower() != ".json":
         return read_rows(path)
     check_file(path)
-    lines = functools.partial(lines_of, path, limit=None)  # whole documents are often one line
-    if _is_object(next((line for _, line in lines() if line.strip()), "{}")):
-        return _read_json(path, limit=None)
-    text = "\n".join(line for _, line in lines())
+    if _is_object(next((line for _, line in lines_of(path, limit=None) if line.strip()), "{}")):
+        return _read_json(path)
+    text = "\n".join(line for _, line in lines_of(path, limit=None))
     try:
         document = parse_json(text)
     except json.JSONDecodeError as error:
@@ -198,14 +196,15 @@ def _read_csv(path: Path, delimiter: str = ",") -> Rows:
                 yield first, dict(zip(header, cells, strict=True))
             first = reader.line_num + 1
     except csv.Error as error:
+        longer = f". {FOR_LONG_TEXTS}" if "limit" in str(error) else ""
         raise InputError(
             f"{path}:{first}: broken CSV ({error}) in the row that begins here, expected quotation marks to be closed, "
-            "and doubled inside a quoted cell"
+            f"and doubled inside a quoted cell{longer}"
         ) from None
 
 
-def _read_json(path: Path, limit: int | None = LINE_LIMIT) -> Rows:
-    for number, line in lines_of(path, limit):
+def _read_json(path: Path) -> Rows:
+    for number, line in lines_of(path, limit=None):  # an object says itself where it ends
         if not line.strip():
             continue
         try:

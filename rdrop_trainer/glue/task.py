@@ -146,9 +146,3 @@ HEADS: dict[str, str] = {
     "qa": "question",
     "lm": "causal",
 }
-
-
-def lower_is_better(score: str) -> bool:
-    """Whether lower values of a score are better, by its name; of other scores than these higher ones are."""
-    is_f1_of_type = score.removeprefix("eval_").startswith("f1_")  # a type of entities may be called loss
-    return score.endswith(("loss", "perplexity")) and not is_f1_of_type

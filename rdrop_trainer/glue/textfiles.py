@@ -14,8 +14,9 @@ from pathlib import Path
 from ..errors import InputError
 
 SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet", ".txt")
-# A longer line means that line ends are missing, or that a quotation mark was not closed
+# In a table, a longer line means that line ends are missing, or that a quotation mark was not closed
 LINE_LIMIT = 2**20  # bytes
+FOR_LONG_TEXTS = "Longer texts go into a .jsonl or .parquet file"
 
 # First bytes of files that are not text
 _SIGNATURES = {
@@ -76,7 +77,7 @@ def lines_of(path: Path, limit: int | None = LINE_LIMIT) -> Iterator[tuple[int, 
             if limit is not None and len(raw) > limit:
                 raise InputError(
                     f"{path}:{number}: the line is {len(raw):,} bytes long, expected at most {limit:,}; are line ends "
-                    "missing?"
+                    f"missing? {FOR_LONG_TEXTS}"
                 )
             try:
                 line = raw.decode("utf-8")

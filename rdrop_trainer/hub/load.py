@@ -58,7 +58,8 @@ def load_checkpoint(
     The class of the model is the one that the weights were saved from. If transformers does not have it, the card's
     task decides. Weights are read from safetensors files alone. An adapter comes as a `PeftModel` around its base
     model, which is verified in the same way. That comes as its files hold it, also where the adapter was trained
-    over it in 4 bits, as the card then says: `quantization_config=BitsAndBytesConfig(...)` loads it so.
+    over it in 4 bits, as the card then says: `quantization_config=BitsAndBytesConfig(...)` loads it so. What of such a
+    base model is not in few bits, as its norms, is in float32, as it is in training.
 
     Args:
         repo_id: "user/name", or a folder.
@@ -123,9 +124,11 @@ def _model(source: str, name: str, folder: Path, adapter: Adapter | None, option
     model.name_or_path = model.config.name_or_path = adapter.base if adapter else source
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if adapter:
-        from peft import PeftModel
+        from peft import PeftModel, prepare_model_for_kbit_training
 
         lacking -= set(adapter.shapes)
+        if is_by_bitsandbytes(getattr(model.config, "quantization_config", None)):
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         model = PeftModel.from_pretrained(model, adapter.folder)
     if lacking:
         shown = ", ".join(sorted(lacking)[:4]) + " ..." * (len(lacking) > 4)

@@ -23,6 +23,8 @@ _LAST_SCORES = re.compile(r"\nIt achieves the following results on the evaluatio
 _NO_TABLE = "\n### Training results\n\n\n"
 _TAG_OF_BASE = "base_model:adapter:"  # begins a tag of PEFT's
 _FIRST_SECTION = "\n## Model description\n"  # ours stands before it
+_RESULTS = "\n### Results\n\n"  # in the template
+_OWN = 4  # columns of the table of results without those of the baseline
 
 
 @dataclass
@@ -104,8 +106,7 @@ def rdrop_card(
         before=before.strip(),
         after=(mark + after).strip(),
         settings={name: shown(value) for name, value in block.items() if name != "version"},
-        results=results,
-        has_baseline=bool(baseline),
+        results=_table(results) if results else None,
         stability={name: shown(value) for name, value in (facts.stability or {}).items()},
         pictures={quote(Path(path).name): caption for path, caption in facts.pictures.items()},
         weights=facts.weights,
@@ -133,10 +134,38 @@ def _result(key: str, value: float, sets: Mapping[str, EvaluationSet], baseline:
     """A row of the table of results."""
     name, data = set_of(key, sets)
     row = [data.name, data.split or key.removesuffix(f"_{name}"), name, _score(value)]
-    if baseline:
-        other = baseline.get(key)
-        row += [_score(other), "" if other is None else f"{value - other:+.4f}"]
-    return row
+    return row + (_beside(value, baseline.get(key)) if baseline else [])
+
+
+def _beside(value: float, other: float | None) -> list[str]:
+    """A score of the baseline, and the difference."""
+    return [_score(other), "" if other is None else f"{value - other:+.4f}"]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows of the table of results, with the baseline's scores or without, and what to think of them."""
+    header = ["data", "split", "score", "this model", "baseline, alpha 0", "difference"][: len(rows[0])]
+    lines = (f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+    caution = "\n\nSingle runs: small differences come and go with the seed." if len(header) > _OWN else ""
+    return "\n".join(lines) + caution
+
+
+def with_baseline(text: str, scores: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    """A card with the scores of a baseline that had not ended when it was written.
+
+    Args:
+        text: of the card; one whose table is not that of `scores` alone stays as it is.
+        scores: of the model, in the order of the table.
+        baseline: its scores.
+    """
+    before, title, rest = text.partition(_RESULTS)
+    table, gap, after = rest.partition("\n\n")
+    rows = [line[2:-2].split(" | ") for line in table.split("\n")[2:]]
+    own, other = numbers(scores), numbers(baseline)
+    if not rows or not other or len(rows) != len(own) or len(rows[0]) != _OWN:
+        return text
+    rows = [[*row, *_beside(value, other.get(key))] for row, (key, value) in zip(rows, own.items(), strict=True)]
+    return f"{before}{title}{_table(rows)}{gap}{after}"
 
 
 def _score(value: float | None) -> str:

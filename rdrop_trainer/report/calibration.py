@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ..stability.calibration import confidence_bins
 from .figures import figure_of, finish, label, looks
 from .runs import FinishedRun
 
@@ -35,27 +36,24 @@ def reliability_of(runs: Sequence[FinishedRun]) -> Reliability | None:
     """The evaluation rows of some runs, pooled; None unless all have logits (N, C) and labels (N,) of classes."""
     if not runs or not all(_are_classified(run) for run in runs):
         return None
-    confidence, right = [], []
-    for run in runs:
-        counted = np.asarray(run.labels) != -100
-        logits = np.asarray(run.logits, dtype=np.float64)[counted]
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        confidence.append(powers.max(1) / powers.sum(1))
-        right.append(logits.argmax(1) == np.asarray(run.labels)[counted])
-    sure, correct = np.concatenate(confidence), np.concatenate(right).astype(float)
-    if not len(sure):
-        return None
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    rows, confidences, rights = (np.bincount(bins, weights, BINS) for weights in (None, sure, correct))
+    found = [confidence_bins(_probabilities(run.logits), run.labels, BINS) for run in runs]
+    rows, confidence, right = (np.sum(parts, axis=0) for parts in zip(*found, strict=True))
     with np.errstate(invalid="ignore"):
-        return Reliability(100 * confidences / rows, 100 * rights / rows, rows)
+        return Reliability(100 * confidence / rows, 100 * right / rows, rows)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    logits = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
 
 
 def _are_classified(run: FinishedRun) -> bool:
     if run.logits is None or run.labels is None or run.is_regression:
         return False
     logits, labels = np.asarray(run.logits), np.asarray(run.labels)
-    return logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1] and labels.dtype.kind in "iu"
+    are_classes = labels.dtype.kind in "iu" and (labels != -100).any()
+    return logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1] and are_classes
 
 
 def draw_reliability(arms: Mapping[str, Sequence[FinishedRun]], title: str) -> Figure | None:

@@ -96,16 +96,12 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
     found = []
     for key in dict.fromkeys(name for run in runs for name in run.known_scores()):
         values = [abs(value) for run in runs if (value := run.known(key)) is not None]
-        words = key.split("_")
-        # What follows f1 is the name of a type of entities
-        kind = next((word for word in ("f1", "error") if word in words), words[-1])
+        kind = _kind(key)
         # Shares and correlations are shown times 100, as on leaderboards
         percent = bool(values) and max(values) <= 1 and kind not in _NO_SHARES
         unit, scale = ("%", 100.0) if percent else (nats if kind == "loss" else "", 1.0)
         found.append(
-            compare(
-                in_words(key), key, "score", unit, kind not in _LOWER_IS_BETTER, lambda run, k=key: run.known(k), scale
-            )
+            compare(in_words(key), key, "score", unit, not lower_is_better(key), lambda run, k=key: run.known(k), scale)
         )
     for name, path, unit, scale in (
         ("flipped by dropout", ("dropout", "flip_rate"), "%", 100.0),
@@ -124,6 +120,18 @@ def quantities_of(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun])
     found.append(compare("seconds of training", "train_seconds", "cost", "s", False, lambda run: run.train_seconds))
     found.append(compare("peak memory", "peak_memory", "cost", "MiB", False, lambda run: run.peak_memory, 2.0**-20))
     return [quantity for quantity in found if quantity.is_known]
+
+
+def lower_is_better(score: str) -> bool:
+    """Whether lower values of a score are better, by its name."""
+    return _kind(score) in _LOWER_IS_BETTER
+
+
+def _kind(score: str) -> str:
+    """The word of a score's name that says what it is."""
+    words = score.split("_")
+    # What follows f1 is the name of a type of entities, which may be called loss
+    return next((word for word in ("f1", "error") if word in words), words[-1])
 
 
 def first_score(quantities: Sequence[Quantity]) -> Quantity | None:

@@ -26,13 +26,13 @@ from .verdict import verdict
 MARKDOWN, JSON = "report.md", "report.json"
 _GROUPS = {"score": "Scores", "stability": "Stability", "calibration": "Calibration", "cost": "Cost"}
 _NOTES = """\
-Difference: R-Drop minus baseline, paired by seed; for values in % it is in points. Interval: 95 % bootstrap over the
-seeds (percentiles of 10,000 resamples), too narrow where they are few. p: paired t-test. p (sign flips): the test that
-counts how often differences as large come about when their signs are drawn at random; with n seeds it cannot be below
-2 / 2^n. Spread: standard deviation of R-Drop's values over seeds, for 1 of the
-baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them below
-0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds those
-that count.
+Baseline: the arm `plain`, with alpha 0. Difference: R-Drop minus baseline, paired by seed; for values in % it is in
+points. Interval: 95 % bootstrap over the seeds (percentiles of 10,000 resamples), too narrow where they are few. p:
+paired t-test. p (sign flips): the test that counts how often differences as large come about when their signs are drawn
+at random; with n seeds it cannot be below 2 / 2^n. Spread: standard deviation of R-Drop's values over seeds, for 1 of
+the baseline's, with its 95 % interval (F distribution). Where twenty rows are tested, chance alone puts one of them
+below 0.05. Edits are taken to leave the label as it is, which is not always so: `edits.csv` in a run's folder holds
+those that count.
 """
 
 _NO_PICTURES = 'No pictures: they need Matplotlib (`pip install "rdrop-trainer[report]"`).'
@@ -220,6 +220,8 @@ def write_report(
     sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined, longer)
     if about_dropout := dropout_sentence(baseline[0], rdrop[0], versus):
         sentences.insert(1, about_dropout)
+    if "loss" in known and (about_loss := _smoothing_sentence(arms)):
+        sentences.append(about_loss)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         report = Report(
@@ -281,6 +283,15 @@ def _kinds_of_edits(quantities: Sequence[Quantity]) -> str:
         f"{name} ({what})" for kind, (name, what) in EDIT_KINDS.items() if f"edits_by_kind_{kind}_flip_rate" in counted
     ]
     return f"The kinds of small edits: {'; '.join(kinds)}." if kinds else ""
+
+
+def _smoothing_sentence(arms: Mapping[str, Sequence[FinishedRun]]) -> str:
+    """That the evaluation loss is not that of the labels alone; empty where it is."""
+    factors = {arm: runs[0].settings.get("label_smoothing_factor") or 0 for arm, runs in arms.items()}
+    if not any(factors.values()):
+        return ""
+    shown = ", ".join(f"{arm} {factor:g}" for arm, factor in factors.items())
+    return f"The evaluation loss is of smoothed labels, as the training's is (label_smoothing_factor: {shown})."
 
 
 def _untimed(arms: Mapping[str, Sequence[FinishedRun]]) -> list[str]:

@@ -203,10 +203,10 @@ class SeveralRunsArguments:
     arms: list[str] = field(
         default_factory=lambda: ["plain", "rdrop"],
         metadata={
-            "help": "With compare_baseline: what to train on every seed. plain: alpha 0, and dropout as the model has "
-            "it. rdrop: as given. plain_longer: plain for as many steps as R-Drop's time buys, as measured in the runs "
-            "of the two, the schedule stretched. dropout: alpha 0 at R-Drop's dropout. NAME:FLAG=VALUE[,FLAG=VALUE]: "
-            "rdrop with other values, such as strong:rdrop_alpha=16."
+            "help": "With compare_baseline: what to train on every seed. plain, the baseline: alpha 0, and dropout as "
+            "the model has it. rdrop: as given. plain_longer: plain for as many steps as R-Drop's time buys, as "
+            "measured in the runs of the two, the schedule stretched. dropout: alpha 0 at R-Drop's dropout. "
+            "NAME:FLAG=VALUE[,FLAG=VALUE]: rdrop with other values, such as strong:rdrop_alpha=16."
         },
     )
     seeds: list[int] = field(
@@ -222,7 +222,8 @@ class SeveralRunsArguments:
     tune_metric: str | None = _flag(
         None,
         "With tune: the score of the validation rows to search by, and to choose the checkpoints of a trial by; a loss "
-        "(eval_loss) is minimized, another score maximized. Default: the first score of --metric or of the task.",
+        "(eval_loss; with label_smoothing_factor, that of the smoothed labels) is minimized, another score maximized. "
+        "Default: the first score of --metric or of the task.",
     )
     parallel: int = _flag(
         1, "How many runs at a time. Processor cores are shared between them; with several GPUs each run gets one."

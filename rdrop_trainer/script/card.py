@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import datasets
 from ..errors import InputError
 from ..glue.task import Task
 from ..hub.card_data import EvaluationSet, is_score
-from ..hub.model_card import CardFacts
-from ..run_folder import RESULTS, comparable_settings, read_results
+from ..hub.folder import CARD
+from ..hub.model_card import CardFacts, with_baseline
+from ..run_folder import RESULTS, comparable_settings, read_results, write_text
 
 _LANGUAGES = {"glue": "en", "clue": "zh", "fewclue": "zh"}
 _SUITES = {"glue": "GLUE", "clue": "CLUE", "fewclue": "FewCLUE"}
@@ -65,7 +67,8 @@ def scores_of(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int) -> dict[str, float] | None:
-    """The scores of a finished run that differs from this one in R-Drop alone; None where there is none.
+    """The scores of a finished run that differs from this one in R-Drop alone, one with the model's own dropout before
+    others; None where there is none.
 
     Args:
         output_dir: of this run; the folders beside it are searched.
@@ -73,14 +76,26 @@ def find_baseline(output_dir: Path, settings: Mapping[str, Any], processes: int)
     """
     if settings["rdrop_alpha"] == 0:
         return None
-    wanted = comparable_settings(settings)
+    wanted, baselines = comparable_settings(settings), []
     for path in sorted(output_dir.absolute().parent.glob(f"*/{RESULTS}")):
         try:
             found = read_results(path.parent)
             other = found["settings"]
             same = comparable_settings(other) == wanted and found["processes"] == processes
             if other["rdrop_alpha"] == 0 and other["do_train"] and same:
-                return scores_of({k: v for k, v in found["metrics"].items() if v is not None})
+                scores = scores_of({k: v for k, v in found["metrics"].items() if v is not None})
+                baselines.append((other["rdrop_dropout"] is not None, scores))
         except (InputError, KeyError, TypeError, AttributeError):
             continue  # damaged, or not a run's
-    return None
+    return min(baselines, key=lambda each: each[0])[1] if baselines else None
+
+
+def add_baseline(folder: Path) -> None:
+    """Complete the card of a finished run, where its baseline ended after it."""
+    found, path = read_results(folder), folder / CARD
+    baseline = find_baseline(folder, found["settings"], found["processes"])
+    if baseline and path.is_file():
+        scores = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
+        text = path.read_text(encoding="utf-8")
+        if (whole := with_baseline(text, scores_of(scores), baseline)) != text:
+            write_text(path, whole)

@@ -45,6 +45,7 @@ def load_checkpoint(
     will_train: bool,
     lora: AdapterArguments | None = None,
     device: torch.device | str = "cpu",
+    given: Collection[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, LabelMap | None]:
     """Load a model and its tokenizer for a task.
 
@@ -53,6 +54,7 @@ def load_checkpoint(
         lora: whether the model gets an adapter to train; default none. A model that is a saved adapter comes with its
             base model, and as a `PeftModel`.
         device: where weights in few bits are put; all others are on the CPU until a trainer moves them.
+        given: names of the settings that the user gave.
 
     Returns:
         Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
@@ -96,7 +98,8 @@ def load_checkpoint(
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if adapter is not None:
-        return with_saved_adapter(model, adapter, lora, lacking, source, will_train), tokenizer, labels
+        asked = {name: value for name, value in vars(lora).items() if name in given}
+        return with_saved_adapter(model, adapter, asked, lacking, source, will_train), tokenizer, labels
     if new_head:
         model = _with_new_head(model)
     if lora.use_peft:

@@ -14,6 +14,7 @@ from ..report.runs import same_seeds
 from ..run_folder import ARMS_FILE, RESULTS, read_arms, read_results, write_json
 from .arms import Arm, arms_of, stretched
 from .board import Board
+from .card import add_baseline
 from .command_line import CommandLine
 from .jobs import Job
 from .output_dir import check_unlocked
@@ -87,9 +88,12 @@ class Comparison:
             print(f"{LONGER} trains {ratio:.2f} times as long as {PLAIN}, which is {RDROP}'s time", flush=True)
             failed += self._run_all(self._pending(self._longer()), board)
         runs = {arm.name: self._finished(arm, {ended.job.folder for ended in failed}) for arm in self.arms}
+        with_rdrop = [run.folder for found in runs.values() for run in found if run.alpha and run.folder]
         if {run.seed for run in runs[PLAIN]} & {run.seed for run in runs[RDROP]}:
             plain, rdrop = runs.pop(PLAIN), runs.pop(RDROP)
             print("\n" + write_report(plain, rdrop, self.folder, others=runs).summary())
+        for folder in with_rdrop:
+            add_baseline(folder)
         return exit_code(failed, f"of {count} runs")
 
     def plan(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..objective.noise_of import noise_of
-from .estimate import Cost, Training, seconds_of, training_of
+from .estimate import Cost, Workload, seconds_of, workload_of
 from .prepare import Prepared
 from .program import wrong_settings_as_input_errors
 from .resolve import RunConfig
@@ -74,7 +74,7 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
     if first:
         lines.append(f"loss      {first['loss']:.4f} (train, the first batch)")
     lines += held_out
-    training: Training | None = first["training"] if first else None
+    training: Workload | None = first["training"] if first else None
     cost = None
     if training is not None:
         evaluation = row_seconds * sum(len(prepared.features[split]) for split in prepared.splits("validation"))
@@ -136,7 +136,7 @@ def _first_batch(trainer: Any, checkpoint: str | None) -> dict[str, Any]:
         found["epochs"] = state.max_steps / max(1, math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
         found["warmup_steps"] = args.get_warmup_steps(state.max_steps)
         if args.world_size == 1 and not trainer.is_deepspeed_enabled:  # whose backward would also make a step
-            found["training"] = training_of(trainer, state, batch)
+            found["training"] = workload_of(trainer, state, batch)
         raise _Enough
 
     beginning = OnTrainBegin(begin)

@@ -29,7 +29,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Training:
+class Workload:
     """What a training is made of.
 
     Attributes:
@@ -54,7 +54,7 @@ class Training:
         return Cost(seconds, self.weights + self.checkpoints)
 
 
-def training_of(trainer: Any, state: Any, batch: Any) -> Training:
+def workload_of(trainer: Any, state: Any, batch: Any) -> Workload:
     """What a training is made of, when all is ready for its first step. Its gradients are thrown away."""
     args, model = trainer.args, trainer.model_wrapped
 
@@ -75,7 +75,7 @@ def training_of(trainer: Any, state: Any, batch: Any) -> Training:
     )
     limit = args.save_total_limit or saves
     kept = min(saves, max(limit, 2) if args.load_best_model_at_end else limit)
-    return Training(
+    return Workload(
         steps=state.max_steps - state.global_step,
         step_seconds=micro * args.gradient_accumulation_steps,
         evaluations=evaluations,

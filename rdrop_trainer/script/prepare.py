@@ -74,7 +74,9 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     with clock("load"):
         data = _used_splits(config, whole)
         transformers.set_seed(args.seed)
-        model, tokenizer, labels = load_checkpoint(config.model, task, args.do_train, config.adapter, args.device)
+        model, tokenizer, labels = load_checkpoint(
+            config.model, task, args.do_train, config.adapter, args.device, config.given
+        )
         if args.do_train:
             _check_noise(model, args)
             if args.push_to_hub:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ class Progress:
         step, max_steps: optimizer steps made, and how many there are to be.
         first_step: the one that this process began from.
         seconds: since training began in this process.
-        score: the last score on the validation rows, by its name; empty before there is one.
+        score: the last scores on the validation rows, by their names; empty before there are any.
     """
 
     phase: str = "load"
@@ -64,7 +64,9 @@ def forget_progress(folder: Path) -> None:
 @contextmanager
 def progress_written(config: RunConfig, prepared: Prepared) -> Iterator[None]:
     """Keep `progress.json` in the folder of a run for as long as it goes on."""
-    writer = _Writer(config.output_dir, next((f"eval_{name}" for name in config.task.headline), None))
+    best_by = config.training.metric_for_best_model
+    names = [] if best_by is None else [best_by.removeprefix("eval_")]
+    writer = _Writer(config.output_dir, [f"eval_{name}" for name in dict.fromkeys([*names, *config.task.headline[:1]])])
     prepared.clock.on_part = writer.begin
     prepared.trainer.add_callback(writer)
     try:
@@ -76,8 +78,8 @@ def progress_written(config: RunConfig, prepared: Prepared) -> Iterator[None]:
 class _Writer(TrainerCallback):
     """Writes at the begin of a phase, and else once a second. A run does not end over a file that cannot be written."""
 
-    def __init__(self, folder: Path, score: str | None):
-        self._folder, self._score, self._progress = folder, score, Progress()
+    def __init__(self, folder: Path, scores: Sequence[str]):
+        self._folder, self._scores, self._progress = folder, scores, Progress()
         self._began = self._written = time.monotonic()
 
     def begin(self, phase: str) -> None:
@@ -97,9 +99,9 @@ class _Writer(TrainerCallback):
             self._write()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any] | None = None, **_) -> None:
-        value = (metrics or {}).get(self._score)
-        if value is not None:
-            self._progress = replace(self._progress, step=state.global_step, score={self._score: float(value)})
+        found = {name: float(metrics[name]) for name in self._scores if (metrics or {}).get(name) is not None}
+        if found:
+            self._progress = replace(self._progress, step=state.global_step, score=found)
             self._write()
 
     def _write(self) -> None:

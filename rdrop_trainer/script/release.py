@@ -139,7 +139,7 @@ def _note(row: Mapping[str, str]) -> str:
 
 
 def _table(rows: Mapping[tuple[str, str], Mapping[str, str]]) -> str:
-    header = ["checkpoint", "baseline", *next(iter(rows.values()))]
+    header = ["checkpoint", "its baseline", *next(iter(rows.values()))]
     return markdown_table(header, [[*names, *row.values()] for names, row in rows.items()]) + "\n"
 
 

@@ -75,7 +75,7 @@ class Pair:
             "alpha": f"{run.alpha:g}",
             "seeds": str(len(self.runs)),
             "score": named(self.score),
-            "plain": mean_std(self.score, "baseline"),
+            "baseline": mean_std(self.score, "baseline"),
             "R-Drop": mean_std(self.score, "rdrop"),
             "difference": difference(self.score),
             "p": p_value(self.score.difference.p_value) or "-",
@@ -123,7 +123,7 @@ class Pair:
         means = [mean_std(score, "rdrop"), mean_std(score, "baseline")]
         chosen = [short(score.rdrop[self.place]), short(score.baseline[self.place])]
         table = markdown_table(
-            [named(score), f"R-Drop: {links[0]}", f"plain: {links[1]}"],
+            [named(score), f"R-Drop: {links[0]}", f"baseline: {links[1]}"],
             [[f"seeds: {seeds}", *means], [f"these two, seed {self.seed}", *chosen]],
         )
         this, other = ("with R-Drop", links[1]) if arm == RDROP else ("without R-Drop", links[0])

@@ -15,8 +15,9 @@ from ..errors import InputError
 from ..glue.data import load_task
 from ..glue.metrics import with_metrics
 from ..glue.own_files import load_files
-from ..glue.task import Task, lower_is_better
+from ..glue.task import Task
 from ..glue.tasks import get_task
+from ..report.quantities import lower_is_better
 from ..run_folder import settings_of
 from ..training_args import RDropTrainingArguments
 from .adapter import AdapterArguments

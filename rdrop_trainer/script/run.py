@@ -26,6 +26,7 @@ from .program import StoppedError, logger
 from .progress import progress_written
 from .publish import publish
 from .resolve import RunConfig, resolve
+from .saved_adapter import check_same_adapter
 from .train import train
 
 
@@ -71,7 +72,10 @@ def _prepared(command: CommandLine) -> Iterator[tuple[RunConfig, Prepared, str |
         checkpoint = find_checkpoint(config)
         if args.should_save:
             warn_of_others(config.output_dir, config.settings)
-        yield config, prepare(config, whole, clock), checkpoint
+        prepared = prepare(config, whole, clock)
+        if checkpoint:
+            check_same_adapter(prepared.model, checkpoint)
+        yield config, prepared, checkpoint
 
 
 @contextmanager

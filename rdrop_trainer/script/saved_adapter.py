@@ -12,8 +12,9 @@ from transformers.utils import cached_file
 from ..errors import InputError
 from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
+from ..hub.files import read_json
 from ..hub.model_kinds import AUTO_CLASSES
-from .adapter import AdapterArguments, is_quantized
+from .adapter import is_quantized
 
 # Flags -> PEFT's names
 _OWN_SETTINGS = {
@@ -68,16 +69,16 @@ def describe_base(config: Any, adapter: Adapter) -> None:
 
 
 def with_saved_adapter(
-    model: Any, adapter: Adapter, arguments: AdapterArguments, lacking: Collection[str], source: str, will_train: bool
+    model: Any, adapter: Adapter, given: Mapping[str, Any], lacking: Collection[str], source: str, will_train: bool
 ) -> Any:
     """A base model with its adapter: a `PeftModel`.
 
     Args:
-        arguments: of the command line; an adapter that exists has its own.
+        given: the values of the flags that the user gave; an adapter that exists has its own.
         lacking: names of the weights that the base model's checkpoint did not hold, or in another shape.
 
     Raises:
-        InputError: a weight that neither of the two holds, or arguments that are not the adapter's.
+        InputError: a weight that neither of the two holds, or flags that are not the adapter's.
     """
     from peft import PeftModel, prepare_model_for_kbit_training
 
@@ -86,20 +87,48 @@ def with_saved_adapter(
             f"{source}: neither the adapter nor its base model holds {', '.join(sorted(random)[:4])}, which would be "
             "random; train it again"
         )
-    defaults = AdapterArguments()
-    for flag, name in _OWN_SETTINGS.items() if will_train else ():
-        value, own = getattr(arguments, flag), adapter.config.get(name)
-        if value != getattr(defaults, flag) and not _listed(value) <= _listed(own):
-            shown = [" ".join(sorted(map(str, _listed(each)))) or "none" for each in (value, own)]
+    for flag in _OWN_SETTINGS.keys() & given.keys() if will_train else ():
+        name = _OWN_SETTINGS[flag]
+        value, own = _listed(given[flag]), _listed(adapter.config.get(name))
+        if value - own or (own - value and name != "modules_to_save"):  # where the head is always one of them
             raise InputError(
-                f"--{flag} {shown[0]}: {source} is an adapter with {shown[1]} already; leave it out to train that one "
-                f"on, or start from its base model, {adapter.base}"
+                f"--{flag} {_shown(value)}: {source} is an adapter with {_shown(own)} already; leave it out to train "
+                f"that one on, or start from its base model, {adapter.base}"
             )
     if is_quantized(model):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return PeftModel.from_pretrained(model, adapter.folder, is_trainable=will_train)
 
 
+def check_same_adapter(model: Any, checkpoint: str) -> None:
+    """Refuse to go on from a checkpoint whose weights are not those that a model trains.
+
+    Raises:
+        InputError: only one of the two is an adapter, or they are adapters of different settings.
+    """
+    folder, now = Path(checkpoint), getattr(model, "peft_config", None)
+    path = folder / "adapter_config.json"
+    before = read_json(path) if path.is_file() else None
+    if before is None and now is not None and any(folder.glob("model*.safetensors*")):  # FSDP writes other files
+        raise InputError(f"--resume_from_checkpoint {checkpoint}: holds a whole model; leave out --use_peft")
+    if before is not None and now is None:
+        raise InputError(f"--resume_from_checkpoint {checkpoint}: holds an adapter alone; add --use_peft")
+    if before is None or now is None:
+        return
+    config = now["default"].to_dict()
+    for flag, name in _OWN_SETTINGS.items():
+        value, own = _listed(config[name]), _listed(before.get(name))
+        if value != own and name != "lora_dropout":  # which may change, as a learning rate may
+            raise InputError(
+                f"--{flag} {_shown(value)}: the adapter in --resume_from_checkpoint {checkpoint} has {_shown(own)}; "
+                "give that, or another checkpoint"
+            )
+
+
 def _listed(value: Any) -> set[Any]:
     """The names in a setting of several, or the one value of another."""
-    return set(value) if isinstance(value, list) else set() if value is None else {value}
+    return set(value) if isinstance(value, list | set) else set() if value is None else {value}
+
+
+def _shown(values: Collection[Any]) -> str:
+    return " ".join(sorted(map(str, values))) or "none"

@@ -190,7 +190,10 @@ def progress_line(ended: Finished) -> str:
     """A line on a run that has ended."""
     if ended.code:
         return f"{ended.job.name}: failed with exit code {ended.code} ({ended.seconds:.0f} s): {ended.last_line}"
-    scores = read_results(ended.job.folder)["headline"]
+    results = read_results(ended.job.folder)
+    best_by = results["settings"]["metric_for_best_model"]
+    name = "" if best_by is None else f"eval_{best_by.removeprefix('eval_')}"
+    scores = {name: results["metrics"][name] for name in (name,) if name in results["metrics"]} | results["headline"]
     parts = ", ".join(f"{name} {score_text(value)}" for name, value in scores.items())
     return f"{ended.job.name}: {parts} ({ended.seconds:.0f} s)"
 

@@ -10,7 +10,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from ..glue.task import lower_is_better
+from ..report.quantities import lower_is_better
 from ..run_folder import name_of_data, write_json, write_text
 from ..search import SPACE
 from . import program

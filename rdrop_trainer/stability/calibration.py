@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
+
+
+class ConfidenceBins(NamedTuple):
+    """Predictions in bins of confidence of equal width from 0 to 1, (num_bins,) each.
+
+    Attributes:
+        rows: number of predictions.
+        confidence: sum of the probabilities of their classes.
+        right: how many are right.
+    """
+
+    rows: np.ndarray
+    confidence: np.ndarray
+    right: np.ndarray
+
+
+def confidence_bins(probabilities: Any, labels: Any, num_bins: int) -> ConfidenceBins:
+    """The labeled rows in bins; arguments and errors are those of `expected_calibration_error`."""
+    confidence, right = _confidence(probabilities, labels)
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    return ConfidenceBins(*(np.bincount(bins, weights, num_bins) for weights in (None, confidence, right)))
 
 
 def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 15) -> float:
@@ -29,10 +50,8 @@ def expected_calibration_error(probabilities: Any, labels: Any, num_bins: int = 
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
     """
-    confidence, right = _confidence(probabilities, labels)
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = [abs((right[bins == b] - confidence[bins == b]).sum()) for b in np.unique(bins)]
-    return float(sum(gaps) / len(confidence))
+    bins = confidence_bins(probabilities, labels, num_bins)
+    return float(np.abs(bins.right - bins.confidence).sum() / bins.rows.sum())
 
 
 def mean_confidence(probabilities: Any, labels: Any) -> float:

@@ -245,6 +245,8 @@ def test_ids_are_kept_as_they_are_written(tmp_path):
             load_files(train_file=train, test_file=test, id_column="key")
     with pytest.raises(InputError, match="b.csv:2: no column 'kye', the columns are key, text"):
         load_files(train_file=train, test_file=test, id_column="kye")
+    with pytest.raises(InputError, match="a.csv:2: no column 'kye', the columns are text, label"):
+        load_files(train_file=train, validation_file=test, id_column="kye")
 
 
 # ---- Quotes in .tsv ----

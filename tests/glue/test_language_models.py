@@ -17,7 +17,6 @@ from rdrop_trainer.glue.language_models import (
     token_losses,
 )
 from rdrop_trainer.glue.own_files import load_files
-from rdrop_trainer.glue.task import lower_is_better
 from rdrop_trainer.script.arguments import ModelArguments
 from rdrop_trainer.script.checkpoint import language_model_head
 from rdrop_trainer.script.command_line import parse_arguments
@@ -100,11 +99,6 @@ def test_lines_and_their_perplexity():
     assert math.isnan(perplexity(losses_of_lines(losses, features, 4)))
 
 
-def test_lower_is_better():
-    names = ("perplexity", "eval_loss", "f1", "eval_f1_loss")  # the last: of entities of the type "loss"
-    assert [lower_is_better(name) for name in names] == [True, True, False, False]
-
-
 @pytest.mark.parametrize(
     "config, architectures, head",
     [
@@ -137,6 +131,8 @@ def test_a_causal_model_has_no_masks(tmp_path):
 def test_texts_of_a_column(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "A storm.\\nIt was long.", "url": "x"}\n{"text": "", "url": "y"}\n')
     (tmp_path / "b.csv").write_text('body,url\n"Calm, now.",x\n')
+    (tmp_path / "long.jsonl").write_text('{"text": "' + 2**19 * "Storm. " + '"}\n')
+    assert len(load_files(task_type="lm", train_file=tmp_path / "long.jsonl")[0]["train"]["text"][0]) == 7 * 2**19
     data, _ = load_files(task_type="lm", train_file=tmp_path / "a.jsonl")
     assert data["train"]["text"][:] == ["A storm.\nIt was long.", ""]
     data, _ = load_files(task_type="lm", train_file=tmp_path / "b.csv", text_columns=["body"])

@@ -14,7 +14,7 @@ from rdrop_trainer.report import FinishedRun, draw_curves, report_folder, write_
 from rdrop_trainer.report.__main__ import main
 from rdrop_trainer.report.calibration import draw_reliability, reliability_of
 from rdrop_trainer.report.over_time import draw_against_seconds, draw_learning_curves
-from rdrop_trainer.report.quantities import EDIT_KINDS
+from rdrop_trainer.report.quantities import EDIT_KINDS, lower_is_better
 from rdrop_trainer.run_folder import name_of_data
 from rdrop_trainer.stability.edits import EDITS
 
@@ -133,6 +133,11 @@ def test_the_numbers_by_plain_arithmetic(runs):
     assert found["quantities"]["train_seconds"]["difference"]["mean"] == pytest.approx(70)
     assert found["quantities"]["peak_memory"]["baseline"]["mean"] == pytest.approx(1024)
     assert "runtime" not in found["quantities"] and "train_loss" not in found["quantities"]
+
+
+def test_which_way_scores_are_better():
+    names = ("perplexity", "eval_loss", "f1", "eval_f1_loss")  # the last: of entities of the type "loss"
+    assert [lower_is_better(name) for name in names] == [True, True, False, False]
 
 
 def test_the_best_of_what_should_be_low_is_the_lowest(tmp_path):
@@ -386,6 +391,14 @@ def test_equal_scores(tmp_path):
     report = write_report(*arms([700 / 872, 710 / 872, 720 / 872], [701 / 872, 709 / 872, 720 / 872]), tmp_path)
     assert "the accuracy was the same on average (81.42 % to 81.42 %" in report.sentences[0]
     assert "e-" not in report.markdown()
+
+
+def test_a_loss_of_smoothed_labels_is_called_so(tmp_path):
+    smoothed = {"label_smoothing_factor": 0.1}
+    both = [[replace(run, settings=smoothed) for run in runs] for runs in arms([0.8, 0.7], [0.8, 0.9])]
+    said = "The evaluation loss is of smoothed labels, as the training's is (label_smoothing_factor: baseline 0.1, "
+    assert f"{said}R-Drop 0.1)." in write_report(*both, tmp_path).sentences
+    assert not any("smoothed" in sentence for sentence in sentences(tmp_path, [0.8, 0.7], [0.8, 0.9]))
 
 
 def test_the_spread_over_seeds(tmp_path):

@@ -83,13 +83,24 @@ def test_a_decoder_gets_a_head_and_a_padding_token_that_come_back(name, bases, h
     torch.testing.assert_close(together, torch.stack(alone))
 
 
-def test_an_interrupted_adapter_goes_on_bit_for_bit(bases, here):
+def test_an_interrupted_adapter_goes_on_bit_for_bit(bases, here, capsys):
     steps = "--save_strategy steps --save_steps 2 --max_steps 4 --do_train"
     assert run(bases / "qwen2", FILES, steps, "--output_dir whole") == 0
-    resumed = "--resume_from_checkpoint whole/checkpoint-2 --output_dir resumed"
-    assert run(bases / "qwen2", FILES, steps, resumed) == 0
+    resumed = "--resume_from_checkpoint whole/checkpoint-2 --output_dir"
+    assert run(bases / "qwen2", FILES, steps, resumed, "resumed") == 0
     whole, again = weights_of(here / "whole"), weights_of(here / "resumed")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    for flags, message in {
+        f"{FILES} --lora_r 8": "--lora_r 8: the adapter in --resume_from_checkpoint whole/checkpoint-2 has 4; give",
+        f"{FILES} --lora_alpha 8": "--lora_alpha 8: the adapter in",
+        f"{FILES} --lora_target_modules q_proj": "--lora_target_modules q_proj: the adapter in",
+        f"{FILES} --use_peft False --dropout 0.1": "holds an adapter alone; add --use_peft",
+    }.items():
+        said = fails(capsys, "--model_name_or_path", bases / "qwen2", flags, steps, "--use_cpu True", resumed, "x")
+        assert message in said
+    (here / "whole/checkpoint-2/adapter_config.json").rename(here / "whole/checkpoint-2/model.safetensors.index.json")
+    said = fails(capsys, "--model_name_or_path", bases / "qwen2", FILES, steps, "--use_cpu True", resumed, "x")
+    assert "holds a whole model; leave out --use_peft" in said
     before = weights_of(here / "whole" / "checkpoint-2")
     assert any(not torch.equal(value, before[name]) for name, value in whole.items())
 
@@ -124,8 +135,10 @@ def test_an_adapter_is_trained_on(model, here, capsys, monkeypatch):
     flags = "--train_file a.csv --do_train --use_cpu True --output_dir x --model_name_or_path"
     said = fails(capsys, flags, "out", "--use_peft --lora_r 8")
     assert "--lora_r 8: out is an adapter with 4 already" in said and str(model) in said
-    said = fails(capsys, flags, "out", "--use_peft --lora_target_modules query key")
-    assert "--lora_target_modules key query: out is an adapter with query value already" in said
+    assert "--lora_r 16: out is an adapter with 4" in fails(capsys, flags, "out", "--use_peft --lora_r 16")
+    for names, shown in (("query key", "key query"), ("query", "query")):
+        said = fails(capsys, flags, "out", "--use_peft --lora_target_modules", *names.split())
+        assert f"--lora_target_modules {shown}: out is an adapter with query value already" in said
     write_csv(here / "a.csv", labels=("no", "yes"))
     assert "is an adapter for other labels; start from its base model" in fails(capsys, flags, "out")
 

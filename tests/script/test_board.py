@@ -35,10 +35,12 @@ def test_a_run_says_how_far_it_is(flags, here, monkeypatch):
     write_csv(here / "dev.csv", rows=8)
     monkeypatch.setattr(progress, "_AT_MOST_EVERY", 0.0)
     steps, evaluations = seen_while(monkeypatch, "training_step"), seen_while(monkeypatch, "evaluate")
-    assert script.main([*flags, "--validation_file=dev.csv", "--eval_strategy=epoch"]) == 0
+    by_loss = ["--eval_strategy=epoch", "--metric_for_best_model=eval_loss"]  # as a search by the loss has
+    assert script.main([*flags, "--validation_file=dev.csv", *by_loss]) == 0
     assert [seen["step"] for seen in steps] == list(range(12)) and {seen["phase"] for seen in steps} == {"train"}
     assert {seen["max_steps"] for seen in steps[1:]} == {12} and steps[-1]["seconds"] > steps[1]["seconds"] > 0
-    assert not steps[5]["score"] and 0 <= steps[6]["score"]["eval_accuracy"] <= 1  # six steps an epoch
+    assert not steps[5]["score"] and list(steps[6]["score"]) == ["eval_loss", "eval_accuracy"]  # six steps an epoch
+    assert 0 <= steps[6]["score"]["eval_accuracy"] <= 1
     assert [seen["phase"] for seen in evaluations] == ["train", "train", "eval"]
     assert not Path("out/progress.json").exists() and "progress.json" not in results("out")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_the_report_is_of_the_runs(here, launch, capsys):
     report = json.loads((here / "both" / "report.json").read_text())
     scores = [results(here / "both" / f"plain-seed{seed}")["metrics"]["eval_accuracy"] for seed in (1, 2)]
     assert str(sum(scores) / 2)[:6] in json.dumps(report)
+
+
+def test_a_card_has_its_baseline_whichever_ended_first(here, launch):
+    path = here / "both" / "rdrop-seed1" / "README.md"
+    whole = path.read_text()
+    assert "| baseline, alpha 0 | difference |\n" in whole and "\n\nSingle runs: small differences" in whole
+    table = whole[whole.index("| data | split |") : whole.index("\n\nSingle runs")]
+    alone = "\n".join(f"{' |'.join(row.split(' |')[:4])} |" for row in table.splitlines())
+    path.write_text(re.sub("\n\nSingle runs.*", "", whole.replace(table, alone)))
+    assert "baseline" not in path.read_text()
+    assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0 and path.read_text() == whole
 
 
 def test_only_what_is_missing_is_run(here, launch):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rdrop_trainer.script import dry_run, plan
 from rdrop_trainer.script.dry_run import DryRun
-from rdrop_trainer.script.estimate import Cost, Training, _times
+from rdrop_trainer.script.estimate import Cost, Workload, _times
 from support.runs import FAST, Pretended, fails, make_place, results, script
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
@@ -151,7 +151,7 @@ def test_the_estimate_of_a_comparison_is_of_its_runs(here, capsys, monkeypatch):
 
 
 def test_the_cost_of_a_training():
-    training = Training(steps=10, step_seconds=2.0, evaluations=3, checkpoints=300, weights=100)
+    training = Workload(steps=10, step_seconds=2.0, evaluations=3, checkpoints=300, weights=100)
     cost = [training.cost(load=5.0, evaluation=4.0, measure=measure) for measure in ("none", "quick", "full")]
     assert cost == [Cost(5 + 20 + 16, 400), Cost(5 + 20 + 4 + 16, 400), Cost(5 + 20 + 16 + 20 * 4, 400)]
 
@@ -165,16 +165,16 @@ def test_how_often(strategy, every, times):
 
 def test_no_gradient_is_left(here, monkeypatch):
     kept = {}
-    training_of = dry_run.training_of
+    workload_of = dry_run.workload_of
 
     def watching(trainer, state, batch):
         before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-        found = training_of(trainer, state, batch)
+        found = workload_of(trainer, state, batch)
         assert all(p.grad is None and p.equal(before[name]) for name, p in trainer.model.named_parameters())
         kept["training"] = found
         return found
 
-    monkeypatch.setattr(dry_run, "training_of", watching)
+    monkeypatch.setattr(dry_run, "workload_of", watching)
     assert script.main([*FLAGS, "--dry_run"]) == 0
     assert kept["training"].steps == 3 and kept["training"].step_seconds > 0
 

@@ -110,6 +110,10 @@ def test_a_card_stands_in_the_folder_with_the_baseline_beside(model, here, hub):
     other["processes"], other["metrics"]["eval_matthews_correlation"] = 2, 9.0
     (here / "runs" / "a-wider-baseline").mkdir()
     (here / "runs" / "a-wider-baseline" / "all_results.json").write_text(json.dumps(other))
+    other = results("runs/baseline")
+    other["settings"]["rdrop_dropout"], other["metrics"]["eval_matthews_correlation"] = 0.3, 9.0
+    (here / "runs" / "at-other-dropout").mkdir()
+    (here / "runs" / "at-other-dropout" / "all_results.json").write_text(json.dumps(other))
     (here / "runs" / "broken").mkdir()
     (here / "runs" / "broken" / "all_results.json").write_text("[]")
     assert run(model, cola, "--output_dir runs/second") == 0

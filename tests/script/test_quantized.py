@@ -54,11 +54,12 @@ def test_an_adapter_over_4_bits_is_scored_as_it_was_trained(model, here):
         in card.text
     )
     kinds = []
-    for options in ({}, {"quantization_config": BitsAndBytesConfig(**NF4), "dtype": "auto"}):
+    few = {"quantization_config": BitsAndBytesConfig(**NF4)}
+    for options in ({}, {**few, "dtype": "auto"}, {**few, "dtype": torch.bfloat16}):  # norms train in float32 there
         loaded = load_checkpoint("out", **options)
         kinds.append({p.dtype for p in loaded.model.parameters()})
         assert loaded.model(**loaded.processing_class("a good film", return_tensors="pt")).logits.isfinite().all()
-    assert kinds == [{torch.float32}, {torch.float32, torch.uint8}]
+    assert kinds == [{torch.float32}, *[{torch.float32, torch.uint8}] * 2]
 
 
 def test_a_head_for_other_labels_is_a_new_one(model, here):

@@ -117,7 +117,7 @@ def test_what_is_there_is_not_repeated(here, ada, launch, capsys):
     assert all(f"{name}: {ada.url}/{name}/commit/{sha}" in out for name, sha in before.items())
     set_accuracy(here / "runs/release/tiny/plain-seed2", 0.5)
     assert release.main(["tiny.yaml", *RELEASE]) == 0
-    assert len(ada.commits(NAMES[0])) == 3 and all("plain: 37.50 ± 17.68" in note for note in notes(ada).values())
+    assert len(ada.commits(NAMES[0])) == 3 and all("baseline: 37.50 ± 17.68" in note for note in notes(ada).values())
 
 
 def test_a_release_goes_on_where_it_ended(here, ada, launch, capsys):

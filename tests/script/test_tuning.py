@@ -248,6 +248,7 @@ def test_a_search_by_the_loss_of_real_runs(here, capsys, monkeypatch):
     assert not list(Path("other").rglob("all_results.json"))
     epochs = "--eval_strategy=epoch --save_strategy=epoch --load_best_model_at_end=true".split()
     assert script.main([*words, "--tune_metric=eval_loss", *epochs]) == 0
+    assert "trial 1: eval_loss " in capsys.readouterr().out
     found = json.loads(Path("other/trials.json").read_text())["trials"]
     losses = [results(Path("other") / trial["folder"])["metrics"]["eval_loss"] for trial in found]
     assert losses == sorted(losses) == [trial["scores"]["eval_loss"] for trial in found]
