@@ -451,6 +451,14 @@ def test_bf16_autocast(mode, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
+def test_checks_of_reentrant_checkpoints_do_not_warn_of_gradients(tmp_path, recwarn):
+    tiny.trainer(
+        tiny.bert(), tiny.dataset(), tmp_path, rdrop_forward_mode="recompute", max_steps=1,
+        gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True},
+    ).train()  # fmt: skip
+    assert not [warning for warning in recwarn if "requires_grad" in str(warning.message)]
+
+
 def test_labels_with_a_dimension_of_one(tmp_path):
     trainer = tiny.trainer(tiny.bert(), tiny.dataset(rows=4), tmp_path)
     trainer.model.train()

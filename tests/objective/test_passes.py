@@ -6,11 +6,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rdrop_trainer import Objective, StepSettings
-from rdrop_trainer.objective.passes import run_passes
+from rdrop_trainer.objective.passes import run_passes, without_ddp
 from rdrop_trainer.objective.rows import repeat_rows
 from rdrop_trainer.objective.snapshot import Snapshot
 from support import tiny
@@ -139,6 +141,29 @@ class OtherNoise(nn.Module):
         self.bank = 0.9 * self.bank + 0.1 * hidden.detach().mean(0)
         logits = self.out(hidden + (self.calls if self.hidden_counter else 0))
         return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels)}
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_one_pass_goes_through_the_wrapper_of_a_compiled_model(mode, one_process):
+    """accelerate compiles the model together with `DistributedDataParallel`."""
+    model, seen = tiny.bert(), []
+    wrapper = DistributedDataParallel(model)
+    wrapper.register_forward_pre_hook(lambda *args: seen.append("wrapper"))
+    model.register_forward_pre_hook(lambda *args: seen.append("model"))
+    compiled = torch.compile(wrapper, backend="eager")
+    assert type(without_ddp(compiled)) is type(compiled) and without_ddp(compiled)._orig_mod is model
+    with torch.compiler.set_stance("force_eager"):
+        passes = run_passes(compiled, {"input_ids": torch.full((2, 5), 7)}, 3, mode)
+        sum(logits.sum() for logits in passes["logits"]).backward()
+    forwards = {"concat": 1, "sequential": 3, "recompute": 5}[mode]
+    assert seen.count("wrapper") == 1 and seen.count("model") == forwards
 
 
 def test_recomputed_passes_repeat_all_noise_and_move_buffers_once():
