@@ -98,6 +98,7 @@ class RDropMixin(
                 f"{'none' if given is None else type(given).__name__}."
             )
         super().__init__(*args, **kwargs)
+        logging.get_logger(__package__).setLevel(self.args.get_process_log_level())  # as `Trainer` sets that of its own
         use_one_gpu(self)
         self.second_view = second_view
         self._set_unlabeled_dataset(unlabeled_dataset)

@@ -1,6 +1,7 @@
 """What a user of RDropTrainer sees: the swap, the heads, the logs, the errors."""
 
 import functools
+import logging
 import types
 
 import pytest
@@ -27,6 +28,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import HPSearchBackend
+from transformers.utils import logging as transformers_logging
 
 from rdrop_trainer import RDropArguments, RDropMixin, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from support import formulas, tiny, zoo
@@ -456,6 +458,25 @@ def test_bf16_autocast(mode, tmp_path):
         trainer.train()
         losses.append(logged(trainer, "loss")[0])
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_checks_of_reentrant_checkpoints_do_not_warn_of_gradients(tmp_path, recwarn):
+    tiny.trainer(
+        tiny.bert(), tiny.dataset(), tmp_path, rdrop_forward_mode="recompute", max_steps=1,
+        gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True},
+    ).train()  # fmt: skip
+    assert not [warning for warning in recwarn if "requires_grad" in str(warning.message)]
+
+
+def test_log_level_is_that_of_our_warnings_too(tmp_path, caplog):
+    settings = {"rdrop_allow_deterministic": True, "max_steps": 1}
+    try:
+        for level, warnings in (("error", 0), ("warning", 1)):
+            tiny.trainer(tiny.bert(dropout=0.0), tiny.dataset(), tmp_path, log_level=level, **settings).train()
+            assert sum("are identical" in record.message for record in caplog.records) == warnings
+    finally:
+        transformers_logging.set_verbosity_warning()
+        logging.getLogger("rdrop_trainer").setLevel(logging.NOTSET)
 
 
 def test_labels_with_a_dimension_of_one(tmp_path):

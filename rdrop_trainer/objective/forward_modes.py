@@ -42,9 +42,12 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
     def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
         """Of runs one after the other, with noise of their own."""
         with training.aside():
-            runs = [run_passes(model, source.inputs(rows, head), 1, "sequential", source.call) for _ in range(times)]
-        found = [run.loss() for run in runs]
+            found = [loss(rows) for _ in range(times)]
         return None if found[0] is None else torch.stack(found).cpu().double()  # MPS has no float64
+
+    def loss(rows: Mapping[str, Any]) -> torch.Tensor | None:
+        one = run_passes(model, source.inputs(rows, head), 1, "sequential", source.call).loss()
+        return None if one is None else one.clone()  # CUDA graphs use the memory of a run for the next one
 
     tried = []
     with training.without_dropout():
@@ -104,7 +107,7 @@ def check_repeats(
     def outputs() -> torch.Tensor:
         with training.aside():
             [items] = plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)
-        return items[0].outputs[0].float()
+        return items[0].outputs[0].float().clone()  # CUDA graphs use its memory for the next run
 
     first, again = outputs(), outputs()
     tolerance = training.tolerance(first, by_products=True)

@@ -131,8 +131,12 @@ def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
 
 
 def without_ddp(model: nn.Module) -> nn.Module:
-    """The model inside `DistributedDataParallel`, or the model itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    """The model inside `DistributedDataParallel`, compiled where the wrapper is; or the model itself."""
+    wrapper: Any = getattr(model, "_orig_mod", model)  # of torch.compile, which accelerate puts around all else
+    if not isinstance(wrapper, DistributedDataParallel):
+        return model
+    inner = wrapper.module
+    return inner if wrapper is model else type(model)(inner, model.dynamo_ctx)
 
 
 def run_passes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,7 +145,9 @@ class Training:
     @contextmanager
     def aside(self, with_grad: bool = False):
         """For forward passes that leave no trace."""
-        with torch.set_grad_enabled(with_grad), self.same_noise():
+        with warnings.catch_warnings(), torch.set_grad_enabled(with_grad), self.same_noise():
+            # Of a reentrant checkpoint, for which no gradient is asked here
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")
             yield
 
     def same_noise(self):

@@ -105,7 +105,8 @@ class FiniteLossGuard(TrainerCallback):
         """
         training = self._training
         if training is not None and training.stops_at_nonfinite:
-            self._unread.append((training.micro_batch(self._micro_batches), loss.detach()))
+            # A copy: a model's own loss may stand in memory that CUDA graphs (torch_compile) use again for the next one
+            self._unread.append((training.micro_batch(self._micro_batches), loss.detach().clone()))
             if training.args.logging_nan_inf_filter or len(self._unread) == self.MAX_UNREAD:
                 self._read_losses()
 
@@ -172,7 +173,8 @@ class FiniteLossGuard(TrainerCallback):
 
     def _stop(self, reason: str) -> NoReturn:
         """End the training with the reason, the last whole checkpoint and what may help."""
-        found = last_whole_checkpoint(self._training.args.output_dir)
+        args = self._training.args
+        found = last_whole_checkpoint(args.output_dir, needs_optimizer=not args.save_only_model)
         last = f"The last good checkpoint is {found}" if found else "There is no checkpoint before it"
         raise FloatingPointError(
             f"{reason} {last}. A lower learning rate or more warm-up often helps; so does a check of those rows, or of "

@@ -25,12 +25,16 @@ _OPTIMIZER = ("optimizer", "global_step")  # the second is DeepSpeed's folder
 _NO_OPTIMIZER = "it has no optimizer.pt (save_only_model=True leaves that out)"
 
 
-def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
+def checkpoint_fault(checkpoint: str | os.PathLike, needs_optimizer: bool = True) -> str | None:
     """Why a training cannot resume from a checkpoint of `Trainer`.
 
     `Trainer` writes `trainer_state.json` last, so a checkpoint without it was cut short. A full disk or a power failure
     may have cut the other files. They are opened but not read through: a file of tensors states its own length.
     Without the optimizer's state `Trainer` would go on with a fresh one, and say nothing.
+
+    Args:
+        checkpoint: its folder.
+        needs_optimizer: to have no optimizer's state is a fault.
 
     Returns:
         The fault, in words; None for a whole checkpoint.
@@ -40,7 +44,7 @@ def checkpoint_fault(checkpoint: str | os.PathLike) -> str | None:
         return "there is no such folder"
     if fault := _state_fault(checkpoint):
         return fault
-    if not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
+    if needs_optimizer and not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
         return _NO_OPTIMIZER
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
@@ -78,11 +82,13 @@ def _is_cut(path: Path) -> bool:
     return path.suffix in _SAVED_BY_TORCH and start == b"PK" and not zipfile.is_zipfile(path)
 
 
-def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path | None:
+def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False, needs_optimizer: bool = True) -> Path | None:
     """The whole checkpoint of the latest step.
 
     Args:
+        folder: where the checkpoints are.
         warn: log a warning that names the later checkpoints and what they lack.
+        needs_optimizer: one without the optimizer's state is not whole.
 
     Returns:
         Its folder; None if no checkpoint is whole.
@@ -91,7 +97,7 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False) -> Path
     passed_over = []
     found = None
     for path in sorted((path for path, match in steps.items() if match), key=lambda p: -int(steps[p][1])):
-        fault = checkpoint_fault(path)
+        fault = checkpoint_fault(path, needs_optimizer)
         if fault is None:
             found = path
             break
@@ -134,20 +140,24 @@ class ResumingMixin(MixinBase):
         """The checkpoint to resume from, and what stands against it, which begins as `Trainer`'s messages do."""
         if not resume_from_checkpoint:
             return None, None
+        needs_optimizer = not self.args.save_only_model  # which leaves it out on purpose
         if resume_from_checkpoint is True:
-            found = last_whole_checkpoint(self.args.output_dir, warn=True)
-            return found, None if found else (
-                f"No valid checkpoint found in output directory ({self.args.output_dir}), where none is whole; start "
-                "with resume_from_checkpoint=None, or name another folder's checkpoint."
-            )
-        fault = checkpoint_fault(resume_from_checkpoint)
-        if fault == _NO_OPTIMIZER and self.args.save_only_model:  # left out on purpose
-            logger.warning(f"{resume_from_checkpoint}: {fault}, so the optimizer starts afresh.")
-            fault = None
-        return Path(resume_from_checkpoint), fault and (
-            f"Can't find a valid checkpoint at {resume_from_checkpoint}: {fault}. Name an earlier one, or pass "
-            "resume_from_checkpoint=True to go on from the last whole one in output_dir."
-        )
+            found = last_whole_checkpoint(self.args.output_dir, warn=True, needs_optimizer=needs_optimizer)
+            if found is None:
+                return None, (
+                    f"No valid checkpoint found in output directory ({self.args.output_dir}), where none is whole; "
+                    "start with resume_from_checkpoint=None, or name another folder's checkpoint."
+                )
+        else:
+            found = Path(resume_from_checkpoint)
+            if fault := checkpoint_fault(found, needs_optimizer):
+                return found, (
+                    f"Can't find a valid checkpoint at {found}: {fault}. Name an earlier one, or pass "
+                    "resume_from_checkpoint=True to go on from the last whole one in output_dir."
+                )
+        if checkpoint_fault(found) == _NO_OPTIMIZER:
+            logger.warning(f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh.")
+        return found, None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

@@ -6,11 +6,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rdrop_trainer import Objective, StepSettings
-from rdrop_trainer.objective.passes import run_passes
+from rdrop_trainer.objective.passes import run_passes, without_ddp
 from rdrop_trainer.objective.rows import repeat_rows
 from rdrop_trainer.objective.snapshot import Snapshot
 from support import tiny
@@ -141,6 +143,29 @@ class OtherNoise(nn.Module):
         return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels)}
 
 
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_one_pass_goes_through_the_wrapper_of_a_compiled_model(mode, one_process):
+    """accelerate compiles the model together with `DistributedDataParallel`."""
+    model, seen = tiny.bert(), []
+    wrapper = DistributedDataParallel(model)
+    wrapper.register_forward_pre_hook(lambda *args: seen.append("wrapper"))
+    model.register_forward_pre_hook(lambda *args: seen.append("model"))
+    compiled = torch.compile(wrapper, backend="eager")
+    assert type(without_ddp(compiled)) is type(compiled) and without_ddp(compiled)._orig_mod is model
+    with torch.compiler.set_stance("force_eager"):
+        passes = run_passes(compiled, {"input_ids": torch.full((2, 5), 7)}, 3, mode)
+        sum(logits.sum() for logits in passes["logits"]).backward()
+    forwards = {"concat": 1, "sequential": 3, "recompute": 5}[mode]
+    assert seen.count("wrapper") == 1 and seen.count("model") == forwards
+
+
 def test_recomputed_passes_repeat_all_noise_and_move_buffers_once():
     """As two passes by hand do; probing forwards, too, leave no trace."""
     batch = {"input_ids": torch.arange(20).reshape(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
@@ -165,7 +190,7 @@ def test_recomputed_passes_repeat_all_noise_and_move_buffers_once():
 
 def test_state_that_cannot_be_put_back_is_refused():
     batch = {"input_ids": torch.arange(20).reshape(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
-    model = OtherNoise(hidden_counter=True).train()
+    model = tiny.in_one_memory(OtherNoise(hidden_counter=True).train())
     objective = Objective.of(model, [batch])
     with pytest.raises(ValueError, match='OtherNoise makes other predictions.*Use "concat" or "sequential"'):
         objective(model, batch, objective.window([batch]), StepSettings(forward_mode="recompute"))

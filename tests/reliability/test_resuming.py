@@ -112,16 +112,22 @@ def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_without_an_optimizer_one_goes_on_knowingly(folder, caplog):
-    checkpoint = folder / "checkpoint-4"
-    (checkpoint / "optimizer.pt").unlink()
+@pytest.mark.parametrize("by", ["path", "folder"])
+def test_without_an_optimizer_one_goes_on_knowingly(by, folder, caplog):
+    for step in (2, 4, 6):
+        (folder / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    checkpoint = str(folder / "checkpoint-4") if by == "path" else True
     trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
-    with pytest.raises(ValueError, match="it has no optimizer.pt"):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(ValueError, match="it has no optimizer.pt" if by == "path" else "none is whole"):
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.args.save_only_model = True
+    cut(folder / "checkpoint-6" / "model.safetensors", 0.5)
+    with pytest.raises(ValueError, match="its model.safetensors is cut short"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
     with caplog.at_level(logging.WARNING):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert "so the optimizer starts afresh" in caplog.text and trainer.state.global_step == 6
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert "checkpoint-4: it has no optimizer.pt" in caplog.text and "the optimizer starts afresh" in caplog.text
+    assert trainer.state.global_step == 6
 
 
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(folder, monkeypatch):
