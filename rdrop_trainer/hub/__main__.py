@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import HubError, InputError, one_line
+from ..errors import HubError, InputError, one_line, print_any_text
 
 # Each command imports what it needs: --help and wrong options shall not wait for torch and transformers
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["release"]:
         return _release(argv[1:])
+    print_any_text()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     arguments = vars(_parser().parse_args(argv))

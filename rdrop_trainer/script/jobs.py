@@ -107,6 +107,7 @@ class Local:
             env = {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {}
             if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
                 env["OMP_NUM_THREADS"] = str(max(1, _cores() // at_once))
+            env["PYTHONIOENCODING"] = "utf-8"  # of logs, which are read as such
             self._places.put(_Place({**env, **_where_it_is(), PARENT: str(os.getpid())}))
         self._processes: set[subprocess.Popen] = set()
         self._stopped = False

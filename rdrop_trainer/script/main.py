@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, print_any_text
 from . import program
 from .command_line import CommandLine, read_flags
 from .jobs import end_with_parent
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         (input, a full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted.
     """
     end_with_parent()
+    print_any_text()
     argv = sys.argv[1:] if argv is None else argv
     main_process = int(os.environ.get("RANK", "0")) == 0
     try:

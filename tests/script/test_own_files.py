@@ -1,10 +1,12 @@
 """Own files through the whole script: columns, ids, scores, scores by class, unlabeled rows, early stopping."""
 
 import csv
+import io
 import json
 import os
 import random
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -116,6 +118,16 @@ def test_the_best_model_by_a_metric_of_ones_own(reviews, model):
 def test_the_dry_run_says_what_is_read(reviews, model, capsys):
     assert run(model, REVIEWS, "--dry_run --output_dir out") == 0
     assert "columns   text: review; label: sentiment\n" in capsys.readouterr().out
+
+
+def test_a_console_that_cannot_show_a_column_gets_escapes(reviews, model, monkeypatch):
+    for name in ("train.csv", "dev.csv"):
+        text = (reviews / name).read_text(encoding="utf-8").replace("sentiment", "标签", 1)
+        (reviews / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))  # a file's on Windows
+    assert run(model, REVIEWS.replace("sentiment", "标签"), "--dry_run --output_dir out") == 0
+    sys.stdout.flush()
+    assert rb"label: \u6807\u7b7e" in sys.stdout.buffer.getvalue()
 
 
 def test_few_labels_and_the_rest_of_the_same_file(reviews, model):
