@@ -15,7 +15,7 @@ def one_line(text: str) -> str:
 def print_any_text() -> None:
     """From now on, print characters that the console's encoding lacks as escapes, as Python does for errors.
 
-    On Windows the encoding of a file or pipe is the country's: one Chinese label would end a finished run with an error.
+    On Windows the encoding of a file or pipe is the country's: one Chinese label would end a finished run.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
