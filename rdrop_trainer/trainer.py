@@ -98,7 +98,9 @@ class RDropMixin(
                 f"{'none' if given is None else type(given).__name__}."
             )
         super().__init__(*args, **kwargs)
-        logging.get_logger(__package__).setLevel(self.args.get_process_log_level())  # as `Trainer` sets that of its own
+        if (self.args.log_level if self.args.should_log else self.args.log_level_replica) != "passive":
+            # As `Trainer` sets that of its own
+            logging.get_logger(__package__).setLevel(self.args.get_process_log_level())
         use_one_gpu(self)
         self.second_view = second_view
         self._set_unlabeled_dataset(unlabeled_dataset)

@@ -24,6 +24,7 @@ _NO_TABLE = "\n### Training results\n\n\n"
 _TAG_OF_BASE = "base_model:adapter:"  # begins a tag of PEFT's
 _FIRST_SECTION = "\n## Model description\n"  # ours stands before it
 _RESULTS = "\n### Results\n\n"  # in the template
+_CAUTION = "\n\nSingle runs: small differences come and go with the seed."
 _OWN = 4  # columns of the table of results without those of the baseline
 
 
@@ -146,12 +147,11 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     """The rows of the table of results, with the baseline's scores or without, and what to think of them."""
     header = ["data", "split", "score", "this model", "baseline, alpha 0", "difference"][: len(rows[0])]
     lines = (f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
-    caution = "\n\nSingle runs: small differences come and go with the seed." if len(header) > _OWN else ""
-    return "\n".join(lines) + caution
+    return "\n".join(lines) + (_CAUTION if len(header) > _OWN else "")
 
 
 def with_baseline(text: str, scores: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
-    """A card with the scores of a baseline that had not ended when it was written.
+    """A card with the scores of a baseline that had not ended when it was written; another baseline's give way.
 
     Args:
         text: of the card; one whose table is not that of `scores` alone stays as it is.
@@ -162,10 +162,10 @@ def with_baseline(text: str, scores: Mapping[str, Any], baseline: Mapping[str, A
     table, gap, after = rest.partition("\n\n")
     rows = [line[2:-2].split(" | ") for line in table.split("\n")[2:]]
     own, other = numbers(scores), numbers(baseline)
-    if not rows or not other or len(rows) != len(own) or len(rows[0]) != _OWN:
+    if not rows or not other or len(rows) != len(own) or len(rows[0]) < _OWN:
         return text
-    rows = [[*row, *_beside(value, other.get(key))] for row, (key, value) in zip(rows, own.items(), strict=True)]
-    return f"{before}{title}{_table(rows)}{gap}{after}"
+    rows = [[*row[:_OWN], *_beside(value, other.get(key))] for row, (key, value) in zip(rows, own.items(), strict=True)]
+    return f"{before}{title}{_table(rows)}{(gap + after).removeprefix(_CAUTION)}"
 
 
 def _score(value: float | None) -> str:

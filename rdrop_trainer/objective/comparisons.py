@@ -76,7 +76,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     logits = [own.get(name) for name in head.outputs]
     if all(value is not None and value[0].requires_grad for value in logits):
         return replace(plan, trainer_comparison=None)
-    loss = own.loss().detach().clone()  # CUDA graphs use its memory for the next run
+    loss = own.loss().detach()
     del own, logits  # and with them the activations that they hold
     if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=training.loss_of_model(head))

@@ -40,14 +40,11 @@ def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[
     doubtful = doubtful_entries(batch, size, {main, *head.labels, *plan.follows})
 
     def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
-        """Of runs one after the other, with noise of their own."""
+        """Of runs one after the other, with noise of their own; each is read at once: CUDA graphs use memory again."""
         with training.aside():
-            found = [loss(rows) for _ in range(times)]
+            inputs = [source.inputs(rows, head) for _ in range(times)]
+            found = [run_passes(model, one, 1, "sequential", source.call).loss() for one in inputs]
         return None if found[0] is None else torch.stack(found).cpu().double()  # MPS has no float64
-
-    def loss(rows: Mapping[str, Any]) -> torch.Tensor | None:
-        one = run_passes(model, source.inputs(rows, head), 1, "sequential", source.call).loss()
-        return None if one is None else one.clone()  # CUDA graphs use the memory of a run for the next one
 
     tried = []
     with training.without_dropout():

@@ -179,18 +179,17 @@ def check_divergence(
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
-    passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
-    if passes.numel() > 0 and terms.loss.requires_grad and not terms.divergence.requires_grad:
-        raise ValueError(
-            f"The {' and '.join(map(repr, plan.head.outputs))} that {type(training.base).__name__} returns have no "
-            "gradient, so nothing would learn from their divergence: return them without detach(), and no copies made "
-            "under torch.no_grad()."
-        )
-    if items[0].problem == "single_label" and passes.numel() > 0 and passes.shape[-1] > 1:
-        sums, tolerance = passes.float().sum(-1), training.tolerance(passes)
-        if bool((passes >= 0).all() & ((sums - 1).abs() <= tolerance).all()):
+    for part, name in zip(items, plan.head.outputs, strict=True):
+        passes = part.counted(settings.num_passes, ITEMS)[0].detach()
+        if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:
+            raise ValueError(
+                f"The {name!r} that {type(training.base).__name__} returns have no gradient, so nothing would learn "
+                "from their divergence: return them without detach(), and no copies made under torch.no_grad()."
+            )
+        if part.problem == "single_label" and _are_probabilities(passes, training.tolerance(passes)):
             source = plan.task_loss.computed_by or type(training.base).__name__
-            raise ValueError(no_logits(source, plan.head, "softmax"))
+            raise ValueError(no_logits(source, name, "softmax"))
+    passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
     verdict = torch.tensor([differ, bool(terms.divergence != 0)], device=training.device).float()
     differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
@@ -201,6 +200,16 @@ def check_divergence(
             'predicts with rdrop_problem="single_label", "multi_label" or "regression".'
         )
     return replace(plan, divergence_checked=is_seen or settings.allow_deterministic)
+
+
+_FEW_ITEMS = 4
+
+
+def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
+    """Whether the rows of passes, (m, N, C), add up to 1: of a few items logits may do so by chance."""
+    if passes.shape[1] < _FEW_ITEMS or passes.shape[-1] == 1:
+        return False
+    return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())
 
 
 def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:

@@ -246,14 +246,19 @@ def _doubted_yes_or_no(training: Training, head: PredictionHead, look: FirstLook
     z, y = z.float().flatten(), labels.float().flatten()
     if bool(((z < 0) | (z > 1) | (y < 0) | (y > 1)).any()):
         return head
-    loss, tolerance = F.binary_cross_entropy(z, y), training.tolerance(own, z)
-    found = bool((own - loss).abs() <= tolerance * loss.abs())
-    return replace(head, doubt=no_logits(type(training.base).__name__, head, "sigmoid")) if found else head
+    tolerance = training.tolerance(own, z)
+
+    def is_own(loss: torch.Tensor) -> bool:
+        return bool(((own - loss).abs() <= tolerance * loss.abs()) & (own > 0))
+
+    # Of a few logits both losses may be the same by chance
+    found = is_own(F.binary_cross_entropy(z, y)) and not is_own(F.binary_cross_entropy_with_logits(z, y))
+    return replace(head, doubt=no_logits(type(training.base).__name__, head.outputs[0], "sigmoid")) if found else head
 
 
-def no_logits(source: str, head: PredictionHead, function: str) -> str:
+def no_logits(source: str, output: str, function: str) -> str:
     """What is wrong with outputs behind a softmax or a sigmoid, which R-Drop takes itself."""
     return (
-        f"{source} returns probabilities as {head.outputs[0]!r}, of which R-Drop would take the {function} once more. "
+        f"{source} returns probabilities as {output!r}, of which R-Drop would take the {function} once more. "
         f"Let it return the logits in front of its {function}."
     )

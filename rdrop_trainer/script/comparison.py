@@ -19,6 +19,7 @@ from .command_line import CommandLine
 from .jobs import Job
 from .output_dir import check_unlocked
 from .plan import plan
+from .program import logger
 from .several import Finished, alone_in, check_command, exit_code, folder_for, is_finished, run_all, settings_of_runs
 from .trials import TABLE
 
@@ -93,7 +94,10 @@ class Comparison:
             plain, rdrop = runs.pop(PLAIN), runs.pop(RDROP)
             print("\n" + write_report(plain, rdrop, self.folder, others=runs).summary())
         for folder in with_rdrop:
-            add_baseline(folder)
+            try:
+                add_baseline(folder)
+            except OSError as error:  # a finished comparison shall not end over a card
+                logger.error(f"{folder}: the model card lacks its baseline: {error}")
         return exit_code(failed, f"of {count} runs")
 
     def plan(self) -> str:

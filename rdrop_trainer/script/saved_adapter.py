@@ -117,7 +117,7 @@ def check_same_adapter(model: Any, checkpoint: str) -> None:
         return
     config = now["default"].to_dict()
     for flag, name in _OWN_SETTINGS.items():
-        value, own = _listed(config[name]), _listed(before.get(name))
+        value, own = _listed(config.get(name)), _listed(before.get(name))
         if value != own and name != "lora_dropout":  # which may change, as a learning rate may
             raise InputError(
                 f"--{flag} {_shown(value)}: the adapter in --resume_from_checkpoint {checkpoint} has {_shown(own)}; "

@@ -164,6 +164,38 @@ def test_logits_without_a_gradient_are_refused():
         terms_of(model, ROWS)
 
 
+SECOND = {
+    "behind a softmax": ("in front of its softmax", lambda z: z.softmax(-1)),
+    "without a gradient": ("'second' that Returning returns have no gradient", lambda z: z.detach()),
+}
+
+
+@pytest.mark.parametrize("kind", SECOND)
+def test_each_of_several_heads_is_looked_at(kind):
+    sentence, second = SECOND[kind]
+    model = Returning(3, lambda z, h, y: {"loss": row_loss(z, y), "first": z, "second": second(z)}, pooled=True)
+    heads = [Head(logits=name, labels="labels") for name in ("first", "second")]
+    with pytest.raises(ValueError, match=sentence):
+        terms_of(model, ROWS, heads=heads)
+
+
+def test_logits_that_look_like_probabilities_train():
+    """0.659... is its own sigmoid, so the two losses are the same there; and two logits may add up to 1."""
+    one = Returning(1, lambda z, h, y: with_logits(1e-4 * z[:, 0] + 0.6590461, y), pooled=True)
+    ones = {"input_ids": IDS[:2], "labels": torch.ones(2, dtype=torch.long)}
+    assert terms_of(one, ones)[0].divergence > 0
+    two = Returning(2, lambda z, h, y: {"loss": row_loss(one_in_all(z), y), "logits": one_in_all(z)}, pooled=True)
+    assert terms_of(two, {"input_ids": IDS[:1], "labels": torch.zeros(1, dtype=torch.long)})[0].divergence > 0
+
+
+def with_logits(z, y):
+    return {"loss": F.binary_cross_entropy_with_logits(z, y.float()), "logits": z}
+
+
+def one_in_all(z):
+    return 0.5 + 0.1 * torch.stack([z[:, 0], -z[:, 0]], 1)
+
+
 def test_labels_are_not_looked_for_among_logits_that_are_missing(said):
     """Plain training asks for nothing."""
     Objective.of(Returning(5, lambda z, h, y: {"loss": token_loss(z, y) + 1, "scores": z}).train(), [TOKENS])

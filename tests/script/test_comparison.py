@@ -115,6 +115,9 @@ def test_a_card_has_its_baseline_whichever_ended_first(here, launch):
     path.write_text(re.sub("\n\nSingle runs.*", "", whole.replace(table, alone)))
     assert "baseline" not in path.read_text()
     assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0 and path.read_text() == whole
+    path.write_text(re.sub(r"\| 0\.\d+ \| [-+]0\.\d+ \|\n", "| 0.1234 | +0.4321 |\n", whole))  # of another baseline
+    assert path.read_text().count("0.1234") == 1
+    assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0 and path.read_text() == whole
 
 
 def test_only_what_is_missing_is_run(here, launch):
