@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from .._console import print_any_text
 from ..errors import InputError
 from . import program
 from .command_line import CommandLine, read_flags
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first
         (input, a full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted.
     """
+    print_any_text()
     end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
     main_process = int(os.environ.get("RANK", "0")) == 0

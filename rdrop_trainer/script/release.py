@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._console import print_any_text
 from ..errors import HubError, InputError, one_line
 from ..hub.client import check_repo_id, offline
 from ..hub.collection import keep_collection
@@ -165,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
+    print_any_text()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         return release(parser().parse_args(argv))
