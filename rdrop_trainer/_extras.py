@@ -35,5 +35,5 @@ def lost_windows() -> str | None:
         return None
     return (
         f"tokenizers {installed} loses all windows of a long text but the first two, and the answers in them: "
-        "pip install --upgrade 'tokenizers!=0.23.1,!=0.23.2'"
+        'pip install --upgrade "tokenizers!=0.23.1,!=0.23.2"'
     )

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 _LONGEST = 1000  # characters of a message; only a quoted input makes it longer
 
 
 def one_line(text: str) -> str:
     """A text as one printable line. Line breaks become spaces; other characters that are not printable are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.splitlines()))
-
-
-def print_any_text() -> None:
-    """From now on, print characters that the console's encoding lacks as escapes, as Python does for errors.
-
-    On Windows the encoding of a file or pipe is the country's: one Chinese label would end a finished run.
-    """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class InputError(ValueError):

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import platform
+import sys
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +36,7 @@ FREE_TO_CHANGE = _ROWS_SCORED | frozenset(
 # These may differ between a run and its baseline, beside R-Drop's own; scores of other rows cannot be compared
 _FREE_FOR_A_BASELINE = FREE_TO_CHANGE - _ROWS_SCORED | {"unlabeled_file", "max_unlabeled_samples"}
 
+_WAITS = (0.02, 0.08, 0.3, 0.6)  # seconds
 _SAY_NOTHING = frozenset("train training data dataset".split())  # names of training files
 
 
@@ -41,15 +44,25 @@ _SAY_NOTHING = frozenset("train training data dataset".split())  # names of trai
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to. When the block ends without an error, the file there takes the place of `path`.
 
-    A reader finds the old file or the new one, never a part. The folder is made where it is missing.
+    A reader finds the old file or the new one, never a part. The folder is made where it is missing. Windows replaces
+    no file that another process has open, as a virus scanner does for a moment, so there it is tried for a second.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     try:
         yield temporary
-        os.replace(temporary, path)
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    for wait in _WAITS if sys.platform == "win32" else ():
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(source, target)
 
 
 def write_text(path: Path, text: str) -> None:

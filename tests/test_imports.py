@@ -22,7 +22,7 @@ FOLDERS = [
     ["dropout", "training_args", "run_folder"],
     ["head"],
     ["losses", "_extras", "_dropout_places", "_twins"],
-    ["errors", "_lazy", "_mixin_base", "overrides"],
+    ["errors", "_console", "_lazy", "_mixin_base", "overrides"],
 ]
 
 

@@ -84,7 +84,7 @@ def lines_of(path: Path, limit: int | None = LINE_LIMIT) -> Iterator[tuple[int, 
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"{path}:{number}: byte 0x{raw[error.start]:02x} at position {error.start + 1} of the line is not "
-                    "UTF-8, expected a file saved as UTF-8"
+                    "UTF-8, expected a file saved as UTF-8, not in a code page such as GBK; in Excel: CSV UTF-8"
                 ) from None
             if "\0" in line:
                 raise InputError(f"{path}:{number}: holds a NUL byte, expected text in UTF-8")

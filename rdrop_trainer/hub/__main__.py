@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import HubError, InputError, one_line, print_any_text
+from .._console import print_any_text
+from ..errors import HubError, InputError, one_line
 
 # Each command imports what it needs: --help and wrong options shall not wait for torch and transformers
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 for success, 2 for wrong input, 3 for a failure of the Hub, 130 for an interruption.
     """
+    print_any_text()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["release"]:
         return _release(argv[1:])
-    print_any_text()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     arguments = vars(_parser().parse_args(argv))

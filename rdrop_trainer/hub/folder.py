@@ -8,7 +8,7 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -140,7 +140,7 @@ def read_checkpoint(folder: str | Path, token: str | bool | None = None) -> Chec
 
 
 def _matches(name: str, *patterns: str) -> bool:
-    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def is_part(name: str) -> bool:

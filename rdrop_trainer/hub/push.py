@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from .._console import typed
 from ..errors import HubError, InputError
 from .client import check_repo_id, connect, failure, reason, with_retries
 from .download import differs, hashes_of
@@ -68,7 +68,7 @@ def push_checkpoint(
     command = ["python", "-m", "rdrop_trainer.hub", "push", str(folder), repo_id]
     command += ["--private"] * (private is True) + ["--create_pr"] * create_pr
     command += ["--revision", revision] if revision else []
-    advice = f"Nothing is lost, all of it is in {folder}. To go on: {shlex.join(command)}"
+    advice = f"Nothing is lost, all of it is in {folder}. To go on: {typed(command)}"
     api = connect(token)
     try:
         repo_id = with_retries(partial(_repository, api, repo_id, private))

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._console import print_any_text
 from ..errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, or 2 for wrong input."""
+    print_any_text()
     options = _parser().parse_args(argv)
     from .writing import report_folder  # with torch and transformers, which --help can do without
 

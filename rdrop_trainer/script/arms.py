@@ -37,7 +37,7 @@ def arms_of(command: CommandLine) -> list[Arm]:
     """The arms that a command asks for; plain, rdrop, and then the others."""
     arms = [_arm(word, command) for word in command.several.arms]
     names = [arm.name for arm in arms]
-    if len(set(names)) < len(names):
+    if len({name.lower() for name in names}) < len(names):  # of folders, whose case macOS and Windows ignore
         raise InputError(f"--arms {' '.join(command.several.arms)}: an arm is there twice; give each a name of its own")
     if not {PLAIN, RDROP} <= set(names):
         raise InputError(
@@ -66,7 +66,7 @@ def _arm(word: str, command: CommandLine) -> Arm:
                 "such as strong:rdrop_alpha=16"
             )
         return Arm(name, own[name])
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or name in (PLAIN, RDROP, LONGER, DROPOUT):
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or name.lower() in (PLAIN, RDROP, LONGER, DROPOUT):
         raise InputError(f"--arms {word}: {name!r} cannot be the name of your own arm; use letters, digits and _")
     try:
         given = dict(read_flags([f"--{pair}" for pair in overrides.split(",")]).given)

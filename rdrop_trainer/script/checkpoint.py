@@ -312,7 +312,7 @@ def _options(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def _load(cls: type[Any], source: str, options: dict[str, Any]) -> Any:
-    if source.startswith((".", "/", "~")) and not Path(source).is_dir():
+    if (source.startswith((".", "/", "~")) or "\\" in source) and not Path(source).is_dir():
         raise InputError(f"{source}: no such folder, expected a model")
     try:
         with nullcontext() if Path(source).is_dir() else offline_if_unreached():

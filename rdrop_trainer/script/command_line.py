@@ -209,13 +209,13 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), expected a .yaml or .json file") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}; save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+        raise InputError(f"{path}:{error.lineno}: not valid JSON: {error.msg}{_of_a_path(error.msg)}") from error
     except yaml.YAMLError as error:
         line = f":{error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{path}{line}: not valid YAML: {problem}") from error
+        raise InputError(f"{path}{line}: not valid YAML: {problem}{_of_a_path(problem)}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a recipe: {error}") from error
     if not isinstance(recipe, dict):
@@ -223,6 +223,11 @@ def _recipe_flags(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     choices = {action.dest: action.choices or () for action in parser._actions}
     no = {key: "no" for key, value in recipe.items() if value is False and "no" in choices.get(key, ())}
     return flags_of(recipe | no)  # YAML reads a bare no as false
+
+
+def _of_a_path(problem: str) -> str:
+    """What to say of a backslash in quotes, which is most often in a path of Windows."""
+    return "; write paths with / in the place of \\" if "escape" in problem else ""
 
 
 def _near(path: Path) -> str:

@@ -21,8 +21,10 @@ _GO_ON = (
 )
 NO_SPACE = "no space is left on the disk, or a quota or `ulimit -f` allows no more; make room"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of safetensors and Arrow; of torch, which does not say why it could not write; of SQLite
-_SAID = (*map(os.strerror, _FULL), "unexpected pos", "PytorchStreamWriter failed", "database or disk is full")
+# Of safetensors and Arrow: on Windows in the language of the system, but with the number, of the disk or of a quota. Of
+# torch, which does not say why it could not write; of SQLite
+_SAID = ("(os error 112)", "(os error 1295)") if sys.platform == "win32" else tuple(map(os.strerror, _FULL))
+_SAID += ("unexpected pos", "PytorchStreamWriter failed", "database or disk is full")
 
 
 class StopWhenAsked(TrainerCallback):

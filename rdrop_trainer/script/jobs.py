@@ -12,6 +12,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,7 @@ def _program(module: str) -> tuple[str, str]:
 
 PROGRAM, WORKER = _program(MODULE), _program(f"{MODULE}.worker")
 PARENT = "RDROP_TRAINER_PARENT"  # the process with which a run ends
+_TIME_TO_SAVE = 30.0  # seconds, for a step and a checkpoint
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,9 @@ class Local:
             env = {"CUDA_VISIBLE_DEVICES": devices[i % len(devices)]} if devices else {}
             if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
                 env["OMP_NUM_THREADS"] = str(max(1, _cores() // at_once))
-            env["PYTHONIOENCODING"] = "utf-8"  # of logs, which are read as such
-            self._places.put(_Place({**env, **_where_it_is(), PARENT: str(os.getpid())}))
+            # The log is read as UTF-8, whatever the encoding of a file is on this system
+            env |= {**_where_it_is(), "PYTHONIOENCODING": "utf-8", PARENT: str(os.getpid())}
+            self._places.put(_Place(env))
         self._processes: set[subprocess.Popen] = set()
         self._stopped = False
         self._lock = threading.Lock()  # so that no process starts unseen by `stop`
@@ -138,7 +141,7 @@ class Local:
     def _fork(self, place: _Place, argv: Sequence[str], log: IO[bytes]) -> int:
         """Run the script in a fork of the place's worker, which is started where there is none."""
         if place.worker is None:
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "encoding": "utf-8"}
             place.worker = self._start(WORKER, place, **pipes)
             if place.worker is None:
                 return -signal.SIGTERM
@@ -173,8 +176,12 @@ class Local:
         """End all that run; none starts any more."""
         with self._lock:
             self._stopped = True
-            for process in self._processes:
-                process.terminate()
+            running = list(self._processes)
+        for process in running:
+            if sys.platform == "win32":  # there this kills, and Ctrl-C has reached the runs already
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_TIME_TO_SAVE)
+            process.terminate()
 
 
 def end_with_parent() -> None:

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from ..errors import InputError, print_any_text
+from .._console import print_any_text
+from ..errors import InputError
 from . import program
 from .command_line import CommandLine, read_flags
 from .jobs import end_with_parent
@@ -25,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first
         (input, a full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted.
     """
-    end_with_parent()
     print_any_text()
+    end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
     main_process = int(os.environ.get("RANK", "0")) == 0
     try:

@@ -111,6 +111,8 @@ def find_checkpoint(config: RunConfig) -> str | None:
             f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
             "--overwrite_output_dir to delete it"
         )
+    if will_train:
+        _check_not_written_over(output_dir, config.model.model_name_or_path)
     last = last_whole_checkpoint(output_dir, warn=True)
     if last is None or (path is not None and path.resolve().parent == output_dir.resolve()):
         return resume if path is not None else None
@@ -139,10 +141,12 @@ def check_writable(folder: Path) -> None:
     """Make sure that a folder can be written to, or made. What is made for that is deleted again."""
     missing: list[Path] = []
     try:
-        nearest = folder
-        while not nearest.exists():
+        for nearest in (folder, *folder.absolute().parents):
+            if nearest.exists():
+                break
             missing.append(nearest)
-            nearest = nearest.absolute().parent
+        else:
+            raise InputError(f"--output_dir {folder}: there is no {nearest}; choose another")
         if not nearest.is_dir():
             what = f"is below {nearest}, which is a file" if missing else "is a file"
             raise InputError(f"--output_dir {folder}: {what}; expected a folder")
@@ -204,6 +208,12 @@ def _check_not_deleted(output_dir: Path, paths: Sequence[str | Path | None]) -> 
         deleted = [folder for folder in output_dir.resolve().glob("checkpoint-*") if folder in chain]
         if path == output_dir.resolve() or deleted:
             raise InputError(f"{path}: lies in {output_dir}, which --overwrite_output_dir deletes")
+
+
+def _check_not_written_over(output_dir: Path, model: str | None) -> None:
+    """Refuse to save where the model is from: its weights are read from that file for as long as it lives."""
+    if model and Path(model).is_dir() and Path(model).resolve() == output_dir.resolve():
+        raise InputError(f"--output_dir {output_dir}: is the folder of the model that is to be trained; choose another")
 
 
 def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:

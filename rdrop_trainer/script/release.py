@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import HubError, InputError, one_line, print_any_text
+from .._console import print_any_text
+from ..errors import HubError, InputError, one_line
 from ..hub.client import check_repo_id, offline
 from ..hub.collection import keep_collection
 from ..hub.push import push_checkpoint

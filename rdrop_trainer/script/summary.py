@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._console import typed
 from ..run_folder import RESULTS, how_to_load, name_of_data
 from . import program
 
@@ -123,7 +124,7 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
     """
     settings, found = results["settings"], results["splits_found"]
     changes: dict[str, str | None] = dict.fromkeys(_NOT_REPEATED)
-    output_dir = settings["output_dir"].rstrip("/")
+    output_dir = settings["output_dir"].rstrip("/" + os.sep)
     name, alpha = ("baseline", "0") if settings["rdrop_alpha"] else ("rdrop", "4")
     if settings["do_train"] and output_dir.endswith(("-baseline", "-rdrop")):
         # The comparison is complete: another seed says whether it holds
@@ -141,7 +142,7 @@ def _next_command(argv: Sequence[str], results: Mapping[str, Any]) -> str:
             has_validation = any(split.startswith("validation") for split in found)
             changes |= {"do_train": "True", "do_eval": str(has_validation), "output_dir": f"{output_dir}-trained"}
         else:
-            return shlex.join([*program.words(), "--help"])
+            return typed([*program.words(), "--help"])
     if argv and not argv[0].startswith("-"):
         # A recipe cannot be taken out of the command, so what it says is overruled
         changes |= {name: value for name, value in _NOT_REPEATED.items() if name in results["given"]}
@@ -159,7 +160,7 @@ def _command(argv: Sequence[str], changes: Mapping[str, str | None], processes: 
     words = _without_flags(argv, changes)
     for name, value in changes.items():
         words += [] if value is None else [f"--{name}", value]
-    return shlex.join([*program.words(processes), *words])
+    return typed([*program.words(processes), *words])
 
 
 def _without_flags(argv: Sequence[str], names: Collection[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from .._console import typed
 from ..report.quantities import lower_is_better
 from ..run_folder import name_of_data, write_json, write_text
 from ..search import SPACE
@@ -154,7 +154,7 @@ def _check_command(folder: Path, trials: Sequence[Trial], command: CommandLine) 
     words = [*program.words(), str(folder / RECIPE)]
     if candidate is not scored[0]:
         words += [f"--{name}={value}" for name, value in candidate.values.items() if value is not None]
-    return shlex.join([*words, f"--output_dir={folder / 'comparison'}", "--compare_baseline", "--seeds", *seeds])
+    return typed([*words, f"--output_dir={folder / 'comparison'}", "--compare_baseline", "--seeds", *seeds])
 
 
 def _title(trials: Sequence[Trial], command: CommandLine) -> str:

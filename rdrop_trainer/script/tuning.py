@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._extras import import_optional
 from ..errors import InputError
 from ..run_folder import RESULTS, read_results
-from ..search import SPACE, STORE, cut_off, open_study, sampler_for, study_in, suggest
+from ..search import SPACE, STORE, STUDY, cut_off, open_study, sampler_for, study_in, suggest
 from .board import Board
 from .command_line import CommandLine
 from .jobs import Job
@@ -95,6 +96,17 @@ class Trials:
         return Job(f"trial {number}", self.shared | changes, folder, arm=_arm(number))
 
 
+def _forget(folder: Path) -> None:
+    """Delete the study of a folder; Windows deletes no file that is open, so there the file may stay, without it."""
+    try:
+        (folder / STORE).unlink(missing_ok=True)
+    except PermissionError:
+        import optuna
+
+        with suppress(KeyError):  # it has none
+            optuna.delete_study(study_name=STUDY, storage=study_in(folder)["storage"])
+
+
 def _arm(number: int) -> str:
     return "alpha 0" if number == 0 else "R-Drop"
 
@@ -106,7 +118,7 @@ class Search:
         self.command, self.folder, self.wanted = command, folder, command.several.tune
         self.trials = Trials(command, folder)
         if command.data.overwrite_output_dir:
-            (folder / STORE).unlink(missing_ok=True)
+            _forget(folder)
         self.metric = metric_of(command)
         self.study = open_study("minimize" if is_lower_better(self.metric) else "maximize", **study_in(folder))
         # Not multivariate, which would learn nothing from trials that did not draw every value
@@ -127,7 +139,7 @@ class Search:
             failed = run_all(self._to_come(), several.engine, several.parallel, board, self._settle)
         except InputError:
             if not self._finished():  # nothing to go on with; the mended command may search by another score
-                (self.folder / STORE).unlink(missing_ok=True)
+                _forget(self.folder)
             raise
         trials = self._finished()
         if trials:

@@ -73,7 +73,7 @@ def _run(argv: list[str], log: str) -> int:
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what imports print is no answer
     worker = Worker(answers)
     for name in _IMPORTS:

@@ -231,6 +231,8 @@ def test_arms_of_ones_own(here, launch):
         ("plain rdrop a:seed=3", "seed is the same for all arms"),
         ("plain rdrop a:load_best_model_at_end=True", "load_best_model_at_end is the same for all arms"),
         ("plain rdrop a/b:rdrop_alpha=3", "'a/b' cannot be the name"),
+        ("plain rdrop Plain:rdrop_alpha=3", "'Plain' cannot be the name"),
+        ("plain rdrop a:rdrop_alpha=3 A:rdrop_alpha=5", "twice"),
     ],
 )
 def test_arms_that_cannot_be(arms, message, here, launch, capsys):

@@ -65,6 +65,7 @@ BROKEN = {
     "parquet in .csv": ("a.csv", GOOD_PARQUET, "a.csv: is a parquet file.*.parquet"),
     # characters and lines
     "Latin-1": ("a.csv", (CSV + "café,good\n").encode("latin-1"), "a.csv:10: byte 0xe9 at position 4"),
+    "GBK": ("a.csv", (CSV + "电影,good\n").encode("gbk"), "a.csv:10: byte 0xb5 .*such as GBK; in Excel: CSV"),
     "UTF-16": ("a.csv", CSV.encode("utf-16"), "a.csv:1: .*UTF-16.*saved as UTF-8"),
     "UTF-32, whose mark begins as UTF-16's": ("a.jsonl", JSONL.encode("utf-32"), "a.jsonl:1: .*UTF-32"),
     "a mark in the middle": ("a.tsv", TSV + "\ufeff" + TSV, "a.tsv:10: .*byte order mark.*files were put together"),

@@ -24,6 +24,7 @@ from rdrop_trainer.script.worker import Worker
 SCRIPT = """
 import os, sys, yaml
 recipe = yaml.safe_load(open(sys.argv[1]))
+print("电影 α")
 print("threads", os.environ.get("OMP_NUM_THREADS"), "gpu", os.environ.get("CUDA_VISIBLE_DEVICES"), *sys.argv[2:])
 print("run_glue_rdrop.py: error: asked to end with", recipe["code"])
 sys.exit(recipe["code"])
@@ -32,18 +33,20 @@ sys.exit(recipe["code"])
 
 def job(tmp_path, name, code=0):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     return Job(name, {"code": code}, tmp_path / name, [str(script)])
 
 
 def test_every_run_ends_with_its_code_and_leaves_its_log(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")  # as a file has it on Windows
     todo = [job(tmp_path, f"run{code}", code) for code in (0, 1, 7)]
     ended = {each.job.name: each for each in run_jobs(todo, Local(1), 1)}
     assert [each.code for each in ended.values()] == [0, 1, 7]
     assert ended["run7"].last_line == "asked to end with 7"
-    assert (tmp_path / "run1" / "run.log").read_text().splitlines()[0] == "threads None gpu "
+    log = (tmp_path / "run1" / "run.log").read_text(encoding="utf-8")
+    assert log.splitlines()[:2] == ["电影 α", "threads None gpu "]
 
 
 FLAGS = [
@@ -82,7 +85,7 @@ def test_cores_are_shared_and_each_run_gets_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "_cores", lambda: 8)
     todo = [job(tmp_path, f"run{i}") for i in range(4)]
     assert len(list(run_jobs(todo, Local(2), 2))) == 4
-    said = [(each.folder / "run.log").read_text().splitlines()[0].split()[:4] for each in todo]
+    said = [(each.folder / "run.log").read_text(encoding="utf-8").splitlines()[1].split()[:4] for each in todo]
     assert {tuple(words[:2]) for words in said} == {("threads", "4")}
     assert {words[3] for words in said} == {"3", "5"}
     monkeypatch.setenv("OMP_NUM_THREADS", "6")

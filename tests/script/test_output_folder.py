@@ -35,6 +35,7 @@ def test_a_finished_run_is_not_overwritten(model, here, capsys):
     again = "--overwrite_output_dir"
     refused(again, model="nowhere")
     assert "lies in out" in refused(again, model="out")
+    assert "is the folder of the model that is to be trained" in refused("--output_dir", model)
     assert "nowhere: is no whole checkpoint" in refused(again, "--resume_from_checkpoint nowhere")
     refused(again, "--lr_scheduler_kwargs", '{"bogus": 1}')
     refused(again, "--dataloader_drop_last --per_device_train_batch_size 99")

@@ -59,8 +59,10 @@ BEST = "--load_best_model_at_end --eval_strategy epoch --save_strategy epoch --m
         ("recipes/mrcp.yaml", "there is no such recipe; did you mean recipes/mrpc.yaml[?]"),
         ("mrpc", "mrpc: expected a .yaml or .json recipe first.*; did you mean recipes/mrpc.yaml[?]"),
         ("folder.yaml", "folder.yaml: cannot be read .Is a directory., expected a .yaml or .json file"),
-        ("latin.yaml", "latin.yaml: cannot be read as UTF-8 text"),
+        ("latin.yaml", "latin.yaml: cannot be read as UTF-8 text: .*; save it as UTF-8$"),
         ("broken.yaml", "broken.yaml:3: not valid YAML"),
+        ("windows.yaml", "windows.yaml:1: not valid YAML: .*unknown escape.*; write paths with / in the place of"),
+        ("--model_name_or_path C:\\\\bert --train_file train.csv", "bert: no such folder, expected a model"),
         ("list.json", "list.json: expected a mapping"),
         ("odd.json", "unknown flag --rdrop_apha; did you mean --rdrop_alpha"),
         ("--seed 99999999999", "seed must be below"),
@@ -71,6 +73,7 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     write_csv(here / "train.csv")
     (here / "more.txt").write_text("one\ntwo\n")
     (here / "broken.yaml").write_text("a: 1\nb: [1,\n")
+    (here / "windows.yaml").write_text('train_file: "C:\\data.csv"')
     (here / "list.json").write_text("[1]")
     (here / "two.json").write_text('{"rdrop_alpha": [1, 2]}')
     write_csv(here / "float.csv", labels=("0.5", "1.5"))
