@@ -287,9 +287,11 @@ class MaskingCollator(TrainerCallback):
 
     def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
         self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
-        self._seed = torch.tensor([1, 0]).share_memory_()  # also with workers that outlive an epoch
+        self._seed = torch.tensor([1, 0])
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        if args.dataloader_num_workers:  # they may outlive an epoch
+            self._seed.share_memory_()
         self._seed.copy_(torch.tensor([1 + args.seed, int((state.epoch or 0) + 1e-6)]))
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
