@@ -36,7 +36,7 @@ FREE_TO_CHANGE = _ROWS_SCORED | frozenset(
 # These may differ between a run and its baseline, beside R-Drop's own; scores of other rows cannot be compared
 _FREE_FOR_A_BASELINE = FREE_TO_CHANGE - _ROWS_SCORED | {"unlabeled_file", "max_unlabeled_samples"}
 
-_WAITS = (0.02, 0.08, 0.3, 0.6)  # seconds
+_WAITS = (0.02, 0.08, 0.3, 0.6)  # seconds between tries to replace a file
 _SAY_NOTHING = frozenset("train training data dataset".split())  # names of training files
 
 

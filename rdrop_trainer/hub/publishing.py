@@ -106,7 +106,8 @@ class PublishingMixin(MixinBase):
                 if picture.resolve().parent != path.resolve().parent:
                     shutil.copy(picture, path.parent)
             super().create_model_card(*args, **{**self._unnamed_data(), **kwargs})
-            card = ModelCard.load(path, ignore_metadata_errors=True)
+            text = path.read_text(encoding="utf-8-sig")  # with line feeds; on Windows `Trainer` writes others
+            card = ModelCard(text, ignore_metadata_errors=True)
             write_text(path, str(self._with_rdrop(card, kwargs.get("tags"))))
         except Exception as error:  # a training shall not end over a card
             logger.error(

@@ -12,11 +12,6 @@ from typing import Any
 
 import torch
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 
 class Clock:
     """The `seconds` spent in each part of a run: `with clock("load"): ...`; `on_part` is told which part begins."""
@@ -50,7 +45,9 @@ def peak_memory(device: torch.device) -> dict[str, Any] | None:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return {"bytes": int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024, "of": "process"}
     except OSError:
-        if resource is None:
+        if sys.platform == "win32":
             return None
+        import resource
+
         unit = 1 if sys.platform == "darwin" else 1024
         return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "process"}

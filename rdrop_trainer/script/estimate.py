@@ -88,8 +88,8 @@ def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
     """The seconds that a call takes, its work on a GPU included."""
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type in ("cuda", "mps"):
+        torch.get_device_module(device).synchronize()
     return time.perf_counter() - start
 
 

@@ -187,7 +187,7 @@ class Local:
 def end_with_parent() -> None:
     """In a process that `Local` started: end when its parent does, so that a run has no two processes."""
     parent = os.environ.pop(PARENT, None)
-    if parent is None or os.name != "posix":
+    if parent is None or sys.platform == "win32":
         return
 
     def watch() -> None:

@@ -94,7 +94,7 @@ def find_checkpoint(config: RunConfig) -> str | None:
 
     Raises:
         InputError: the folder holds a finished run, or an unfinished one that this run does not continue; or it cannot
-            be written to; or what the run reads lies where it deletes.
+            be written to; or what the run reads lies where it deletes or writes.
     """
     output_dir, will_train = config.output_dir, config.training.do_train
     check_writable(output_dir)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import torch
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
@@ -286,13 +287,16 @@ class MaskingCollator(TrainerCallback):
 
     def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
         self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
-        self.seed = (1, 0)
+        self._seed = torch.tensor([1, 0])
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.seed = (1 + args.seed, int((state.epoch or 0) + 1e-6))
+        if args.dataloader_num_workers:  # they may outlive an epoch
+            self._seed.share_memory_()
+        self._seed.copy_(torch.tensor([1 + args.seed, int((state.epoch or 0) + 1e-6)]))
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, self.seed) for row in rows)
+        seed = self._seed.tolist()
+        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, seed) for row in rows)
         return self.pad(list(masked))
 
 

@@ -95,9 +95,9 @@ def release(options: argparse.Namespace) -> int:
         The exit code: 0; 1 when runs failed, whose recipes are left out; 130 when interrupted.
     """
     members = [Member.of(word, options) for word in options.recipes]
-    names = [member.names for member in members]
+    names = [member.names[0].lower() for member in members]  # as the Hub and some disks tell them apart
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"two recipes would be pushed to {twice[0]}; rename one of them")
+        raise InputError(f"two recipes would be pushed to {twice}; rename one of them")
     if options.dry_run:
         print("\n\n".join(member.plan() for member in members))
         collection = f"collection {options.collection!r} of {options.namespace}: {2 * len(members)} models"

@@ -103,7 +103,7 @@ class Pair:
             for picture in report.pictures:
                 shutil.copy(picture, (folder / _REPORT).parent)
             (folder / CARD).touch()  # a run whose card could not be written has none
-            card = ModelCard.load(folder / CARD, ignore_metadata_errors=True)
+            card = ModelCard((folder / CARD).read_text(encoding="utf-8-sig"), ignore_metadata_errors=True)
             card.data.model_name = name
             before, mark, after = card.text.replace(f"# {source.name}\n", f"# {name}\n", 1).partition(_OURS_BEFORE)
             card.text = f"{before}\n{self._section(arm, report)}{mark}{after}"

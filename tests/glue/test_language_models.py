@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, TrainerState, TrainingArguments, ViTConfig
 
 from rdrop_trainer.errors import InputError
@@ -65,13 +66,16 @@ def test_the_masks_of_an_epoch_are_those_of_a_run_that_goes_on(tokenizer, tmp_pa
     """Whatever was drawn before; and a row that is evaluated has its own in every epoch."""
     row = {"input_ids": list(range(5, 25)), "attention_mask": [1] * 20}
     evaluated = {**row, "labels": row["input_ids"]}
-    args, found = TrainingArguments(tmp_path, seed=7), []
-    for epochs in ([0.0, 1.0, 2.0], [2.4]):
+    found, persistent = [], {"num_workers": 1, "persistent_workers": True}
+    for epochs, workers in (([0.0, 1.0, 2.0], {}), ([2.4], {}), ([1.0, 2.0], persistent)):
         collator = MaskingCollator(list, tokenizer, 0.5)
+        loader = DataLoader([row, evaluated], 2, collate_fn=collator, **workers)
+        args = TrainingArguments(tmp_path, seed=7, dataloader_num_workers=loader.num_workers)
         for epoch in epochs:
             collator.on_epoch_begin(args, TrainerState(epoch=epoch), None)
-            found.append(collator([row, evaluated]))
-    assert found[2] == found[3] and found[0] != found[1] and all(batch[1] == evaluated for batch in found)
+            found += loader
+    assert found[0] != found[1] == found[4] and found[2] == found[3] == found[5]
+    assert all(batch[1] == evaluated for batch in found)
 
 
 @pytest.mark.parametrize("shifted", [True, False])

@@ -295,6 +295,22 @@ def test_making_a_card_twice_says_everything_once(ada, tmp_path):
     assert card.text.count("## R-Drop") == 1 and "mine" in card.data.tags and "# A name" in card.text
 
 
+def test_a_card_with_the_line_ends_of_windows_is_the_same(ada, tmp_path, monkeypatch):
+    write, trainer = Trainer.create_model_card, push_trainer(tmp_path)
+    path = tmp_path / "run" / "README.md"
+
+    def write_as_windows(self, *args, **kwargs):
+        write(self, *args, **kwargs)
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+    trainer.evaluate()
+    trainer.create_model_card()
+    before = path.read_bytes()
+    monkeypatch.setattr(Trainer, "create_model_card", write_as_windows)
+    trainer.create_model_card()
+    assert path.read_bytes() == before and b"It achieves" not in before
+
+
 def test_the_card_of_another_template_is_kept_and_extended(ada, tmp_path):
     class OwnCard(Trainer):
         def create_model_card(self, dataset_name=None):

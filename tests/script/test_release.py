@@ -166,12 +166,12 @@ def test_a_dry_run_says_what_it_costs_and_asks_no_hub(here, ada, launch, capsys)
 def test_what_cannot_be_released_is_said_before_training(here, ada, launch, capsys):
     (here / "zero.yaml").write_text((here / "tiny.yaml").read_text() + "\nrdrop_alpha: 0")
     (here / "b").mkdir()
-    shutil.copy("tiny.yaml", "b/tiny.yaml")
+    shutil.copy("tiny.yaml", "b/Tiny.yaml")
     for words, said in (
         (["tiny.yaml", "zero.yaml"], "zero.yaml: --compare_baseline compares R-Drop with alpha 0"),
         (["none.yaml"], "no such recipe"),
         (["b"], "b: holds no comparison (arms.json)"),
-        (["tiny.yaml", "b/tiny.yaml"], "two recipes would be pushed to ada/tiny-rdrop"),
+        (["tiny.yaml", "b/Tiny.yaml"], "two recipes would be pushed to ada/tiny-rdrop"),
     ):
         assert release.main([*words, *RELEASE]) == 2
         assert said in capsys.readouterr().err
