@@ -154,7 +154,7 @@ def with_baseline(text: str, scores: Mapping[str, Any], baseline: Mapping[str, A
     """A card with the scores of a baseline that had not ended when it was written; another baseline's give way.
 
     Args:
-        text: of the card; one whose table is not that of `scores` alone stays as it is.
+        text: of the card; one without a table of `scores` stays as it is.
         scores: of the model, in the order of the table.
         baseline: its scores.
     """

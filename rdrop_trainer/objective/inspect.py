@@ -39,6 +39,8 @@ from .window import StepSettings, Window
 
 logger = logging.get_logger(__name__)
 
+_FEW_ITEMS = 4  # of fewer, logits may add up to 1 by chance
+
 
 def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan by classes, settings and the labels of a window; a collective.
@@ -202,11 +204,8 @@ def check_divergence(
     return replace(plan, divergence_checked=is_seen or settings.allow_deterministic)
 
 
-_FEW_ITEMS = 4
-
-
 def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
-    """Whether the rows of passes, (m, N, C), add up to 1: of a few items logits may do so by chance."""
+    """Whether the rows of passes, (m, N, C), are no less than 0 and add up to 1."""
     if passes.shape[1] < _FEW_ITEMS or passes.shape[-1] == 1:
         return False
     return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())

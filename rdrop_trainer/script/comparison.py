@@ -96,7 +96,7 @@ class Comparison:
         for folder in with_rdrop:
             try:
                 add_baseline(folder)
-            except OSError as error:  # a finished comparison shall not end over a card
+            except (OSError, ValueError) as error:  # a finished comparison shall not end over a card
                 logger.error(f"{folder}: the model card lacks its baseline: {error}")
         return exit_code(failed, f"of {count} runs")
 
