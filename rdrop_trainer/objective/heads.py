@@ -44,7 +44,8 @@ class PredictionHead:
         language_model: the classes are a vocabulary.
         stock: the problem of the stock loss of the model's class, where it is another one.
         own_loss: the task loss is not the stock one, so it may know tokens without a label that cross-entropy does not:
-            with another negative label, and outside the attention mask in a batch without any -100.
+            with another negative label, and outside the attention mask in a batch without any -100. (Not of a causal
+            model, whose loss counts padding with another label.)
         summed: task loss and divergence are sums over the items of an optimizer step, not means.
     """
 
@@ -233,11 +234,7 @@ class PredictionHead:
         if self.problem != "regression" and targets.dim() == 2:
             labeled = labeled & (targets >= 0)
         attended = batch.get(self.unlabeled_mask or "attention_mask")
-        if not isinstance(attended, torch.Tensor) or attended.dim() != 2:
-            return labeled
-        if self.shifted:
-            attended = F.pad(attended, (0, int(self.soft_prompt)))[:, 0 if self.soft_prompt else 1 :]
-        if attended.shape != labeled.shape:
+        if self.shifted or not isinstance(attended, torch.Tensor) or attended.shape != labeled.shape:
             return labeled
         marks_padding = torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
         return labeled & (attended.bool() | marks_padding)

@@ -238,11 +238,17 @@ class Doubled(LlamaForCausalLM):
 
 @pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
 def test_a_language_models_own_loss_is_kept_under_accumulation(mode, tmp_path):
+    """Padding that has labels counts in it."""
+    data = []
+    for index, row in enumerate(zoo.dataset("llama", rows=8)):
+        tokens = (row["input_ids"] * 4)[:4]
+        data.append({"input_ids": tokens, "attention_mask": [1, 1, index > 2, index > 2], "labels": tokens})
+
     def update(rows, steps, **arguments):
         model = zoo.build("llama", dropout=0.0)
         model.__class__ = Doubled
         trainer = zoo.trainer(
-            "llama", model, zoo.dataset("llama", rows=8), tmp_path, rdrop_forward_mode=mode,
+            "llama", model, data, tmp_path, rdrop_forward_mode=mode,
             per_device_train_batch_size=rows, gradient_accumulation_steps=steps, **SAME, **tiny.PURE_SGD, **arguments,
         )  # fmt: skip
         return tiny.trained(trainer)
