@@ -21,11 +21,13 @@ def make_text_features(
     max_length: int,
     max_target_length: int,
     pad_to_max_length: bool = False,
+    prefix: str = "",
 ) -> datasets.Dataset:
     """Tokenise source texts and target texts.
 
     Args:
         column: name of the column of the source texts. The target texts are in the column "target", None where unknown.
+        prefix: put before each source text.
 
     Returns:
         The columns of the tokenizer for the source texts, and `labels`, the tokens of the target texts.
@@ -33,7 +35,8 @@ def make_text_features(
     padding = "max_length" if pad_to_max_length else False
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        texts = tokenizer(batch[column], truncation=True, max_length=max_length, padding=padding)
+        sources = [prefix + text for text in batch[column]]
+        texts = tokenizer(sources, truncation=True, max_length=max_length, padding=padding)
         targets = [target or "" for target in batch["target"]]
         labels = tokenizer(text_target=targets, truncation=True, max_length=max_target_length)
         return {**texts, "labels": labels["input_ids"]}

@@ -88,6 +88,17 @@ class DataArguments:
         None, "Of seq2seq: the column of the texts to read. Default: a usual name, where the target has one too."
     )
     target_column: str | None = _flag(None, "Of seq2seq: the column of the texts to write. Default: as source_column.")
+    source_lang: str | None = _flag(
+        None,
+        "seq2seq and csl_title, with a model of many languages (mBART, NLLB, M2M100): the language of the texts to "
+        "read, as its tokenizer writes it, such as de_DE or deu_Latn. Default: as the tokenizer was saved.",
+    )
+    target_lang: str | None = _flag(None, "The language of the texts to write, as source_lang.")
+    source_prefix: str | None = _flag(
+        None,
+        "seq2seq and csl_title: put before each text to read, such as 'summarize: ' for T5; the model's configuration "
+        "keeps it. Default: as it says.",
+    )
     id_column: str | None = _flag(
         None,
         "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",

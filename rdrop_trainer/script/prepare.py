@@ -21,9 +21,11 @@ from ..objective.noise_of import noise_of
 from ..trainer import RDropSeq2SeqTrainer, RDropTrainer
 from ..training_args import RDropTrainingArguments
 from .adapter import check_pushable
+from .arguments import DataArguments
 from .card import card_facts
 from .checkpoint import load_checkpoint, max_positions
 from .cost import Clock
+from .languages import set_languages
 from .processors import PROCESSORS, Processor
 from .program import logger, wrong_settings_as_input_errors
 from .resolve import RunConfig, splits_of, with_values
@@ -85,8 +87,9 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
         max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, reader)
         data_args, args = config.data, with_values(args)  # the trainer's own
         if task.head == "seq2seq":
+            set_languages(model, tokenizer, data_args.source_lang, data_args.target_lang)
             longest = _limited("max_target_length", data_args.max_target_length, tokenizer, model.get_decoder())
-            data_args = replace(data_args, max_target_length=longest)
+            data_args = replace(data_args, max_target_length=longest, source_prefix=_prefix(data_args, model))
             args = with_values(
                 args,
                 predict_with_generate=True,
@@ -169,6 +172,17 @@ def _limited(name: str, wanted: int, tokenizer: PreTrainedTokenizerBase, model: 
     if wanted > limit:
         logger.warning(f"{name} {wanted} is more than the model takes; using {limit}")
     return min(wanted, limit)
+
+
+def _prefix(data: DataArguments, model: PreTrainedModel) -> str:
+    """What is put before each text to read: as given, or as the model's configuration has it, which keeps it."""
+    stored = getattr(model.config, "prefix", None) or ""
+    prefix = stored if data.source_prefix is None else data.source_prefix
+    if prefix and data.source_prefix is None:
+        logger.info(f"The model reads texts behind {prefix!r}, as its configuration says")
+    if prefix != stored:
+        model.config.prefix = prefix
+    return prefix
 
 
 def _check_noise(model: Any, args: RDropTrainingArguments) -> None:

@@ -220,7 +220,8 @@ class TextProcessor(ChoiceProcessor):
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         (column,) = self.task.text_columns
         longest = self.data_args.max_target_length or self.task.max_target_length
-        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded)
+        prefix = self.data_args.source_prefix or ""
+        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded, prefix)
 
     def collator(self) -> Callable:
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)

@@ -63,7 +63,7 @@ def check_flags(flags: Flags) -> None:
         raise InputError(f"{_listed(named)}: the columns of pairs are --source_column and --target_column")
     is_used = {
         "doc_stride max_answer_length null_score_diff_threshold": data.head == "question",
-        "max_target_length num_beams": data.head == "seq2seq",
+        "max_target_length num_beams source_lang target_lang source_prefix": data.head == "seq2seq",
         "source_column target_column": data.task_type == "seq2seq",
         "label_column id_column": data.task_type not in ("qa", "lm"),
         "text_columns": data.task_type != "qa",
