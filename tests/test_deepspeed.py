@@ -12,7 +12,7 @@ STAGES = (1, 2, 3)
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """{stage, None for DistributedDataParallel: (updates, logs) per process}"""
+    """{stage, None for DistributedDataParallel: (updates, logs, weights of the resumed training) per process}"""
     pytest.importorskip("deepspeed")
     out = tmp_path_factory.mktemp("deepspeed")
     for stage in (None, *STAGES):
@@ -24,8 +24,8 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("case", ZERO)
 def test_zero_makes_the_update_of_ddp(case, stage, found):
     """Dropout, accumulation, a last window that is not full; the processes' rows have unequal numbers of tokens."""
-    (expected, expected_logs), _ = found[None]
-    (updates, logs), (_, other) = found[stage]
+    (expected, expected_logs, _), _ = found[None]
+    (updates, logs, _), (_, other, _) = found[stage]
     if stage == 3 and case.endswith("true"):
         assert "the weights of the output head are sharded" in logs[case] and logs[case] == other[case]
         return
@@ -33,3 +33,10 @@ def test_zero_makes_the_update_of_ddp(case, stage, found):
     assert logs[case] == other[case] and len(logs[case]) == 2
     for entry, wanted in zip(logs[case], expected_logs[case], strict=True):
         assert entry == pytest.approx(wanted, rel=1e-5) and entry["divergence"] > 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_training_goes_on_bit_for_bit(stage, found):
+    """Without `stage3_gather_16bit_weights_on_model_save` too, where a checkpoint has DeepSpeed's parts alone."""
+    for _, _, (whole, cut, resumed) in found[stage]:
+        assert tiny.identical(resumed, whole) and not tiny.identical(cut, whole)

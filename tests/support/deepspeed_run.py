@@ -12,6 +12,7 @@ import torch
 
 from support import tiny, zoo
 from support.distributed import ZERO
+from support.resumed import whole_cut_and_resumed
 
 out, stage = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
 updates, logs = {}, {}
@@ -61,4 +62,8 @@ for case in ZERO:
     updates[case] = tiny.update(before, whole_weights(trainer.model))
     terms = ("loss", "task_loss", "divergence")
     logs[case] = [{key: entry[key] for key in terms} for entry in trainer.state.log_history if "loss" in entry]
-torch.save((updates, logs), out / f"{stage}-{os.environ['RANK']}.pt")
+resumed = None
+if stage is not None:
+    few_steps = {"num_train_epochs": 3, "deepspeed": SETTINGS}
+    resumed = whole_cut_and_resumed("token", out / f"resumed-{stage}", whole_weights, **few_steps)
+torch.save((updates, logs, resumed), out / f"{stage}-{os.environ['RANK']}.pt")
