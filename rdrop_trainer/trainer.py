@@ -185,7 +185,8 @@ class RDropMixin(
         return self._objective.window(batches, shared, share)
 
     def _training(self) -> Training:
-        if half := {p.dtype for p in self.model.parameters() if p.requires_grad and p.dtype.itemsize < 4}:
+        half = {p.dtype for p in self.model.parameters() if p.requires_grad and p.dtype.itemsize < 4}
+        if half and not self.is_deepspeed_enabled:  # which updates weights of its own, in float32
             logger.warning_once(
                 f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
                 "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."

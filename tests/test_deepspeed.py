@@ -40,3 +40,9 @@ def test_an_interrupted_training_goes_on_bit_for_bit(stage, found):
     """Without `stage3_gather_16bit_weights_on_model_save` too, where a checkpoint has DeepSpeed's parts alone."""
     for _, _, (whole, cut, resumed) in found[stage]:
         assert tiny.identical(resumed, whole) and not tiny.identical(cut, whole)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_in_bf16_nothing_is_said(stage, found):
+    """Its weights are in bfloat16 then, but those that it updates are not; and losses are rounded to it."""
+    assert [logs["said"] for _, logs, _ in found[stage]] == [[], []]

@@ -31,6 +31,16 @@ def test_fsdp_makes_the_update_of_ddp(name, mode, version, found):
         assert entry == pytest.approx(expected, rel=1e-6) and entry["divergence"] > 0
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_in_bf16_terms_are_near_and_nothing_is_said(name, version, found):
+    """As transformers turns it on: parameters are gathered in bfloat16, and updated in float32."""
+    for _, logs in found[1]:
+        assert logs["said"] == []
+        for entry, expected in zip(logs[f"{name}-bf16-{version}"], logs[f"{name}-concat-None"], strict=True):
+            assert entry == pytest.approx(expected, rel=2e-2) and entry != pytest.approx(expected, rel=1e-6)
+
+
 def test_fsdp2_goes_on_from_a_checkpoint(found):
     """In the middle of the second epoch."""
     (updates, logs), _ = found[1]

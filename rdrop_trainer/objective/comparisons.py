@@ -51,7 +51,8 @@ def compare_model_loss(
     if plan.head.summed:  # over the rows of all passes that ran together
         own = own * len(passes.runs) / passes.num_passes
     tolerance = training.tolerance(own, items[0].outputs[0])
-    comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.sum_over_processes)
+    margin = max(training.margin(z) for z in items[0].outputs)
+    comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.sum_over_processes, margin)
     if not comparison.differs:
         return replace(plan, task_loss=replace(stock, comparison=None if comparison.done else comparison))
     logger.warning(

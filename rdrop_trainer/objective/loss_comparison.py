@@ -33,11 +33,12 @@ class LossComparison:
         expected: torch.Tensor,
         tolerance: float,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
+        margin: float = 1e-6,
     ) -> LossComparison:
-        """Compare the own loss of one batch with what it is taken for, up to a relative tolerance; all processes come
-        to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
+        """Compare the own loss of one batch with what it is taken for, up to a relative tolerance and an absolute
+        margin; all processes come to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
         """
         known = own.isfinite()
-        differs = known & ((own - expected).abs() > tolerance * expected.abs() + 1e-6)
+        differs = known & ((own - expected).abs() > tolerance * expected.abs() + margin)
         verdict = sum_over_processes(torch.stack([known, differs]).float()).bool().tolist()
         return LossComparison(self.batches + verdict[0], verdict[1])

@@ -135,12 +135,22 @@ class Training:
             *results: the results, or what they were computed from.
             by_products: they come from matrix products of their own, which round once more; TF32 does as well.
         """
-        half = self._is_half or any(result.dtype.itemsize < 4 for result in results)
+        of_half = any(result.dtype.itemsize < 4 for result in results)
+        if of_half and self.device.type != "cuda":
+            return 2**-5  # other devices add up in half precision, too
+        half = self._is_half or of_half
         # Not `allow_tf32`, which fails where TF32 was asked for in this newer way, as `Trainer`'s tf32=True does
         tf32 = by_products and self.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
         if half or tf32:
             return 2e-2 if by_products else 2**-7  # an item and the mean are each rounded by 2^-9 at most
         return 1e-4
+
+    def margin(self, logits: torch.Tensor) -> float:
+        """By how much a loss of logits may differ beside: a CPU rounds the sums of half-precision exponentials, which
+        can be far larger than the loss."""
+        if logits.dtype.itemsize >= 4 or self.device.type == "cuda":
+            return 1e-6
+        return torch.finfo(logits.dtype).eps * logits.detach().amax(-1).abs().amax().item()
 
     @contextmanager
     def aside(self, with_grad: bool = False):

@@ -72,15 +72,58 @@ def test_a_loss_rounded_by_autocast_is_the_stock_loss(how, weight, kept, fresh_a
         model.classifier.register_forward_hook(lambda module, inputs, logits: logits.float())
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if mixed else "no")
     prepared = accelerator.prepare(model) if mixed else model
+    assert type(after_comparison(prepared, batch_of_rows(), accelerator)) is kept
+
+
+@pytest.mark.parametrize(
+    "sharpness, wrong, weight, kept",
+    [
+        (1, 8, None, StockLoss),
+        (60, 8, None, StockLoss),
+        (60, 0, None, StockLoss),
+        (400, 0, None, StockLoss),
+        (60, 8, [1.0, 1.0, 1.0, 9.0], ModelLoss),
+    ],
+)
+def test_the_loss_of_half_precision_logits_on_a_cpu(sharpness, wrong, weight, kept):
+    """There torch rounds its sums too, which are large beside the loss where the model is sure and right."""
+    model = tiny.bert(dropout=0.1).bfloat16()
+    model.__class__ = OfHalfLogits
+    model.weight = None if weight is None else torch.tensor(weight).bfloat16()
+    batch = batch_of_rows()
+    with torch.no_grad():
+        model.classifier.weight.mul_(sharpness)
+        predicted = model.eval()(batch["input_ids"]).logits.argmax(-1)
+    batch["labels"] = torch.cat([batch["labels"][:wrong], predicted[wrong:]])
+    assert type(after_comparison(model.train(), batch)) is kept
+
+
+class OfHalfLogits(BertForSequenceClassification):
+    weight = None
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask, **kwargs)
+        if labels is not None:
+            outputs.loss = nn.functional.cross_entropy(outputs.logits, labels, self.weight)
+        return outputs
+
+
+OfHalfLogits.forward.__module__ = Rounding.forward.__module__
+
+
+def batch_of_rows():
     rows = [{key: torch.tensor(value) for key, value in row.items()} for row in tiny.dataset(rows=64)]
-    batch = {
-        "input_ids": nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True),
-        "labels": torch.stack([row["labels"] for row in rows]),
-    }
-    objective = Objective.of(prepared, [batch], accelerator)
+    inputs = nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True)
+    return {"input_ids": inputs, "labels": torch.stack([row["labels"] for row in rows])}
+
+
+def after_comparison(model, batch, accelerator=None):
+    """The source of the task loss that is trained with once enough batches were compared."""
+    objective = Objective.of(model, [batch], accelerator)
     for _ in range(LossComparison.ENOUGH):
-        objective(prepared, batch, objective.window([batch]), StepSettings())
-    assert type(objective.plan.task_loss) is kept and objective.plan.task_loss.comparison is None
+        objective(model, batch, objective.window([batch]), StepSettings())
+    assert objective.plan.task_loss.comparison is None
+    return objective.plan.task_loss
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from support import tiny, zoo
-from support.distributed import ZERO
+from support.distributed import ZERO, said_by_us
 from support.resumed import whole_cut_and_resumed
 
 out, stage = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -62,6 +62,14 @@ for case in ZERO:
     updates[case] = tiny.update(before, whole_weights(trainer.model))
     terms = ("loss", "task_loss", "divergence")
     logs[case] = [{key: entry[key] for key in terms} for entry in trainer.state.log_history if "loss" in entry]
+with said_by_us() as said:
+    for name in ("single_label", "llama") if stage is not None else ():
+        bf16 = {"bf16": True, "deepspeed": SETTINGS | {"bf16": {"enabled": "auto"}}, "logging_steps": 1}
+        trainer = zoo.trainer(name, zoo.build(name, dropout=0.2), zoo.dataset(name, rows=13), out / "run", **bf16)
+        trainer.train()
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
+logs["said"] = said
+
 resumed = None
 if stage is not None:
     few_steps = {"num_train_epochs": 3, "deepspeed": SETTINGS}

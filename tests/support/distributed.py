@@ -1,9 +1,12 @@
 """Training in several processes: how they start, and the cases that the scripts of this folder run for the tests."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
 
 from torch.distributed import TCPStore
 
@@ -48,6 +51,20 @@ LAYERS = {"token": "BertLayer", "llama": "LlamaDecoderLayer"}
 # Model, forward mode, rdrop_fused_head
 ZERO = [f"token-{mode}-false" for mode in MODES]
 ZERO += [f"llama-{mode}-{fused}" for mode in MODES for fused in ("false", "true")]
+
+
+@contextmanager
+def said_by_us():
+    """What the package logs, and its warnings."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("rdrop_trainer").addHandler(handler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    said.extend(str(one.message) for one in caught if "rdrop_trainer" in one.filename)
+    logging.getLogger("rdrop_trainer").removeHandler(handler)
 
 
 # ---- Processes ----

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from support import tiny, zoo
-from support.distributed import LAYERS, MODES
+from support.distributed import LAYERS, MODES, said_by_us
 
 out, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 # By version of FSDP
@@ -33,6 +33,8 @@ class Sharding(accelerate.Accelerator):
         for shared in (accelerate.PartialState._shared_state, self.state._shared_state):
             shared.update(settings)
         self.state.fsdp_plugin = fsdp_plugin
+        if fsdp_plugin and self.mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self.mixed_precision)
 
 
 transformers.trainer.Accelerator = Sharding
@@ -74,6 +76,12 @@ for name in LAYERS:
     for mode in MODES:
         for version in (None, 1, 2):
             run(f"{name}-{mode}-{version}", name, version, rdrop_forward_mode=mode, gradient_accumulation_steps=2)
+
+with said_by_us() as said:
+    for name in LAYERS:
+        for version in (1, 2):
+            run(f"{name}-bf16-{version}", name, version, bf16=True, gradient_accumulation_steps=2)
+logs["said"] = said
 
 saving = {
     "optim": "adamw_torch",
