@@ -19,7 +19,7 @@ def found(tmp_path_factory):
     return [torch.load(out / f"{rank}.pt") for rank in (-1, 0, 1)]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "compute_loss_func"])
 def test_terms_are_those_of_one_process(mode, found):
     """With accumulation; rows that both see are counted once. The terms of later steps show the updates."""
     alone, *both = found
