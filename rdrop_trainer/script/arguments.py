@@ -90,7 +90,8 @@ class DataArguments:
     target_column: str | None = _flag(None, "Of seq2seq: the column of the texts to write. Default: as source_column.")
     id_column: str | None = _flag(
         None,
-        "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",
+        "Name of the column of ids, which the predictions of test_file keep. That file must have it; where there is "
+        "none, another may. Default: rows are numbered.",
     )
     metric: list[str] | None = _flag(
         None,
