@@ -6,9 +6,7 @@ import time
 import pytest
 
 from support import tiny
-
-REPO = "ada/model"
-CARD = "---\ntags: [r-drop]\npipeline_tag: text-classification\nr_drop: {alpha: 2.5, version: 1.0}\n---\n# A model\n"
+from support.hub_files import REPO, model_files
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +19,16 @@ def waits(monkeypatch):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
+    """The folder of a checkpoint with its tokenizer and card."""
     folder = tmp_path_factory.mktemp("saved") / "run"
-    tiny.bert().save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    (folder / "README.md").write_text(CARD)
+    model_files(folder, tiny.bert(), tiny.tokenizer())
     return folder
+
+
+@pytest.fixture(scope="module")
+def files(saved):
+    """What is in it, by name."""
+    return {path.name: path.read_bytes() for path in saved.iterdir()}
 
 
 @pytest.fixture
@@ -42,7 +45,16 @@ def ada(hub):
 
 
 @pytest.fixture
-def there(ada, saved):
+def there(ada, files):
     """A Hub that has the checkpoint."""
-    ada.repo(REPO, {path.name: path.read_bytes() for path in saved.iterdir()})
+    ada.repo(REPO, files)
     return ada
+
+
+@pytest.fixture
+def public(hub, files):
+    """A Hub that has it, where nobody is logged in."""
+    hub.user("ada")
+    hub.user("eve")
+    hub.repo(REPO, files)
+    return hub

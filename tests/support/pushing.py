@@ -1,8 +1,7 @@
 """Trainings that push to the tests' own Hub, and what has come there."""
 
 from support import tiny
-
-REPO = "ada/model"
+from support.hub_files import REPO
 
 
 def trainer_of(folder, **arguments):
