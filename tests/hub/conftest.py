@@ -4,6 +4,7 @@ import shutil
 import time
 
 import pytest
+from huggingface_hub import HfApi
 
 from support import tiny
 from support.hub_files import REPO, model_files
@@ -58,3 +59,12 @@ def public(hub, files):
     hub.user("eve")
     hub.repo(REPO, files)
     return hub
+
+
+@pytest.fixture
+def api(hub):
+    """The client of ada, who is logged in; there is also bob."""
+    hub.user("ada")
+    hub.user("bob")
+    hub.login("ada")
+    return HfApi()
