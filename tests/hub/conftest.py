@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 
 from support import tiny
 from support.hub_files import REPO, model_files
+from support.pushing import leave_training
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,17 @@ def files(saved):
 @pytest.fixture
 def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    return leave_training(tmp_path_factory.mktemp("left") / "run")
+
+
+@pytest.fixture
+def trained(left, tmp_path):
+    """The folder of a training, with a model of 5 MB."""
+    return shutil.copytree(left, tmp_path / "run")
 
 
 @pytest.fixture
