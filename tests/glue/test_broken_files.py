@@ -128,12 +128,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-@pytest.mark.parametrize("source", ["folder", "file"])
-def test_broken_files(tmp_path, case, source):
+def test_broken_files(tmp_path, case):
     name, file, content, message = BROKEN[case]
     path = write(tmp_path / name / file, content)
     kind = {"train": "train_file", "dev": "validation_file", "test": "test_file"}[path.stem]
-    with pytest.raises(InputError) as error:
-        load_task(TASKS[name], **({"data_dir": tmp_path} if source == "folder" else {kind: path}))
-    text = str(error.value)
-    assert text.startswith(f"{path}{message}") and "\n" not in text
+    for source in ({"data_dir": tmp_path}, {kind: path}):
+        with pytest.raises(InputError) as error:
+            load_task(TASKS[name], **source)
+        text = str(error.value)
+        assert text.startswith(f"{path}{message}") and "\n" not in text

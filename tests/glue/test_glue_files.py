@@ -112,9 +112,9 @@ GLUE = {
 }
 
 
-@pytest.mark.parametrize("below", [True, False], ids=["glue_data", "own folder"])
-@pytest.mark.parametrize("name", GLUE)
+@pytest.mark.parametrize("name, below", [*((name, True) for name in GLUE), ("cola", False), ("mnli", False)])
 def test_classic_glue(tmp_path, name, below):
+    """In their folders below glue_data, or in a folder of any name."""
     folder, files, expected = GLUE[name]
     folder = tmp_path / (folder if below else "anything")
     for file, content in files.items():
