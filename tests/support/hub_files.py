@@ -10,7 +10,7 @@ CARD = (
 
 
 def model_files(folder, model, processor=None, task="text-classification"):
-    """The files of a model's folder."""
+    """Save a model with a card, and its processor if there is one; the files of the folder, by name."""
     model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
@@ -19,10 +19,12 @@ def model_files(folder, model, processor=None, task="text-classification"):
 
 
 def without(files, *names):
+    """All files but these."""
     return {name: content for name, content in files.items() if name not in names}
 
 
 def changed(**changes):
+    """What makes a config.json with these settings changed, of the files."""
     return lambda files: {"config.json": json.dumps({**json.loads(files["config.json"]), **changes})}
 
 
@@ -36,4 +38,5 @@ def below(folder):
 
 
 def whole(files):
+    """What `below` says of a folder that has just these files."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
