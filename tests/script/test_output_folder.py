@@ -135,6 +135,9 @@ def test_weights_alone_are_gone_on_from_when_asked(flags, here, monkeypatch, cap
         "--resume_from_checkpoint out/checkpoint-4."]  # fmt: skip
     assert script.main(words(*flags, "--output_dir copy --resume_from_checkpoint copy/checkpoint-4")) == 0
     assert "copy/checkpoint-4: it has no optimizer.pt" in caplog.text
+    write_csv(here / "three.csv", labels=("no", "yes", "perhaps"))
+    other = "--train_file three.csv --output_dir other --resume_from_checkpoint copy/checkpoint-4"
+    assert "it holds a model of 2 labels, and this one has 3 (" in fails(capsys, *flags, other)
     again, whole = (json.loads((here / name / "trainer_state.json").read_text()) for name in ("copy", "out"))
     assert again["global_step"] == whole["global_step"] == 12
     assert script.main([*flags, "--output_dir", "never"]) == 0
