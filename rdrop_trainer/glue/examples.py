@@ -200,13 +200,10 @@ def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int
 
 
 def _named_id(task: Task, row: dict, where: str, kind: str) -> str | None:
-    """The id in the column that the user named, as it is written; it is needed where predictions are to keep it, and
-    without a test file the first file has the column.
-    """
+    """The id in the column that the user named, as it is written; it is needed where predictions are to keep it."""
     if task.id_column is None:
         return None
-    has_it = "test" if "test" in task.files else next(iter(task.files))
-    column = find_column(row, (task.id_column,), where, required=kind == has_it)
+    column = find_column(row, (task.id_column,), where, required=kind == "test")
     value = row.get(column)
     text = "" if is_missing(value) else str(value).strip()
     if kind == "test" and not text:

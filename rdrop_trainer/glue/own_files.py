@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from .labels import find_labels
 from .metrics import CORRELATIONS, with_metrics
 from .pairs import choose_pair
 from .passages import has_no_answer, squad_questions
-from .readers import read_values
+from .readers import Rows, read_rows, read_values
 from .tag_rows import find_tags
 from .tag_scores import are_entities
 from .task import ENTITIES, LANGUAGE, OTHER_TAGS, QUESTIONS, TEXTS, Leaderboard, Task
@@ -55,7 +55,7 @@ def load_files(
         label_column: name of the label column; default: "label"; of a token task a usual name, or the last column; of
             texts from texts that of the target, as `choose_pair` finds it.
         id_column: name of the column of ids, which predictions keep as they are written; a test file must have it, and
-            without one the first of the files.
+            without one any of the files.
         labels: label names in the order of their ids, if they are known, as from a trained model; an empty sequence
             means a regression. Default: the sorted labels of the training file (else of the validation or test file),
             or a regression if these are decimal numbers or the metrics are correlations.
@@ -77,8 +77,18 @@ def load_files(
     fields = kinds[task_type](given)
     task = Task(name="custom", suite="custom", files=dict.fromkeys(files, ()), id_column=id_column, **fields)
     task = with_metrics(task, metrics or ())
+    if id_column is not None and test_file is None:
+        _check_any_has(id_column, list(files.values()), read_sentences if task_type == "tokens" else read_rows)
     named: dict[str, Any] = {f"{kind}_file": path for kind, path in files.items()}
     return load_task(task, **named, unlabeled_file=unlabeled_file), task
+
+
+def _check_any_has(column: str, paths: Sequence[str | Path], read: Callable[[str | Path], Rows]) -> None:
+    """Refuse the name of a column that none of the files has in its first row."""
+    rows = [(path, *next(iter(read(path)), (1, {}))) for path in paths]
+    if not any(column in row for _, _, row in rows):
+        path, line, row = rows[0]
+        find_column(row, (column,), f"{path}:{line}")
 
 
 class _Given(NamedTuple):

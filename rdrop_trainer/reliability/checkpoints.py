@@ -1,13 +1,85 @@
-"""Checkpoints that hold the weights under other names than the model's."""
+"""Checkpoints that hold the weights under other names than the model's, or those of another model."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from .._mixin_base import MixinBase
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def other_model(checkpoint: str | Path, model: nn.Module) -> str | None:
+    """Why the weights of a checkpoint are not those of a model, in words.
+
+    Names and sizes are compared, where the weights are in files of safetensors, which are opened but not read through.
+    Weights that are missing or too many count where the model is one of transformers. Other names alone do not count:
+    `save_pretrained` gives some weights others than the model does.
+
+    Args:
+        checkpoint: its folder.
+        model: not wrapped.
+
+    Returns:
+        How they differ; None where they do not, or where that cannot be told.
+    """
+    saved = dict(_saved_shapes(Path(checkpoint)))
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    same_class, what = _told_apart(Path(checkpoint) / CONFIG_NAME, model)
+    differ = [name for name in own if saved.get(name, own[name]) != own[name]]
+    if differ:
+        before, now = (" x ".join(map(str, shapes[differ[0]])) for shapes in (saved, own))
+        return f"it holds {what} ({differ[0]} is {before} there, {now} here)"
+    if not saved or not isinstance(model, PreTrainedModel):
+        return None
+    missing, more = list(_missing(saved, model)), list(_left_over(saved, own, model))
+    if missing and more and same_class:  # which saves its weights under other names
+        return None
+    if missing:
+        return f"it holds {what} (it has no {missing[0]})"
+    return f"it holds {what} (it has {more[0]}, which this model lacks)" if more else None
+
+
+def _told_apart(config_file: Path, model: nn.Module) -> tuple[bool, str]:
+    """Whether a checkpoint is of the class of a model, as far as is known; and what it holds, if that is another."""
+    config = getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig) and config_file.is_file():
+        before, own_class = PreTrainedConfig.from_json_file(config_file), type(model).__name__
+        if own_class not in (classes := before.architectures or [own_class]):
+            return False, f"a {classes[0]}, and this is a {own_class}"
+        if before.num_labels != config.num_labels:
+            return True, f"a model of {before.num_labels} labels, and this one has {config.num_labels}"
+    return True, "a model of another size"
+
+
+def _saved_shapes(checkpoint: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path in sorted(checkpoint.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, a file is no mapping
+                yield name, tuple(file.get_slice(name).get_shape())
+
+
+def _missing(saved: Shapes, model: nn.Module) -> Iterator[str]:
+    """Weights that train, and that are not saved under any of their names; those that are tied have several."""
+    names: dict[int, list[str]] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight.requires_grad:
+            names.setdefault(id(weight), []).append(name)
+    return (tied[0] for tied in names.values() if not saved.keys() & set(tied))
+
+
+def _left_over(saved: Shapes, own: Shapes, model: PreTrainedModel) -> Iterator[str]:
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    return (name for name in saved if name not in own and not any(re.search(known, name) for known in ignored))
 
 
 class RenamedWeightsMixin(MixinBase):
@@ -27,6 +99,12 @@ class RenamedWeightsMixin(MixinBase):
             super()._issue_warnings_after_load(load_result)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        # That of FSDP is in parts
+        if not self.is_fsdp_enabled and (fault := other_model(resume_from_checkpoint, self.model)):
+            raise ValueError(
+                f"Can't resume from {resume_from_checkpoint}: {fault}. Name a checkpoint of this model; to begin from "
+                "those weights instead, load the model from there."
+            )
         # That of sentence-transformers takes the folder alone
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         self._load_missed(resume_from_checkpoint)

@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from .._mixin_base import MixinBase
 
@@ -156,8 +158,22 @@ class ResumingMixin(MixinBase):
                     "resume_from_checkpoint=True to go on from the last whole one in output_dir."
                 )
         if checkpoint_fault(found) == _NO_OPTIMIZER:
-            logger.warning(f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh.")
+            logger.warning(
+                f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh, with the learning rate of this step: the "
+                "run does not end as one that was never interrupted."
+            )
         return found, None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        counts_steps = isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau)
+        if checkpoint is None or not counts_steps or checkpoint_fault(checkpoint) != _NO_OPTIMIZER:
+            return
+        with warnings.catch_warnings():  # torch's, that no step of the optimizer came before
+            warnings.simplefilter("ignore")
+            for _ in range(schedule.last_epoch, _step_of(Path(checkpoint))):
+                schedule.step()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

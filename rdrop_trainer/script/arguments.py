@@ -101,7 +101,8 @@ class DataArguments:
     )
     id_column: str | None = _flag(
         None,
-        "Name of the column of ids in your files, which the predictions of test_file keep. Default: they are numbered.",
+        "Name of the column of ids, which the predictions of test_file keep. That file must have it; where there is "
+        "none, another may. Default: rows are numbered.",
     )
     metric: list[str] | None = _flag(
         None,

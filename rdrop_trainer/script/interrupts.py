@@ -85,8 +85,19 @@ def how_to_go_on(output_dir: Path) -> str:
     """A sentence on what a run left in its folder, and how to go on from it."""
     if (output_dir / RESULTS).exists():
         return f"The results are in {output_dir / RESULTS}."
-    last = last_whole_checkpoint(output_dir)
-    return f"{last} is saved; {_GO_ON}." if last else f"There is no checkpoint in {output_dir} yet."
+    if last := last_whole_checkpoint(output_dir):
+        return f"{last} is saved; {_GO_ON}."
+    if last := last_whole_checkpoint(output_dir, needs_optimizer=False):
+        return f"The same command starts over. {weights_alone(last)}"
+    return f"There is no checkpoint in {output_dir} yet."
+
+
+def weights_alone(checkpoint: Path) -> str:
+    """A sentence on a checkpoint from which a run does not go on by itself, since it would not end in the same way."""
+    return (
+        f"{checkpoint} has the weights alone (save_only_model); to go on from them, with a fresh optimizer, add "
+        f"--resume_from_checkpoint {checkpoint}."
+    )
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from .._console import print_any_text
@@ -14,6 +15,8 @@ from .jobs import end_with_parent
 from .program import INTERRUPTED, NOT_PUSHED, WRONG_INPUT, StoppedError
 from .refusals import check_flags
 from .summary import command_without_dry_run, summary
+
+_FIRST_SAYS_IT = 5.0  # seconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,9 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(argv, main_process)
     except InputError as error:
-        # One process of a machine says it for all; what may concern one process alone, that one says
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, StoppedError):
-            print(f"{program.name()}: error: {error}", file=sys.stderr)
+        # The first process of a machine says it for all. Where it stops as well, its launcher ends the others meanwhile
+        if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):
+            time.sleep(_FIRST_SAYS_IT)
+        print(f"{program.name()}: error: {error}", file=sys.stderr, flush=True)
         return WRONG_INPUT
     except KeyboardInterrupt as error:
         if main_process:

@@ -29,6 +29,7 @@ from ..run_folder import (
     write_json,
 )
 from ..search import STORE
+from .interrupts import weights_alone
 from .jobs import RECIPE
 from .program import logger
 from .resolve import RunConfig
@@ -86,8 +87,12 @@ def _not_writable(folder: Path, error: OSError) -> InputError:
     return InputError(f"--output_dir {folder}: cannot be written to ({error.strerror}); choose another")
 
 
-def find_checkpoint(config: RunConfig) -> str | None:
+def find_checkpoint(config: RunConfig, warn: bool = True) -> str | None:
     """Make sure that a run may write to its folder, and find the checkpoint it goes on from. Changes nothing.
+
+    Args:
+        config: the run.
+        warn: log a warning on checkpoints that it does not go on from.
 
     Returns:
         The checkpoint to resume from, or None.
@@ -102,7 +107,7 @@ def find_checkpoint(config: RunConfig) -> str | None:
     resume = config.training.resume_from_checkpoint
     path = None if resume in (None, "auto", "none") else Path(resume)
     if path is not None:
-        _check_checkpoint(path, resume, will_train)
+        _check_checkpoint(path, resume, will_train, config.training.save_only_model)
     if config.data.overwrite_output_dir:
         _check_not_deleted(output_dir, [config.settings.get(name) for name in _PATHS] + [path])
         return resume if path is not None else None
@@ -113,7 +118,9 @@ def find_checkpoint(config: RunConfig) -> str | None:
         )
     if will_train:
         _check_not_written_over(output_dir, config.model.model_name_or_path)
-    last = last_whole_checkpoint(output_dir, warn=True)
+    on_purpose = config.training.save_only_model
+    last = last_whole_checkpoint(output_dir, needs_optimizer=False)  # weights alone are not to be lost either
+    whole = last_whole_checkpoint(output_dir, warn=warn and not (on_purpose and last))
     if last is None or (path is not None and path.resolve().parent == output_dir.resolve()):
         return resume if path is not None else None
     if resume not in (None, "auto") or not will_train:
@@ -123,7 +130,9 @@ def find_checkpoint(config: RunConfig) -> str | None:
             "--overwrite_output_dir to delete them"
         )
     _check_same_settings(output_dir, config.what_runs)
-    return str(last)
+    if whole is None and on_purpose and warn:
+        logger.warning(f"{output_dir}: the training starts over. {weights_alone(last)}")
+    return str(whole) if whole else None
 
 
 def take_over(config: RunConfig) -> None:
@@ -187,13 +196,13 @@ def warn_of_others(folder: Path, settings: Mapping[str, Any]) -> None:
         logger.warning(f"{folder}: holds other files ({', '.join(names[:3])}{more}); what is written goes beside them")
 
 
-def _check_checkpoint(path: Path, resume: str, will_train: bool) -> None:
+def _check_checkpoint(path: Path, resume: str, will_train: bool, weights_suffice: bool) -> None:
     """Refuse a path that was given and is none of a whole checkpoint."""
     if not will_train:
         raise InputError(f"--resume_from_checkpoint {resume}: this run does not train, so it cannot go on from there")
     # The folder of a finished run has a state as well
     named = path.name.startswith("checkpoint-")
-    fault = checkpoint_fault(path) if named else "its name is not checkpoint-..."
+    fault = checkpoint_fault(path, not weights_suffice) if named else "its name is not checkpoint-..."
     if fault is not None:
         raise InputError(f"{resume}: is no whole checkpoint ({fault}); expected auto, none or another checkpoint")
 

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from ..run_folder import PROGRESS, write_json
 from .prepare import Prepared
 from .resolve import RunConfig
+from .summary import score_names
 
 _AT_MOST_EVERY = 1.0  # seconds
 
@@ -64,9 +65,8 @@ def forget_progress(folder: Path) -> None:
 @contextmanager
 def progress_written(config: RunConfig, prepared: Prepared) -> Iterator[None]:
     """Keep `progress.json` in the folder of a run for as long as it goes on."""
-    best_by = config.training.metric_for_best_model
-    names = [] if best_by is None else [best_by.removeprefix("eval_")]
-    writer = _Writer(config.output_dir, [f"eval_{name}" for name in dict.fromkeys([*names, *config.task.headline[:1]])])
+    headline = [f"eval_{name}" for name in config.task.headline[:1]]
+    writer = _Writer(config.output_dir, score_names(config.training.metric_for_best_model, headline))
     prepared.clock.on_part = writer.begin
     prepared.trainer.add_callback(writer)
     try:

@@ -44,7 +44,7 @@ def run(command: CommandLine) -> dict[str, Any]:
     with _prepared(command) as (config, prepared, checkpoint):
         with locked(config.output_dir) if saves else nullcontext():
             if saves:  # another run may have been there since
-                checkpoint = find_checkpoint(config)
+                checkpoint = find_checkpoint(config, warn=False)
             with progress_written(config, prepared) if saves else nullcontext():
                 trained = train(config, prepared, checkpoint)
                 evaluated = evaluate(config, prepared)

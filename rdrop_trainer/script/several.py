@@ -21,6 +21,7 @@ from .interrupts import NO_SPACE, is_full, terminated_as_interrupted
 from .jobs import Job, Local
 from .output_dir import check_purpose, check_writable, locked, warn_of_others
 from .program import FILE, INCOMPLETE, INTERRUPTED, WRONG_INPUT, StoppedError
+from .summary import scores_to_show
 
 # Flags of the command, which none of its runs has
 OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArguments))}
@@ -191,9 +192,7 @@ def progress_line(ended: Finished) -> str:
     if ended.code:
         return f"{ended.job.name}: failed with exit code {ended.code} ({ended.seconds:.0f} s): {ended.last_line}"
     results = read_results(ended.job.folder)
-    best_by = results["settings"]["metric_for_best_model"]
-    name = "" if best_by is None else f"eval_{best_by.removeprefix('eval_')}"
-    scores = {name: results["metrics"][name] for name in (name,) if name in results["metrics"]} | results["headline"]
+    scores = scores_to_show(results, results["settings"]["metric_for_best_model"])
     parts = ", ".join(f"{name} {score_text(value)}" for name, value in scores.items())
     return f"{ended.job.name}: {parts} ({ended.seconds:.0f} s)"
 

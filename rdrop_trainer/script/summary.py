@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,20 @@ def summary(argv: Sequence[str], results: Mapping[str, Any]) -> str:
         lines.append(f"pushed    {results['pushed'] or 'NOT: ' + results['push_error']}")
     lines.append(f"next      {_next_command(argv, results)}")
     return "\n".join(lines)
+
+
+def score_names(metric: str | None, headline: Iterable[str]) -> list[str]:
+    """The names of the scores to show of a run while it goes on and beside others: that of the validation rows by which
+    its best model is chosen (None: by none), then those of its headline.
+    """
+    chosen = [] if metric is None else [f"eval_{metric.removeprefix('eval_')}"]
+    return list(dict.fromkeys([*chosen, *headline]))
+
+
+def scores_to_show(results: Mapping[str, Any], metric: str | None) -> dict[str, float | None]:
+    """These scores of a finished run, as far as it has them."""
+    found = results["metrics"] | results["headline"]
+    return {name: found[name] for name in score_names(metric, results["headline"]) if name in found}
 
 
 def columns_line(columns: Mapping[str, Sequence[str]]) -> str:

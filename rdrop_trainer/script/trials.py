@@ -17,6 +17,7 @@ from . import program
 from .command_line import CommandLine
 from .jobs import RECIPE, recipe_text
 from .several import OF_THE_COMMAND, score_text
+from .summary import scores_to_show
 
 TABLE, TABLE_JSON = "trials.md", "trials.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "checkpoint-*")
@@ -39,9 +40,8 @@ class Trial:
 
     @property
     def scores(self) -> dict[str, float | None]:
-        """The headline scores, and the one that it is judged by."""
-        of_search = {} if self.metric is None else {self.score_name: self.results["metrics"].get(self.score_name)}
-        return of_search | self.results["headline"]
+        """The one that it is judged by, and the headline scores."""
+        return scores_to_show(self.results, self.metric)
 
     @property
     def score_name(self) -> str | None:

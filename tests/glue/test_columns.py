@@ -247,6 +247,10 @@ def test_ids_are_kept_as_they_are_written(tmp_path):
         load_files(train_file=train, test_file=test, id_column="kye")
     with pytest.raises(InputError, match="a.csv:2: no column 'kye', the columns are text, label"):
         load_files(train_file=train, validation_file=test, id_column="kye")
+    # Training needs none, and the rows to evaluate are named where they can be
+    rows = save(tmp_path / "c.csv", {"key": ["007", "a b"], "text": TEXTS[:2], "label": MOOD[:2]})
+    splits, _ = load_files(train_file=train, validation_file=rows, id_column="key")
+    assert list(splits["validation"]["idx"]) == ["007", "a b"] and list(splits["train"]["idx"]) == list(range(ROWS))
 
 
 # ---- Quotes in .tsv ----

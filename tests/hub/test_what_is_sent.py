@@ -12,20 +12,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from rdrop_trainer.errors import HubError, InputError
-from rdrop_trainer.hub import (
-    load_checkpoint,
-    push_checkpoint,
-)
+from rdrop_trainer.hub import load_checkpoint, push_checkpoint
 from rdrop_trainer.hub.__main__ import main
 from rdrop_trainer.hub.folder import read_checkpoint
 from rdrop_trainer.hub.model_card import NO_REPO
-
-REPO = "ada/model"
-
-
-def written(hub, revision="main"):
-    return {name: content for name, content in hub.files(REPO, revision).items() if name != ".gitattributes"}
-
+from support.pushing import REPO, written
 
 # ---- The commit holds what was meant ----
 

@@ -6,10 +6,13 @@ import shutil
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import BertConfig, BertForMaskedLM, TrainerCallback
+from transformers import BertForSequenceClassification as Sequence
+from transformers import BertForTokenClassification as Tokens
 
+from rdrop_trainer.reliability.checkpoints import other_model
 from rdrop_trainer.reliability.resuming import checkpoint_fault, last_whole_checkpoint
-from support import tiny
+from support import tiny, zoo
 
 SETTINGS = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
 
@@ -67,10 +70,10 @@ def test_whole_checkpoints_are_whole(folder, caplog):
 
 
 class Start(TrainerCallback):
-    """Notes the step at which training begins."""
+    """Notes the step at which training begins, and its learning rate."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.step = state.global_step
+    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.step, (self.rate, *_) = state.global_step, lr_scheduler.get_last_lr()
 
 
 def test_resuming_goes_on_from_the_last_whole_checkpoint(folder, finished):
@@ -116,8 +119,8 @@ def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):
 def test_without_an_optimizer_one_goes_on_knowingly(by, folder, caplog):
     for step in (2, 4, 6):
         (folder / f"checkpoint-{step}" / "optimizer.pt").unlink()
-    checkpoint = str(folder / "checkpoint-4") if by == "path" else True
-    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, **SETTINGS)
+    checkpoint, start = str(folder / "checkpoint-4") if by == "path" else True, Start()
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), folder, callbacks=[start], **SETTINGS)
     with pytest.raises(ValueError, match="it has no optimizer.pt" if by == "path" else "none is whole"):
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.args.save_only_model = True
@@ -128,6 +131,63 @@ def test_without_an_optimizer_one_goes_on_knowingly(by, folder, caplog):
         trainer.train(resume_from_checkpoint=checkpoint)
     assert "checkpoint-4: it has no optimizer.pt" in caplog.text and "the optimizer starts afresh" in caplog.text
     assert trainer.state.global_step == 6
+    assert (start.step, start.rate) == (4, pytest.approx(5e-5 * (1 - 4 / 6)))  # the schedule goes on
+
+
+@pytest.mark.parametrize(
+    "cls, changes, what, evidence",
+    [
+        (
+            Sequence,
+            {"num_labels": 3},
+            "a model of 4 labels, and this one has 3",
+            "classifier.weight is 4 x 16 there, 3 x",
+        ),
+        (
+            Sequence,
+            {"hidden_size": 8},
+            "a model of another size",
+            "word_embeddings.weight is 40 x 16 there, 40 x 8 here",
+        ),
+        (Sequence, {"num_hidden_layers": 2}, "a model of another size", "it has no bert.encoder.layer.1."),
+        (Sequence, {"num_hidden_layers": 0}, "a model of another size", "it has bert.encoder.layer.0."),
+        (BertForMaskedLM, {}, "a BertForSequenceClassification, and this is a BertForMaskedLM", "it has no cls."),
+        (
+            Tokens,
+            {},
+            "a BertForSequenceClassification, and this is a BertForTokenClassification",
+            "it has bert.pooler.",
+        ),
+    ],
+)
+def test_the_checkpoint_of_another_model_is_refused(cls, changes, what, evidence, finished, tmp_path):
+    model = cls(BertConfig(**{**tiny.SIZES, "num_labels": 4, **changes}))
+    trainer = tiny.trainer(model, tiny.dataset(), tmp_path, **SETTINGS)
+    with pytest.raises(ValueError) as error:
+        trainer.train(resume_from_checkpoint=str(finished[0] / "checkpoint-4"))
+    said = str(error.value)
+    assert f"checkpoint-4: it holds {what} (" in said and evidence in said and len(said) < 500
+
+
+class Renamed(Sequence):
+    """The same weights under a class of another name."""
+
+
+def test_a_checkpoint_of_the_same_weights_is_taken(finished, tmp_path):
+    checkpoint, settings = finished[0] / "checkpoint-4", {**tiny.SIZES, "num_labels": 4}
+    frozen = Sequence(BertConfig(**settings))
+    frozen.teacher = torch.nn.Linear(2, 2).requires_grad_(False)  # need not be saved
+    for model in (tiny.bert(dropout=0.4), Renamed(BertConfig(**settings)), frozen, torch.nn.Linear(2, 2)):
+        assert other_model(checkpoint, model) is None
+    assert other_model(finished[0] / "nowhere", tiny.bert()) is None
+    older = {**tiny.bert().state_dict(), "bert.position_ids": torch.arange(4)}
+    tiny.bert().save_pretrained(tmp_path / "older", state_dict=older)
+    assert "it has bert.position_ids" in other_model(tmp_path / "older", tiny.bert())
+    Renamed._keys_to_ignore_on_load_unexpected = ["position_ids"]  # as models have it of which there are such
+    assert other_model(tmp_path / "older", Renamed(BertConfig(**settings, architectures=["Renamed"]))) is None
+    for name in zoo.CASES:  # some tie weights, others are saved under other names
+        zoo.build(name).save_pretrained(tmp_path / name)
+        assert other_model(tmp_path / name, zoo.build(name)) is None
 
 
 def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(folder, monkeypatch):

@@ -1,5 +1,6 @@
 """The output folder: what is not overwritten, how a killed run goes on, and two runs in one folder."""
 
+import json
 import os
 import shutil
 import signal
@@ -109,6 +110,39 @@ def test_a_failure_later_keeps_the_checkpoints(flags, here, monkeypatch, caplog)
         script.main(flags)
     assert (here / "out" / "checkpoint-2" / "model.safetensors").exists()
     assert "The run stopped. out/checkpoint-2 is saved; the same command goes on from there" in caplog.text
+
+
+def test_weights_alone_are_gone_on_from_when_asked(flags, here, monkeypatch, capsys, caplog):
+    """Without the optimizer a run does not end as it would have, so by itself it starts over, and says so."""
+    flags, save = [*flags, "--save_only_model"], RDropTrainer._save_checkpoint
+
+    def interrupted(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RDropTrainer, "_save_checkpoint", interrupted)
+        assert script.main(flags) == 130
+    alone = "out/checkpoint-4 has the weights alone (save_only_model); to go on from them, with a fresh optimizer, add"
+    assert f"Interrupted. The same command starts over. {alone} --resume_from" in capsys.readouterr().err
+    for more in ("--learning_rate 1e-3", "--save_only_model False"):
+        assert "unfinished run with other settings" in fails(capsys, *flags, more)
+    shutil.copytree(here / "out", here / "copy")
+    caplog.clear()
+    assert script.main(flags) == 0
+    assert [line for line in caplog.messages if "weights alone" in line] == [f"out: the training starts over. {alone} "
+        "--resume_from_checkpoint out/checkpoint-4."]  # fmt: skip
+    assert script.main(words(*flags, "--output_dir copy --resume_from_checkpoint copy/checkpoint-4")) == 0
+    assert "copy/checkpoint-4: it has no optimizer.pt" in caplog.text
+    write_csv(here / "three.csv", labels=("no", "yes", "perhaps"))
+    other = "--train_file three.csv --output_dir other --resume_from_checkpoint copy/checkpoint-4"
+    assert "it holds a model of 2 labels, and this one has 3 (" in fails(capsys, *flags, other)
+    again, whole = (json.loads((here / name / "trainer_state.json").read_text()) for name in ("copy", "out"))
+    assert again["global_step"] == whole["global_step"] == 12
+    assert script.main([*flags, "--output_dir", "never"]) == 0
+    whole, never = weights("out"), weights("never")
+    assert all(torch.equal(whole[name], never[name]) for name in whole)
 
 
 # ---- Two runs in one folder ----

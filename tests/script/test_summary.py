@@ -5,6 +5,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from rdrop_trainer.hub.model_kinds import AUTO_CLASSES, PIPELINES
 from rdrop_trainer.report import FinishedRun
+from rdrop_trainer.script.summary import scores_to_show
 from support.runs import results, run, script, write_csv
 
 STEPS = "--max_steps 6 --save_strategy steps --save_steps 2 --output_dir out --train_file a.csv --validation_file a.csv"
@@ -47,6 +48,17 @@ def test_weights_of_the_end_beside_a_best_checkpoint(model, here, capsys):
     assert FinishedRun.read("out").scored_step is None
     assert script.main(["--model_name_or_path", "out", "--validation_file", "a.csv", "--output_dir", "again"]) == 0
     assert "model     " not in capsys.readouterr().out, "it trained none"
+
+
+@pytest.mark.parametrize(
+    "metric, shown",
+    [(None, "accuracy f1"), ("f1", "f1 accuracy"), ("eval_loss", "loss accuracy f1"), ("mcc", "accuracy f1")],
+)
+def test_the_score_that_chooses_comes_first(metric, shown):
+    found = {"metrics": {"eval_loss": 0.5, "steps": 9}, "headline": {"eval_accuracy": 0.25, "eval_f1": None}}
+    scores = scores_to_show(found, metric)
+    assert list(scores) == [f"eval_{name}" for name in shown.split()]
+    assert scores.items() <= (found["metrics"] | found["headline"]).items()
 
 
 def test_a_pipeline_is_named_where_transformers_has_one():

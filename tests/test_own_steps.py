@@ -1,0 +1,135 @@
+"""A training_step, batches or labels of one's own around R-Drop: the same update, or refused with a sentence."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer
+
+from rdrop_trainer import RDropMixin, RDropTrainer
+from support import tiny
+from support.overrides import run
+
+
+def test_a_training_step_of_its_own(tmp_path):
+    class Adversarial(RDropTrainer):
+        """FGM and its like: a step of their own, whose loss is ours."""
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    class Divides(Adversarial):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = self.compute_loss(model, self._prepare_inputs(inputs)) / self.args.gradient_accumulation_steps
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    class DividesBehind(RDropMixin, type("Own", (Trainer,), {"training_step": Divides.training_step})):
+        pass
+
+    class Copied(RDropTrainer):
+        """Of transformers 5.23, in short: it asks whether the loss is scaled, and does other sums with the steps."""
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            model.train()
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+            if not self.loss_is_scaled_for_ga:
+                loss = loss / self.current_gradient_accumulation_steps
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    class ByItself(RDropTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = model.train()(**self._prepare_inputs(inputs)).loss
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    for cls in (Adversarial, Copied):
+        assert torch.equal(run(cls, tmp_path)[0], run(RDropTrainer, tmp_path)[0])
+    for cls, name in ((Divides, "Divides"), (DividesBehind, "Own")):
+        with pytest.raises(ValueError, match=f"training_step of {name} divides by the accumulation steps"):
+            run(cls, tmp_path)
+    run(Divides, tmp_path, rows=8, steps=1)  # by 1
+    for steps in (1, 4):
+        with pytest.raises(ValueError, match="did not come through R-Drop: let the training_step of ByItself call"):
+            run(ByItself, tmp_path, rows=2, steps=steps)
+
+
+def test_batches_that_are_not_counted_are_refused(tmp_path):
+    class Own(RDropTrainer):
+        def get_batch_samples(self, epoch_iterator, num_batches, device):
+            return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    with pytest.raises(ValueError, match=r"get_batch_samples of Own call super\(\).get_batch_samples"):
+        run(Own, tmp_path)
+
+
+def test_running_out_of_memory_before_the_loss_is_no_override(tmp_path):
+    class Short(RDropTrainer):
+        tries = 0
+
+        def _prepare_inputs(self, inputs):
+            self.tries += 1
+            if self.tries == 1:
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            return super()._prepare_inputs(inputs)
+
+    trainer = tiny.trainer(
+        tiny.bert(), tiny.dataset(), tmp_path, Short, auto_find_batch_size=True, per_device_train_batch_size=8
+    )
+    assert trainer.train().training_loss > 0 and trainer.tries > 2
+
+
+def masked(batch):
+    """Every second token has no label any more."""
+    labels = batch["labels"].clone()
+    labels[:, ::2] = -100
+    return {**batch, "labels": labels}
+
+
+def softened(batch):
+    return {**batch, "labels": nn.functional.one_hot(batch["labels"], 4) * 0.8 + 0.05}
+
+
+class ByLoss(RDropTrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, self.change(inputs), *args, **kwargs)
+
+
+class ByStep(RDropTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        return super().training_step(model, self.change(inputs), *args, **kwargs)
+
+
+@pytest.mark.parametrize("head, change", [("token", masked), ("single_label", softened)])
+@pytest.mark.parametrize("base", [ByLoss, ByStep])
+def test_labels_that_change_after_they_were_counted_are_refused(base, head, change, tmp_path):
+    """A mean over the items of the step would be over others than there are."""
+    cls = type("Changes", (base,), {"change": staticmethod(change)})
+    trainer = tiny.trainer(tiny.bert(head), tiny.dataset(head), tmp_path, cls, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="labels of a batch are not those that R-Drop counted when the step began"):
+        trainer.train()
+
+
+class InParts(RDropTrainer):
+    """Takes the rows of a batch one after another, to save memory."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            return super().compute_loss(model, inputs, True, num_items_in_batch)
+        rows = [{key: value[i : i + 1] for key, value in inputs.items()} for i in range(len(inputs["labels"]))]
+        return sum(super(InParts, self).compute_loss(model, row, num_items_in_batch=num_items_in_batch) for row in rows)
+
+
+def test_a_batch_may_be_handed_on_in_parts(tmp_path):
+    updates = []
+    for cls in (RDropTrainer, InParts):
+        model = tiny.bert("token", dropout=0.0)
+        trainer = tiny.trainer(
+            model, tiny.dataset("token"), tmp_path, cls, rdrop_allow_deterministic=True,
+            gradient_accumulation_steps=2, **tiny.PURE_SGD,
+        )  # fmt: skip
+        updates.append(tiny.trained(trainer))
+    assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
