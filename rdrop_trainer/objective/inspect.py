@@ -132,14 +132,23 @@ def before_passes(
         plan = compare(training, plan, model, batch)
     if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
         plan = find_lm_head(training, plan, batch, settings)
-    repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
-    repeats = repeats and can_repeat(model, find_batch_size(model, batch))
-    if repeats and plan.noise is not None:  # the first steps, where a device may be waited for
-        refuse_packed(batch, find_batch_size(model, batch), wait=True)
-    if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
-        plan = check_rows(training, plan, model, batch, settings.num_passes)
+    is_open = plan.noise is not None or (plan.task_loss.computed_by is not None and not plan.rows_checked)
+    if settings.num_passes > 1 and settings.forward_mode == "concat" and is_open:
+        plan = _check_repeated_rows(training, plan, model, batch, settings.num_passes)
     if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:
         plan = check_repeats(training, plan, model, batch, settings)
+    return plan
+
+
+def _check_repeated_rows(
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int
+) -> Plan:
+    if not can_repeat(model, size := find_batch_size(model, batch)):
+        return plan
+    if plan.noise is not None:  # the first steps, where a device may be waited for
+        refuse_packed(batch, size, wait=True)
+    if plan.task_loss.computed_by is not None and not plan.rows_checked:
+        plan = check_rows(training, plan, model, batch, num_passes)
     return plan
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -220,7 +220,11 @@ def can_repeat(model: nn.Module, batch_size: int) -> bool:
     """
     modules: Iterator[Any] = model.modules()
     return batch_size > 1 or not any(
-        any(base.__name__.endswith("ForSequenceClassification") for base in type(module).__mro__)
-        and module.config.get_text_config().pad_token_id is None
+        _classifies_sequences(type(module)) and module.config.get_text_config().pad_token_id is None
         for module in modules
     )
+
+
+@cache
+def _classifies_sequences(cls: type) -> bool:
+    return any(base.__name__.endswith("ForSequenceClassification") for base in cls.__mro__)

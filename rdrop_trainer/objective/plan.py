@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -105,8 +105,12 @@ class Plan:
         First those of the rows that went through all passes, then, if there are any, those of the rows that went
         through the first alone.
         """
-        head = self.head if lm_head is None else replace(self.head, outputs=("hidden_states",))
+        head = self.head if lm_head is None else self._head_of_hidden_states
         return [
             head.items(part, batch if rows is None else pick_rows(batch, rows, passes.batch_size), part.num_passes)
             for part, rows in passes.parts(head.outputs)
         ]
+
+    @cached_property
+    def _head_of_hidden_states(self) -> PredictionHead:
+        return replace(self.head, outputs=("hidden_states",))
