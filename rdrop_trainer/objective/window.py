@@ -62,7 +62,8 @@ class _Counted(NamedTuple):
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> _Counted:
         tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        return cls(tensors, [tensor._version for tensor in tensors.values()])
+        # Nobody can write to an inference tensor, which has no version
+        return cls(tensors, [0 if tensor.is_inference() else tensor._version for tensor in tensors.values()])
 
     def is_same(self, other: _Counted) -> bool:
         alike = self.tensors.keys() == other.tensors.keys() and self.versions == other.versions
