@@ -162,7 +162,7 @@ def _placed(part: PredictionHead, head: Head) -> PredictionHead:
 
 def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
     """The head of a class that transformers lists."""
-    cls, names = type(model), _names(type(model))
+    cls, names = type(model), _names(type(model).__mro__)
     if is_ctc(model):
         return CTCHead.of(model)
     if names & _ROW_CLASSIFIERS:
@@ -175,7 +175,7 @@ def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
 
 def _refuse_without_items(model: nn.Module) -> None:
     cls = type(model)
-    if any(_REFUSED.search(name) for name in _names(type(model))):
+    if any(_REFUSED.search(name) for name in _names(type(model).__mro__)):
         raise ValueError(
             f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
@@ -187,12 +187,12 @@ def _refuse_without_items(model: nn.Module) -> None:
 
 def is_ctc(model: nn.Module) -> bool:
     """Whether a model is one of transformers for speech recognition by CTC."""
-    return not _CTC.isdisjoint(_names(type(model)))
+    return not _CTC.isdisjoint(_names(type(model).__mro__))
 
 
 def has_listed_head(model: nn.Module) -> bool:
     """Whether transformers lists the head of a model's class, or of a class that it derives from."""
-    return not _LISTED.isdisjoint(_names(type(model)))
+    return not _LISTED.isdisjoint(_names(type(model).__mro__))
 
 
 def runs_own_code(model: nn.Module) -> bool:
@@ -210,9 +210,9 @@ def base_model(model: nn.Module) -> nn.Module:
 
 
 @cache
-def _names(cls: type) -> frozenset[str]:
-    """The names of the classes of transformers that a model's class is, or derives from."""
-    return frozenset(base.__name__ for base in cls.__mro__ if base.__module__.startswith("transformers."))
+def _names(classes: tuple[type, ...]) -> frozenset[str]:
+    """The names of those of some classes that transformers defines."""
+    return frozenset(cls.__name__ for cls in classes if cls.__module__.startswith("transformers."))
 
 
 def _required_labels(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
