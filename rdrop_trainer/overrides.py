@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 
@@ -72,14 +73,15 @@ def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
             )
 
 
+@cache
 def takes_count(function: Callable[..., Any]) -> bool:
-    """Whether a function takes `num_items_in_batch`; those of an old signature do not."""
+    """Whether a function, not bound to an object, takes `num_items_in_batch`; those of an old signature do not."""
     parameters = inspect.signature(function).parameters.values()
     return any(p.kind == p.VAR_KEYWORD or p.name == "num_items_in_batch" for p in parameters)
 
 
 def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments, without a count that a function does not take."""
-    if takes_count(function):
+    """Keyword arguments, without a count that a function or method does not take."""
+    if takes_count(getattr(function, "__func__", function)):
         return arguments
     return {name: value for name, value in arguments.items() if name != "num_items_in_batch"}

@@ -85,6 +85,7 @@ class RDropMixin(
     loss_is_scaled_for_ga = True
     _window: Window | None  # the micro-batches of this optimizer step, while `train` runs
     _objective: Objective | None
+    _settings: RDropArguments | None = None  # the last that were read
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -110,7 +111,7 @@ class RDropMixin(
                 setattr(self.args, field.name, field.default)
         self._finite_loss_guard = FiniteLossGuard()
         self.add_callback(self._finite_loss_guard)
-        self._logged_terms = LoggedTerms(self.args.device)
+        self._logged_terms = LoggedTerms()
         self.add_callback(self._logged_terms)
         self.add_callback(EqualBatches)
         self._set_dropout()
@@ -146,7 +147,7 @@ class RDropMixin(
             )
         terms, passes = self._objective(model, inputs, window, settings, num_items_in_batch, whole=return_outputs)
         if settings.num_passes > 1 and self._window is not None:
-            self._logged_terms.add(terms, self.state.global_step)
+            self._logged_terms.add(terms)
         return (terms.loss, passes.first_output(terms.loss)) if return_outputs else terms.loss
 
     def _is_training(self, model: nn.Module) -> bool:
@@ -155,7 +156,7 @@ class RDropMixin(
         return self._phase is None and model.training
 
     def _step_settings(self) -> StepSettings:
-        settings, step = RDropArguments.of(self.args), self.state.global_step
+        settings, step = self._rdrop_settings(), self.state.global_step
         return StepSettings(
             alpha=settings.alpha_at(step, self.state.max_steps),
             num_passes=settings.rdrop_num_passes if settings.is_rdrop_step(step) else 1,
@@ -165,6 +166,11 @@ class RDropMixin(
             allow_deterministic=settings.rdrop_allow_deterministic,
             second_view=self.second_view,
         )
+
+    def _rdrop_settings(self) -> RDropArguments:
+        """Those of `args` now, which may change at any time."""
+        self._settings = RDropArguments.of(self.args, self._settings)
+        return self._settings
 
     def _window_of(self, inputs: Mapping[str, Any]) -> Window:
         if self._window is None and self._phase == "train" and self.is_in_train:
@@ -180,7 +186,7 @@ class RDropMixin(
         if self._objective is None or self._objective.training.model is not self.model:
             training = self._training()
             self._objective = Objective(first_plan(training, batches), training)
-        settings = RDropArguments.of(self.args)
+        settings = self._rdrop_settings()
         share = settings.rdrop_row_share if settings.is_rdrop_step(self.state.global_step) else 1.0
         return self._objective.window(batches, shared, share)
 

@@ -189,10 +189,14 @@ class RDropArguments:
             parent()
 
     @classmethod
-    def of(cls, args: object) -> RDropArguments:
-        """The R-Drop settings of any arguments object, checked; defaults for those that it does not have."""
-        settings: dict[str, Any] = {f.name: getattr(args, f.name, f.default) for f in fields(RDropArguments)}
-        return RDropArguments(**settings)
+    def of(cls, args: object, known: RDropArguments | None = None) -> RDropArguments:
+        """The R-Drop settings of any arguments object, checked; defaults for those that it does not have.
+
+        Args:
+            known: what an earlier call returned; it is returned again where nothing has changed.
+        """
+        settings = {name: getattr(args, name, default) for name, default in _DEFAULTS.items()}
+        return RDropArguments(**settings) if known is None or vars(known) != settings else known
 
     def is_rdrop_step(self, step: int) -> bool:
         """Whether optimizer step `step` (from 0) runs several passes.
@@ -215,6 +219,9 @@ class RDropArguments:
         if 0 < warmup < 1:
             warmup = math.ceil(warmup * max_steps)
         return self.rdrop_alpha * min(1.0, (step + 1) / warmup) if warmup else self.rdrop_alpha
+
+
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(RDropArguments)}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.objective import passes
+from rdrop_trainer.objective import inspect, passes
 from support import tiny, zoo
 
 SIZES = {"vocab_size": 40, "num_labels": 4, "pad_token_id": None}
@@ -73,3 +73,11 @@ def test_others_are_repeated_still():
         assert len(passes.run_passes(model, one, 2, "concat").runs) == 1
     with pytest.raises(ValueError, match="no padding token"):
         passes.run_passes(DECODERS["gpt2"](), {k: v.repeat(2, 1) for k, v in one.items()}, 2, "concat")
+
+
+def test_a_training_looks_through_its_model_once(tmp_path, monkeypatch):
+    looks = []
+    for module in (inspect, passes):
+        monkeypatch.setattr(module, "takes_one_row", lambda model: looks.append(model) or False)
+    trained(tiny.bert, tmp_path)
+    assert len(looks) == 1

@@ -128,3 +128,15 @@ def test_rdrop_steps():
     settings = RDropArguments(rdrop_every_n_steps=3)
     assert [settings.is_rdrop_step(s) for s in range(7)] == [True, False, False, True, False, False, True]
     assert not RDropArguments(rdrop_alpha=0).is_rdrop_step(0)
+
+
+def test_settings_are_checked_again_only_where_one_has_changed():
+    args = TrainingArguments("unused", report_to="none", use_cpu=True)
+    known = RDropArguments.of(args)
+    assert RDropArguments.of(args, known) is known
+    args.rdrop_alpha, args.rdrop_heads = 2, [{"logits": "a", "labels": "b"}]
+    changed = RDropArguments.of(args, known)
+    assert (changed.rdrop_alpha, changed.rdrop_heads[0]["align"]) == (2.0, "auto") and known.rdrop_alpha == 4.0
+    args.rdrop_alpha = float("nan")
+    with pytest.raises(ValueError, match="rdrop_alpha must be"):
+        RDropArguments.of(args, changed)

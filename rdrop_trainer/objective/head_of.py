@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ _HEADS = (
     ((_class_names("MASKED_LM") | _IN_PLACE) - _GENERATORS, MASKED_LM),
 )
 _CTC = _class_names("CTC")
+_LISTED = _ROW_CLASSIFIERS.union(_GENERATORS, _CTC, *(classes for classes, _ in _HEADS))
 _GENERATOR_NAMES = re.compile(r"For(CausalLM|ConditionalGeneration)$|LMHeadModel$")
 # Heads whose predictions have no fixed item to compare: boxes matched to objects, transducers, maps of pixels, sounds
 _REFUSED = re.compile(
@@ -107,9 +109,9 @@ def head_of(
         wanted: Any = problem if problem != "auto" else stated if reads_config else None
         if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
             name = (TOKENS if head.tokens else ROWS)[wanted].name
-            head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False)
-            head = replace(head, soft=_are_soft(head, batch.get("labels")))
-    return replace(head, own_loss=own_loss)
+            head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False, soft=False)
+            head = _with_soft_labels(head, batch.get("labels"))
+    return replace(head, own_loss=True) if own_loss else head
 
 
 def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], own_loss: bool) -> list[PredictionHead]:
@@ -160,20 +162,20 @@ def _placed(part: PredictionHead, head: Head) -> PredictionHead:
 
 def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
     """The head of a class that transformers lists."""
-    cls, names = type(model), _names(model)
+    cls, names = type(model), _names(type(model).__mro__)
     if is_ctc(model):
         return CTCHead.of(model)
     if names & _ROW_CLASSIFIERS:
         return _row_classifier(model.config, _required_labels(batch, cls))
     for classes, head in _HEADS:
         if names & classes:
-            return replace(head, soft=head.choices and _are_soft(head, batch.get("labels")))
+            return _with_soft_labels(head, batch.get("labels")) if head.choices else head
     return _generator(model)
 
 
 def _refuse_without_items(model: nn.Module) -> None:
     cls = type(model)
-    if any(_REFUSED.search(name) for name in _names(model)):
+    if any(_REFUSED.search(name) for name in _names(type(model).__mro__)):
         raise ValueError(
             f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
@@ -185,13 +187,12 @@ def _refuse_without_items(model: nn.Module) -> None:
 
 def is_ctc(model: nn.Module) -> bool:
     """Whether a model is one of transformers for speech recognition by CTC."""
-    return not _CTC.isdisjoint(_names(model))
+    return not _CTC.isdisjoint(_names(type(model).__mro__))
 
 
 def has_listed_head(model: nn.Module) -> bool:
     """Whether transformers lists the head of a model's class, or of a class that it derives from."""
-    listed = _ROW_CLASSIFIERS.union(_GENERATORS, _CTC, *(classes for classes, _ in _HEADS))
-    return not listed.isdisjoint(_names(model))
+    return not _LISTED.isdisjoint(_names(type(model).__mro__))
 
 
 def runs_own_code(model: nn.Module) -> bool:
@@ -208,9 +209,10 @@ def base_model(model: nn.Module) -> nn.Module:
     return model if inside is None else inside()
 
 
-def _names(model: nn.Module) -> set[str]:
-    """The names of the classes of transformers that a model is of."""
-    return {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.")}
+@cache
+def _names(classes: tuple[type, ...]) -> frozenset[str]:
+    """The names of those of some classes that transformers defines."""
+    return frozenset(cls.__name__ for cls in classes if cls.__module__.startswith("transformers."))
 
 
 def _required_labels(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
@@ -233,16 +235,17 @@ def _stated_problem(model: nn.Module) -> Problem | None:
 
 def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
     if config.problem_type is not None:
-        head = ROWS[PROBLEM_TYPES[config.problem_type]]
-        return replace(head, soft=_are_soft(head, labels))
+        return _with_soft_labels(ROWS[PROBLEM_TYPES[config.problem_type]], labels)
     if config.num_labels == 1:
         return REGRESSION
     return SINGLE_LABEL if labels.dtype in (torch.long, torch.int) else MULTI_LABEL
 
 
-def _are_soft(head: PredictionHead, labels: Any) -> bool:
+def _with_soft_labels(head: PredictionHead, labels: Any) -> PredictionHead:
+    """A head whose labels are probabilities of the classes where their form says so."""
     is_float = isinstance(labels, torch.Tensor) and labels.is_floating_point()
-    return head.problem == "single_label" and is_float and labels.dim() > 1
+    are_soft = head.problem == "single_label" and is_float and labels.dim() > 1
+    return replace(head, soft=True) if are_soft else head
 
 
 def _generator(model: nn.Module) -> PredictionHead:
@@ -270,5 +273,4 @@ def _of_labels(labels: torch.Tensor, batch: Mapping[str, Any], problem: str | No
             problem = "multi_label" if labels.dim() > 2 else "single_label"
     along_text = labels.dim() == 3 and is_along_text(labels, batch)
     is_class_of_token = problem == "single_label" and not labels.is_floating_point() and several
-    head = (TOKENS if along_text or is_class_of_token else ROWS)[problem]
-    return replace(head, soft=_are_soft(head, labels))
+    return _with_soft_labels((TOKENS if along_text or is_class_of_token else ROWS)[problem], labels)

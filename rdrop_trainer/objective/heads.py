@@ -97,18 +97,21 @@ class PredictionHead:
 
         Counts need labels and masks only, so a whole accumulation window can be counted before its first forward pass.
         """
-        return torch.stack([self._count(targets, batch) for targets in self.targets(batch)])
+        counts = [count for targets in self.targets(batch) for count in self._count(targets, batch)]
+        return torch.stack(counts).view(-1, 2)
 
-    def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    def _count(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         if self.tokens:
-            masks = self._labeled_tokens(targets, batch), self._divergence_mask(targets, batch)
-            return torch.stack([mask.sum() for mask in masks])
-        rows = targets.new_full((), targets.shape[0], dtype=torch.long)
-        if self.problem == "regression" or self.soft:
-            return torch.stack([rows, rows])
+            labeled = self._labeled_tokens(targets, batch)
+            compared = self._compared_tokens(labeled, batch)
+            count = labeled.sum()
+            return count, count if compared is labeled else compared.sum()
         # A row without its one label is unlabeled, and has a divergence; one without any of several counts nowhere
-        labeled = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1).sum()
-        return torch.stack([labeled, labeled if targets.dim() > 1 else rows])
+        if targets.dim() > 1 and self.problem != "regression" and not self.soft:
+            count = (targets != IGNORE_INDEX).flatten(1).any(-1).sum()
+            return count, count
+        rows = targets.new_full((), len(targets), dtype=torch.long)
+        return rows if self.problem == "regression" or self.soft else (targets != IGNORE_INDEX).sum(), rows
 
     def problem_of(self, logits: torch.Tensor) -> Problem:
         """The problem of some logits (..., C): a single logit says yes or no, and cannot be one of several classes."""
@@ -148,7 +151,8 @@ class PredictionHead:
         targets = self.targets(batch)[0]
         if not self.tokens:
             return torch.arange(len(targets), device=targets.device), len(targets)
-        return self._divergence_mask(targets, batch).nonzero()[:, 0], len(targets)
+        compared = self._compared_tokens(self._labeled_tokens(targets, batch), batch)
+        return compared.nonzero()[:, 0], len(targets)
 
     def _items(self, name, outputs, targets, batch, num_passes) -> Items:
         outputs = self._checked(name, outputs, targets, batch, num_passes)
@@ -159,7 +163,7 @@ class PredictionHead:
         length = targets.shape[1]
         of_labels = slice(length) if self.place == "start" else slice(outputs[0].shape[1] - length, None)
         flat = tuple(z[:, of_labels].flatten(0, 1) for z in outputs)  # (m·B·T, C) or (B·T, C) each
-        mask = self._divergence_mask(targets, batch)  # (B, T)
+        mask = self._compared_tokens(self._labeled_tokens(targets, batch), batch)  # (B, T)
         return self._of_problem(flat, targets.flatten(0, 1), mask.flatten())
 
     def _checked(self, name, outputs, targets, batch, num_passes) -> tuple[torch.Tensor, ...]:
@@ -228,7 +232,9 @@ class PredictionHead:
 
     def _labeled_tokens(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """Which tokens have a label that counts, (B, T)."""
-        labeled = (targets != IGNORE_INDEX).reshape(*targets.shape[:2], -1).any(-1)
+        labeled = targets != IGNORE_INDEX
+        if targets.dim() > 2:
+            labeled = labeled.flatten(2).any(-1)
         if not self.own_loss:
             return labeled
         if self.problem != "regression" and targets.dim() == 2:
@@ -239,8 +245,8 @@ class PredictionHead:
         marks_padding = torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
         return labeled & (attended.bool() | marks_padding)
 
-    def _divergence_mask(self, targets: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-        labeled = self._labeled_tokens(targets, batch)  # (B, T)
+    def _compared_tokens(self, labeled: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Which tokens count in the divergence, (B, T); `labeled`: those that have a label."""
         if self.unlabeled_mask is None:
             return labeled
         attended = batch.get(self.unlabeled_mask)

@@ -30,7 +30,7 @@ from .labels import check_range, refuse_marked_rows
 from .lm_head import LMHead
 from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
-from .passes import Passes, can_repeat, without_ddp
+from .passes import Passes, takes_one_row, without_ddp
 from .plan import Plan
 from .rows import find_batch_size, refuse_packed
 from .task_loss import check_item_by_item
@@ -132,14 +132,25 @@ def before_passes(
         plan = compare(training, plan, model, batch)
     if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
         plan = find_lm_head(training, plan, batch, settings)
-    repeats = settings.num_passes > 1 and settings.forward_mode == "concat"
-    repeats = repeats and can_repeat(model, find_batch_size(model, batch))
-    if repeats and plan.noise is not None:  # the first steps, where a device may be waited for
-        refuse_packed(batch, find_batch_size(model, batch), wait=True)
-    if repeats and plan.task_loss.computed_by is not None and not plan.rows_checked:
-        plan = check_rows(training, plan, model, batch, settings.num_passes)
+    if settings.num_passes > 1 and settings.forward_mode == "concat":
+        plan = _before_repeated_rows(training, plan, model, batch, settings.num_passes)
     if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:
         plan = check_repeats(training, plan, model, batch, settings)
+    return plan
+
+
+def _before_repeated_rows(
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int
+) -> Plan:
+    size = find_batch_size(model, batch)
+    if size == 1 and plan.one_row is None:
+        plan = replace(plan, one_row=takes_one_row(model))
+    if size == 1 and plan.one_row:
+        return plan
+    if plan.noise is not None:  # the first steps, where a device may be waited for
+        refuse_packed(batch, size, wait=True)
+    if plan.task_loss.computed_by is not None and not plan.rows_checked:
+        plan = check_rows(training, plan, model, batch, num_passes)
     return plan
 
 

@@ -75,11 +75,13 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
     if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
         return
     for batch in batches:
-        labels = batch[head.labels[0]]
-        classes = _classes(training, head, batch)
-        outside = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORE_INDEX)]
-        if classes > 1 and outside.numel() > 0:
-            label = int(outside[0])
+        labels, classes = batch[head.labels[0]], _classes(training, head, batch)
+        labels = labels[labels != IGNORE_INDEX]
+        if classes <= 1 or not labels.numel():
+            continue
+        lowest, highest = map(int, labels.aminmax())
+        if lowest < 0 or highest >= classes:
+            label = lowest if lowest < 0 else highest
             is_fixed = head.choices or head.language_model or isinstance(head, CTCHead) or label < 0
             mend = "mend the labels" if is_fixed else "load the model with more num_labels"
             raise ValueError(
@@ -103,17 +105,20 @@ def refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None
 
 def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> None:
     """Refuse numbers that the stock loss would fail at, with words of torch: classes written as 1.0 or True, mostly."""
-    labels, classes, name = batch[head.labels[0]], _classes(training, head, batch), type(training.base).__name__
+    labels, name = batch[head.labels[0]], type(training.base).__name__
     what = f"{labels.dtype} of the shape {tuple(labels.shape)}"
     no_integers = labels.is_floating_point() or labels.dtype == torch.bool
     if head.task_problem == "single_label" and no_integers:
         raise ValueError(f"The labels are {what}, but {name} takes classes as integers: make them torch.long.")
-    if head.task_problem == "multi_label" and head.of_rows and classes and labels.shape[1:] != (classes,):
+    if head.task_problem != "multi_label":
+        return
+    classes = _classes(training, head, batch)
+    if head.of_rows and classes and labels.shape[1:] != (classes,):
         raise ValueError(
             f"The labels are {what}, which {name} takes for yes or no of each of its {classes} classes, so for "
             f"{(len(labels), classes)}. If a row has one class, make them integers, torch.long."
         )
-    if head.task_problem == "multi_label" and labels.dtype == torch.bool:
+    if labels.dtype == torch.bool:
         raise ValueError(f"The labels are {what}, but {name} takes yes or no as 1.0 or 0.0: make them torch.float.")
 
 

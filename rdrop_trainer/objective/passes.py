@@ -149,6 +149,7 @@ def run_passes(
     follows: Mapping[str, bool] | None = None,
     later: Sequence[Mapping[str, Any]] = (),
     row_share: float = 1.0,
+    one_row: bool | None = None,
 ) -> Passes:
     """Run the model `num_passes` times over `inputs`.
 
@@ -158,19 +159,21 @@ def run_passes(
         num_passes: m, at least 1.
         mode: "concat" (one forward of m·B rows), "sequential" (m forwards) or "recompute" (m forwards, all but the
             last run again in the backward, so that they keep no activations). Sequential and recompute draw
-            the same noise from the same random state: torch's, NumPy's and Python's. Where `can_repeat` says no,
-            concat is sequential.
+            the same noise from the same random state: torch's, NumPy's and Python's. For one row, concat is sequential
+            where the model `takes_one_row`.
         call: how the model is run on inputs.
         names: what the first entries of a plain tuple are called, behind its loss.
         follows: whether entries have a value for each row, where that is known; see `repeat_rows`.
         later: the inputs of the m - 1 passes behind the first one, where they differ; empty: all have the same.
         row_share: of the rows that go through those passes; see `spread_rows`.
+        one_row: whether the model `takes_one_row`; None: it is looked at.
 
     Raises:
         ValueError: concat, and an entry whose rows cannot be repeated safely.
     """
     batch_size = find_batch_size(model, inputs)
-    if mode == "concat" and num_passes > 1 and not can_repeat(model, batch_size):
+    is_one_row = mode == "concat" and num_passes > 1 and batch_size == 1
+    if is_one_row and (takes_one_row(model) if one_row is None else one_row):
         logger.warning_once(
             "The model has no padding token, so that it takes one row at a time: the passes run one after another, as "
             "with rdrop_forward_mode='sequential'."
@@ -213,13 +216,13 @@ def _one_by_one(
     return [call(model, copied(first)), *map(forward, others)]
 
 
-def can_repeat(model: nn.Module, batch_size: int) -> bool:
-    """Whether a batch may be made larger. One row may not for a sequence classifier without a padding token.
+def takes_one_row(model: nn.Module) -> bool:
+    """Whether a model is a sequence classifier without a padding token.
 
     Where it is made of a decoder, it looks for the last token of every row, and refuses more rows than one.
     """
     modules: Iterator[Any] = model.modules()
-    return batch_size > 1 or not any(
+    return any(
         any(base.__name__.endswith("ForSequenceClassification") for base in type(module).__mro__)
         and module.config.get_text_config().pad_token_id is None
         for module in modules

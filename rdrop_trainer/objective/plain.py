@@ -46,21 +46,19 @@ def plain_loss(
     if head.shifted and objective.training.loss_function is None and count is not None:
         # For GPT-2 and its like `Trainer` also counts the first token of a row, which nothing predicts
         count = window.task_items[0].clamp(min=1)
-    is_wrong = None
     misread = head.misread_by_stock_code(batch)
-    if isinstance(misread, torch.Tensor):
-        is_wrong = misread
-    elif head.task_problem == "single_label":
-        is_wrong = (window.task_items == 0).any()  # the mean over nothing is NaN, and so is a sum of two such means
     is_stock = isinstance(objective.plan.task_loss, StockLoss)
     reads_outputs = is_stock and (head.problem == "multi_label" or len(head.labels) > 1)
     wants_outputs = return_outputs or reads_outputs
     result = base_loss(model, dict(batch), return_outputs=wants_outputs, num_items_in_batch=count)
     loss, outputs = result if wants_outputs else (result, None)
-    if is_wrong is not None:
-        # The device alone knows, and is not waited for: it gets both losses, and takes one
-        right = _stock_loss(objective, outputs, batch, window) if reads_outputs else window.weighted(loss, batch)
-        loss = torch.where(is_wrong, right.to(loss), loss)
+    # The mean over nothing is NaN, and so is a sum of two such means. The device alone knows, and is not waited for: it
+    # gets both losses, and takes one
+    if reads_outputs:
+        is_wrong = misread if isinstance(misread, torch.Tensor) else (window.task_items == 0).any()
+        loss = torch.where(is_wrong, _stock_loss(objective, outputs, batch, window).to(loss), loss)
+    elif isinstance(misread, torch.Tensor) or head.task_problem == "single_label":
+        loss = loss.masked_fill((window.task_items == 0).all(), 0)
     return (loss, outputs) if return_outputs else loss
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
@@ -37,6 +37,7 @@ class Plan:
         not_fused: why there is none.
         noise: watches whether the passes differ; None: they were seen to.
         trainer_comparison: compares the loss of a base trainer with what is taken for it; None: decided.
+        one_row: the model `takes_one_row`; None: not known yet.
         rows_checked: the task loss was seen not to depend on the number of rows.
         follows: whether entries of the batches have a value for each row, where it was in doubt.
         known: heads of the kinds that were seen before.
@@ -51,6 +52,7 @@ class Plan:
     not_fused: str | None = None
     noise: NoiseWatch | None = NoiseWatch()
     trainer_comparison: LossComparison | None = None
+    one_row: bool | None = None
     rows_checked: bool = False
     follows: Mapping[str, bool] = field(default_factory=dict)
     known: Mapping[PredictionHead, PredictionHead] = field(default_factory=dict)
@@ -97,7 +99,8 @@ class Plan:
         else:
             call = lm_head.call
             inputs, *later = [without_labels(self.task_loss.base, rows, head.labels) for rows in batches]
-        return run_passes(model, inputs, m, settings.forward_mode, call, head.outputs, self.follows, later, row_share)
+        mode, names = settings.forward_mode, head.outputs
+        return run_passes(model, inputs, m, mode, call, names, self.follows, later, row_share, self.one_row)
 
     def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[list[Items]]:
         """The items of a micro-batch, by their logits, or by the hidden states in front of an output head.
@@ -105,8 +108,12 @@ class Plan:
         First those of the rows that went through all passes, then, if there are any, those of the rows that went
         through the first alone.
         """
-        head = self.head if lm_head is None else replace(self.head, outputs=("hidden_states",))
+        head = self.head if lm_head is None else self._head_of_hidden_states
         return [
             head.items(part, batch if rows is None else pick_rows(batch, rows, passes.batch_size), part.num_passes)
             for part, rows in passes.parts(head.outputs)
         ]
+
+    @cached_property
+    def _head_of_hidden_states(self) -> PredictionHead:
+        return replace(self.head, outputs=("hidden_states",))

@@ -59,7 +59,7 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
 
     def again() -> None:
         found: list[torch.Tensor] = []
-        now = Snapshot(model, device)
+        now = start.again()
 
         def keep(tensor: torch.Tensor) -> int:
             tensor = tensor.detach()

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +82,7 @@ class Training:
         """How many processes with rows of their own normalise together."""
         return self.processes // self.replicas if self.shares_counts else 1
 
-    @property
+    @cached_property
     def own_loss(self) -> bool:
         """The task loss is not the stock one of the model's class."""
         if self.loss_function is not None or self.trainer_loss is not None:

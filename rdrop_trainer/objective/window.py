@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,28 +53,42 @@ class StepSettings:
             raise ValueError(f"second_view must be a function of (batch, pass_index), got {self.second_view!r}.")
 
 
+class _Counted(NamedTuple):
+    """A micro-batch as it was counted: its tensors, and how often each had been written to."""
+
+    tensors: Mapping[str, torch.Tensor]
+    versions: Sequence[int]
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any]) -> _Counted:
+        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        # Nobody can write to an inference tensor, which has no version
+        return cls(tensors, [0 if tensor.is_inference() else tensor._version for tensor in tensors.values()])
+
+    def is_same(self, other: _Counted) -> bool:
+        alike = self.tensors.keys() == other.tensors.keys() and self.versions == other.versions
+        return alike and all(map(is_, self.tensors.values(), other.tensors.values()))
+
+
 @dataclass(frozen=True)
 class Window:
     """The micro-batches of one optimizer step.
 
     Attributes:
         head: says what an item is.
-        task_items, divergence_items: counts over all micro-batches and all processes that share them, for each part of
-            the head; (parts,).
+        items: counts of task loss and divergence over all micro-batches and all processes that share them, for each
+            part of the head; (parts, 2).
         counts: the same of each micro-batch on this process; (micro_batches, parts, 2).
-        forms: those of their labels.
-        largest: the most rows that one has.
+        batches: each of them as it was counted.
         processes: how many share the counts. Their gradients are averaged, so an item weighs processes / items.
         row_share: of the rows of each micro-batch that go through more than the first pass. The divergence is that of
             their items, the task loss that of all.
     """
 
     head: PredictionHead
-    task_items: torch.Tensor
-    divergence_items: torch.Tensor
+    items: torch.Tensor
     counts: torch.Tensor
-    forms: frozenset[tuple[bool, ...]]
-    largest: int
+    batches: Sequence[_Counted]
     processes: int = 1
     row_share: float = 1.0
 
@@ -103,9 +118,7 @@ class Window:
         counts = each.sum(0)
         if processes > 1:
             counts = sum_over_processes(counts)
-        forms = frozenset(_form(head, batch) for batch in batches)
-        largest = max(_size(head, batch) for batch in batches)
-        return cls(head, counts[:, 0], counts[:, 1], each, forms, largest, processes, row_share)
+        return cls(head, counts, each, [_Counted.of(batch) for batch in batches], processes, row_share)
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Is this one of the micro-batches that were counted? An override may have changed its labels since.
@@ -113,20 +126,31 @@ class Window:
         Raises:
             ValueError: it is not, and has as many rows as the largest of them, or more.
         """
-        if _form(self.head, batch) not in self.forms:
+        if any(map(_Counted.of(batch).is_same, self.batches)):  # the usual case, which takes no look at values
+            return
+        if _form(self.head, batch) not in [_form(self.head, counted.tensors) for counted in self.batches]:
             raise ValueError(_CHANGED)
-        if _size(self.head, batch) < self.largest:  # a smaller micro-batch, or a part of another, of as many rows
+        # A smaller micro-batch, or a part of another, of as many rows
+        if _size(self.head, batch) < max(_size(self.head, counted.tensors) for counted in self.batches):
             return
         counts = _count(self.head, batch, self.row_share).to(self.counts.device)
         devices.require((self.counts == counts).flatten(1).all(1).any(), _CHANGED)
 
+    @property
+    def task_items(self) -> torch.Tensor:
+        """Counts of the items that have a task loss, (parts,)."""
+        return self.items[:, 0]
+
+    @property
+    def divergence_items(self) -> torch.Tensor:
+        """Counts of the items that have a divergence, (parts,)."""
+        return self.items[:, 1]
+
     @cached_property
-    def divisors(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def divisors(self) -> list[tuple[torch.Tensor, ...]]:
         """What the sums over items of task loss and divergence are divided by on this process, for each part."""
-        counts = (self.task_items, self.divergence_items)
-        counts = (torch.ones_like(items) for items in counts) if self.head.summed else counts
-        tasks, divergences = (items / self.processes for items in counts)
-        return list(zip(tasks.unbind(), divergences.unbind(), strict=True))
+        items = torch.ones_like(self.items) if self.head.summed else self.items
+        return [part.unbind() for part in (items / self.processes).unbind()]
 
     @property
     def is_one_batch(self) -> bool:
@@ -136,8 +160,8 @@ class Window:
     def share(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The weight that a mean (a sum) over one micro-batch has in the mean (the sum) over the window; a scalar."""
         if self.head.summed:
-            return torch.full((), float(self.processes), device=self.task_items.device)
-        items = self.head.count(batch)[:, 0].to(self.task_items.device)
+            return torch.full((), float(self.processes), device=self.items.device)
+        items = self.head.count(batch)[:, 0].to(self.items.device)
         return (items * self.processes / self.task_items.clamp(min=1)).mean()
 
     def weighted(self, mean: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:

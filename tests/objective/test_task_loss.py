@@ -157,6 +157,20 @@ def test_answers_that_all_end_outside_still_begin_somewhere(alpha, tmp_path):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_without_r_drop_an_own_loss_is_trainers_where_a_part_has_no_label(tmp_path):
+    def function(outputs, labels, num_items_in_batch=None):
+        return outputs.start_logits.square().mean()
+
+    batch, losses = zoo.batch("question"), []
+    batch["end_positions"] = torch.full((5,), 99)
+    for plain in (True, False):
+        model = zoo.build("question", dropout=0.0).train()
+        settings = {"compute_loss_func": function, "rdrop_alpha": 0.0}
+        trainer = zoo.trainer("question", model, zoo.dataset("question"), tmp_path, plain, **settings)
+        losses.append(trainer.compute_loss(model, on_device(batch)).item())
+    assert losses[0] == losses[1]
+
+
 def test_the_first_token_of_gpt2_is_not_counted(tmp_path):
     """alpha=0 gives the mean over predicted tokens, where Trainer divides by one more token per row."""
     data, batch, losses = zoo.dataset("gpt2"), on_device(zoo.batch("gpt2")), {}

@@ -7,6 +7,7 @@ import torch
 
 from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, ROWS, SEQ2SEQ, SINGLE_LABEL, TOKEN
 from rdrop_trainer.objective.window import Window
+from support.operations import Operations
 
 
 def counted(items, num_passes=1):
@@ -105,6 +106,25 @@ def test_windows_add_up_over_batches_and_processes():
 def test_an_override_may_write_the_same_labels_in_another_way(problem, labels, changed):
     """A compute_loss that makes floating-point numbers of yes and no, or drops a dimension of 1."""
     Window.count(ROWS[problem], [{"labels": labels}]).check({"labels": changed})
+
+
+def test_a_micro_batch_that_nobody_changed_is_not_counted_again():
+    batches = [{"input_ids": torch.zeros(2, 3), "labels": torch.tensor([k, 1])} for k in range(3)]
+    window = Window.count(SINGLE_LABEL, batches)
+    with Operations() as operations:
+        for batch in batches:
+            window.check(dict(batch))
+    assert operations.names == []
+    with torch.inference_mode():
+        taught = {"labels": torch.tensor([1, 2])}
+    Window.count(SINGLE_LABEL, [taught]).check(taught)
+    batches[2]["labels"][0] = -100  # by an override
+    with pytest.raises(ValueError, match="are not those that R-Drop counted"):
+        window.check(batches[2])
+    window.check({**batches[0], "input_ids": torch.ones(2, 3)})
+    with Operations() as operations:
+        window.check({**batches[0], "attention_mask": torch.ones(2, 3)})  # which may say what counts
+    assert operations.names
 
 
 def test_a_part_may_have_as_many_rows_as_a_smaller_micro_batch():
