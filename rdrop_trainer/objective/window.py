@@ -162,7 +162,8 @@ class Window:
         if self.head.summed:
             return torch.full((), float(self.processes), device=self.items.device)
         items = self.head.count(batch)[:, 0].to(self.items.device)
-        return (items * self.processes / self.task_items.clamp(min=1)).mean()
+        shares = items * self.processes / self.task_items.clamp(min=1)
+        return shares.sum() / (self.task_items > 0).sum().clamp(min=1)  # a part without any label has no loss
 
     def weighted(self, mean: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """The share of a mean over the items of one micro-batch, which is NaN where there are none."""

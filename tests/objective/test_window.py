@@ -57,6 +57,20 @@ def test_answers_outside_the_text_are_ignored_in_their_part_alone():
     assert start.labels.tolist() == [0, 3, -100] and end.labels.tolist() == [-100, 3, -100]
 
 
+def test_a_part_without_any_label_takes_no_share_of_an_own_loss():
+    """Of two micro-batches of one and two rows, where no answer ends in the text."""
+    batches = [
+        {
+            "input_ids": torch.zeros(rows, 4, dtype=torch.long),
+            "start_positions": torch.ones(rows, dtype=torch.long),
+            "end_positions": torch.full((rows,), 9),
+        }
+        for rows in (1, 2)
+    ]
+    window = Window.count(QUESTION_ANSWERING, batches)
+    assert [window.share(batch).item() for batch in batches] == pytest.approx([1 / 3, 2 / 3])
+
+
 def test_positions_after_the_text_are_no_soft_prompt():
     """LayoutLMv3 has those of the page's image there; a prompt stands in front."""
     batch = {"input_ids": torch.zeros(2, 4), "start_positions": torch.tensor([0, 3])}
