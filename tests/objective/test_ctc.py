@@ -137,7 +137,8 @@ def test_sums_add_up_over_micro_batches_and_processes(tmp_path):
     window = Window.count(
         CTCHead.of(model), zoo.batches("ctc", rows=7), processes=2, sum_over_processes=lambda n: 2 * n
     )
-    assert window.divisors == [(0.5, 0.5)]  # the gradients of two processes are averaged
+    # The gradients of two processes are averaged, also those of a loss that is kept as it is
+    assert window.divisors == [(0.5, 0.5)] and window.share(zoo.batch("ctc")) == 2
 
     runs = []  # `Trainer` adds them up too
     for plain in (True, False):

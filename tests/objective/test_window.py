@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, ROWS, SEQ2SEQ, SINGLE_LABEL, TOKEN
+from rdrop_trainer.objective.heads import (
+    CAUSAL_LM,
+    MULTI_LABEL,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    ROWS,
+    SEQ2SEQ,
+    SINGLE_LABEL,
+    TOKEN,
+    TOKENS,
+)
 from rdrop_trainer.objective.window import Window
 
 
@@ -66,10 +76,25 @@ def test_positions_after_the_text_are_no_soft_prompt():
     assert torch.equal(prompted.items(logits, batch, 1)[0].outputs[0], logits["start_logits"][0][:, 2:])
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (4, 5, 6), (3,)])
-def test_outputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"single-label classification, whose 'logits' .* returned \("):
-        SINGLE_LABEL.items({"logits": (torch.zeros(shape),)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
+@pytest.mark.parametrize(
+    "head, shape", [(SINGLE_LABEL, (2, 5)), (SINGLE_LABEL, (4, 5, 6)), (SINGLE_LABEL, (3,)), (REGRESSION, (2, 1))]
+)
+def test_outputs_of_another_shape_are_refused(head, shape):
+    with pytest.raises(ValueError, match=rf"{head.name}, whose 'logits' .* returned \("):
+        head.items({"logits": (torch.zeros(shape),)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
+
+
+def test_which_of_several_labels_count():
+    """Without its label of -100 a class does not count; nor does a row without any, but a token of unlabeled text."""
+    labels = torch.tensor([[[1, -100], [-100, -100], [0, 1]], [[-100, -100]] * 3])
+    [rows] = MULTI_LABEL.items({"logits": (torch.zeros(6, 2),)}, {"labels": labels.flatten(0, 1)}, num_passes=1)
+    assert rows.mask.tolist() == [[True, False], [False, False], [True, True], *[[False, False]] * 3]
+    assert rows.counted(1)[1].tolist() == [[1, -100], [0, 1]]
+    which, size = MULTI_LABEL.rows_of_items({"labels": labels.flatten(0, 1)})
+    assert which.tolist() == [0, 2] and size == 6
+    batch = {"labels": labels, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    [tokens] = TOKENS["multi_label"].items({"logits": (torch.zeros(2, 3, 2),)}, batch, num_passes=1)
+    assert tokens.mask.tolist() == [*rows.mask.tolist()[:3], [True, True], [True, True], [False, False]]
 
 
 def test_counts():
@@ -78,6 +103,7 @@ def test_counts():
     # one label in rows 0 and 2, no label and two attended tokens in row 1
     assert TOKEN.count({"labels": labels, "attention_mask": mask}).tolist() == [[2, 4]]
     assert TOKEN.count({"labels": labels}).tolist() == [[2, 5]]
+    assert TOKEN.count({"labels": labels, "attention_mask": mask[:, None]}).tolist() == [[2, 5]]  # of pairs of tokens
     assert SINGLE_LABEL.count({"labels": torch.tensor([0, -100, 3])}).tolist() == [[2, 3]]
     assert REGRESSION.count({"labels": torch.tensor([0.5, -100.0])}).tolist() == [[2, 2]]
 
