@@ -22,6 +22,8 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
     assert logged.take(lambda sums: sums) == {"task_loss": 4.0, "divergence": 6.0}
     logged.start_window(2)
     logged.add(terms(100.0, 100.0), 2)
+    logged.start_window(3)
+    logged.add(terms(100.0, 100.0), 3)
     logged.start_window(0)  # training began again from its first step
     logged.add(terms(1.0, 1.0), 0)
     assert logged.take(lambda sums: sums) == {"task_loss": 1.0, "divergence": 1.0}

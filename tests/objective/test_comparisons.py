@@ -108,6 +108,13 @@ def test_products_in_tf32_may_differ_by_its_rounding(owner, name, value):
         torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
 
 
+def test_half_precision_may_differ_by_its_rounding():
+    exact, half = Training(tiny.bert()), Training(tiny.bert().bfloat16())
+    assert exact.tolerance() == exact.tolerance(torch.ones(1), by_products=True) == 1e-4
+    assert half.tolerance() == exact.tolerance(torch.ones(1), torch.ones(1).half()) == 2**-7
+    assert half.tolerance(by_products=True) == 2e-2
+
+
 class Weighing(nn.Module):
     """Has a loss of its own, with weights of which it is not clear whether they are of rows; and little memory."""
 

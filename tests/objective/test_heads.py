@@ -37,6 +37,19 @@ def test_alpha_zero_is_trainer_bit_for_bit(name, tmp_path):
     assert runs[0][1:] == runs[1][1:] and runs[0][2] == 3
 
 
+@pytest.mark.parametrize("name", ["single_label", "multi_label", "question"])
+def test_outputs_with_alpha_zero_are_trainers(name, tmp_path):
+    model, results = zoo.build(name).train(), []
+    for plain in (True, False):
+        trainer = zoo.trainer(
+            name, model, zoo.dataset(name), tmp_path, plain, **({} if plain else {"rdrop_alpha": 0.0})
+        )
+        torch.manual_seed(0)
+        results.append(trainer.compute_loss(model, zoo.batch(name), return_outputs=True))
+    (loss_a, a), (loss_b, b) = results
+    assert loss_a == loss_b and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_and_prediction_are_trainers_bit_for_bit(name, tmp_path):
     model, data, results = zoo.build(name), zoo.dataset(name), []

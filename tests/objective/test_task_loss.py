@@ -21,6 +21,7 @@ from transformers import (
 
 from rdrop_trainer import RDropMixin
 from rdrop_trainer.objective import Objective
+from rdrop_trainer.objective.decoder_inputs import without_labels
 from rdrop_trainer.objective.head_of import head_of
 from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, promises_stock_loss
 from support import formulas, tiny, zoo
@@ -67,6 +68,21 @@ def test_alpha_zero_with_label_smoothing_is_trainer_bit_for_bit(name, tmp_path):
         trainer.train()
         runs.append(tiny.weights(model))
     assert tiny.identical(*runs)
+
+
+def test_what_stands_for_labels_that_a_model_is_not_given():
+    """Decoder inputs for a decoder alone; the labels themselves where the model cannot make those."""
+    tokens, answers = {"labels": torch.tensor([[5, 6]])}, {"start_positions": torch.tensor([1])}
+    bart, names = zoo.build("bart"), ("labels", "start_positions")
+    made = without_labels(bart, {"input_ids": 0, **tokens}, names)
+    assert made.keys() == {"input_ids", "decoder_input_ids"}
+    for given in ({"decoder_input_ids": 1}, {"decoder_inputs_embeds": 1}):
+        assert without_labels(bart, {**given, **tokens}, names) == given
+    assert without_labels(bart, {"input_ids": 0, **answers}, names) == {"input_ids": 0}
+    assert without_labels(nn.Linear(1, 1), {"input_ids": 0, **tokens}, names) == {"input_ids": 0}
+    unable = nn.Linear(1, 1)
+    unable.config = bart.config
+    assert without_labels(unable, tokens, names) == tokens
 
 
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
@@ -547,6 +563,8 @@ def test_models_that_skip_logits_when_given_labels(tmp_path):
     trainer.args.use_liger_kernel = True
     with pytest.raises(ValueError, match="own loss of MixtralForCausalLM.*fused_linear_cross_entropy': False"):
         loss_of(trainer, batch)
+    trainer.args.liger_kernel_config = {"fused_linear_cross_entropy": False}
+    assert loss_of(trainer, batch).isfinite()
 
 
 def test_a_model_without_logits_is_refused_with_the_outputs_it_has(tmp_path):
