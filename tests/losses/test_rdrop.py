@@ -169,6 +169,8 @@ def test_counts_and_reductions(implementation):
     counted = loss_of(logits, labels, implementation, num_items=10, num_divergence_items=torch.tensor(24))
     assert relative(counted.task_loss, plain.task_loss * 5 / 10) < 1e-6
     assert relative(counted.divergence, plain.divergence * 6 / 24) < 1e-6
+    shared = loss_of(logits, labels, implementation, num_items=torch.tensor(0.5))  # one item of two processes
+    assert relative(shared.task_loss, plain.task_loss * 5 / 0.5) < 1e-6
     summed = loss_of(logits, labels, implementation, reduction="sum")
     assert relative(summed.divergence, plain.divergence * 6) < 1e-6
     assert relative(summed.task_loss, plain.task_loss) < 1e-6
