@@ -239,7 +239,7 @@ class PredictionHead:
         if not isinstance(attended, torch.Tensor) or attended.dim() != 2:
             return labeled
         if self.shifted:
-            attended = F.pad(attended, (0, int(self.soft_prompt)))[:, 0 if self.soft_prompt else 1 :]
+            attended = F.pad(attended, (0, 1))[:, 0 if self.soft_prompt else 1 :]  # as the labels
         if attended.shape != labeled.shape:
             return labeled
         marks_padding = torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()

@@ -23,7 +23,8 @@ from rdrop_trainer import RDropMixin
 from rdrop_trainer.objective import Objective
 from rdrop_trainer.objective.decoder_inputs import without_labels
 from rdrop_trainer.objective.head_of import head_of
-from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, promises_stock_loss
+from rdrop_trainer.objective.heads import SINGLE_LABEL
+from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, TrainerLoss, promises_stock_loss
 from support import formulas, tiny, zoo
 from support.device import on_device
 
@@ -340,6 +341,19 @@ def test_a_trainers_own_loss_is_kept(mode, tmp_path):
     model.zero_grad()
     expected.backward()
     assert torch.allclose(gradient, model.classifier.weight.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_a_trainers_own_loss_is_given_the_labeled_rows_and_stands_first(with_loss):
+    own, logits, counts = torch.tensor(2.0), torch.zeros(3, 4), []
+
+    def compute_loss(model, inputs, return_outputs, num_items_in_batch):
+        counts.append(num_items_in_batch.item())
+        return own, ((torch.tensor(1.0), logits) if with_loss else (logits,))
+
+    source = TrainerLoss(compute_loss, "Base", "Own", nn.Identity(), counts=SINGLE_LABEL)
+    loss, first = source.call(nn.Identity(), {"labels": torch.tensor([0, -100, 3])})
+    assert loss is own and first is logits and counts == [2]
 
 
 def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):

@@ -108,6 +108,16 @@ def test_counts():
     assert REGRESSION.count({"labels": torch.tensor([0.5, -100.0])}).tolist() == [[2, 2]]
 
 
+def test_padding_that_a_loss_of_ones_own_may_know_by_the_attention_mask():
+    """In a batch without any -100; the first token is predicted behind a soft prompt alone."""
+    batch = {"labels": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 1, 0], [1] * 4])}
+    own = replace(CAUSAL_LM, own_loss=True)
+    assert CAUSAL_LM.count(batch).tolist() == [[6, 6]] and own.count(batch).tolist() == [[5, 5]]
+    assert replace(own, soft_prompt=True).count(batch).tolist() == [[7, 7]]
+    batch["labels"][1, 3] = -100
+    assert own.count(batch).tolist() == [[5, 5]]  # of the marks alone
+
+
 def test_windows_add_up_over_batches_and_processes():
     batches = [{"labels": torch.tensor([0, -100])}, {"labels": torch.tensor([1, 2, 3])}]
     window = Window.count(SINGLE_LABEL, batches, torch.device("cpu"))
@@ -131,6 +141,13 @@ def test_windows_add_up_over_batches_and_processes():
 def test_an_override_may_write_the_same_labels_in_another_way(problem, labels, changed):
     """A compute_loss that makes floating-point numbers of yes and no, or drops a dimension of 1."""
     Window.count(ROWS[problem], [{"labels": labels}]).check({"labels": changed})
+
+
+def test_classes_that_became_probabilities_are_others():
+    """Of tokens, of which there are as many."""
+    window = Window.count(TOKEN, [{"labels": torch.tensor([[0, 3]])}])
+    with pytest.raises(ValueError, match="are not those that R-Drop counted"):
+        window.check({"labels": torch.eye(4)[torch.tensor([[0, 3]])]})
 
 
 def test_a_part_may_have_as_many_rows_as_a_smaller_micro_batch():
