@@ -44,6 +44,13 @@ def test_loss_and_gradient_are_those_of_the_definition(reduction, num_passes):
         assert apart.loss.item() == pytest.approx(terms.loss.item(), rel=1e-6)
 
 
+def test_without_transcripts_the_frames_are_compared_all_the_same():
+    logits = torch.randn(8, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    settings = {"blank": BLANK, "zero_infinity": True, "alpha": 3.0}
+    divergence = rdrop_ctc_loss(logits, LABELS, LENGTHS, **settings).divergence
+    assert rdrop_ctc_loss(logits, None, LENGTHS, **settings) == (1.5 * divergence, 0, divergence)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

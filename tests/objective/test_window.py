@@ -8,6 +8,7 @@ import torch
 from rdrop_trainer.objective.heads import (
     CAUSAL_LM,
     MULTI_LABEL,
+    MULTIPLE_CHOICE,
     QUESTION_ANSWERING,
     REGRESSION,
     ROWS,
@@ -141,6 +142,11 @@ def test_windows_add_up_over_batches_and_processes():
 def test_an_override_may_write_the_same_labels_in_another_way(problem, labels, changed):
     """A compute_loss that makes floating-point numbers of yes and no, or drops a dimension of 1."""
     Window.count(ROWS[problem], [{"labels": labels}]).check({"labels": changed})
+
+
+def test_one_logit_says_yes_or_no_but_of_one_choice_or_position():
+    heads, logit = (SINGLE_LABEL, MULTIPLE_CHOICE, QUESTION_ANSWERING), torch.zeros(2, 1)
+    assert [head.problem_of(logit) for head in heads] == ["multi_label", "single_label", "single_label"]
 
 
 def test_classes_that_became_probabilities_are_others():
