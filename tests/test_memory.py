@@ -81,14 +81,16 @@ def test_the_loss_makes_little_beside_the_gradient(passes, monkeypatch):
     loss.backward()
 
 
-def test_a_fused_head_makes_a_chunk_of_logits_at_a_time(monkeypatch):
-    monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", 32)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_fused_head_makes_a_chunk_of_logits_at_a_time(frozen, monkeypatch):
+    """And gradients of what is trained: where adapters are, not of the weight."""
+    monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", 16)
     monkeypatch.setattr(chunked, "CHUNK_PER_THREAD", 2**12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    hidden = torch.randn(2 * 500, 8).requires_grad_()
-    weight, labels = torch.randn(2000, 8).requires_grad_(), torch.randint(0, 2000, (500,))
+    hidden = torch.randn(2 * 500, 64).requires_grad_()
+    weight, labels = torch.randn(2000, 64).requires_grad_(not frozen), torch.randint(0, 2000, (500,))
     with Alive(hidden, weight) as alive:
         loss = rdrop_linear_loss(hidden, weight, labels, alpha=1.0).loss
-    gradients, chunk = 4 * (hidden.numel() + weight.numel()), 4 * 32 * 2000
+    gradients, chunk = 4 * (hidden.numel() + weight.numel() * (not frozen)), 4 * 16 * 2000
     assert gradients + chunk < alive.most < gradients + 3 * chunk
     loss.backward()

@@ -109,6 +109,26 @@ def test_logged_terms_add_up(tmp_path):
         assert entry["loss"] == pytest.approx(entry["task_loss"] + 1.5 * entry["divergence"], rel=1e-5)
 
 
+def test_a_second_training_logs_its_own_terms(tmp_path):
+    """The steps of the first were not logged; `Trainer` forgets their loss too."""
+    settings = {"max_steps": 2, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2, "rdrop_alpha": 3.0}
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, **settings)
+    trainer.train()
+    trainer.args.max_steps = 4
+    trainer.train(resume_from_checkpoint=True)
+    [entry] = [entry for entry in trainer.state.log_history if "divergence" in entry]
+    assert entry["loss"] == pytest.approx(entry["task_loss"] + 1.5 * entry["divergence"], rel=1e-5)
+
+
+def test_another_model_of_a_trainer_is_looked_at_anew(tmp_path):
+    trainer = tiny.trainer(tiny.bert().train(), tiny.dataset(), tmp_path)
+    batch = batch_of(trainer)
+    trainer.compute_loss(trainer.model, batch)
+    trainer.model = tiny.bert(dropout=0.0).train()
+    with pytest.raises(ValueError, match="identical on the first R-Drop step"):
+        trainer.compute_loss(trainer.model, batch)
+
+
 def test_alpha_warm_up_and_every_n_steps(tmp_path):
     """Steps 0, 3, 6 are R-Drop steps; alpha rises over the first 5 optimizer steps."""
     rows_seen = []

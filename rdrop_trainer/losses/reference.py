@@ -63,7 +63,7 @@ def multi_label(
         mask: (N, C) booleans, the classes that count; None: all.
     """
     logits, counted, scale = _counted(logits, mask, labels != IGNORE_INDEX)
-    targets = labels.to(logits.dtype).masked_fill(~counted, 0).expand_as(logits)
+    targets = labels.to(logits.dtype).expand_as(logits)
     # A class that is -inf in some passes would make `logit * 0` NaN; any number this large has the same sigmoid
     logits = logits.clamp(-1e30, 1e30)
     task = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").masked_fill(~counted, 0)

@@ -149,10 +149,13 @@ class PredictionHead:
     def rows_of_items(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
         """The row that each item of one pass that counts is of, (n,), and how many rows the batch has."""
         targets = self.targets(batch)[0]
-        if not self.tokens:
-            return torch.arange(len(targets), device=targets.device), len(targets)
-        compared = self._compared_tokens(self._labeled_tokens(targets, batch), batch)
-        return compared.nonzero()[:, 0], len(targets)
+        if self.tokens:
+            compared = self._compared_tokens(self._labeled_tokens(targets, batch), batch)
+            return compared.nonzero()[:, 0], len(targets)
+        rows = torch.arange(len(targets), device=targets.device)
+        if self.problem == "multi_label" and targets.dim() > 1:  # a row without any of its labels counts nowhere
+            rows = rows[(targets != IGNORE_INDEX).flatten(1).any(-1)]
+        return rows, len(targets)
 
     def _items(self, name, outputs, targets, batch, num_passes) -> Items:
         outputs = self._checked(name, outputs, targets, batch, num_passes)

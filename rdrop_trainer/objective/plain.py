@@ -63,7 +63,10 @@ def plain_loss(
 
 
 def _stock_loss(objective: Objective, outputs: Any, batch: Mapping[str, Any], window: Window) -> torch.Tensor:
-    """The stock loss by what the model returned: the micro-batch's share of the mean over items."""
-    plan, smoothing = objective.plan, objective.training.smoothing(window.head)
+    """The stock loss by what the model returned: the micro-batch's share of the mean over items.
+
+    Without label smoothing, which is of single labels alone, one a row or token.
+    """
+    plan = objective.plan
     [items] = plan.items(Passes.of(outputs, plan.head.outputs), batch)
-    return window.terms(items, StepSettings(alpha=0.0, num_passes=1), label_smoothing=smoothing).loss
+    return window.terms(items, StepSettings(alpha=0.0, num_passes=1)).loss

@@ -74,12 +74,11 @@ class DivergenceProbe(TrainerCallback):
 
     def _measure(self, model: torch.nn.Module) -> None:
         started = time.perf_counter()
-        sums, counts, has_loss = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long), True
+        sums, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
         with same_modes(model), seeded(model, self.seed):
             dropout_on(model)
             for batch in batches_of(model, self.dataset, self.data_collator, self.batch_size):
                 head = head_of(model, batch)
-                has_loss = has_loss and promises_stock_loss(model) and not is_ctc(model)
                 for (first, labels), (second, _) in zip(
                     items_of(model, head, batch), items_of(model, head, batch), strict=True
                 ):
@@ -91,4 +90,10 @@ class DivergenceProbe(TrainerCallback):
                 counts += head.count(batch).sum(0).cpu()
         loss, divergence = (sums / counts.clamp(min=1)).tolist()
         self.seconds += time.perf_counter() - started
-        self.trainer.log({"probe_divergence": divergence} | ({"probe_loss": loss} if has_loss else {}))
+        self.trainer.log({"probe_divergence": divergence} | ({"probe_loss": loss} if self._has_loss(model) else {}))
+
+    def _has_loss(self, model: torch.nn.Module) -> bool:
+        """Whether the training has the stock loss of the model's head, item by item."""
+        definers = {cls.__module__.split(".")[0] for cls in type(self.trainer).__mro__ if "compute_loss" in vars(cls)}
+        is_trainers = self.trainer.compute_loss_func is None and definers <= {"transformers", "rdrop_trainer"}
+        return is_trainers and promises_stock_loss(model) and not is_ctc(model)

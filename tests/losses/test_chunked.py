@@ -343,6 +343,15 @@ def test_inputs_stay_as_they_are(dtype, many_chunks):
     assert all(torch.equal(t, copy) for t, copy in zip((logits, labels, mask), copies, strict=True))
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 0.0), (1.0, 0.0, 2.0), (0.0, 3.0, 2.0), (0.5, 3.0, 2.0)])
+def test_a_gradient_through_several_terms(weights):
+    logits, labels = make("single_label", 9, 30)
+    given, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    for terms in (loss_of(given, labels), definition(exact, labels)):
+        sum(weight * term for weight, term in zip(weights, terms, strict=True) if weight).backward()
+    assert relative(given.grad, exact.grad) < 1e-6
+
+
 def test_logits_that_are_not_contiguous(many_chunks):
     logits, labels = make("single_label", 9, 30)
     expected = compare(logits, labels)

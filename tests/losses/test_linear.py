@@ -187,6 +187,27 @@ def test_what_is_frozen_gets_no_gradient(needed, chunks):
         assert name != needed or relative(tensors[name].grad, gradient) < 1e-6
 
 
+def test_alpha_as_a_tensor_and_a_small_soft_cap():
+    hidden, weight, _, labels = make()
+    capped = 0.5 * torch.tanh(hidden.double() @ weight.double().T / 0.5)
+    expected = rdrop_loss(capped, labels, alpha=4.0).loss
+    got = rdrop_linear_loss(hidden, weight, labels, alpha=torch.tensor(4.0), softcap=0.5).loss
+    assert relative(got, expected) < 1e-6
+
+
+def test_one_of_several_passes_may_have_a_gradient(chunks):
+    hidden, weight, _, labels = make()
+    gradients = []
+    for loss in (rdrop_loss, rdrop_linear_loss):
+        first, second = hidden.detach().chunk(2)
+        first = first.clone().requires_grad_()
+        passes = (first @ weight.T, second @ weight.T) if loss is rdrop_loss else ((first, second), weight)
+        arguments = (passes, labels) if loss is rdrop_loss else (*passes, labels)
+        loss(*arguments, alpha=4.0).loss.backward()
+        gradients.append(first.grad)
+    assert relative(*gradients) < 1e-5
+
+
 def test_a_tied_weight_gets_both_gradients():
     _, weight, _, labels = make()
     ids = torch.arange(28) % 50

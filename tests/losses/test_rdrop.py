@@ -169,6 +169,8 @@ def test_counts_and_reductions(implementation):
     counted = loss_of(logits, labels, implementation, num_items=10, num_divergence_items=torch.tensor(24))
     assert relative(counted.task_loss, plain.task_loss * 5 / 10) < 1e-6
     assert relative(counted.divergence, plain.divergence * 6 / 24) < 1e-6
+    shared = loss_of(logits, labels, implementation, num_items=torch.tensor(0.5))  # one item of two processes
+    assert relative(shared.task_loss, plain.task_loss * 5 / 0.5) < 1e-6
     summed = loss_of(logits, labels, implementation, reduction="sum")
     assert relative(summed.divergence, plain.divergence * 6) < 1e-6
     assert relative(summed.task_loss, plain.task_loss) < 1e-6
@@ -186,7 +188,7 @@ def test_one_pass_is_the_plain_loss(implementation):
 
 def test_regression_takes_flat_labels():
     logits, _ = make("regression", 6, 1)
-    labels = torch.arange(6.0)
+    labels = torch.tensor([0.0, 1.0, -100.0, 3.0, 4.0, 5.0])  # where -100 is a value as others are
     expected = formulas.rdrop(logits.split(6), labels, 4.0, "regression")
     assert relative(rdrop_loss(logits, labels, alpha=4.0, problem="regression").loss, expected[0]) < 1e-6
 
@@ -259,7 +261,7 @@ def test_masked_entries_do_not_count(problem, masked):
     given, mask = logits.clone(), None
     if masked == "mask":
         mask = torch.tensor([True, True, False]).expand(4, 3)
-        given[:, 2] = 7.0 * torch.arange(8)
+        given[:, 2] = labels[:, 2] = torch.nan
     elif masked == "minus a mask":
         given[:, 2] -= 1e12
     else:

@@ -23,13 +23,16 @@ def test_half_precision_rounds_the_models_own_loss():
     assert compare(LossComparison(), 0.692578, 0.692778).differs
 
 
-@pytest.mark.parametrize("own, differs", [(2.0, False), (2.00001, False), (2.01, True)])
-def test_losses(own, differs):
+@pytest.mark.parametrize("own, expected, differs", [
+    (2.0, 2.0, False), (2.00001, 2.0, False), (2.01, 2.0, True), (2e-7, 1e-7, False),
+])  # fmt: skip
+def test_losses(own, expected, differs):
+    """Small losses, of what is known by heart, are rounding."""
     comparison = compare(LossComparison(), float("nan"), 0.0)  # no labels: nothing decided
     assert comparison == LossComparison()
     for _ in range(1 if differs else LossComparison.ENOUGH):
         assert not comparison.done
-        comparison = compare(comparison, own, 2.0)
+        comparison = compare(comparison, own, expected)
     assert comparison.done and comparison.differs is differs
 
 
@@ -146,6 +149,13 @@ def test_products_in_tf32_may_differ_by_its_rounding(owner, name, value):
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_half_precision_may_differ_by_its_rounding():
+    exact, half = Training(tiny.bert()), Training(tiny.bert().bfloat16())
+    assert exact.tolerance() == exact.tolerance(torch.ones(1), by_products=True) == 1e-4
+    assert half.tolerance() == exact.tolerance(torch.ones(1), torch.ones(1).half()) == 2**-7
+    assert half.tolerance(by_products=True) == 2e-2
 
 
 class Weighing(nn.Module):

@@ -44,6 +44,13 @@ def test_loss_and_gradient_are_those_of_the_definition(reduction, num_passes):
         assert apart.loss.item() == pytest.approx(terms.loss.item(), rel=1e-6)
 
 
+def test_without_transcripts_the_frames_are_compared_all_the_same():
+    logits = torch.randn(8, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    settings = {"blank": BLANK, "zero_infinity": True, "alpha": 3.0}
+    divergence = rdrop_ctc_loss(logits, LABELS, LENGTHS, **settings).divergence
+    assert rdrop_ctc_loss(logits, None, LENGTHS, **settings) == (1.5 * divergence, 0, divergence)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -137,7 +144,8 @@ def test_sums_add_up_over_micro_batches_and_processes(tmp_path):
     window = Window.count(
         CTCHead.of(model), zoo.batches("ctc", rows=7), processes=2, sum_over_processes=lambda n: 2 * n
     )
-    assert window.divisors == [(0.5, 0.5)]  # the gradients of two processes are averaged
+    # The gradients of two processes are averaged, also those of a loss that is kept as it is
+    assert window.divisors == [(0.5, 0.5)] and window.share(zoo.batch("ctc")) == 2
 
     runs = []  # `Trainer` adds them up too
     for plain in (True, False):

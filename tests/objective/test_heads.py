@@ -1,6 +1,7 @@
 """Every head of the table: bit-identical where it must be, by the definition where it differs from plain training."""
 
 import itertools
+import logging
 
 import pytest
 import torch
@@ -35,6 +36,19 @@ def test_alpha_zero_is_trainer_bit_for_bit(name, tmp_path):
         runs.append((tiny.weights(model), trainer.state.log_history[-1]["train_loss"], len(calls)))
     assert tiny.identical(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:] and runs[0][2] == 3
+
+
+@pytest.mark.parametrize("name", ["single_label", "multi_label", "question"])
+def test_outputs_with_alpha_zero_are_trainers(name, tmp_path):
+    model, results = zoo.build(name).train(), []
+    for plain in (True, False):
+        trainer = zoo.trainer(
+            name, model, zoo.dataset(name), tmp_path, plain, **({} if plain else {"rdrop_alpha": 0.0})
+        )
+        torch.manual_seed(0)
+        results.append(trainer.compute_loss(model, zoo.batch(name), return_outputs=True))
+    (loss_a, a), (loss_b, b) = results
+    assert loss_a == loss_b and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,15 +154,16 @@ def test_an_input_named_as_label_is_no_label():
 
 
 @pytest.mark.parametrize(
-    "name, fused", [("question", "false"), ("t5", "false"), ("ctc", "false"), ("masked_lm", "true")]
+    "name, fused", [("question", "false"), ("t5", "false"), ("ctc", "false"), ("masked_lm", "true"), ("vit", "false")]
 )
 def test_stopped_and_resumed_equals_uninterrupted(name, fused, tmp_path):
     whole, cut, resumed = whole_cut_and_resumed(name, tmp_path, rdrop_fused_head=fused)
     assert tiny.identical(whole, resumed) and not tiny.identical(whole, cut)
 
 
-def test_the_best_model_is_loaded_under_its_own_names(tmp_path):
+def test_the_best_model_is_loaded_under_its_own_names(tmp_path, caplog):
     """Image models are saved under the names they have on the Hub."""
+    logging.getLogger("transformers").propagate = True
     data, evaluations = zoo.dataset("vit"), itertools.count()
     trainer = zoo.trainer(
         "vit", zoo.build("vit", dropout=0.2), data, tmp_path, eval_dataset=data, per_device_train_batch_size=4,
@@ -158,4 +173,4 @@ def test_the_best_model_is_loaded_under_its_own_names(tmp_path):
     )  # fmt: skip
     trainer.train()
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert trainer.evaluate(data)["eval_loss"] == losses[0] != losses[-1]
+    assert trainer.evaluate(data)["eval_loss"] == losses[0] != losses[-1] and "missing keys" not in caplog.text

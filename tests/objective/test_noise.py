@@ -70,6 +70,9 @@ def test_all_processes_compute_again_or_none():
     assert not again
     NoiseWatch().compare(**settings, reduce=lambda verdict: verdict + torch.ones_like(verdict), again=run_again)
     assert again == [1]
+    # Its own passes are no rounding, even if they repeat their bits
+    settings |= {"passes": torch.stack([row, row * 2]), "again": lambda: torch.stack([row, row * 2]), "allowed": False}
+    assert NoiseWatch().compare(**settings, reduce=lambda verdict: verdict + float(verdict.dim() == 0)) is None
 
 
 def test_passes_that_clearly_differ_are_noise_however_they_came_about():
@@ -80,6 +83,15 @@ def test_passes_that_clearly_differ_are_noise_however_they_came_about():
 def test_no_items_decide_nothing_and_nan_is_not_alike():
     assert watch(torch.empty(0, 3)) == NoiseWatch()
     assert watch(torch.full((2, 3), float("nan"))) is None
+
+
+def test_only_settings_that_are_0_are_named():
+    model = tiny.bert(dropout=0.0)
+    model.config.classifier_dropout = 0.3  # since it was made
+    with pytest.raises(
+        ValueError, match=r"settings are 0: (hidden|attention_probs)_dropout_prob, (\w+)_dropout_prob\)"
+    ):
+        watch(torch.ones(2, 3), model=model)
 
 
 def test_allowed_warns_once():

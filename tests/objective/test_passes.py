@@ -197,6 +197,21 @@ def test_state_that_cannot_be_put_back_is_refused():
     objective(model, batch, objective.window([batch]), StepSettings(forward_mode="sequential"))
 
 
+def test_rounding_is_no_other_prediction():
+    """As of sums that a device adds up in any order, beside the largest logit."""
+
+    class Rounding(OtherNoise):
+        def forward(self, input_ids, labels=None):
+            outputs = super().forward(input_ids, labels)
+            return {**outputs, "logits": outputs["logits"] * torch.tensor([30.0, 30.0, 0.0]) + 1e-3 * self.calls}
+
+    batch = {"input_ids": torch.arange(20).reshape(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
+    objective = Objective.of(model := Rounding().train(), [batch])
+    settings = StepSettings(forward_mode="recompute")
+    terms, _ = objective(model, batch, objective.window([batch]), settings)
+    assert terms.divergence > 0 and objective.plan.repeats
+
+
 def test_only_buffers_that_may_move_are_copied():
     module = nn.Module()
     module.register_buffer("expanded", torch.ones(1).expand(4))

@@ -1,6 +1,7 @@
 """`rdrop_heads`: several heads of one model, labels of other names, logits anywhere among the outputs."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from rdrop_trainer import (
     StepSettings,
 )
 from rdrop_trainer.hub.card_data import settings_block, settings_from_block
+from rdrop_trainer.objective.heads import SINGLE_LABEL, TOKEN
+from rdrop_trainer.objective.joint import JointHead
 from rdrop_trainer.objective.task_loss import ModelLoss
 from support import formulas, tiny, zoo
 
@@ -235,6 +238,29 @@ def test_names_that_are_not_there(heads, message):
     with pytest.raises(ValueError, match=message):
         objective = Objective.of(model, [batch], heads=heads)
         objective(model, batch, objective.window([batch]), StepSettings())
+
+
+def test_two_heads_of_rows():
+    """Each has labels of its own classes, whatever number of classes the configuration has."""
+
+    class TwoTopics(Joint):
+        config = SimpleNamespace(num_labels=2)
+
+        def forward(self, input_ids, first=None, second=None):
+            hidden = self.noise(self.embed(input_ids))[:, 0]
+            first_logits, second_logits = self.intent(hidden), self.slots(hidden)
+            loss = None if first is None else F.cross_entropy(first_logits, first)
+            loss = None if second is None else loss + F.cross_entropy(second_logits, second)
+            return {"loss": loss, "a": first_logits, "b": second_logits}
+
+    batch = {"input_ids": torch.arange(12).view(3, 4), "first": torch.tensor([0, 2, 1])}
+    batch["second"] = torch.tensor([4, 0, 3])
+    model = TwoTopics().train()
+    objective = Objective.of(model, [batch], heads=(Head("a", "first"), Head("b", "second")))
+    terms, passes = objective(model, batch, objective.window([batch]), StepSettings(alpha=ALPHA))
+    expected = sum(formulas.rdrop(passes[key][0].detach().split(3), [-100] * 3, ALPHA)[2] for key in "ab")
+    assert terms.divergence.item() == pytest.approx(expected.item(), rel=1e-5) and objective.plan.head.of_rows
+    assert not JointHead.of([SINGLE_LABEL, TOKEN]).of_rows
 
 
 def test_noise_may_reach_a_single_head():

@@ -43,7 +43,7 @@ def test_gradients_are_those_of_the_pass(model, nested, backwards):
 
 def test_it_keeps_nothing(model):
     kept = []
-    model[1].register_forward_hook(lambda module, args, out: kept.append(weakref.ref(out.untyped_storage())))
+    model[0].register_forward_hook(lambda module, args, out: kept.append(weakref.ref(out.untyped_storage())))
     last = []  # as of a model that holds its last output
     model.register_forward_hook(lambda module, args, out: last.append(out))
     out = recomputed(lambda: model(torch.randn(5, 4)), model, CPU)
@@ -168,8 +168,15 @@ def test_a_pass_may_take_gradients_itself(model):
         (force,) = torch.autograd.grad(out.sum(), x, create_graph=True)
         return torch.cat([out, force], dim=1)
 
-    expected = gradients(model, forces)
-    got = gradients(model, lambda x: recomputed(lambda: forces(x), model, CPU))
+    expected, kept = gradients(model, forces), []
+    model[0].register_forward_hook(lambda module, args, out: kept.append(weakref.ref(out.untyped_storage())))
+
+    def again(x):
+        out = recomputed(lambda: forces(x), model, CPU)
+        assert all(hidden() is None for hidden in kept)
+        return out
+
+    got = gradients(model, again)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

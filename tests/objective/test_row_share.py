@@ -140,13 +140,14 @@ def test_steps_of_one_pass_take_any_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "model, settings, source",
-    [(OwnLoss, {}, "OwnLoss"), (tiny.bert, {"compute_loss_func": halved}, "compute_loss_func")],
+    "model, function, source", [(OwnLoss, None, "OwnLoss"), (tiny.bert, halved, "compute_loss_func")]
 )
-def test_a_loss_of_one_s_own_is_refused(model, settings, source, tmp_path):
-    run = tiny.trainer(model(), tiny.dataset(), tmp_path, rdrop_row_share=SHARE, **settings)
-    with pytest.raises(ValueError, match=f"here {source} makes one of all rows. Leave rdrop_row_share at 1"):
-        run.train()
+def test_a_loss_of_one_s_own_is_refused(model, function, source, tmp_path):
+    run = tiny.trainer(model(), tiny.dataset(), tmp_path, rdrop_row_share=SHARE, compute_loss_func=function)
+    objective = Objective.of(model(), [zoo.batch("single_label")], loss_function=function)
+    for refuse in (run.train, lambda: objective.window([zoo.batch("single_label")], row_share=SHARE)):
+        with pytest.raises(ValueError, match=f"here {source} makes one of all rows. Leave rdrop_row_share at 1"):
+            refuse()
 
 
 def test_unlabeled_rows_go_through_all_passes_or_none_do(tmp_path):

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import set_seed
 
 from rdrop_trainer import Objective, StepSettings
-from rdrop_trainer.objective.rows import pick_rows
+from rdrop_trainer.objective.forward_modes import _are_alike
+from rdrop_trainer.objective.rows import doubtful_entries, pick_rows
 from support import formulas, tiny
 
 IDS = torch.randint(5, 40, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -188,6 +189,26 @@ def test_noise_that_stays_does_not_make_a_mean_depend_on_rows(kind, seed):
             continue
         with pytest.raises(ValueError, match="depends on the number of rows"):
             run(model)
+
+
+@pytest.mark.parametrize("once, again, alike", [
+    ([50.0], [50.5], True), ([50.0], [52.0], False), ([1e-3], [2e-3], False), ([1e-9], [2e-8], True),
+    ([0.0, 2.0] * 8, [1.0, 3.0] * 8, True), ([0.0, 2.0] * 8, [3.0, 5.0] * 8, False), ([float("nan")], [1.0], True),
+])  # fmt: skip
+def test_losses_are_alike_up_to_two_percent_and_their_noise(once, again, alike):
+    assert _are_alike(torch.tensor(once), torch.tensor(again)) is alike
+
+
+def test_which_entries_are_in_doubt():
+    """Not what may point at rows, nor what can be repeated only in one way, or in none."""
+    batch = {
+        "weights": torch.ones(4), "of_classes": torch.ones(3), "ids": torch.arange(4), "offsets": torch.arange(3),
+        "costs": torch.ones(3, 3), "names": list(range(4)), "layers": [0, 1], "texts": list("abcd"),
+        "of_no_rows": torch.ones(3, 2), "pixels": torch.ones(4, 2), "one": torch.ones(1, 1), "scale": torch.tensor(2.0),
+    }  # fmt: skip
+    found = doubtful_entries(batch, 4, {"labels"})
+    assert found == {"weights": True, "of_classes": False, "ids": True, "costs": False, "names": False}
+    assert doubtful_entries(batch, 4, batch) == {}
 
 
 def test_some_rows_are_picked_of_all_that_has_rows():

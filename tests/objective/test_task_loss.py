@@ -21,8 +21,10 @@ from transformers import (
 
 from rdrop_trainer import RDropMixin
 from rdrop_trainer.objective import Objective
+from rdrop_trainer.objective.decoder_inputs import without_labels
 from rdrop_trainer.objective.head_of import head_of
-from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, promises_stock_loss
+from rdrop_trainer.objective.heads import SINGLE_LABEL
+from rdrop_trainer.objective.task_loss import ModelLoss, StockLoss, TrainerLoss, promises_stock_loss
 from support import formulas, tiny, zoo
 from support.device import on_device
 
@@ -67,6 +69,21 @@ def test_alpha_zero_with_label_smoothing_is_trainer_bit_for_bit(name, tmp_path):
         trainer.train()
         runs.append(tiny.weights(model))
     assert tiny.identical(*runs)
+
+
+def test_what_stands_for_labels_that_a_model_is_not_given():
+    """Decoder inputs for a decoder alone; the labels themselves where the model cannot make those."""
+    tokens, answers = {"labels": torch.tensor([[5, 6]])}, {"start_positions": torch.tensor([1])}
+    bart, names = zoo.build("bart"), ("labels", "start_positions")
+    made = without_labels(bart, {"input_ids": 0, **tokens}, names)
+    assert made.keys() == {"input_ids", "decoder_input_ids"}
+    for given in ({"decoder_input_ids": 1}, {"decoder_inputs_embeds": 1}):
+        assert without_labels(bart, {**given, **tokens}, names) == given
+    assert without_labels(bart, {"input_ids": 0, **answers}, names) == {"input_ids": 0}
+    assert without_labels(nn.Linear(1, 1), {"input_ids": 0, **tokens}, names) == {"input_ids": 0}
+    unable = nn.Linear(1, 1)
+    unable.config = bart.config
+    assert without_labels(unable, tokens, names) == tokens
 
 
 @pytest.mark.parametrize("alpha", [0.0, 4.0])
@@ -346,6 +363,19 @@ def test_a_trainers_own_loss_is_kept(mode, tmp_path):
     assert torch.allclose(gradient, model.classifier.weight.grad, atol=1e-6)
 
 
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_a_trainers_own_loss_is_given_the_labeled_rows_and_stands_first(with_loss):
+    own, logits, counts = torch.tensor(2.0), torch.zeros(3, 4), []
+
+    def compute_loss(model, inputs, return_outputs, num_items_in_batch):
+        counts.append(num_items_in_batch.item())
+        return own, ((torch.tensor(1.0), logits) if with_loss else (logits,))
+
+    source = TrainerLoss(compute_loss, "Base", "Own", nn.Identity(), counts=SINGLE_LABEL)
+    loss, first = source.call(nn.Identity(), {"labels": torch.tensor([0, -100, 3])})
+    assert loss is own and first is logits and counts == [2]
+
+
 def test_a_trainers_own_loss_under_accumulation_and_alone(tmp_path):
     def update(cls, rows, steps, **arguments):
         model = tiny.bert(dropout=0.0)
@@ -567,6 +597,8 @@ def test_models_that_skip_logits_when_given_labels(tmp_path):
     trainer.args.use_liger_kernel = True
     with pytest.raises(ValueError, match="own loss of MixtralForCausalLM.*fused_linear_cross_entropy': False"):
         loss_of(trainer, batch)
+    trainer.args.liger_kernel_config = {"fused_linear_cross_entropy": False}
+    assert loss_of(trainer, batch).isfinite()
 
 
 def test_a_model_without_logits_is_refused_with_the_outputs_it_has(tmp_path):

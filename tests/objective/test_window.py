@@ -5,7 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rdrop_trainer.objective.heads import CAUSAL_LM, QUESTION_ANSWERING, REGRESSION, ROWS, SEQ2SEQ, SINGLE_LABEL, TOKEN
+from rdrop_trainer.objective.heads import (
+    CAUSAL_LM,
+    MULTI_LABEL,
+    MULTIPLE_CHOICE,
+    QUESTION_ANSWERING,
+    REGRESSION,
+    ROWS,
+    SEQ2SEQ,
+    SINGLE_LABEL,
+    TOKEN,
+    TOKENS,
+)
 from rdrop_trainer.objective.window import Window
 from support.operations import Operations
 
@@ -81,10 +92,25 @@ def test_positions_after_the_text_are_no_soft_prompt():
     assert torch.equal(prompted.items(logits, batch, 1)[0].outputs[0], logits["start_logits"][0][:, 2:])
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (4, 5, 6), (3,)])
-def test_outputs_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"single-label classification, whose 'logits' .* returned \("):
-        SINGLE_LABEL.items({"logits": (torch.zeros(shape),)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
+@pytest.mark.parametrize(
+    "head, shape", [(SINGLE_LABEL, (2, 5)), (SINGLE_LABEL, (4, 5, 6)), (SINGLE_LABEL, (3,)), (REGRESSION, (2, 1))]
+)
+def test_outputs_of_another_shape_are_refused(head, shape):
+    with pytest.raises(ValueError, match=rf"{head.name}, whose 'logits' .* returned \("):
+        head.items({"logits": (torch.zeros(shape),)}, {"labels": torch.tensor([0, 1])}, num_passes=2)
+
+
+def test_which_of_several_labels_count():
+    """Without its label of -100 a class does not count; nor does a row without any, but a token of unlabeled text."""
+    labels = torch.tensor([[[1, -100], [-100, -100], [0, 1]], [[-100, -100]] * 3])
+    [rows] = MULTI_LABEL.items({"logits": (torch.zeros(6, 2),)}, {"labels": labels.flatten(0, 1)}, num_passes=1)
+    assert rows.mask.tolist() == [[True, False], [False, False], [True, True], *[[False, False]] * 3]
+    assert rows.counted(1)[1].tolist() == [[1, -100], [0, 1]]
+    which, size = MULTI_LABEL.rows_of_items({"labels": labels.flatten(0, 1)})
+    assert which.tolist() == [0, 2] and size == 6
+    batch = {"labels": labels, "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    [tokens] = TOKENS["multi_label"].items({"logits": (torch.zeros(2, 3, 2),)}, batch, num_passes=1)
+    assert tokens.mask.tolist() == [*rows.mask.tolist()[:3], [True, True], [True, True], [False, False]]
 
 
 def test_counts():
@@ -93,8 +119,19 @@ def test_counts():
     # one label in rows 0 and 2, no label and two attended tokens in row 1
     assert TOKEN.count({"labels": labels, "attention_mask": mask}).tolist() == [[2, 4]]
     assert TOKEN.count({"labels": labels}).tolist() == [[2, 5]]
+    assert TOKEN.count({"labels": labels, "attention_mask": mask[:, None]}).tolist() == [[2, 5]]  # of pairs of tokens
     assert SINGLE_LABEL.count({"labels": torch.tensor([0, -100, 3])}).tolist() == [[2, 3]]
     assert REGRESSION.count({"labels": torch.tensor([0.5, -100.0])}).tolist() == [[2, 2]]
+
+
+def test_padding_that_a_loss_of_ones_own_may_know_by_the_attention_mask():
+    """In a batch of tags without any -100; the loss of a causal model counts padding that has labels."""
+    batch = {"labels": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 1, 0], [1] * 4])}
+    own, causal = replace(TOKEN, own_loss=True), replace(CAUSAL_LM, own_loss=True)
+    assert TOKEN.count(batch).tolist() == [[8, 8]] and own.count(batch).tolist() == [[7, 7]]
+    assert CAUSAL_LM.count(batch).tolist() == causal.count(batch).tolist() == [[6, 6]]
+    batch["labels"][1, 2:] = -100
+    assert own.count(batch).tolist() == [[6, 6]]  # of the marks alone
 
 
 def test_windows_add_up_over_batches_and_processes():
@@ -139,6 +176,18 @@ def test_a_micro_batch_that_nobody_changed_is_not_counted_again():
     with Operations() as operations:
         window.check({**batches[0], "attention_mask": torch.ones(2, 3)})  # which may say what counts
     assert operations.names
+
+
+def test_one_logit_says_yes_or_no_but_of_one_choice_or_position():
+    heads, logit = (SINGLE_LABEL, MULTIPLE_CHOICE, QUESTION_ANSWERING), torch.zeros(2, 1)
+    assert [head.problem_of(logit) for head in heads] == ["multi_label", "single_label", "single_label"]
+
+
+def test_classes_that_became_probabilities_are_others():
+    """Of tokens, of which there are as many."""
+    window = Window.count(TOKEN, [{"labels": torch.tensor([[0, 3]])}])
+    with pytest.raises(ValueError, match="are not those that R-Drop counted"):
+        window.check({"labels": torch.eye(4)[torch.tensor([[0, 3]])]})
 
 
 def test_a_part_may_have_as_many_rows_as_a_smaller_micro_batch():

@@ -66,6 +66,7 @@ def rows_named(message):
         (NAN, 4.0, "single_label", 1),
         (NAN, 0.0, "token", 2),
         (NAN, 4.0, "token", 2),
+        (float("inf"), 0.0, "single_label", 1),
         (float("inf"), 4.0, "token", 2),
         (float("-inf"), 4.0, "single_label", 1),
     ],
@@ -117,6 +118,11 @@ def test_rows_of_a_batch_with_unlabeled_ones(tmp_path):
     message = stopped(tiny.trainer(poisoned(NAN), rows(None), tmp_path, **settings))
     assert len(rows_named(message)) == 2
     assert "3" in re.search(r"and \[([\d, ]+)\] of unlabeled_dataset", message)[1].split(", ")
+
+
+def test_rows_in_the_order_of_the_data(tmp_path):
+    settings = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 3}
+    assert rows_named(stopped(tiny.trainer(poisoned(NAN), rows(7), tmp_path, **settings))) == [6, 7, 8]
 
 
 def test_rows_that_cannot_be_drawn_again_are_not_named(tmp_path):

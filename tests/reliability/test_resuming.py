@@ -93,11 +93,22 @@ def test_half_written_checkpoints_do_not_crowd_out_whole_ones(share, folder, mon
     state = folder / "checkpoint-6" / "trainer_state.json"
     state.unlink() if share is None else cut(state, share)
     monkeypatch.setattr("os.path.getmtime", lambda path: 0.0)
+    (folder / "checkpoint-mine").mkdir()  # by a name that `Trainer` never gives
     settings = SETTINGS | {"save_steps": 5, "save_total_limit": 1, "max_steps": 5}
     trainer = tiny.trainer(tiny.bert(dropout=0.2), tiny.dataset(), folder, **settings)
     trainer.train(resume_from_checkpoint=True)
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-5"]
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-mine"}
     assert checkpoint_fault(folder / "checkpoint-5") is None
+
+
+def test_weights_that_a_checkpoint_lacks_are_named(tmp_path, caplog):
+    """As `Trainer` does, where they are not there under other names."""
+    logging.getLogger("transformers").propagate = True
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path)
+    weights = {key: value for key, value in trainer.model.state_dict().items() if key != "classifier.bias"}
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    trainer._load_from_checkpoint(str(tmp_path))
+    assert "missing keys" in caplog.text and "classifier.bias" in caplog.text
 
 
 def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):

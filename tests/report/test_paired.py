@@ -49,6 +49,8 @@ def test_the_interval_by_resampling():
 
 
 def test_equal_values_have_no_spread_to_compare():
+    found = paired_difference([0.0, 0.1, 0.7], [0.1, 0.1 + 0.1, 0.8])  # equal differences but for rounding
+    assert (found.std, found.low, found.high, found.p_value) == (0.0, found.mean, found.mean, None)
     assert spread_ratio([0.1 + 0.2, 0.3, 0.3], [0.1, 0.2, 0.3]) == SpreadRatio()
     assert spread_ratio([0.1, 0.2, 0.3], [0.0, 0.0]) == SpreadRatio()
 

@@ -65,8 +65,17 @@ def test_the_reliability_diagram_by_plain_arithmetic(tmp_path, drawn):
     report = write_report(runs, [classified(1, 4.0), classified(2, 4.0)], tmp_path)
     assert tmp_path / "reliability.png" in report.pictures
     figure = draw_reliability({"baseline": runs, "rdrop": runs, "mild": runs, "regression": [run(1, 0.0)]}, "title")
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["calibrated", "baseline", "R-Drop", "mild"]
+    left, right = figure.axes
+    assert left.get_legend_handles_labels()[1] == ["calibrated", "baseline", "R-Drop", "mild"]
+    shown = bins.rows >= 20  # fewer say little
+    assert (
+        shown.any()
+        and (bins.rows[~shown] > 0).any()
+        and np.array_equal(left.lines[1].get_xydata()[:, 0], bins.confidence[shown])
+    )
+    assert np.allclose(right.patches[0].get_data().values, 100 * bins.rows / 390)
     assert reliability_of([run(1, 0.0)]) is None and reliability_of([]) is None
+    assert reliability_of([replace(runs[0], logits=None)]) is None
     assert reliability_of([replace(runs[0], labels=np.full(200, -100))]) is None
     assert reliability_of([replace(runs[0], labels=runs[0].labels / 2)]) is None, "a regression's"
 

@@ -179,6 +179,8 @@ def test_one_rule_for_the_scored_checkpoint_is_stated(tmp_path):
     lowest = best_at(30, metric_for_best_model="eval_loss", greater_is_better=False)
     said = write_report(*arms(BASELINE, HIGHER, **lowest), tmp_path).scored
     assert "the checkpoint with the lowest evaluation loss." in said
+    by_itself = write_report(*arms(BASELINE, HIGHER, scored_step=30), tmp_path).markdown()
+    assert "one rule for all arms: a checkpoint that was chosen while the run trained." in by_itself
     other = {"other": [run(seed, 4.0, **best_at(30)) for seed in (1, 2)]}
     said = write_report(*arms(BASELINE, HIGHER), tmp_path, others=other).scored
     assert said.startswith("Scored, by different rules") and "other: the checkpoint with the highest accuracy" in said

@@ -78,7 +78,7 @@ def test_the_model_and_the_random_numbers_are_left_as_they_were():
     assert [module.training for module in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
     again = dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"))
     assert np.array_equal(first.divergence, again.divergence)
-    other = dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"), seed=1)
+    other = dropout_stability(model, tiny.dataset(), data_collator=collator("single_label"), seed=2**32 + 1)
     assert not np.array_equal(first.divergence, other.divergence)
 
 
@@ -93,7 +93,7 @@ def test_norms_keep_their_statistics():
 def test_batches_do_not_matter_for_what_is_counted():
     data = tiny.dataset("token", rows=9, unlabeled=(2,))
     model = tiny.bert("token")
-    one, many = (dropout_stability(model, data, data_collator=collator("token"), batch_size=b) for b in (9, 2))
+    one, many = (dropout_stability(model, data, 2, data_collator=collator("token"), batch_size=b) for b in (9, 2))
     assert np.array_equal(one.items, many.items) and one.items[2] == len(data[2]["input_ids"])
 
 
@@ -261,6 +261,7 @@ def test_edits_of_ones_own_and_of_the_first_of_two_texts():
     kinds = {"nothing": lambda text, rng: text, "new": lambda text, rng: "w10"}
     found = perturbation_stability(wide(tiny.bert()), rows, tiny.tokenizer(), text_columns=("a", "b"), kinds=kinds)
     assert [(edit.kind, edit.edited) for edit in found.edits] == [("new", "w10")] * 2
+    assert found.unseen == {"nothing": 0, "new": 0}
     model, tok = wide(tiny.bert()).eval(), tiny.tokenizer()
     with torch.no_grad():
         a, b = (model(**tok(text, "w7", return_tensors="pt")).logits[0].tolist() for text in ("w5 w6", "w10"))
@@ -303,6 +304,8 @@ def test_calibration_error_by_its_definition():
             expected += inside.sum() / len(classes) * abs(right[inside].mean() - confidence[inside].mean())
     assert expected_calibration_error(probabilities, labels, 10) == pytest.approx(expected)
     assert mean_confidence(probabilities, labels) == pytest.approx(confidence.mean())
+    usual, fifteen = (expected_calibration_error(probabilities, labels, *bins) for bins in ((), (15,)))
+    assert usual == fifteen != expected_calibration_error(probabilities, labels, 16)
 
 
 def test_a_sure_and_right_classifier_is_calibrated():

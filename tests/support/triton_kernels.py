@@ -257,7 +257,7 @@ def test_the_items_that_are_begun_fit_in_the_cache(size, item_bytes, blocks, par
 def test_every_layout_gives_the_same(layout, overwrite, parts):
     logits, labels = example(2)
     logits = logits.detach()
-    expected = computed((logits,), labels)
+    expected, mask = computed((logits,), labels), None
     if layout == "one tensor":
         tensors = (logits.clone(),)
     elif layout == "separate":
@@ -265,9 +265,11 @@ def test_every_layout_gives_the_same(layout, overwrite, parts):
     elif layout == "strided":
         tensors = (torch.full((4, 100), 7.0, device=DEVICE)[:, 11 : 11 + CLASSES],)
         tensors[0].copy_(logits)
+        labels = torch.stack([labels, labels + 1], 1)[:, 0]
+        mask = torch.tensor([[True, False]] * 2, device=DEVICE)[:, 0]
     else:
         tensors = (logits.T.contiguous().T,)
-    got = computed(tensors, labels, overwrite=overwrite)
+    got = computed(tensors, labels, overwrite=overwrite, mask=mask)
     assert [g.shape for g in got[2]] == [z.shape for z in tensors]
     gradient = torch.cat(tuple(got[2]))
     for value, right in zip((*got[:2], gradient), (*expected[:2], expected[2][0]), strict=True):
