@@ -147,11 +147,12 @@ class Training:
         return 1e-4
 
     def margin(self, logits: torch.Tensor) -> float:
-        """By how much a loss of logits may differ beside: a CPU rounds the sums of half-precision exponentials, which
-        can be far larger than the loss."""
+        """By how much a loss of logits may differ beside: but for CUDA, the sums of half-precision exponentials are
+        rounded, which can be far larger than the loss."""
         if logits.dtype.itemsize >= 4 or self.device.type == "cuda":
             return 1e-6
-        return torch.finfo(logits.dtype).eps * logits.detach().amax(-1).abs().amax().item()
+        largest = logits.detach().amax(-1).nan_to_num(0.0, 0.0, 0.0).abs().amax().item()
+        return torch.finfo(logits.dtype).eps * largest
 
     @contextmanager
     def aside(self, with_grad: bool = False):

@@ -54,20 +54,24 @@ class StepSettings:
 
 
 class _Counted(NamedTuple):
-    """A micro-batch as it was counted: its tensors, and how often each had been written to."""
+    """A micro-batch as it was counted: its tensors, and how often each had been written to.
+
+    None: some are inference tensors, of which that is not known. What is written through `.data` or NumPy is not seen.
+    """
 
     tensors: Mapping[str, torch.Tensor]
-    versions: Sequence[int]
+    versions: Sequence[int] | None
 
     @classmethod
     def of(cls, batch: Mapping[str, Any]) -> _Counted:
         tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        # Nobody can write to an inference tensor, which has no version
-        return cls(tensors, [0 if tensor.is_inference() else tensor._version for tensor in tensors.values()])
+        if any(tensor.is_inference() for tensor in tensors.values()):
+            return cls(tensors, None)
+        return cls(tensors, [tensor._version for tensor in tensors.values()])
 
     def is_same(self, other: _Counted) -> bool:
         alike = self.tensors.keys() == other.tensors.keys() and self.versions == other.versions
-        return alike and all(map(is_, self.tensors.values(), other.tensors.values()))
+        return self.versions is not None and alike and all(map(is_, self.tensors.values(), other.tensors.values()))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .._mixin_base import MixinBase
 
@@ -34,52 +35,57 @@ def other_model(checkpoint: str | Path, model: nn.Module) -> str | None:
     """
     saved = dict(_saved_shapes(Path(checkpoint)))
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    same_class, what = _told_apart(Path(checkpoint) / CONFIG_NAME, model)
     differ = [name for name in own if saved.get(name, own[name]) != own[name]]
     if differ:
         before, now = (" x ".join(map(str, shapes[differ[0]])) for shapes in (saved, own))
-        return f"it holds {what} ({differ[0]} is {before} there, {now} here)"
+        return f"it holds {_told_apart(checkpoint, model)[1]} ({differ[0]} is {before} there, {now} here)"
     if not saved or not isinstance(model, PreTrainedModel):
         return None
-    missing, more = list(_missing(saved, model)), list(_left_over(saved, own, model))
+    missing, more = _missing(saved, model), list(_left_over(saved, own, model))
+    trained = [name for name, weight in missing.items() if weight.requires_grad]
+    if not trained and not more:
+        return None
+    same_class, what = _told_apart(checkpoint, model)
     if missing and more and same_class:  # which saves its weights under other names
         return None
-    if missing:
-        return f"it holds {what} (it has no {missing[0]})"
-    return f"it holds {what} (it has {more[0]}, which this model lacks)" if more else None
+    evidence = f"it has no {trained[0]}" if trained else f"it has {more[0]}, which this model lacks"
+    return f"it holds {what} ({evidence})"
 
 
-def _told_apart(config_file: Path, model: nn.Module) -> tuple[bool, str]:
+def _told_apart(checkpoint: str | Path, model: nn.Module) -> tuple[bool, str]:
     """Whether a checkpoint is of the class of a model, as far as is known; and what it holds, if that is another."""
-    config = getattr(model, "config", None)
-    if isinstance(config, PreTrainedConfig) and config_file.is_file():
-        before, own_class = PreTrainedConfig.from_json_file(config_file), type(model).__name__
-        if own_class not in (classes := before.architectures or [own_class]):
+    config, file = getattr(model, "config", None), Path(checkpoint) / CONFIG_NAME
+    if isinstance(config, PreTrainedConfig) and file.is_file():
+        before, own_class = json.loads(file.read_text(encoding="utf-8")), type(model).__name__
+        if own_class not in (classes := before.get("architectures") or [own_class]):
             return False, f"a {classes[0]}, and this is a {own_class}"
-        if before.num_labels != config.num_labels:
-            return True, f"a model of {before.num_labels} labels, and this one has {config.num_labels}"
+        labels = len(before.get("id2label") or (0, 1))  # which are not written where they are two
+        if labels != config.num_labels:
+            return True, f"a model of {labels} labels, and this one has {config.num_labels}"
     return True, "a model of another size"
 
 
 def _saved_shapes(checkpoint: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for path in sorted(checkpoint.glob("model*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, a file is no mapping
-                yield name, tuple(file.get_slice(name).get_shape())
+    for path in (checkpoint / SAFE_WEIGHTS_NAME, *sorted(checkpoint.glob("model-*-of-*.safetensors"))):
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118, a file is no mapping
+                    yield name, tuple(file.get_slice(name).get_shape())
 
 
-def _missing(saved: Shapes, model: nn.Module) -> Iterator[str]:
-    """Weights that train, and that are not saved under any of their names; those that are tied have several."""
-    names: dict[int, list[str]] = {}
+def _missing(saved: Shapes, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that are not saved under any of their names; those that are tied have several."""
+    names: dict[int, dict[str, nn.Parameter]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
-        if weight.requires_grad:
-            names.setdefault(id(weight), []).append(name)
-    return (tied[0] for tied in names.values() if not saved.keys() & set(tied))
+        names.setdefault(id(weight), {})[name] = weight
+    return dict(next(iter(tied.items())) for tied in names.values() if not saved.keys() & tied.keys())
 
 
 def _left_over(saved: Shapes, own: Shapes, model: PreTrainedModel) -> Iterator[str]:
-    ignored = model._keys_to_ignore_on_load_unexpected or ()
-    return (name for name in saved if name not in own and not any(re.search(known, name) for known in ignored))
+    """What is saved and not of the model. Older versions also saved buffers that are made anew."""
+    known = {*own, *(name for name, _ in model.named_buffers())}
+    ignored = [r"(^|\.)(position_ids|inv_freq)$", *(model._keys_to_ignore_on_load_unexpected or ())]
+    return (name for name in saved if name not in known and not any(re.search(one, name) for one in ignored))
 
 
 class RenamedWeightsMixin(MixinBase):

@@ -159,8 +159,8 @@ class ResumingMixin(MixinBase):
                 )
         if checkpoint_fault(found) == _NO_OPTIMIZER:
             logger.warning(
-                f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh, with the learning rate of this step: the "
-                "run does not end as one that was never interrupted."
+                f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh: the run does not end as one that was never "
+                "interrupted."
             )
         return found, None
 

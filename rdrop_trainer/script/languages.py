@@ -39,7 +39,7 @@ def set_languages(model: PreTrainedModel, tokenizer: Any, source: str | None, ta
                 f"of {', '.join(codes[:8])}, ..."
             )
         if code not in codes:
-            similar = [known for known in codes if known[:2] == code[:2]] or codes
+            similar = [other for other in codes if other[:2] == code[:2]] or codes
             raise InputError(f"--{flag} {code}: {name} does not know it, but {', '.join(similar)}")
         setattr(tokenizer, attribute, code)
     marks = tokenizer(text_target="")["input_ids"]

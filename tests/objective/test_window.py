@@ -168,7 +168,11 @@ def test_a_micro_batch_that_nobody_changed_is_not_counted_again():
     assert operations.names == []
     with torch.inference_mode():
         taught = {"labels": torch.tensor([1, 2])}
-    Window.count(SINGLE_LABEL, [taught]).check(taught)
+        window_of_taught = Window.count(SINGLE_LABEL, [taught])
+        window_of_taught.check(taught)
+        taught["labels"][0] = -100
+        with pytest.raises(ValueError, match="are not those that R-Drop counted"):
+            window_of_taught.check(taught)
     batches[2]["labels"][0] = -100  # by an override
     with pytest.raises(ValueError, match="are not those that R-Drop counted"):
         window.check(batches[2])
