@@ -100,6 +100,13 @@ def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
     return cls(model, args(str(output_dir), **arguments), train_dataset=data, **of_trainer)
 
 
+def loss_of(trainer, batch, seed=0):
+    """What a step in training computes for a batch."""
+    trainer.model.train()
+    torch.manual_seed(seed)
+    return trainer.compute_loss(trainer.model, dict(batch))
+
+
 def weights(model):
     """A copy on the CPU."""
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
