@@ -100,6 +100,16 @@ def trainer(model, data, output_dir, cls=RDropTrainer, **arguments):
     return cls(model, args(str(output_dir), **arguments), train_dataset=data, **of_trainer)
 
 
+def batch_of(trainer):
+    """The first batch of a training."""
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def logged(trainer, key):
+    """All logged values of a name."""
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
 def loss_of(trainer, batch, seed=0):
     """What a step in training computes for a batch."""
     trainer.model.train()
