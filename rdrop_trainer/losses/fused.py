@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from . import devices
 
+TRITON_SCALES_FROM = 2**17  # numbers: fewer are multiplied in less time than Triton takes to launch
 Number: TypeAlias = int | float | torch.Tensor  # a tensor: a scalar, whose value is not waited for
 Terms: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, task loss, divergence
 # loss_and_grad(tensors, task_scale, divergence_scale, with_grad) returns task loss and divergence, the loss
@@ -78,7 +79,7 @@ def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     waiting for the device."""
     if devices.can_read(factor) and factor == 1:
         return
-    if devices.has_triton(tensor):
+    if tensor.numel() >= TRITON_SCALES_FROM and devices.has_triton(tensor):
         import_module(".triton", __package__).scale_(tensor, factor)
     else:
         tensor.mul_(factor)

@@ -2,7 +2,7 @@
 
 A program does both sweeps of an item, where the L2 cache can hold as many items as there are programs running. Of
 larger items it does one sweep over one part: then fewer items are begun at a time, and their second sweeps find them in
-the cache.
+the cache. Few logits are computed by one program in one launch.
 """
 
 from __future__ import annotations
@@ -10,71 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .sweeps import LN2, base, find_label_logits, first_sweep, in_base_2, joined, origin, second_sweep, unit
-
-
-@triton.jit
-def _rows(tensors, strides, item, size, M: tl.constexpr):
-    """Pointers to an item in every pass: in one tensor of all passes, or in m tensors."""
-    rows = ()
-    for k in tl.static_range(M):
-        if len(tensors) == M:
-            rows += (tensors[k] + item * strides[k],)
-        else:
-            rows += (tensors[0] + (item + k * size) * strides[0],)
-    return rows
-
-
-@triton.jit
-def _value(number):
-    """A number in float32 that is given as such, or by a pointer to it."""
-    number = tl.core.to_tensor(number)  # Triton 3.6, which torch 2.11 brings, has it there alone
-    if number.dtype.is_ptr():
-        number = tl.load(number)
-    return number.to(tl.float32)
-
-
-@triton.jit
-def _one_over(count, counted):
-    """1 / count, and 1 where nothing was counted. A count of None was made by `count_kernel`."""
-    if count is None:
-        count = counted
-    number = _value(count)
-    return 1 / tl.where(number > 0, number, 1.0)
+from .sweeps import add_block, find_label_logits, first_sweep, gradient_of, joined, load, no_sums, second_sweep
+from .terms import count, factors, rows_of, store_results, terms_of
 
 
 @triton.jit(do_not_specialize=["size"])  # which changes from batch to batch
 def count_kernel(labels, mask, counted, size, IGNORED: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the items that count, those that have a label, and all."""
-    labeled, items = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
-    for start in tl.range(0, size, BLOCK):
-        here = start + tl.arange(0, BLOCK)
-        counts = here < size
-        if mask is not None:
-            counts = counts & (tl.load(mask + here, mask=here < size, other=0) != 0)
-        items += counts.to(tl.int32)
-        labeled += (counts & (tl.load(labels + here, mask=here < size, other=IGNORED) != IGNORED)).to(tl.int32)
-    tl.store(counted, tl.sum(labeled, 0).to(tl.float32))
-    tl.store(counted + 1, tl.sum(items, 0).to(tl.float32))
-
-
-@triton.jit
-def _store_terms(
-    task_term, divergence_term, labeled, label_logits, sums, classes, M: tl.constexpr, SMOOTHING: tl.constexpr
-):
-    """The task loss of an item, the mean over its passes, and its divergence."""
-    top, total, spread, logit_sum, kept = sums
-    task, divergence = tl.zeros((), tl.float32), tl.zeros((), tl.float32)
-    for k in tl.static_range(M):
-        log_total = tl.log2(total[k])
-        term = log_total - in_base_2(label_logits[k], base(top[k]), origin(top[k]))
-        if SMOOTHING > 0:
-            term = (1 - SMOOTHING) * term + SMOOTHING * (kept * log_total - logit_sum[k]) / classes
-        task += term * (LN2 / M)
-        if M > 1:  # of one pass there is none, though its logits be NaN
-            divergence += spread[k] / total[k]
-    tl.store(task_term, tl.where(labeled, task, 0.0))
-    tl.store(divergence_term, divergence * LN2 * unit(M) / max(M - 1, 1))
+    labeled, items = count(labels, mask, size, IGNORED, BLOCK)
+    tl.store(counted, labeled)
+    tl.store(counted + 1, items)
 
 
 @triton.jit
@@ -83,14 +27,6 @@ def _store_zeros(grad_rows, first, last, classes, M: tl.constexpr, BLOCK: tl.con
         columns = block * BLOCK + tl.arange(0, BLOCK)
         for k in tl.static_range(M):
             tl.store(grad_rows[k] + columns, 0.0, mask=columns < classes)
-
-
-@triton.jit
-def _factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, terms, M: tl.constexpr):
-    """a and b, by which an item's loss and divergence are multiplied in the gradient."""
-    a = _value(task_scale) * _one_over(num_items, terms)
-    b = _value(divergence_scale) * _one_over(num_divergence_items, terms + 1) * unit(M) / max(M - 1, 1)
-    return tl.where(labeled, a / M, 0.0), b
 
 
 @triton.jit
@@ -169,10 +105,10 @@ def rdrop_kernel(
     task_term, divergence_term = terms + 2 + item, terms + 2 + size + item
     blocks = tl.cdiv(classes, BLOCK)
     first, last = part * blocks // PARTS, (part + 1) * blocks // PARTS
-    rows = _rows(logits, logits_strides, item, size, M)
+    rows = rows_of(logits, logits_strides, item, size, M)
     grad_rows = rows
     if grad is not None:
-        grad_rows = _rows(grad, grad_strides, item, size, M)
+        grad_rows = rows_of(grad, grad_strides, item, size, M)
 
     if mask is not None:
         if not tl.load(mask + item):
@@ -205,9 +141,11 @@ def rdrop_kernel(
 
     labeled = label != IGNORED
     if part == 0:
-        _store_terms(task_term, divergence_term, labeled, label_logits, sums, classes, M, SMOOTHING)
+        task, divergence = terms_of(labeled, label_logits, sums, classes, M, SMOOTHING)
+        tl.store(task_term, task)
+        tl.store(divergence_term, divergence)
     if grad is not None:
-        a, b = _factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, terms, M)
+        a, b = factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, (terms, terms + 1), M)
         second_sweep(rows, grad_rows, first, last, classes, label, label_logits, a, b, sums, M, SMOOTHING, BLOCK)
 
 
@@ -230,14 +168,104 @@ def total_kernel(
         here = start + tl.arange(0, BLOCK)
         task_sum += tl.load(terms + 2 + here, mask=here < size, other=0.0)
         divergence_sum += tl.load(terms + 2 + size + here, mask=here < size, other=0.0)
-    task_mean = tl.sum(task_sum, 0) * _one_over(num_items, terms)
-    divergence_mean = tl.sum(divergence_sum, 0) * _one_over(num_divergence_items, terms + 1)
-    total = _value(task_scale) * task_mean
-    if divergence_scale is not None:
-        total += _value(divergence_scale) * divergence_mean
-    tl.store(loss, total)
-    tl.store(task_loss, task_mean)
-    tl.store(divergence, divergence_mean)
+    store_results(
+        tl.sum(task_sum, 0),
+        tl.sum(divergence_sum, 0),
+        task_scale,
+        divergence_scale,
+        num_items,
+        num_divergence_items,
+        (terms, terms + 1),
+        loss,
+        task_loss,
+        divergence,
+    )
+
+
+@triton.jit
+def _wide(sums, M: tl.constexpr):
+    """The sums of several items, each beside all its logits, (1, items, 1)."""
+    top, total, spread, logit_sum, kept = sums
+    tops, totals, spreads, logit_sums = (), (), (), ()
+    for k in tl.static_range(M):
+        tops += (top[k][None, :, None],)
+        totals += (total[k][None, :, None],)
+        spreads += (spread[k][None, :, None],)
+        logit_sums += (logit_sum[k][None, :, None],)
+    return tops, totals, spreads, logit_sums, kept[None, :, None]
+
+
+@triton.jit(do_not_specialize=["size"])
+def few_kernel(
+    logits,  # all that the three kernels above take
+    logits_strides,
+    grad,
+    grad_strides,
+    labels,
+    mask,
+    task_scale,
+    divergence_scale,
+    num_items,
+    num_divergence_items,
+    loss,
+    task_loss,
+    divergence,
+    size,
+    classes,
+    M: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    IGNORED: tl.constexpr,
+    ITEMS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The three kernels above in one, for few logits, whose work takes less time than a launch.
+
+    One program computes ITEMS items at a time, each with all its classes: the lanes of `add_block` are items here.
+    """
+    counted = (None, None)
+    if num_items is None or num_divergence_items is None:
+        counted = count(labels, mask, size, IGNORED, BLOCK)
+    columns = tl.arange(0, WIDTH)[None, None, :]
+    task_sum, divergence_sum = tl.zeros((ITEMS,), tl.float32), tl.zeros((ITEMS,), tl.float32)
+    for start in tl.range(0, size, ITEMS):
+        item = start + tl.arange(0, ITEMS).to(tl.int64)
+        counts = item < size
+        if mask is not None:
+            counts = counts & (tl.load(mask + item, mask=counts, other=0) != 0)
+        label = tl.load(labels + item, mask=counts, other=IGNORED)
+        labeled = label != IGNORED
+        # Of an item that does not count no logit is read
+        ends = tl.where(counts, classes, 0)[None, :, None]
+        z = load(rows_of(logits, logits_strides, item[None, :, None], size, M), columns, ends, True, "evict_first")
+        sums = add_block(no_sums(ITEMS, M), z, M, SMOOTHING)
+        is_label = columns == label[None, :, None]
+        no_class = tl.where((label >= 0) & (label < classes), 0.0, float("nan"))
+        label_logits = [tl.sum(tl.sum(tl.where(is_label, logit, 0.0), 2), 0) + no_class for logit in z]
+        task, spread = terms_of(labeled, label_logits, sums, classes, M, SMOOTHING)
+        task_sum += task
+        divergence_sum += tl.where(counts, spread, 0.0)
+        if grad is not None:
+            a, b = factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, counted, M)
+            gradient = gradient_of(z, _wide(sums, M), a[None, :, None], b, classes, M, SMOOTHING)
+            of_label = tl.where(is_label, (a * (1 - SMOOTHING))[None, :, None], 0.0)
+            grad_rows = rows_of(grad, grad_strides, item[None, :, None], size, M)
+            inside = (item < size)[None, :, None] & (columns < classes)
+            for k in tl.static_range(M):
+                value = tl.where(counts[None, :, None], gradient[k] - of_label, 0.0)
+                tl.store(grad_rows[k] + columns, value, mask=inside)
+    store_results(
+        tl.sum(task_sum, 0),
+        tl.sum(divergence_sum, 0),
+        task_scale,
+        divergence_scale,
+        num_items,
+        num_divergence_items,
+        counted,
+        loss,
+        task_loss,
+        divergence,
+    )
 
 
 @triton.jit

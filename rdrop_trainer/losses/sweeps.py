@@ -94,7 +94,7 @@ def unit(M: tl.constexpr):
 
 
 @triton.jit
-def _load(rows, columns, classes, MASKED: tl.constexpr, POLICY: tl.constexpr):
+def load(rows, columns, classes, MASKED: tl.constexpr, POLICY: tl.constexpr):
     """Columns of every pass in float32; if masked, -inf beyond the last class, which adds nothing to any sum."""
     z = ()
     for k in tl.static_range(len(rows)):
@@ -122,10 +122,20 @@ def _rescale(top, rise):
 
 
 @triton.jit
-def _add_block(sums, rows, columns, classes, MASKED: tl.constexpr, M: tl.constexpr, SMOOTHING: tl.constexpr):
-    """Add a block of columns, (rounds, lanes, width), to the sums of every lane."""
+def no_sums(LANES: tl.constexpr, M: tl.constexpr):
+    """M, S, T and L of every pass for every lane, and the number of classes in L, before the first block."""
+    kept = tl.zeros((LANES,), tl.float32)
+    top, zeros = (), ()
+    for _ in tl.static_range(M):
+        top += (kept - float("inf"),)
+        zeros += (kept,)
+    return top, zeros, zeros, zeros, kept
+
+
+@triton.jit
+def add_block(sums, z, M: tl.constexpr, SMOOTHING: tl.constexpr):
+    """Add a block of the logits of every pass, (rounds, lanes, width), to the sums of every lane."""
     top, total, spread, logit_sum, kept = sums
-    z = _load(rows, columns, classes, MASKED, "evict_last")
     new_top, rise, x = (), (), ()
     for k in tl.static_range(M):
         new_top += (tl.maximum(top[k], tl.max(tl.max(z[k], 2), 0)),)
@@ -187,22 +197,19 @@ def first_sweep(
     ROUNDS: tl.constexpr = BLOCK // (LANES * WIDTH)
     lanes = tl.arange(0, LANES)[None, :, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
     columns = tl.arange(0, ROUNDS)[:, None, None] * (LANES * WIDTH) + lanes
-    kept = tl.zeros((LANES,), tl.float32)
-    top, zeros = (), ()
-    for _ in tl.static_range(M):
-        top += (kept - float("inf"),)
-        zeros += (kept,)
-    sums = (top, zeros, zeros, zeros, kept)
+    sums = no_sums(LANES, M)
     full = tl.minimum(last, classes // BLOCK)
     for block in tl.range(first, full, num_stages=3):
-        sums = _add_block(sums, rows, block * BLOCK + columns, classes, False, M, SMOOTHING)
+        z = load(rows, block * BLOCK + columns, classes, False, "evict_last")
+        sums = add_block(sums, z, M, SMOOTHING)
     for block in tl.range(tl.maximum(first, full), last):
-        sums = _add_block(sums, rows, block * BLOCK + columns, classes, True, M, SMOOTHING)
+        z = load(rows, block * BLOCK + columns, classes, True, "evict_last")
+        sums = add_block(sums, z, M, SMOOTHING)
     return joined(sums, M)
 
 
 @triton.jit
-def _gradient(z, sums, a, b, classes, M: tl.constexpr, SMOOTHING: tl.constexpr):
+def gradient_of(z, sums, a, b, classes, M: tl.constexpr, SMOOTHING: tl.constexpr):
     """The gradient for logits, without what the label's alone has: its share of a y."""
     top, total, spread, _, kept = sums
     own = a
@@ -247,16 +254,16 @@ def second_sweep(
     full = tl.minimum(last, classes // BLOCK)
     for block in tl.range(tl.maximum(first, full), last):
         columns = block * BLOCK + tl.arange(0, BLOCK)
-        gradient = _gradient(_load(rows, columns, classes, True, "evict_first"), sums, a, b, classes, M, SMOOTHING)
+        gradient = gradient_of(load(rows, columns, classes, True, "evict_first"), sums, a, b, classes, M, SMOOTHING)
         for k in tl.static_range(M):
             tl.store(grad_rows[k] + columns, gradient[k], mask=columns < classes, eviction_policy="evict_first")
     for i in tl.range(first, full):
         columns = (first + full - 1 - i) * BLOCK + tl.arange(0, BLOCK)
-        gradient = _gradient(_load(rows, columns, classes, False, "evict_first"), sums, a, b, classes, M, SMOOTHING)
+        gradient = gradient_of(load(rows, columns, classes, False, "evict_first"), sums, a, b, classes, M, SMOOTHING)
         for k in tl.static_range(M):
             tl.store(grad_rows[k] + columns, gradient[k], eviction_policy="evict_first")
     if (label >= first * BLOCK) & (label < tl.minimum(last * BLOCK, classes)):  # else every column would be compared
-        gradient = _gradient(label_logits, sums, a, b, classes, M, SMOOTHING)
+        gradient = gradient_of(label_logits, sums, a, b, classes, M, SMOOTHING)
         tl.debug_barrier()
         for k in tl.static_range(M):
             tl.store(grad_rows[k] + label, gradient[k] - a * (1 - SMOOTHING))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
 
 from .fused import Number, Terms
-from .kernels import count_kernel, rdrop_kernel, scale_kernel, total_kernel
+from .kernels import count_kernel, few_kernel, rdrop_kernel, scale_kernel, total_kernel
 from .reference import IGNORE_INDEX
 
 # Size of a block of all passes, and the warps that work on it: enough loads in flight to keep the memory busy. While a
@@ -16,6 +17,7 @@ from .reference import IGNORE_INDEX
 BLOCK_BYTES = 2**15
 WARPS, WARP = 16, 32  # WARP: threads of one
 LOAD_BYTES = 16  # that a thread loads at once
+FEW_LOGITS, FEW_AT_A_TIME = 2**17, 2**12  # up to so many, one program computes all items, so many logits at a time
 PROGRAMS_AT_A_TIME = 2  # of the kernel, on a multiprocessor: at most that many have their blocks in shared memory
 ITEM_BLOCK = 2**11
 SCALE_BLOCK = 2**12
@@ -50,54 +52,60 @@ def loss_and_grad(
     if with_grad:
         grad = logits if overwrite else tuple(torch.empty(z.shape, dtype=z.dtype, device=z.device) for z in logits)
     labels, mask = labels.contiguous(), None if mask is None else mask.contiguous()
-    new = partial(torch.empty, dtype=torch.float32, device=labels.device)
-    terms, results = new(2 + 2 * size), (new(()), new(()), new(()))
-    given = (task_scale, divergence_scale, num_items, num_divergence_items)
-    numbers = tuple(None if n is None else _argument(n, labels.device) for n in given)
+    new = partial(torch.empty, (), dtype=torch.float32, device=labels.device)
+    results = (new(), new(), new())
+    strides = tuple(z.stride(0) for z in logits)
+    grad_strides = None if grad is None else tuple(g.stride(0) for g in grad)
+    numbers = (task_scale, divergence_scale, num_items, num_divergence_items)
+    on_device = (None if n is None else _argument(n, labels.device) for n in numbers)
+    given = (logits, strides, grad, grad_strides, labels, mask, *on_device)
+    shared = {"M": m, "SMOOTHING": label_smoothing, "IGNORED": IGNORE_INDEX, **OPTIONS}
+    passes, width = _power_of_2(m), _power_of_2(classes)
+    with torch.cuda.device_of(labels):
+        if passes * width <= FEW_AT_A_TIME and m * width * size <= FEW_LOGITS:
+            items = FEW_AT_A_TIME // (passes * width)
+            few_kernel[(1,)](
+                *given, *results, size, classes, ITEMS=items, WIDTH=width, BLOCK=ITEM_BLOCK, num_warps=WARPS, **shared
+            )
+        else:
+            _several_launches(given, results, shared)
+    return results, grad
 
+
+def _several_launches(given: tuple[Any, ...], results: Sequence[torch.Tensor], shared: dict[str, Any]) -> None:
+    """Many logits: the counts, then a program or more for each item, then the sums over items."""
+    logits, _, grad, _, labels, mask, *scales, num_items, num_divergence_items = given
+    m, size, classes = shared["M"], len(labels), logits[0].shape[1]
     aligned = all(map(_is_aligned, logits))  # otherwise every logit takes a load, and registers, of its own
     columns = (BLOCK_BYTES if aligned else BLOCK_BYTES // 2) // (logits[0].element_size() * _power_of_2(m))
     block = min(_power_of_2(classes), columns)
     warps = max(1, WARPS * block // columns)
     width = min(LOAD_BYTES // logits[0].element_size(), block) if aligned else 1
-    parts, lag = 1, 0
-    if with_grad:
+    parts, lag, part_sums, progress = 1, 0, None, None
+    if grad is not None:
         parts, lag = split(labels.device, size, m * classes * logits[0].element_size(), _ceil(classes, block))
-    with torch.cuda.device_of(labels):
-        if num_items is None or num_divergence_items is None:
-            count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK, **OPTIONS)
-        strides = tuple(z.stride(0) for z in logits)
-        grad_strides = None if grad is None else tuple(g.stride(0) for g in grad)
-        part_sums = progress = None
-        if parts > 1:
-            part_sums = new(size * (5 * m + 1) * parts)
-            progress = torch.zeros(1 + size, dtype=torch.int32, device=labels.device)
-        rdrop_kernel[(size if parts == 1 else (size + lag) * 2 * parts,)](
-            logits,
-            strides,
-            grad,
-            grad_strides,
-            labels,
-            mask,
-            *numbers,
-            terms,
-            part_sums,
-            progress,
-            size,
-            classes,
-            lag,
-            M=m,
-            SMOOTHING=label_smoothing,
-            IGNORED=IGNORE_INDEX,
-            BLOCK=block,
-            LANES=min(WARP * warps, block // width),
-            WIDTH=width,
-            PARTS=parts,
-            num_warps=warps,
-            **OPTIONS,
-        )
-        total_kernel[(1,)](terms, *numbers, *results, size, BLOCK=ITEM_BLOCK, **OPTIONS)
-    return results, grad
+    terms = torch.empty(2 + 2 * size, dtype=torch.float32, device=labels.device)
+    if parts > 1:
+        part_sums = torch.empty(size * (5 * m + 1) * parts, dtype=torch.float32, device=labels.device)
+        progress = torch.zeros(1 + size, dtype=torch.int32, device=labels.device)
+    if num_items is None or num_divergence_items is None:
+        count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK, **OPTIONS)
+    rdrop_kernel[(size if parts == 1 else (size + lag) * 2 * parts,)](
+        *given,
+        terms,
+        part_sums,
+        progress,
+        size,
+        classes,
+        lag,
+        BLOCK=block,
+        LANES=min(WARP * warps, block // width),
+        WIDTH=width,
+        PARTS=parts,
+        num_warps=warps,
+        **shared,
+    )
+    total_kernel[(1,)](terms, *scales, num_items, num_divergence_items, *results, size, BLOCK=ITEM_BLOCK, **OPTIONS)
 
 
 def _argument(number: Number, device: torch.device) -> float | torch.Tensor:

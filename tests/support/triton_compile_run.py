@@ -54,6 +54,7 @@ def compile_only(run, *args, warmup, **options):
 
 for kernel in (
     kernels.count_kernel,
+    kernels.few_kernel,
     kernels.rdrop_kernel,
     kernels.total_kernel,
     kernels.scale_kernel,
@@ -73,6 +74,9 @@ for capability in map(int, sys.argv[1:]):
         (torch.bfloat16, 3, 250_002, 8, {"mask": labels == 0, "label_smoothing": 0.1, **given}),
         (torch.float16, 3, 32_000, 1, given),
         (torch.float32, 1, 2, 1, given),
+        (torch.bfloat16, 2, 9, 1, {"mask": labels == 0, "label_smoothing": 0.1}),
+        (torch.float32, 2, 3, 1, given),
+        (torch.float16, 3, 1000, 1, given),
     ):
         logits = (torch.empty(4 * m, classes, dtype=dtype),)
         kernels.split = lambda *_, parts=parts: (parts, 3)

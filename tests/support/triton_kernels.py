@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from rdrop_trainer.losses import chunked, devices, kernels, rdrop_loss, triton
+from rdrop_trainer.losses import chunked, devices, fused, kernels, rdrop_loss, triton
 from support import formulas
 from support.formulas import formulas_fast, make, relative
 from support.operations import Operations
@@ -40,14 +40,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in a row of few classes, the last of them not full, and several rounds in a block."""
-    for name, value in {"BLOCK_BYTES": 256, "WARPS": 1, "WARP": 4, "ITEM_BLOCK": 2}.items():
+    for name, value in {"BLOCK_BYTES": 256, "WARPS": 1, "WARP": 4, "ITEM_BLOCK": 2, "FEW_LOGITS": 0}.items():
         monkeypatch.setattr(triton, name, value)
+    monkeypatch.setattr(fused, "TRITON_SCALES_FROM", 0)
 
 
-@pytest.fixture(params=[1, 2], ids=["whole items", "split items"])
-def parts(request, monkeypatch):
-    """In how many parts an item is computed, if it has several blocks."""
-    monkeypatch.setattr(triton, "split", lambda device, size, item_bytes, blocks: (min(request.param, blocks), 1))
+@pytest.fixture(params=["whole items", "split items", "few logits"])
+def way(request, monkeypatch):
+    """A program for each item; two for each, if it has several blocks; or one for all, several at a time."""
+    parts = 2 if request.param == "split items" else 1
+    monkeypatch.setattr(triton, "split", lambda device, size, item_bytes, blocks: (min(parts, blocks), 1))
+    if request.param == "few logits":
+        monkeypatch.setattr(triton, "FEW_LOGITS", 2**17)
+        monkeypatch.setattr(triton, "FEW_AT_A_TIME", 2**10)
+        monkeypatch.setattr(fused, "TRITON_SCALES_FROM", 2**17)
     return request.param
 
 
@@ -69,7 +75,7 @@ def computed(logits, labels, m=2, backend=triton, weights=(0.3, 0.7), **options)
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_equals_the_definition(m, smoothing, parts):
+def test_equals_the_definition(m, smoothing, way):
     logits, labels = example(3, m)
     labels[1] = -100
     exact = logits.detach().double().requires_grad_()
@@ -84,7 +90,7 @@ def test_equals_the_definition(m, smoothing, parts):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_no_worse_than_the_naive_formula(dtype):
+def test_half_precision_is_no_worse_than_the_naive_formula(dtype, way):
     logits, labels = example(4, dtype=dtype)
     exact, naive = logits.detach().double().requires_grad_(), logits.detach().clone().requires_grad_()
     expected, rough = formulas_fast(exact, labels, "single_label"), formulas_fast(naive, labels, "single_label")
@@ -98,7 +104,7 @@ def test_half_precision_is_no_worse_than_the_naive_formula(dtype):
 
 
 @pytest.mark.parametrize("noise", [1.0, 0.01])
-def test_close_passes_keep_their_digits(noise):
+def test_close_passes_keep_their_digits(noise, way):
     base, labels = example(2, m=1)
     logits, other = torch.cat([base, base]).detach(), example(2, seed=1)[0].detach()
     logits += noise * other
@@ -112,14 +118,14 @@ def test_close_passes_keep_their_digits(noise):
 
 
 @pytest.mark.parametrize("m", [2, 5])
-def test_identical_passes_have_no_divergence(m, parts):
+def test_identical_passes_have_no_divergence(m, way):
     logits, labels = example(1, m=1)
     _, divergence, (gradient,) = computed((logits.detach().repeat(m, 1),), labels, m, weights=(0.0, 1.0))
     assert divergence == 0 and not gradient.any()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_masked_items_add_nothing_whatever_they_hold(smoothing, parts):
+def test_masked_items_add_nothing_whatever_they_hold(smoothing, way):
     logits, labels = example(6)
     mask = torch.tensor([True, False, True, False, False, True], device=DEVICE)
     labels[0] = -100
@@ -140,7 +146,7 @@ def test_masked_items_add_nothing_whatever_they_hold(smoothing, parts):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("masked", [slice(0, 40), slice(30, 31), slice(60, None)])
-def test_masked_classes_contribute_nothing(masked, smoothing, parts):
+def test_masked_classes_contribute_nothing(masked, smoothing, way):
     logits, labels = example(2)
     labels = 41 + labels % 19
     with torch.no_grad():
@@ -156,7 +162,7 @@ def test_masked_classes_contribute_nothing(masked, smoothing, parts):
 
 
 @pytest.mark.parametrize("magnitude", [1e4, -1e4])
-def test_extreme_logits_stay_finite(magnitude, parts):
+def test_extreme_logits_stay_finite(magnitude, way):
     logits, labels = example(4)
     with torch.no_grad():
         logits[0, 1] = magnitude
@@ -172,7 +178,7 @@ def test_extreme_logits_stay_finite(magnitude, parts):
 
 
 @pytest.mark.parametrize("value", [-1e12, -3e38, 3e38])
-def test_a_thread_that_has_only_huge_logits_adds_what_it_should(value, parts):
+def test_a_thread_that_has_only_huge_logits_adds_what_it_should(value, way):
     logits, labels = example(2)
     with torch.no_grad():
         logits[:, 20:60] = value
@@ -187,7 +193,7 @@ def test_a_thread_that_has_only_huge_logits_adds_what_it_should(value, parts):
     assert relative(logits.grad, exact.grad) < 1e-6
 
 
-def test_a_nan_or_a_wrong_label_is_seen(parts):
+def test_a_nan_or_a_wrong_label_is_seen(way):
     logits, labels = example(2)
     wrong = labels.clone()
     wrong[1] = CLASSES
@@ -254,7 +260,7 @@ def test_the_items_that_are_begun_fit_in_the_cache(size, item_bytes, blocks, par
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("layout", ["one tensor", "separate", "strided", "transposed"])
-def test_every_layout_gives_the_same(layout, overwrite, parts):
+def test_every_layout_gives_the_same(layout, overwrite, way):
     logits, labels = example(2)
     logits = logits.detach()
     expected, mask = computed((logits,), labels), None
@@ -282,7 +288,7 @@ def test_every_layout_gives_the_same(layout, overwrite, parts):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("of", ["loss", "task_loss", "divergence", "three times the loss"])
-def test_gradients_of_every_term(of, dtype):
+def test_gradients_of_every_term(of, dtype, way):
     logits, labels = example(2, dtype=dtype)
     exact = logits.detach().double().requires_grad_()
     for z, implementation in ((logits, "triton"), (exact, "reference")):
@@ -323,7 +329,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("classes, dtype, layout, options", CALLS)
-def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monkeypatch, parts):
+def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monkeypatch, way):
     """What a call costs where there are few logits: the start of each operation."""
     monkeypatch.setattr(devices, "can_read", lambda tensor: False)
     logits, labels = make("single_label", 6, classes, 2, dtype)
@@ -332,14 +338,32 @@ def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monk
     if layout == "3D":
         leaves = [logits.detach().unflatten(0, (4, 3)).requires_grad_()]
     launches = []
-    for kernel in ("count_kernel", "rdrop_kernel", "total_kernel", "scale_kernel"):
+    for kernel in ("count_kernel", "rdrop_kernel", "total_kernel", "few_kernel", "scale_kernel"):
         monkeypatch.setattr(triton, kernel, Launches(getattr(triton, kernel), launches))
     with Operations() as operations:
         tensors = [z.flatten(0, 1) for z in leaves] if layout == "3D" else leaves
         loss = rdrop_loss(tensors, labels, alpha=4.0, implementation="triton", **options).loss
         torch.autograd.grad(loss, leaves)
     assert len(operations.names) <= 8 and not operations.that_wait, operations.names
-    assert len(launches) <= 3 + len(leaves) - ("num_items" in options)
+    most = 1 if way == "few logits" else 3 - ("num_items" in options) + len(leaves)
+    assert len(launches) <= most
+
+
+@pytest.mark.parametrize(
+    "size, classes, m, few",
+    [(6, 9, 2, True), (7, 9, 2, False), (4, 9, 3, True), (5, 9, 3, False), (2, 33, 2, False), (3, 17, 2, True)],
+)
+def test_few_logits_are_computed_in_one_launch(size, classes, m, few, monkeypatch):
+    monkeypatch.setattr(triton, "FEW_LOGITS", 2 * 6 * 16)  # two passes of 6 items of 16 classes
+    monkeypatch.setattr(triton, "FEW_AT_A_TIME", 2 * 32)
+    launches = []
+    for kernel in ("count_kernel", "rdrop_kernel", "total_kernel", "few_kernel"):
+        monkeypatch.setattr(triton, kernel, Launches(getattr(triton, kernel), launches))
+    logits, labels = make("single_label", size, classes, m, torch.float32)
+    got = by_triton(logits.to(DEVICE), labels.to(DEVICE), alpha=4.0, num_passes=m)
+    expected = rdrop_loss(logits.double(), labels, alpha=4.0, num_passes=m, implementation="reference")
+    assert len(launches) == (1 if few else 3)
+    assert relative(got.loss.cpu(), expected.loss) < 1e-6
 
 
 class Launches:
@@ -358,7 +382,7 @@ class Launches:
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_counts_of_its_own(masks):
+def test_counts_of_its_own(masks, way):
     logits, labels = example(5)
     labels[[1, 2]] = -100
     mask = masked(5) if masks else None
@@ -368,7 +392,7 @@ def test_counts_of_its_own(masks):
         assert relative(term.detach(), right.detach()) < 1e-6
 
 
-def test_no_items():
+def test_no_items(way):
     logits, labels = example(0)
     result = by_triton(logits, labels, alpha=4.0)
     result.loss.backward()
