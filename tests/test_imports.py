@@ -20,7 +20,7 @@ FOLDERS = [
     ["semi_supervised", "search", "views", "base_loss", "logged_terms"],
     ["objective"],
     ["dropout", "training_args", "run_folder"],
-    ["head"],
+    ["head", "unlabeled_rows"],
     ["losses", "_extras", "_dropout_places", "_twins"],
     ["errors", "_console", "_lazy", "_mixin_base", "overrides"],
 ]

@@ -6,7 +6,7 @@ import torch
 from transformers import default_data_collator
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.semi_supervised import SemiSupervisedDataset, SemiSupervisedSampler
+from rdrop_trainer.unlabeled_rows import SemiSupervisedDataset, SemiSupervisedSampler
 from support import formulas, tiny, zoo
 from support.semi_supervised import flat, rows, seen, spy
 

@@ -14,7 +14,7 @@ from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import has_length
 
-from ..semi_supervised import SemiSupervisedSampler, row_sampler
+from ..unlabeled_rows import SemiSupervisedSampler, row_sampler
 from .resuming import last_whole_checkpoint
 
 
