@@ -66,10 +66,7 @@ def rdrop_kernel(
     grad_strides,
     labels,
     mask,  # a pointer or None
-    task_scale,  # these four: a number, or a pointer to one; a count may be None
-    divergence_scale,
-    num_items,
-    num_divergence_items,
+    numbers,  # scales of task loss and divergence, counts of items for both; pointers or values, a count may be None
     terms,  # two counts, the task losses of all items, their divergences
     part_sums,  # these two of several parts only: room for (5 M + 1) PARTS numbers an item
     progress,  # zeros: the tasks begun; for every item, the parts whose first sweep has ended
@@ -145,20 +142,15 @@ def rdrop_kernel(
         tl.store(task_term, task)
         tl.store(divergence_term, divergence)
     if grad is not None:
-        a, b = factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, (terms, terms + 1), M)
+        a, b = factors(labeled, numbers, (terms, terms + 1), M)
         second_sweep(rows, grad_rows, first, last, classes, label, label_logits, a, b, sums, M, SMOOTHING, BLOCK)
 
 
 @triton.jit(do_not_specialize=["size"])
 def total_kernel(
-    terms,  # these five as in `rdrop_kernel`, but a scale of None: the divergence is no part of the loss
-    task_scale,
-    divergence_scale,
-    num_items,
-    num_divergence_items,
-    loss,  # the three results
-    task_loss,
-    divergence,
+    terms,  # these two as in `rdrop_kernel`, but a scale of None: the divergence is no part of the loss
+    numbers,
+    results,  # loss, task loss, divergence
     size,
     BLOCK: tl.constexpr,
 ):
@@ -168,18 +160,7 @@ def total_kernel(
         here = start + tl.arange(0, BLOCK)
         task_sum += tl.load(terms + 2 + here, mask=here < size, other=0.0)
         divergence_sum += tl.load(terms + 2 + size + here, mask=here < size, other=0.0)
-    store_results(
-        tl.sum(task_sum, 0),
-        tl.sum(divergence_sum, 0),
-        task_scale,
-        divergence_scale,
-        num_items,
-        num_divergence_items,
-        (terms, terms + 1),
-        loss,
-        task_loss,
-        divergence,
-    )
+    store_results(tl.sum(task_sum, 0), tl.sum(divergence_sum, 0), numbers, (terms, terms + 1), results)
 
 
 @triton.jit
@@ -197,19 +178,14 @@ def _wide(sums, M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size"])
 def few_kernel(
-    logits,  # all that the three kernels above take
+    logits,  # this and the rest as in those
     logits_strides,
     grad,
     grad_strides,
     labels,
     mask,
-    task_scale,
-    divergence_scale,
-    num_items,
-    num_divergence_items,
-    loss,
-    task_loss,
-    divergence,
+    numbers,
+    results,
     size,
     classes,
     M: tl.constexpr,
@@ -219,12 +195,12 @@ def few_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The three kernels above in one, for few logits, whose work takes less time than a launch.
+    """`count_kernel`, `rdrop_kernel` and `total_kernel` in one, for few logits: their work takes less than a launch.
 
     One program computes ITEMS items at a time, each with all its classes: the lanes of `add_block` are items here.
     """
     counted = (None, None)
-    if num_items is None or num_divergence_items is None:
+    if numbers[2] is None or numbers[3] is None:
         counted = count(labels, mask, size, IGNORED, BLOCK)
     columns = tl.arange(0, WIDTH)[None, None, :]
     task_sum, divergence_sum = tl.zeros((ITEMS,), tl.float32), tl.zeros((ITEMS,), tl.float32)
@@ -246,7 +222,7 @@ def few_kernel(
         task_sum += task
         divergence_sum += tl.where(counts, spread, 0.0)
         if grad is not None:
-            a, b = factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, counted, M)
+            a, b = factors(labeled, numbers, counted, M)
             gradient = gradient_of(z, _wide(sums, M), a[None, :, None], b, classes, M, SMOOTHING)
             of_label = tl.where(is_label, (a * (1 - SMOOTHING))[None, :, None], 0.0)
             grad_rows = rows_of(grad, grad_strides, item[None, :, None], size, M)
@@ -254,18 +230,7 @@ def few_kernel(
             for k in tl.static_range(M):
                 value = tl.where(counts[None, :, None], gradient[k] - of_label, 0.0)
                 tl.store(grad_rows[k] + columns, value, mask=inside)
-    store_results(
-        tl.sum(task_sum, 0),
-        tl.sum(divergence_sum, 0),
-        task_scale,
-        divergence_scale,
-        num_items,
-        num_divergence_items,
-        counted,
-        loss,
-        task_loss,
-        divergence,
-    )
+    store_results(tl.sum(task_sum, 0), tl.sum(divergence_sum, 0), numbers, counted, results)
 
 
 @triton.jit

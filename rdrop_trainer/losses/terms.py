@@ -69,19 +69,10 @@ def terms_of(labeled, label_logits, sums, classes, M: tl.constexpr, SMOOTHING: t
 
 
 @triton.jit
-def store_results(
-    task_sum,
-    divergence_sum,
-    task_scale,
-    divergence_scale,
-    num_items,
-    num_divergence_items,
-    counted,
-    loss,
-    task_loss,
-    divergence,
-):
+def store_results(task_sum, divergence_sum, numbers, counted, results):
     """Loss, task loss and divergence by the sums over items; a divergence scale of None: it is no part of the loss."""
+    task_scale, divergence_scale, num_items, num_divergence_items = numbers
+    loss, task_loss, divergence = results
     task_mean = task_sum * _one_over(num_items, counted[0])
     divergence_mean = divergence_sum * _one_over(num_divergence_items, counted[1])
     total = _value(task_scale) * task_mean
@@ -93,8 +84,9 @@ def store_results(
 
 
 @triton.jit
-def factors(labeled, task_scale, divergence_scale, num_items, num_divergence_items, counted, M: tl.constexpr):
+def factors(labeled, numbers, counted, M: tl.constexpr):
     """a and b, by which an item's loss and divergence are multiplied in the gradient."""
+    task_scale, divergence_scale, num_items, num_divergence_items = numbers
     a = _value(task_scale) * _one_over(num_items, counted[0])
     b = _value(divergence_scale) * _one_over(num_divergence_items, counted[1]) * unit(M) / max(M - 1, 1)
     return tl.where(labeled, a / M, 0.0), b

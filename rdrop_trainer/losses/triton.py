@@ -57,15 +57,15 @@ def loss_and_grad(
     strides = tuple(z.stride(0) for z in logits)
     grad_strides = None if grad is None else tuple(g.stride(0) for g in grad)
     numbers = (task_scale, divergence_scale, num_items, num_divergence_items)
-    on_device = (None if n is None else _argument(n, labels.device) for n in numbers)
-    given = (logits, strides, grad, grad_strides, labels, mask, *on_device)
+    numbers = tuple(None if n is None else _argument(n, labels.device) for n in numbers)
+    given = (logits, strides, grad, grad_strides, labels, mask, numbers)
     shared = {"M": m, "SMOOTHING": label_smoothing, "IGNORED": IGNORE_INDEX, **OPTIONS}
     passes, width = _power_of_2(m), _power_of_2(classes)
     with torch.cuda.device_of(labels):
         if passes * width <= FEW_AT_A_TIME and m * width * size <= FEW_LOGITS:
             items = FEW_AT_A_TIME // (passes * width)
             few_kernel[(1,)](
-                *given, *results, size, classes, ITEMS=items, WIDTH=width, BLOCK=ITEM_BLOCK, num_warps=WARPS, **shared
+                *given, results, size, classes, ITEMS=items, WIDTH=width, BLOCK=ITEM_BLOCK, num_warps=WARPS, **shared
             )
         else:
             _several_launches(given, results, shared)
@@ -74,7 +74,7 @@ def loss_and_grad(
 
 def _several_launches(given: tuple[Any, ...], results: Sequence[torch.Tensor], shared: dict[str, Any]) -> None:
     """Many logits: the counts, then a program or more for each item, then the sums over items."""
-    logits, _, grad, _, labels, mask, *scales, num_items, num_divergence_items = given
+    logits, _, grad, _, labels, mask, numbers = given
     m, size, classes = shared["M"], len(labels), logits[0].shape[1]
     aligned = all(map(_is_aligned, logits))  # otherwise every logit takes a load, and registers, of its own
     columns = (BLOCK_BYTES if aligned else BLOCK_BYTES // 2) // (logits[0].element_size() * _power_of_2(m))
@@ -88,7 +88,7 @@ def _several_launches(given: tuple[Any, ...], results: Sequence[torch.Tensor], s
     if parts > 1:
         part_sums = torch.empty(size * (5 * m + 1) * parts, dtype=torch.float32, device=labels.device)
         progress = torch.zeros(1 + size, dtype=torch.int32, device=labels.device)
-    if num_items is None or num_divergence_items is None:
+    if any(count is None for count in numbers[2:]):
         count_kernel[(1,)](labels, mask, terms, size, IGNORED=IGNORE_INDEX, BLOCK=ITEM_BLOCK, **OPTIONS)
     rdrop_kernel[(size if parts == 1 else (size + lag) * 2 * parts,)](
         *given,
@@ -105,7 +105,7 @@ def _several_launches(given: tuple[Any, ...], results: Sequence[torch.Tensor], s
         num_warps=warps,
         **shared,
     )
-    total_kernel[(1,)](terms, *scales, num_items, num_divergence_items, *results, size, BLOCK=ITEM_BLOCK, **OPTIONS)
+    total_kernel[(1,)](terms, numbers, results, size, BLOCK=ITEM_BLOCK, **OPTIONS)
 
 
 def _argument(number: Number, device: torch.device) -> float | torch.Tensor:
