@@ -50,7 +50,7 @@ MOST_TOKENS = 64  # of a translation; those of the test set have up to 40
 EVALUATIONS = 10
 SETTINGS = (
     "pairs", "max_seconds", "batch_size", "learning_rate", "warmup_steps", "vocab_size", "d_model", "layers", "heads",
-    "dropout", "label_smoothing", "bf16",
+    "dropout", "label_smoothing", "bf16", "alpha_warmup_steps",
 )  # fmt: skip
 FIGURES = {
     "steps": ("steps", 1), "val_loss": ("validation loss", 1), "loss": ("test loss, nats a token", 1),
@@ -152,7 +152,8 @@ class Bench:
         set_seed(seed)
         model = make_model(self.tokenizer, options)
         arguments = RDropSeq2SeqTrainingArguments(
-            folder, rdrop_alpha=alpha, seed=seed, num_train_epochs=100_000, bf16=options.bf16,
+            folder, rdrop_alpha=alpha, rdrop_warmup_steps=options.alpha_warmup_steps, seed=seed,
+            num_train_epochs=100_000, bf16=options.bf16,
             per_device_train_batch_size=options.batch_size, per_device_eval_batch_size=64,
             train_sampling_strategy="group_by_length", dataloader_num_workers=options.workers,
             learning_rate=options.learning_rate, lr_scheduler_type="inverse_sqrt", warmup_steps=options.warmup_steps,
@@ -281,6 +282,7 @@ def main():
     parser.add_argument("--picture", type=Path, help="default: beside the results")
     parser.add_argument("--report", action="store_true", help="train nothing: table and picture of what there is")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 5.0])
+    parser.add_argument("--alpha_warmup_steps", type=int, default=0, help="over which alpha rises from 0")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--max_seconds", type=float, default=4000, help="of a run's training")
     parser.add_argument("--pairs", type=int, default=10_000, help="of the training set, the first")
