@@ -62,6 +62,17 @@ def test_broken_custom_data(tmp_path):
         load_files(train_file=train, validation_file=other)
 
 
+def test_a_blank_cell_is_no_label(tmp_path):
+    """It looks like an empty one; a class without a name would be learned from it."""
+    rows = "text,label\nx,a\ny,b\n"
+    with pytest.raises(InputError, match=r"a.csv:4: the row has no label \('  '\), expected one of a, b"):
+        load_files(train_file=write(tmp_path / "a.csv", rows + "z,  \n"))
+    splits, task = load_files(
+        train_file=write(tmp_path / "a.csv", rows), test_file=write(tmp_path / "b.csv", "text,label\nz, \nx,a\n")
+    )
+    assert task.labels == ("a", "b") and list(splits["test"]["label"]) == [-1, 0]
+
+
 def test_guessed_columns_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_files(train_file=write(tmp_path / "a.csv", "title,label\nx,a\ny,b\n"))
