@@ -127,6 +127,13 @@ class FinishedRun:
         return ((self.stability or {}).get("dropout") or {"flip_rate": 0.0})["flip_rate"] is None
 
     @property
+    def class_logits(self) -> np.ndarray | None:
+        """Logits (N, C) of classes; None where there are none, or the model broke down, so that some are NaN."""
+        logits = None if self.logits is None or self.is_regression else np.asarray(self.logits)
+        fits = logits is not None and logits.ndim == 2 and logits.shape[1] > 1
+        return logits if fits and np.isfinite(logits.max(1)).all() else None
+
+    @property
     def last_step(self) -> int | None:
         """The last step that was logged."""
         return max((entry["step"] for entry in self.log_history if "step" in entry), default=None)

@@ -308,7 +308,7 @@ def _untimed(arms: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
 def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dict[str, float]:
     found = {}
     for arm, runs in zip(ARMS, (baseline, rdrop), strict=True):
-        logits = [run.logits for run in runs]
-        if len(logits) > 1 and all(z is not None and z.ndim == 2 and z.shape[1] > 1 for z in logits):
+        logits = [run.class_logits for run in runs]
+        if len(logits) > 1 and all(z is not None for z in logits):
             found[arm] = mean(seed_stability(pair).flip_rate for pair in combinations(logits, 2))
     return found if len(found) == 2 else {}

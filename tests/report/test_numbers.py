@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rdrop_trainer.report import report_folder, write_report
+from rdrop_trainer.report.calibration import reliability_of
 from rdrop_trainer.report.quantities import lower_is_better
 from support.reports import BASELINE, HIGHER, arms, run, stability
 
@@ -77,6 +78,17 @@ def test_models_of_two_seeds_that_disagree_are_counted(tmp_path):
     report = write_report(first, second, tmp_path)
     assert report.churn == {"baseline": pytest.approx((0.5 + 0.5 + 0.5) / 3), "rdrop": 0.0}
     assert "baseline 50.00 %, R-Drop 0.00 %" in report.markdown()
+
+
+def test_logits_of_a_model_that_broke_down_are_not_counted(tmp_path):
+    def with_logits(seed, alpha, value):
+        logits = np.where(np.arange(30)[:, None] == 7, value, np.eye(2)[np.arange(30) % 2])
+        return run(seed, alpha, logits=logits, labels=np.arange(30) % 2)
+
+    first = [with_logits(1, 0.0, 0.5), with_logits(2, 0.0, math.nan)]
+    report = write_report(first, [with_logits(1, 4.0, 0.5), with_logits(2, 4.0, 0.5)], tmp_path)
+    assert report.churn == {} and len(report.quantities[0].baseline) == 2
+    assert reliability_of(first) is None and reliability_of(first[:1]).rows.sum() == 30
 
 
 def test_scores_that_are_no_shares_keep_their_unit(tmp_path):
