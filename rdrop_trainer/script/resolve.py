@@ -18,7 +18,7 @@ from ..glue.own_files import load_files
 from ..glue.task import Task
 from ..glue.tasks import get_task
 from ..report.quantities import lower_is_better
-from ..run_folder import settings_of
+from ..run_folder import contents_of, settings_of
 from ..training_args import RDropTrainingArguments
 from .adapter import AdapterArguments
 from .arguments import DataArguments, ModelArguments
@@ -51,8 +51,9 @@ class RunConfig:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings as plain values; tokens left out."""
-        return settings_of(self.model, self.adapter, self.data, self.training)
+        """All settings as plain values, and what is in the files that they name; tokens left out."""
+        settings = settings_of(self.model, self.adapter, self.data, self.training)
+        return settings | contents_of(settings)
 
     @property
     def columns(self) -> dict[str, list[str]] | None:

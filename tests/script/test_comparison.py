@@ -167,6 +167,15 @@ def test_runs_of_other_settings_are_not_mixed(here, launch, capsys):
     assert json.loads((here / "both" / "report.json").read_text())["alpha"] == 2
 
 
+def test_runs_on_other_rows_are_not_mixed(here, launch, capsys):
+    rows = (here / "dev.csv").read_bytes()
+    (here / "dev.csv").write_bytes(rows[: rows.rindex(b"\n", 0, -1) + 1])
+    line = fails(capsys, *FLAGS, "--seeds", "1", "2", "3")
+    assert "plain-seed1: is a finished run with other settings (contents of validation_file was '" in line
+    (here / "dev.csv").write_bytes(rows)
+    assert script.main([*FLAGS, "--seeds", "1", "2", "3"]) == 0 and launch.started == ["plain-seed3", "rdrop-seed3"]
+
+
 def test_a_recipe_may_ask_for_a_comparison(here, launch):
     recipe = dict(word.removeprefix("--").split("=") for word in FLAGS if "=" in word)
     pairs = zip(FAST[::2], FAST[1::2], strict=True)
