@@ -267,12 +267,15 @@ def report_folder(folder: str | Path, output_dir: str | Path | None = None, alph
     if not runs:
         raise InputError(f"{folder}: holds no finished run (no folder in it has {RESULTS})")
     output_dir = output_dir or folder
-    if alpha is not None or not (folder / ARMS_FILE).exists():
+    if not (folder / ARMS_FILE).exists():
         return write_report(list(runs.values()), [], output_dir, alpha)
     arms = {
         arm: [run for name, run in runs.items() if name.rpartition("-seed")[0] == arm]
         for arm in read_arms(folder / ARMS_FILE)["arms"]
     }
+    if alpha is not None:  # beside plain, other arms may have no R-Drop either
+        chosen = [run for found in arms.values() for run in found if run.alpha == alpha]
+        return write_report(arms.get(PLAIN, []), chosen, output_dir, alpha)
     return write_report(arms.pop(PLAIN, []), arms.pop(RDROP, []), output_dir, others=arms)
 
 
