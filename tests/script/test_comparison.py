@@ -141,6 +141,16 @@ def test_a_failed_run_takes_nothing_else_with_it(here, launch, capsys):
     assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 0 and launch.started[2:] == ["plain-seed3"]
 
 
+def test_a_loss_that_is_nan_takes_no_other_run_with_it(here, monkeypatch, capsys):
+    launched = InProcess()
+    monkeypatch.setattr(several, "launcher", lambda *_: launched)
+    hot = "hot:learning_rate=1e30,max_grad_norm=0"
+    assert script.main([*FLAGS, "--seeds", "1", "2", "--arms", "plain", "rdrop", hot]) == 1
+    assert launched.started == ["hot-seed1", "hot-seed2"]
+    said = capsys.readouterr().out
+    assert "2 of 6 runs failed" in said and "over 2 seeds" in said.lower()
+
+
 def test_wrong_input_is_said_once(here, launch, capsys):
     launch.codes["plain_seed3"] = 2
     assert "plain, seed 3: this is why" in fails(capsys, *FLAGS, "--seeds", "3", "4")
