@@ -171,6 +171,12 @@ def test_a_resumed_run_stops_where_the_whole_one_does(reviews, model, monkeypatc
         assert run(model, REVIEWS, stop, fast=flags) == 130
     assert run(model, REVIEWS, stop, fast=flags) == 0
     assert read_results("out")["metrics"]["steps"] == 4 * 6
+    # Cut off after its training, while it was scored: there is nothing left to train
+    (reviews / "out" / "all_results.json").unlink()
+    monkeypatch.setattr(RDropTrainer, "training_step", lambda *_, **__: pytest.fail("another step"))
+    assert run(model, REVIEWS, stop, fast=flags) == 0
+    found = read_results("out")
+    assert found["metrics"]["steps"] == 4 * 6 and found["best_checkpoint"]["step"] == 6
 
 
 @pytest.mark.parametrize(
