@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,16 +27,19 @@ ARMS_FILE = "arms.json"  # in a comparison's folder: its arms, and how much long
 PROGRESS = "progress.json"  # how far a run is that has not ended
 LOG = "run.log"  # what a run prints that another process started
 
-_ROWS_SCORED = frozenset({"max_eval_samples", "max_predict_samples"})
+CONTENTS = "contents of "  # before the name of a setting that names a file: what was in it
+ROWS_EVALUATED = frozenset({"max_eval_samples", f"{CONTENTS}validation_file"})
+ROWS_SCORED = ROWS_EVALUATED | {"max_predict_samples"}
 # Changing these between an interrupted run and its continuation does not change what is trained
-FREE_TO_CHANGE = _ROWS_SCORED | frozenset(
+FREE_TO_CHANGE = ROWS_SCORED | frozenset(
     "output_dir resume_from_checkpoint overwrite_output_dir dry_run do_train do_eval do_predict disable_tqdm report_to "
     "run_name logging_steps logging_first_step logging_strategy log_level save_steps save_strategy save_total_limit "
     "cache_dir push_to_hub hub_model_id hub_strategy hub_private_repo dataloader_num_workers "
     "per_device_eval_batch_size eval_accumulation_steps eval_steps measure".split()
 )
 # These may differ between a run and its baseline, beside R-Drop's own; scores of other rows cannot be compared
-_FREE_FOR_A_BASELINE = FREE_TO_CHANGE - _ROWS_SCORED | {"unlabeled_file", "max_unlabeled_samples"}
+_UNLABELED = {"unlabeled_file", f"{CONTENTS}unlabeled_file", "max_unlabeled_samples"}
+_FREE_FOR_A_BASELINE = FREE_TO_CHANGE - ROWS_SCORED | _UNLABELED
 
 _WAITS = (0.02, 0.08, 0.3, 0.6)  # seconds between tries to replace a file
 _SAY_NOTHING = frozenset("train training data dataset".split())  # names of training files
@@ -131,6 +136,24 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
     return plain(settings)
 
 
+def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The beginning of a hash of each file that is learned from or evaluated on: the same path may hold other rows
+    later.
+    """
+    named = {name: settings.get(name) for name in ("train_file", "validation_file", "unlabeled_file")}
+    paths = {name: Path(path).absolute() for name, path in named.items() if path is not None}
+    return {CONTENTS + name: _hash(path, path.stat().st_mtime_ns) for name, path in paths.items() if path.is_file()}
+
+
+@lru_cache
+def _hash(path: Path, changed: int) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()[:12]
+
+
 class BestCheckpoint(NamedTuple):
     """The checkpoint with the best score while a run trained.
 
@@ -205,7 +228,7 @@ def changed_settings(
     """What differs between the settings of two runs, in the order of `now`.
 
     Args:
-        before: settings of the first run; one that it lacks counts as None.
+        before: settings of the first run; one that it lacks counts as None, unless it is what was in a file.
         now: settings of the second run; all of them are compared.
 
     >>> print(*changed_settings({"seed": 1, "log_level": "info"}, {"seed": 2, "log_level": "error"}))
@@ -214,7 +237,7 @@ def changed_settings(
     return [
         Change(name, before.get(name), value)
         for name, value in plain(now).items()
-        if name not in free and before.get(name) != value
+        if name not in free and before.get(name, value if name.startswith(CONTENTS) else None) != value
     ]
 
 

@@ -95,8 +95,10 @@ def spelling(value: object, where: str) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a raw label stands for none: None, an empty cell, or the NaN of a table with gaps."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    """Whether a raw label stands for none: None, an empty or blank cell, or the NaN of a table with gaps."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_whole_number(text: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
+from ..errors import InputError
 from .examples import IGNORED
 from .metrics import load_metric
 from .task import Task
@@ -101,11 +102,24 @@ def logits_of(predictions: Any) -> Any:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
+def broke_down(predictions: Any) -> bool:
+    """Whether a row's largest logit is NaN or infinite: then it tells no class from the others."""
+    return not np.isfinite(np.max(logits_of(predictions), -1)).all()
+
+
 def decode_labels(task: Task, predictions: Any, labels: LabelMap | None) -> np.ndarray:
-    """Label ids of the task (numbers for a regression) from a sequence model's logits, (N, C)."""
+    """Label ids of the task (numbers for a regression) from a sequence model's logits, (N, C).
+
+    Raises:
+        InputError: a class has logits that are NaN or infinite.
+    """
     logits = logits_of(predictions)
     if task.is_regression:
         return np.asarray(logits, dtype=np.float64).reshape(-1)
+    if broke_down(logits):
+        largest = np.max(logits, -1)
+        row = int(np.isfinite(largest).argmin())
+        raise InputError(f"{task.name}: the model predicts {largest[row]} for row {row}, expected finite numbers")
     return np.asarray(labels.to_task)[logits.argmax(-1)]
 
 
@@ -114,11 +128,13 @@ def make_compute_metrics(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """The `compute_metrics` of a trainer that evaluates `features`, which were made of `rows`, in the same order.
 
-    The scores are those of the task, on the task's labels.
+    The scores are those of the task, on the task's labels; NaN where the model broke down.
     """
     metric = load_metric(task)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
+        if broke_down(prediction.predictions):
+            return dict.fromkeys(task.metrics, float("nan"))
         predictions, references = decode_labels(task, prediction.predictions, labels), np.asarray(rows["label"])
         scored = labeled(task, rows)
         return metric.compute(predictions=predictions[scored], references=references[scored])

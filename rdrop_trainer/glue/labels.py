@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +14,7 @@ from ..errors import InputError
 from .examples import IGNORED, as_whole_number, find_column, is_missing, spelling
 from .readers import read_rows
 
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?")
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,10 @@ def find_labels(path: str | Path, label_column: str) -> list[str]:
         return []
     if None in whole:
         _check_one_type(found[name] for name in names)
+        if all(_DECIMAL_COMMA.fullmatch(name) for name in names):
+            where, value = next(found[name] for name in names if "," in name)
+            raise InputError(f"{where}: the label is {value!r}, expected decimal numbers to have a point, not a comma")
+        _warn_of_alike(path, names)
     if len(names) == 1:
         raise InputError(f"{path}: every row has the label {names[0]!r}, expected at least two different ones")
     names.sort(key=None if None in whole else Decimal)
@@ -50,6 +57,17 @@ def find_labels(path: str | Path, label_column: str) -> list[str]:
             *(path, next(name for name in found if "." in name), len(names), shown),
         )
     return names
+
+
+def _warn_of_alike(path: str | Path, names: Iterable[str]) -> None:
+    """Say it where names are different classes and look like one."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            logger.warning(
+                "%s: the labels %a and %a are two classes; if they are one, write them alike", path, other, name
+            )
 
 
 def _check_one_type(labels: Iterable[tuple[str, object]]) -> None:

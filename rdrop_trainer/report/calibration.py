@@ -49,11 +49,11 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _are_classified(run: FinishedRun) -> bool:
-    if run.logits is None or run.labels is None or run.is_regression:
+    logits = run.class_logits
+    if logits is None or run.labels is None:
         return False
-    logits, labels = np.asarray(run.logits), np.asarray(run.labels)
-    are_classes = labels.dtype.kind in "iu" and (labels != -100).any()
-    return logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape[:1] and are_classes
+    labels = np.asarray(run.labels)
+    return labels.dtype.kind in "iu" and bool((labels != -100).any()) and labels.shape == logits.shape[:1]
 
 
 def draw_reliability(arms: Mapping[str, Sequence[FinishedRun]], title: str) -> Figure | None:

@@ -18,10 +18,11 @@ def measured(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> s
     if not known:
         return ""
     sentences = [_share(known)]
-    arms = {"baseline": baseline, "rdrop": rdrop}
     for part, what in _PARTS.items():
-        ends = {arm: [end for run in runs if (end := _interval(run, part))] for arm, runs in arms.items()}
-        if all(ends.values()):
+        both = [[_interval(run, part) for run in pair] for pair in zip(baseline, rdrop, strict=True)]
+        pairs = [ends for ends in both if all(ends)]  # of the seeds that the tables count
+        if pairs:
+            ends = dict(zip(ARMS, zip(*pairs, strict=True), strict=True))
             said = ", ".join(f"{ARMS[arm]} {_percent(found)}" for arm, found in ends.items())
             sentences.append(f"With other rows, the share {what} would lie within: {said}.")
     if len(sentences) > 1:

@@ -65,14 +65,18 @@ class Quantity:
         return self.difference.n > 0
 
     def describe(self, arm: str) -> dict[str, float | None]:
-        """`mean`, `std`, `best` and `worst` of an arm, "baseline" or "rdrop", over the seeds that both arms know."""
+        """`mean`, `std`, `best` and `worst` of an arm, "baseline" or "rdrop", over the seeds that both arms know. Where
+        neither higher nor lower is better, there is no best.
+        """
         pairs = [pair for pair in zip(self.baseline, self.rdrop, strict=True) if None not in pair]
         values = [pair[arm == "rdrop"] for pair in pairs]
         if not values:
             return dict.fromkeys(("mean", "std", "best", "worst"))
-        best, worst = (min, max) if self.higher_is_better is False else (max, min)
         std = stdev(values) if len(values) > 1 else None
-        return {"mean": mean(values), "std": std, "best": best(values), "worst": worst(values)}
+        ends: tuple[float | None, float | None] = (max(values), min(values))
+        if not self.higher_is_better:
+            ends = (None, None) if self.higher_is_better is None else ends[::-1]
+        return {"mean": mean(values), "std": std, "best": ends[0], "worst": ends[1]}
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain values, for JSON."""

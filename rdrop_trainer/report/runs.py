@@ -27,6 +27,7 @@ from ..run_folder import (
 )
 
 _PREFIX = "eval_"
+_CORRELATIONS = frozenset({"pearson", "spearmanr"})
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,17 @@ class FinishedRun:
 
     @property
     def is_regression(self) -> bool:
-        """Whether its predictions are numbers, as far as its stability tells: they cannot flip."""
-        return ((self.stability or {}).get("dropout") or {"flip_rate": 0.0})["flip_rate"] is None
+        """Whether its predictions are numbers, as far as its stability or its scores tell: they cannot flip."""
+        if dropout := (self.stability or {}).get("dropout"):
+            return dropout["flip_rate"] is None
+        return not _CORRELATIONS.isdisjoint(self.scores)
+
+    @property
+    def class_logits(self) -> np.ndarray | None:
+        """Logits (N, C) of classes; None where there are none, or the model broke down, so that some are NaN."""
+        logits = None if self.logits is None or self.is_regression else np.asarray(self.logits)
+        fits = logits is not None and logits.ndim == 2 and logits.shape[1] > 1
+        return logits if fits and np.isfinite(logits.max(1)).all() else None
 
     @property
     def last_step(self) -> int | None:
@@ -170,7 +180,11 @@ def pair_runs(
         of_seed: dict[int, FinishedRun] = {}
         for run in (run for run in runs if run.alpha == value):
             if run.seed in of_seed:
-                raise InputError(f"there are two runs with alpha {value:g} and seed {run.seed}: leave one of them out")
+                two = [str(found.folder) for found in (of_seed[run.seed], run) if found.folder]
+                where = f" ({' and '.join(two)})" if two else ""
+                raise InputError(
+                    f"there are two runs with alpha {value:g} and seed {run.seed}{where}: leave one of them out"
+                )
             of_seed[run.seed] = run
         arms.append(of_seed)
     seeds = sorted(arms[0].keys() & arms[1].keys())

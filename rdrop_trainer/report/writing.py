@@ -267,12 +267,15 @@ def report_folder(folder: str | Path, output_dir: str | Path | None = None, alph
     if not runs:
         raise InputError(f"{folder}: holds no finished run (no folder in it has {RESULTS})")
     output_dir = output_dir or folder
-    if alpha is not None or not (folder / ARMS_FILE).exists():
+    if not (folder / ARMS_FILE).exists():
         return write_report(list(runs.values()), [], output_dir, alpha)
     arms = {
         arm: [run for name, run in runs.items() if name.rpartition("-seed")[0] == arm]
         for arm in read_arms(folder / ARMS_FILE)["arms"]
     }
+    if alpha is not None:  # beside plain, other arms may have no R-Drop either
+        chosen = [run for found in arms.values() for run in found if run.alpha == alpha]
+        return write_report(arms.get(PLAIN, []), chosen, output_dir, alpha)
     return write_report(arms.pop(PLAIN, []), arms.pop(RDROP, []), output_dir, others=arms)
 
 
@@ -308,7 +311,7 @@ def _untimed(arms: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
 def _churn(baseline: Sequence[FinishedRun], rdrop: Sequence[FinishedRun]) -> dict[str, float]:
     found = {}
     for arm, runs in zip(ARMS, (baseline, rdrop), strict=True):
-        logits = [run.logits for run in runs]
-        if len(logits) > 1 and all(z is not None and z.ndim == 2 and z.shape[1] > 1 for z in logits):
+        logits = [run.class_logits for run in runs]
+        if len(logits) > 1 and all(z is not None for z in logits):
             found[arm] = mean(seed_stability(pair).flip_rate for pair in combinations(logits, 2))
     return found if len(found) == 2 else {}

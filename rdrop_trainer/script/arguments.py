@@ -298,6 +298,11 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     for name, low in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= low):
             raise ValueError(f"{name} must be a number of at least {low}, got {values[name]}.")
+    # transformers would train nothing, or for max_steps 0 a single step
+    if values["max_steps"] == 0:
+        raise ValueError("max_steps must be at least 1, or -1 for as many as num_train_epochs makes, got 0.")
+    if values["max_steps"] < 0 and not 0 < values["num_train_epochs"] < math.inf:
+        raise ValueError(f"num_train_epochs must be a number above 0, got {values['num_train_epochs']}.")
     if values["seed"] >= 2**32:
         raise ValueError(f"seed must be below 2**32, got {values['seed']}.")
     if values["label_smoothing_factor"] >= 1:

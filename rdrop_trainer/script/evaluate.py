@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import EvalPrediction
 
+from ..glue.features import broke_down
 from .card import score_prefix
 from .prepare import Prepared
 from .resolve import RunConfig
@@ -41,7 +42,8 @@ def evaluate(config: RunConfig, prepared: Prepared) -> Evaluated:
             features, rows = prepared.features[split], prepared.data[split]
             trainer.compute_metrics = _keeping(predicted, split, prepared.compute_metrics(split))
             metrics |= trainer.evaluate(features, metric_key_prefix=score_prefix(split))
-            if split in predicted and prepared.processor.has_classes:
+            classes = prepared.processor.has_classes and split in predicted
+            if classes and not broke_down(predicted[split].predictions):
                 answers = prepared.processor.answers(predicted[split].predictions, features, rows)
                 by_class[split] = prepared.processor.by_class(answers, rows)
     if not measures:

@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first
-        (input, a full disk, a loss that is NaN), 3 when only the push failed, 130 when it was interrupted.
+        (input, a full disk), 3 when only the push failed, 4 for a loss that is NaN or infinite, 130 when it was
+        interrupted.
     """
     print_any_text()
     end_with_parent()
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):
             time.sleep(_FIRST_SAYS_IT)
         print(f"{program.name()}: error: {error}", file=sys.stderr, flush=True)
-        return WRONG_INPUT
+        return error.code if isinstance(error, StoppedError) else WRONG_INPUT
     except KeyboardInterrupt as error:
         if main_process:
             print(f"\nInterrupted. {error}", file=sys.stderr)

@@ -18,10 +18,12 @@ from ..reliability.resuming import checkpoint_fault, last_whole_checkpoint
 from ..run_folder import (
     ARMS_FILE,
     EDITS_FILE,
+    FREE_TO_CHANGE,
     LOG,
     LOGITS_FILE,
     PROGRESS,
     RESULTS,
+    ROWS_EVALUATED,
     SETTINGS,
     STATE,
     changed_settings,
@@ -234,7 +236,8 @@ def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
             f"{output_dir}: holds checkpoints, but no readable {SETTINGS} to say what run they are of; name one with "
             "--resume_from_checkpoint to go on from it, or choose another --output_dir"
         ) from error
-    changed = changed_settings(before, settings)
+    chosen = settings.get("metric_for_best_model") is not None  # by scores, which must be of the same rows
+    changed = changed_settings(before, settings, FREE_TO_CHANGE - ROWS_EVALUATED if chosen else FREE_TO_CHANGE)
     if changed:
         raise InputError(
             f"{output_dir}: holds an unfinished run with other settings ({'; '.join(map(str, changed[:5]))}); repeat "

@@ -100,6 +100,8 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
         processor = PROCESSORS[task.head](task, tokenizer, labels, data_args, max_length, multiple_of)
         with args.main_process_first(desc="tokenising"):
             features = {split: processor.features(rows, split == "train") for split, rows in data.items()}
+    if args.do_train:
+        _check_full_batch(len(features["train"]), args)
     if any(processor.has_answers(data[split]) for split in splits_of(data, "test")):
         load_metric(task)  # a package that scoring needs is missed here, not when all is computed
     if config.data.dry_run:
@@ -183,6 +185,16 @@ def _prefix(data: DataArguments, model: PreTrainedModel) -> str:
     if prefix != stored:
         model.config.prefix = prefix
     return prefix
+
+
+def _check_full_batch(rows: int, args: RDropTrainingArguments) -> None:
+    """Refuse to drop the only batch there is."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < batch:
+        raise InputError(
+            f"--dataloader_drop_last leaves out batches of fewer than {batch:,} rows, and there are {rows:,} to train "
+            "on, so none is left; give a smaller --per_device_train_batch_size"
+        )
 
 
 def _check_noise(model: Any, args: RDropTrainingArguments) -> None:

@@ -23,6 +23,7 @@ from ..glue.by_class import scores_by_class
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from ..glue.features import (
     LabelMap,
+    broke_down,
     decode_labels,
     labeled,
     logits_of,
@@ -131,6 +132,8 @@ class ChoiceProcessor(Processor):
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
         def compute(prediction: EvalPrediction) -> dict[str, float]:
+            if self.task.head == "choice" and broke_down(prediction.predictions):
+                return dict.fromkeys(self.task.metrics, float("nan"))
             return self.scores(self.answers(prediction.predictions, features, rows), rows)
 
         load_metric(self.task)  # a package that it needs is missed now

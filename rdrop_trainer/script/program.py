@@ -15,7 +15,7 @@ FILE = "run_glue_rdrop.py"
 MODULE = "rdrop_trainer.script"
 
 # Exit codes; `main` says when
-INCOMPLETE, WRONG_INPUT, NOT_PUSHED, INTERRUPTED = 1, 2, 3, 130
+INCOMPLETE, WRONG_INPUT, NOT_PUSHED, NOT_FINITE, INTERRUPTED = 1, 2, 3, 4, 130
 
 logger = logging.getLogger("run_glue_rdrop")
 
@@ -62,4 +62,11 @@ def input_error(error: Exception) -> InputError:
 
 
 class StoppedError(InputError):
-    """A run that had begun stopped for a reason that may concern one of its processes alone."""
+    """A run that had begun stopped for a reason that may concern one of its processes alone.
+
+    `code` is the exit code: by `WRONG_INPUT` a comparison or a search ends, since its other runs would stop as well.
+    """
+
+    def __init__(self, message: str, code: int = WRONG_INPUT) -> None:
+        super().__init__(message)
+        self.code = code

@@ -33,7 +33,8 @@ class Pair:
         folder: of the comparison.
         names: of the repositories, the one with R-Drop first, "OWNER/NAME".
         runs: those with R-Drop, one a seed.
-        place: of the run among these whose score is the best; of equal ones, the first.
+        place: of the run among these whose score is the best, of the seeds that both arms know; of equal ones, the
+            first.
         score: the one that decides, of all seeds.
     """
 
@@ -57,7 +58,8 @@ class Pair:
         score = first_score(quantities_of(baseline, rdrop))
         if score is None:
             raise InputError(f"{folder}: its runs have no score in common, so none can be called the best")
-        known = [place for place, value in enumerate(score.rdrop) if value is not None]
+        pairs = zip(score.baseline, score.rdrop, strict=True)
+        known = [place for place, pair in enumerate(pairs) if None not in pair]  # no model that broke down is pushed
         best = (max if score.higher_is_better else min)(known, key=lambda place: score.rdrop[place])
         return cls(folder, names, rdrop, best, score)
 
@@ -73,7 +75,7 @@ class Pair:
             "task": run.name,
             "base model": self._public(str(run.settings.get("model_name_or_path"))),
             "alpha": f"{run.alpha:g}",
-            "seeds": str(len(self.runs)),
+            "seeds": str(self.score.difference.n),
             "score": named(self.score),
             "baseline": mean_std(self.score, "baseline"),
             "R-Drop": mean_std(self.score, "rdrop"),
@@ -119,7 +121,7 @@ class Pair:
     def _section(self, arm: str, report: Report) -> str:
         """The section of a card on the two models, and on the comparison that they are from."""
         links = [f"[{name}](https://huggingface.co/{name})" for name in self.names]
-        score, seeds = self.score, len(self.runs)
+        score, seeds = self.score, self.score.difference.n
         means = [mean_std(score, "rdrop"), mean_std(score, "baseline")]
         chosen = [short(score.rdrop[self.place]), short(score.baseline[self.place])]
         table = markdown_table(

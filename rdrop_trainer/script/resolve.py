@@ -15,10 +15,11 @@ from ..errors import InputError
 from ..glue.data import load_task
 from ..glue.metrics import with_metrics
 from ..glue.own_files import load_files
+from ..glue.tag_scores import OUTSIDE, are_entities
 from ..glue.task import Task
 from ..glue.tasks import get_task
 from ..report.quantities import lower_is_better
-from ..run_folder import settings_of
+from ..run_folder import contents_of, settings_of
 from ..training_args import RDropTrainingArguments
 from .adapter import AdapterArguments
 from .arguments import DataArguments, ModelArguments
@@ -51,8 +52,9 @@ class RunConfig:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings as plain values; tokens left out."""
-        return settings_of(self.model, self.adapter, self.data, self.training)
+        """All settings as plain values, and what is in the files that they name; tokens left out."""
+        settings = settings_of(self.model, self.adapter, self.data, self.training)
+        return settings | contents_of(settings)
 
     @property
     def columns(self) -> dict[str, list[str]] | None:
@@ -94,7 +96,7 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
     if training.metric_for_best_model is not None and "greater_is_better" not in given:
         training = with_values(training, greater_is_better=not lower_is_better(training.metric_for_best_model))
     if training.metric_for_best_model is not None:
-        _check_metric(task, training)
+        _check_metric(task, training, splits, data.max_eval_samples)
     data = replace(
         data,
         max_seq_length=data.max_seq_length or task.max_length,
@@ -188,9 +190,14 @@ def _check(task: Task, splits: Collection[str], command: CommandLine, args: RDro
         raise InputError(f"{data.unlabeled_file}: unlabeled rows are for training a classifier, but {why}")
 
 
-def _check_metric(task: Task, args: RDropTrainingArguments) -> None:
-    """Refuse to choose the best model by a score that the task does not have."""
+def _check_metric(task: Task, args: RDropTrainingArguments, splits: DatasetDict, max_rows: int | None) -> None:
+    """Refuse to choose the best model by a score that the task does not have, or that its validation rows lack."""
     name = str(args.metric_for_best_model).removeprefix("eval_")
-    if name not in (*task.metrics, "loss") and not (task.head == "tokens" and name.startswith("f1_")):
-        expected = ", ".join((*task.metrics, "loss"))
-        raise InputError(f"--metric_for_best_model {name}: {task.name} has no such score; it has {expected}")
+    known = [*task.metrics, "loss"]
+    validation = next(iter(splits_of(splits, "validation")), None)
+    if task.head == "tokens" and are_entities(task.labels or ()) and validation:
+        rows = splits[validation]["labels"][:max_rows]
+        tags = {(task.labels or ())[tag] for row in rows for tag in row}
+        known += sorted({f"f1_{tag[2:]}" for tag in tags if tag != OUTSIDE})
+    if name not in known:
+        raise InputError(f"--metric_for_best_model {name}: {task.name} has no such score; it has {', '.join(known)}")

@@ -22,7 +22,7 @@ from .interrupts import NO_SPACE, how_to_go_on, is_full
 from .output_dir import check_unlocked, find_checkpoint, locked, warn_of_others
 from .predict import predict
 from .prepare import Prepared, prepare
-from .program import StoppedError, logger
+from .program import NOT_FINITE, StoppedError, logger
 from .progress import progress_written
 from .publish import publish
 from .resolve import RunConfig, resolve
@@ -88,7 +88,7 @@ def _explained(output_dir: Path, should_save: bool) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(how_to_go_on(output_dir)) from error
     except FloatingPointError as error:
-        raise StoppedError(str(error)) from error
+        raise StoppedError(str(error), NOT_FINITE) from error
     except Exception as error:
         if not is_full(error):
             if should_save and any(output_dir.glob("checkpoint-*")):

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..run_folder import FREE_TO_CHANGE, LOG, RESULTS, changed_settings, read_results, settings_of
+from ..run_folder import (
+    FREE_TO_CHANGE,
+    LOG,
+    RESULTS,
+    ROWS_SCORED,
+    changed_settings,
+    contents_of,
+    read_results,
+    settings_of,
+)
 from .arguments import SeveralRunsArguments
 from .board import Board, display
 from .cluster import OnRay
@@ -28,7 +37,7 @@ OF_THE_COMMAND = {"output_dir", *(field.name for field in fields(SeveralRunsArgu
 # Of each run, so that disk and logs stay small
 _DEFAULTS = {"disable_tqdm": True, "save_total_limit": 1}
 # Scores of other rows would not be comparable
-_MAY_DIFFER = FREE_TO_CHANGE - {"max_eval_samples", "max_predict_samples", "measure"}
+_MAY_DIFFER = FREE_TO_CHANGE - ROWS_SCORED - {"measure"}
 # A run computes these from its data and model where they are not given
 _FILLED_IN = frozenset(
     "max_seq_length max_target_length null_score_diff_threshold metric_for_best_model greater_is_better "
@@ -226,6 +235,7 @@ def is_finished(job: Job) -> bool:
         raise InputError(f"{path}: is damaged ({error}); delete {job.folder}, and the run is repeated") from error
     filled_in = _FILLED_IN - command.given.keys() - given_before
     now = settings_of(command.model, command.data, command.training)
+    now |= contents_of(now)
     changed = [str(change) for change in changed_settings(before, now, _MAY_DIFFER | filled_in)]
     if changed:
         raise InputError(

@@ -12,6 +12,7 @@ import torch
 from transformers import EvalPrediction
 
 from ..dropout import active_dropout
+from ..glue.features import broke_down
 from ..run_folder import EDITS_FILE, LOGITS_FILE
 from ..stability import (
     EditedText,
@@ -43,7 +44,7 @@ def measure_stability(
         `flip_rate`, its `flip_interval`, `divergence`), None without active dropout; `edits` (the same, `edited`,
         `unseen`, and `by_kind` all of these), for sequence classification and regression; both None where there is no
         row to measure; `calibration` (`expected_calibration_error`, `mean_confidence`) of all rows, for classification
-        of rows.
+        of rows. Nothing is measured where logits are NaN.
     """
     task, trainer, processor = config.task, prepared.trainer, prepared.processor
     extent, every = extent_of(config, prepared), prepared.features[split]
@@ -52,6 +53,8 @@ def measure_stability(
     # The logits of a language model are as many as its words, for every token and every prediction
     batch_size = 1 if task.is_language_model else trainer.args.per_device_eval_batch_size
     logits, labels = (None, None) if predicted is None else _logits_and_labels(predicted)
+    if logits is not None and broke_down(logits):
+        return found | {"rows": 0}
     own = even_share(logits, extent.rows) if task.head == "sequence" and logits is not None else None
     if extent.rows and active_dropout(trainer.model):
         stability = dropout_stability(

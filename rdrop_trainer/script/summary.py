@@ -80,7 +80,7 @@ def _classes(found: Mapping[str, Any]) -> str:
     """The F1 of each class, or of the worst where there are many."""
     scores = sorted(found["scores"].items(), key=lambda entry: entry[1]["f1"])
     shown = ", ".join(f"{name} {score['f1']:.4f}" for name, score in scores[:6])
-    return f"F1 {shown}" + (f", and {len(scores) - 6} that are better" if len(scores) > 6 else "")
+    return f"F1 {shown}" + (f", and {len(scores) - 6} that are no worse" if len(scores) > 6 else "")
 
 
 def weights_in_words(results: Mapping[str, Any]) -> str | None:

@@ -51,7 +51,7 @@ def train(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Trai
     seconds = TrainingTime(probe)
     trainer.add_callback(seconds)
     if config.data.early_stopping_patience is not None:
-        trainer.add_callback(StopWithoutProgress(config.data.early_stopping_patience))
+        trainer.add_callback(StopWithoutProgress(config.data.early_stopping_patience, trainer))
     if config.data.max_seconds is not None:
         trainer.add_callback(StopInTime(config.data.max_seconds, seconds, trainer.accelerator))
     stop = StopWhenAsked(config.training.world_size)
@@ -111,13 +111,21 @@ class StopWithoutProgress(TrainerCallback):
     transformers' own callback counts from 0 again when a run is resumed; this one reads the trainer's history.
     """
 
-    def __init__(self, patience: int):
-        self.patience = patience
+    def __init__(self, patience: int, trainer: Any = None):
+        self.patience, self.trainer = patience, trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self._is_over(args, state):  # the run was cut off after its training, while it was scored, say
+            control.should_training_stop = True
+            self.trainer._run_epoch = lambda **_: None  # which would first make another step
 
     def on_evaluate(self, args, state, control, **kwargs):
+        control.should_training_stop |= self._is_over(args, state)
+
+    def _is_over(self, args, state) -> bool:
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         best, since = -math.inf, 0
         for value in (entry[name] for entry in state.log_history if name in entry):
             value = value if args.greater_is_better else -value
             best, since = (value, 0) if value > best else (best, since + 1)
-        control.should_training_stop |= since >= self.patience
+        return since >= self.patience

@@ -62,6 +62,34 @@ def test_broken_custom_data(tmp_path):
         load_files(train_file=train, validation_file=other)
 
 
+def test_a_blank_cell_is_no_label(tmp_path):
+    """It looks like an empty one; a class without a name would be learned from it."""
+    rows = "text,label\nx,a\ny,b\n"
+    with pytest.raises(InputError, match=r"a.csv:4: the row has no label \('  '\), expected one of a, b"):
+        load_files(train_file=write(tmp_path / "a.csv", rows + "z,  \n"))
+    splits, task = load_files(
+        train_file=write(tmp_path / "a.csv", rows), test_file=write(tmp_path / "b.csv", "text,label\nz, \nx,a\n")
+    )
+    assert task.labels == ("a", "b") and list(splits["test"]["label"]) == [-1, 0]
+
+
+def test_decimal_commas_are_no_names(tmp_path):
+    file = write(tmp_path / "a.tsv", "text\tlabel\nx\t2\ny\t0,5\n")
+    with pytest.raises(InputError, match="a.tsv:3: the label is '0,5', expected decimal numbers to have a point"):
+        load_files(train_file=file)
+    versions = write(tmp_path / "b.tsv", "text\tlabel\nx\t1,2,3\ny\t0,5\n")
+    assert load_files(train_file=versions)[1].labels == ("0,5", "1,2,3")
+
+
+@pytest.mark.parametrize("one, other", [("good", "Good"), ("caf\u00e9", "cafe\u0301")])
+def test_labels_that_look_alike_are_said(one, other, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        task = load_files(train_file=write(tmp_path / "a.csv", f"text,label\nx,{one}\ny,{other}\nz,bad\n"))[1]
+    assert set(task.labels) == {one, other, "bad"}
+    (said,) = [message for message in caplog.messages if "are two classes" in message]
+    assert ascii(one) in said and ascii(other) in said and "bad" not in said
+
+
 def test_guessed_columns_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_files(train_file=write(tmp_path / "a.csv", "title,label\nx,a\ny,b\n"))

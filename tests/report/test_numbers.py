@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rdrop_trainer.report import report_folder, write_report
+from rdrop_trainer.report.calibration import reliability_of
 from rdrop_trainer.report.quantities import lower_is_better
 from support.reports import BASELINE, HIGHER, arms, run, stability
 
@@ -61,6 +62,9 @@ def test_how_much_was_measured_is_said(tmp_path):
     assert "the share flipped by dropout would lie within: baseline 3.0 to 20.0 %, R-Drop 1.0 to 10.0 %." in said
     assert "the share flipped by small edits would lie within: baseline 5.0 to 20.0 %, R-Drop 5.0 to 20.0 %." in said
     assert "50 of 200 edits leave the model's input ids as they were" in said
+    lost = [run(1, 4.0), run(2, 4.0, stability=measured(0.01, 0.1))]  # of the first seed nothing was measured
+    said_of_one = write_report(first, lost, tmp_path).markdown()
+    assert "by dropout would lie within: baseline 4.0 to 20.0 %, R-Drop 1.0 to 10.0 %." in said_of_one
     second[0] = run(1, 4.0, stability=measured(0.01, 0.1, rows=200))
     assert "Measured on 100 to 200 of 300" in write_report(first, second, tmp_path).markdown()
     every = [[run(seed, alpha, stability=measured(0.01, 0.1, rows=300)) for seed in (1, 2)] for alpha in (0.0, 4.0)]
@@ -77,6 +81,33 @@ def test_models_of_two_seeds_that_disagree_are_counted(tmp_path):
     report = write_report(first, second, tmp_path)
     assert report.churn == {"baseline": pytest.approx((0.5 + 0.5 + 0.5) / 3), "rdrop": 0.0}
     assert "baseline 50.00 %, R-Drop 0.00 %" in report.markdown()
+
+
+def test_neither_end_of_the_confidence_is_the_best(tmp_path):
+    found = {q.key: q for q in write_report(*arms([0.8, 0.7], [0.9, 0.8]), tmp_path).quantities}
+    ends = [[found[key].describe("rdrop")[end] for end in ("best", "worst")] for key in ("accuracy", "mean_confidence")]
+    assert ends == [[90.0, 80.0], [None, None]]
+    assert (
+        "| mean confidence (%) | 90.00 ± 0.00 | 90.00 ± 0.00 | - / - | - / - |" in (tmp_path / "report.md").read_text()
+    )
+
+
+@pytest.mark.parametrize("name, unit", [("pearson", ""), ("accuracy", "nats")])
+def test_the_squared_errors_of_a_regression_are_not_in_nats(name, unit, tmp_path):
+    """Also where nothing was measured that says that it is one."""
+    report = write_report(*arms([0.8, 0.7], [0.9, 0.8], name=name, stability=None), tmp_path)
+    assert next(q for q in report.quantities if q.key == "loss").unit == unit
+
+
+def test_logits_of_a_model_that_broke_down_are_not_counted(tmp_path):
+    def with_logits(seed, alpha, value):
+        logits = np.where(np.arange(30)[:, None] == 7, value, np.eye(2)[np.arange(30) % 2])
+        return run(seed, alpha, logits=logits, labels=np.arange(30) % 2)
+
+    first = [with_logits(1, 0.0, 0.5), with_logits(2, 0.0, math.nan)]
+    report = write_report(first, [with_logits(1, 4.0, 0.5), with_logits(2, 4.0, 0.5)], tmp_path)
+    assert report.churn == {} and len(report.quantities[0].baseline) == 2
+    assert reliability_of(first) is None and reliability_of(first[:1]).rows.sum() == 30
 
 
 def test_scores_that_are_no_shares_keep_their_unit(tmp_path):

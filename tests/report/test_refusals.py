@@ -34,7 +34,8 @@ def test_what_cannot_be_compared(runs, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no finished run" in refused(capsys, tmp_path / "empty")
     write_folder(runs / "again", 1, 4.0, 0.9)
-    assert "two runs with alpha 4 and seed 1" in refused(capsys, runs)
+    two = f"({runs / 'again'} and {runs / 'rdrop1'})"
+    assert f"two runs with alpha 4 and seed 1 {two}: leave one of them out" in refused(capsys, runs)
     (runs / "again" / "all_results.json").write_text("{")
     assert "again/all_results.json: is not that of a finished run" in refused(capsys, runs)
     (runs / "again" / "all_results.json").unlink()

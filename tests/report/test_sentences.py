@@ -99,6 +99,9 @@ def test_a_folder_of_several_arms_is_reported_by_their_names(runs, tmp_path):
     report = report_folder(folder)
     pairs = [(versus.arm, versus.against) for versus in report.versus]
     assert ("strong", "plain") in pairs and ("strong", "plain_longer") in pairs and report.alpha == 4
+    strong = report_folder(folder, alpha=16)  # plain_longer has no R-Drop either, and is not the baseline
+    assert strong.alpha == 16 and [run.folder.name for run in strong.baseline][:1] == ["plain-seed1"]
+    assert strong.quantities[0].rdrop == pytest.approx([100 * (b - 0.02) for b in HIGHER])
     (folder / "arms.json").write_text("{}")
     with pytest.raises(InputError, match="arms.json: is damaged"):
         report_folder(folder)

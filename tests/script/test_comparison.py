@@ -141,6 +141,16 @@ def test_a_failed_run_takes_nothing_else_with_it(here, launch, capsys):
     assert script.main([*FLAGS, "--seeds", "1", "3", "2"]) == 0 and launch.started[2:] == ["plain-seed3"]
 
 
+def test_a_loss_that_is_nan_takes_no_other_run_with_it(here, monkeypatch, capsys):
+    launched = InProcess()
+    monkeypatch.setattr(several, "launcher", lambda *_: launched)
+    hot = "hot:learning_rate=1e30,max_grad_norm=0"
+    assert script.main([*FLAGS, "--seeds", "1", "2", "--arms", "plain", "rdrop", hot]) == 1
+    assert launched.started == ["hot-seed1", "hot-seed2"]
+    said = capsys.readouterr().out
+    assert "2 of 6 runs failed" in said and "over 2 seeds" in said.lower()
+
+
 def test_wrong_input_is_said_once(here, launch, capsys):
     launch.codes["plain_seed3"] = 2
     assert "plain, seed 3: this is why" in fails(capsys, *FLAGS, "--seeds", "3", "4")
@@ -165,6 +175,15 @@ def test_runs_of_other_settings_are_not_mixed(here, launch, capsys):
     assert launch.started == ["plain-seed1", "rdrop-seed1"]
     assert results(here / "both" / "rdrop-seed1")["settings"]["rdrop_alpha"] == 2
     assert json.loads((here / "both" / "report.json").read_text())["alpha"] == 2
+
+
+def test_runs_on_other_rows_are_not_mixed(here, launch, capsys):
+    rows = (here / "dev.csv").read_bytes()
+    (here / "dev.csv").write_bytes(rows[: rows.rindex(b"\n", 0, -1) + 1])
+    line = fails(capsys, *FLAGS, "--seeds", "1", "2", "3")
+    assert "plain-seed1: is a finished run with other settings (contents of validation_file was '" in line
+    (here / "dev.csv").write_bytes(rows)
+    assert script.main([*FLAGS, "--seeds", "1", "2", "3"]) == 0 and launch.started == ["plain-seed3", "rdrop-seed3"]
 
 
 def test_a_recipe_may_ask_for_a_comparison(here, launch):

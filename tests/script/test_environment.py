@@ -16,7 +16,7 @@ from rdrop_trainer.script import prepare
 from rdrop_trainer.script.interrupts import is_full
 from rdrop_trainer.script.run import StoppedError
 from rdrop_trainer.script.several import alone_in
-from support.runs import fails, results, script
+from support.runs import fails, results, script, words, write_csv
 
 
 def weights(folder):
@@ -179,7 +179,10 @@ def test_a_data_dir_that_cannot_be_read(model, here, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_nan_is_one_sentence(flags, capsys):
-    message = fails(capsys, *flags, "--learning_rate", "1e30", "--max_grad_norm", "0")
+    assert script.main([*flags, "--learning_rate", "1e30", "--max_grad_norm", "0"]) == 4
+    captured = capsys.readouterr().err
+    message = captured.strip().splitlines()[-1]
+    assert "Traceback" not in captured and message.startswith("run_glue_rdrop.py: error: ")
     assert "The loss is nan at step" in message and "of train_dataset" in message
     assert "The last good checkpoint is out/checkpoint-" in message or "There is no checkpoint before it" in message
 
@@ -213,6 +216,26 @@ def test_another_number_of_processes_does_not_go_on(flags, here, monkeypatch, ca
     (here / "out" / "run_settings.json").write_text(json.dumps(settings | {"processes": 2}))
     capsys.readouterr()
     assert "(processes was 2, now 1)" in fails(capsys, *flags)
+
+
+@pytest.mark.parametrize("stops", ["", "--early_stopping_patience 9"])
+def test_a_run_does_not_go_on_with_other_rows(stops, flags, here, monkeypatch, capsys):
+    """It would be of two data sets, and its best checkpoint chosen by scores of different rows."""
+    write_csv(here / "dev.csv", rows=8)
+    flags = words(*flags, "--validation_file dev.csv", *[stops] * bool(stops))
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert script.main(flags) == 130
+    train = (here / "train.csv").read_bytes()
+    (here / "train.csv").write_bytes(train.replace(b",negative", b",positive", 1))
+    assert "other settings (contents of train_file was '" in fails(capsys, *flags)
+    (here / "train.csv").write_bytes(train)
+    write_csv(here / "dev.csv", rows=6)
+    if stops:
+        assert "other settings (contents of validation_file was '" in fails(capsys, *flags)
+        write_csv(here / "dev.csv", rows=8)
+        assert "max_eval_samples was None, now 4" in fails(capsys, *flags, "--max_eval_samples 4")
+    assert script.main(flags) == 0 and results("out")["rows"]["validation"] == (8 if stops else 6)
 
 
 def test_a_checkpoint_that_was_cut_is_passed_over(flags, here, monkeypatch, capsys, caplog):

@@ -3,17 +3,18 @@
 import csv
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from rdrop_trainer.script import several
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.extent import even_share, quick_extent
-from support.runs import FAST, Pretended, fails, results, run, script, write_csv
+from support.runs import FAST, Pretended, fails, results, run, script, words, write_csv
 
 FILES = "--train_file train.csv --validation_file dev.csv --output_dir out"
 
@@ -143,6 +144,24 @@ def test_the_divergence_of_half_precision_is_that_of_the_training(model, files, 
 
 
 # ---- Off, and refused ----
+
+
+def test_a_model_that_broke_down_has_no_scores_and_predicts_nothing(model, files, capsys):
+    """The largest of logits that are all NaN would be the first class, with an accuracy."""
+    assert run(model, FILES) == 0
+    broken = BertForSequenceClassification.from_pretrained("out")
+    torch.nn.init.constant_(broken.classifier.weight, math.nan)
+    broken.save_pretrained("broken")
+    AutoTokenizer.from_pretrained("out").save_pretrained("broken")
+    flags = "--model_name_or_path broken --use_cpu True --max_seq_length 16 --output_dir"
+    assert script.main(words(f"{flags} scored --validation_file dev.csv --do_eval --measure full")) == 0
+    assert "score     eval_accuracy is not defined" in capsys.readouterr().out
+    found = results("scored")
+    assert found["headline"] == {"eval_accuracy": None} and found["by_class"] == {}
+    assert [found["stability"][part] for part in ("rows", "dropout", "edits", "calibration")] == [0, None, None, None]
+    said = fails(capsys, f"{flags} predicted --test_file dev.csv --do_predict")
+    assert "the model predicts nan for row 0, expected finite numbers" in said
+    assert not (files / "predicted" / "custom_test_predict.tsv").exists()
 
 
 def test_nothing_is_measured_by_default(model, files):

@@ -171,6 +171,12 @@ def test_a_resumed_run_stops_where_the_whole_one_does(reviews, model, monkeypatc
         assert run(model, REVIEWS, stop, fast=flags) == 130
     assert run(model, REVIEWS, stop, fast=flags) == 0
     assert read_results("out")["metrics"]["steps"] == 4 * 6
+    # Cut off after its training, while it was scored: there is nothing left to train
+    (reviews / "out" / "all_results.json").unlink()
+    monkeypatch.setattr(RDropTrainer, "training_step", lambda *_, **__: pytest.fail("another step"))
+    assert run(model, REVIEWS, stop, fast=flags) == 0
+    found = read_results("out")
+    assert found["metrics"]["steps"] == 4 * 6 and found["best_checkpoint"]["step"] == 6
 
 
 @pytest.mark.parametrize(
@@ -212,3 +218,20 @@ def test_early_stopping_that_cannot_be(flags, message, model, here, capsys):
     write_csv(here / "train.csv")
     flags = f"--train_file train.csv --early_stopping_patience 1 {flags}"
     assert message in fails(capsys, "--model_name_or_path", model, flags)
+
+
+def test_the_best_model_by_a_type_of_entities(model, here, capsys):
+    """Types that the validation rows lack have no score in an evaluation in which none is predicted."""
+    (here / "train.conll").write_text("Anna B-PER\nin O\n\nOslo B-LOC\n\nBasel B-ORG\n\n" * 2)
+    (here / "dev.conll").write_text("in O\nOslo B-LOC\n\nBasel B-ORG\n")
+    files = "--task_type tokens --train_file train.conll --validation_file dev.conll --output_dir out"
+    stop = "--early_stopping_patience 1 --max_steps 1 --use_cpu --disable_tqdm True"
+
+    def refused(kind, *more):
+        flags = ["--model_name_or_path", model, f"--metric_for_best_model f1_{kind}", *more]
+        return fails(capsys, files, stop, *flags)
+
+    assert refused("PER").endswith("no such score; it has f1, macro_f1, precision, recall, loss, f1_LOC, f1_ORG")
+    assert "f1_ORG: custom has no such score" in refused("ORG", "--max_eval_samples 1")
+    assert run(model, files, stop, "--metric_for_best_model f1_LOC", fast=[]) == 0
+    assert read_results("out")["best_checkpoint"]["metric"] == "f1_LOC"

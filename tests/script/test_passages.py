@@ -1,6 +1,7 @@
 """run_glue_rdrop.py on C3, ChID, CMRC 2018 and DRCD, as a user runs it, on made-up files in the official layouts."""
 
 import json
+import math
 import re
 import sys
 from functools import partial
@@ -9,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAnswering
+from datasets import Dataset
+from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAnswering, EvalPrediction
 
+from rdrop_trainer.glue.tasks import TASKS
+from rdrop_trainer.script.command_line import parse_arguments
+from rdrop_trainer.script.processors import ChoiceProcessor
 from rdrop_trainer.script.scratch import make_bert
 from support import runs
 from support.device import USE_CPU
@@ -240,3 +245,10 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     make_questions(here / "cmrc2018")
     (here / "more.txt").write_text("好\n", encoding="utf-8")
     assert re.search(message, fails(capsys, "--model_name_or_path", model, flags))
+
+
+def test_choices_of_a_model_that_broke_down_are_not_scored():
+    rows = Dataset.from_dict({"choices": [["a", "b"]] * 2, "label": [0, 1], "group": ["x", "y"]})
+    compute = ChoiceProcessor(TASKS["c3"], None, None, parse_arguments([]).data, 16).compute_metrics(rows, rows)
+    assert compute(EvalPrediction(np.eye(2), None)) == {"accuracy": 1.0}
+    assert math.isnan(compute(EvalPrediction(np.array([[np.nan, 0.0], [0.0, 1.0]]), None))["accuracy"])

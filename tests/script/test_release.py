@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from rdrop_trainer.hub import load_checkpoint
 from rdrop_trainer.hub.__main__ import main as hub_command
 from rdrop_trainer.script import release, several
+from rdrop_trainer.script.release_pair import Pair
 from support.runs import FAST, InProcess, make_place, results
 
 NAMES = ("ada/tiny-rdrop", "ada/tiny-plain")
@@ -137,6 +138,14 @@ def test_a_release_goes_on_where_it_ended(here, ada, launch, capsys):
     assert release.main(["tiny.yaml", *RELEASE]) == 0
     assert launch.started == ["plain-seed2"] * 3
     assert [seen.path.split("/")[4] for seen in ada.seen("commit")] == ["tiny-plain"] and set(notes(ada)) == set(NAMES)
+
+
+def test_a_baseline_that_broke_down_is_not_released(here):
+    """The best model with R-Drop is of its seed; the next best pair is whole, and counts as the only one."""
+    set_accuracy(here / "runs/release/tiny/plain-seed2", None)
+    pair = Pair.best(here / "runs/release/tiny", NAMES)
+    assert pair.seed == 1
+    assert [pair.row()[column] for column in ("seeds", "baseline", "R-Drop")] == ["1", "25.00", "50.00"]
 
 
 def test_folders_of_comparisons_are_taken_as_they_are(here, ada, launch):

@@ -40,6 +40,13 @@ BEST = "--load_best_model_at_end --eval_strategy epoch --save_strategy epoch --m
         ("--model_name_or_path /nowhere/m --train_file train.csv", "/nowhere/m: no such folder"),
         ("--per_device_train_batch_size 0", "per_device_train_batch_size must be a number of at least 1, got 0"),
         ("--gradient_accumulation_steps 0", "gradient_accumulation_steps must be"),
+        ("--num_train_epochs 0", "num_train_epochs must be a number above 0, got 0.0"),
+        ("--num_train_epochs inf", "num_train_epochs must be a number above 0, got inf"),
+        ("--max_steps 0", "max_steps must be at least 1, or -1 .*, got 0"),
+        (
+            "MODEL --train_file train.csv --dataloader_drop_last --per_device_train_batch_size 999",
+            "--dataloader_drop_last leaves out batches of fewer than 999 rows, and there are",
+        ),
         ("--learning_rate nan", "learning_rate must be a number of at least 0, got nan"),
         ("--label_smoothing_factor 2", "label_smoothing_factor must be below 1"),
         ("--output_dir=", "output_dir is empty"),
