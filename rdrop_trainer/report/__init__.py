@@ -10,7 +10,7 @@ from .._lazy import lazily
 _EXPORTS = {
     "write_report": "writing",
     "report_folder": "writing",
-    "Report": "writing",
+    "Report": "report",
     "draw_curves": "pictures",
     "FinishedRun": "runs",
     "pair_runs": "runs",

@@ -6,21 +6,16 @@ import copy
 import logging
 import math
 from collections.abc import Collection
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import InputError
-from ..glue.features import LabelMap, are_nameless, match_labels
+from ..glue.features import LabelMap
 from ..glue.task import Task
-from ..hub.adapter import Adapter
-from ..hub.client import offline_if_unreached
-from ..hub.model_kinds import AUTO_CLASSES, auto_class
+from ..hub.model_kinds import auto_class
 from .adapter import (
     AdapterArguments,
     head_modules,
@@ -30,8 +25,9 @@ from .adapter import (
     with_new_adapter,
 )
 from .arguments import ModelArguments
-from .processors import PROCESSORS
-from .saved_adapter import base_of, describe_base, saved_adapter, with_saved_adapter
+from .model_labels import class_name, fit_labels
+from .saved_adapter import with_saved_adapter
+from .source import Source, load, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +59,15 @@ def load_checkpoint(
         InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
     """
     source, lora = arguments.model_name_or_path, lora or AdapterArguments()
-    found = _Found.at(arguments)
+    found = Source.at(arguments)
     config, adapter = found.config, found.adapter
     if lora.use_peft and adapter is None and not will_train:
         raise InputError(f"--use_peft: {source} is no adapter, and this run does not train one; leave it out")
-    labels, new_head = _fit_labels(config, task, source, will_train)
+    labels, new_head = fit_labels(config, task, source, will_train)
     if new_head and adapter is not None:
         raise InputError(f"{source}: is an adapter for other labels; start from its base model, {found.base}")
     named = arguments.tokenizer_name or (source if found.has_tokenizer else found.base)
-    tokenizer = _load(AutoTokenizer, named, found.options if named == found.base else _options(arguments))
+    tokenizer = load(AutoTokenizer, named, found.options if named == found.base else options_of(arguments))
     # Where there is none, transformers makes one without words
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise InputError(
@@ -87,7 +83,7 @@ def load_checkpoint(
         tokenizer.padding_side = "right"  # positions count from the left
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
-    cls = auto_class(_class_name(task.head))
+    cls = auto_class(class_name(task.head))
     options = {**found.options, "config": config, "dtype": arguments.dtype, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = new_head or adapter is not None
     whole = list(lora.lora_modules_to_save or ()) if adapter is None else adapter.whole_modules
@@ -105,36 +101,6 @@ def load_checkpoint(
     if lora.use_peft:
         model = with_new_adapter(model, lora, task.head, lacking, source, arguments.model_revision)
     return model, tokenizer, labels
-
-
-class _Found(NamedTuple):
-    """What a name stands for.
-
-    Attributes:
-        config: of the model; of an adapter that of its base model, with the adapter's labels.
-        base: name or folder of the model.
-        options: of `from_pretrained`.
-        adapter: the one that the name stands for; None for a whole model.
-        has_tokenizer: whether the name has a tokenizer of its own.
-    """
-
-    config: Any
-    base: str
-    options: dict[str, Any]
-    adapter: Adapter | None = None
-    has_tokenizer: bool = True
-
-    @classmethod
-    def at(cls, arguments: ModelArguments) -> _Found:
-        source, options = arguments.model_name_or_path, _options(arguments)
-        adapter = saved_adapter(source, options)
-        if adapter is None:
-            return cls(_load(AutoConfig, source, options), source, options)
-        base, revision = base_of(adapter, source)
-        options["revision"] = revision
-        config = _load(AutoConfig, base, options)
-        describe_base(config, adapter)
-        return cls(config, base, options, adapter, (adapter.folder / "tokenizer_config.json").is_file())
 
 
 def _load_in_few_bits(
@@ -155,13 +121,13 @@ def _load_in_few_bits(
     # Files in few bits hold no whole weights of their body
     quantization = quantization_of(cls, config, arguments, in_4_bits, () if is_stored_so else whole)
     if quantization is None:
-        return _load(cls, base, options)
+        return load(cls, base, options)
     place = {} if is_deepspeed_zero3_enabled() else {"device_map": {"": str(device)}}
     if is_stored_so:
         config.quantization_config = quantization
         return _load_stored(cls, base, {**options, **place})
     few = {"config": copy.deepcopy(config), "quantization_config": quantization, **place}
-    model, report = _load(cls, base, {**options, **few})
+    model, report = load(cls, base, {**options, **few})
     random = quantized_modules(model) & {key.rpartition(".")[0] for key in report["missing_keys"]}
     if random:
         return _load_in_few_bits(cls, base, options, arguments, in_4_bits, [*whole, *random], device)
@@ -175,7 +141,7 @@ def _load_stored(cls: Any, base: str, options: dict[str, Any]) -> tuple[Any, dic
         "else start from the model with whole weights, and add --load_in_4bit"
     )
     try:
-        model, report = _load(cls, base, options)
+        model, report = load(cls, base, options)
     except InputError as error:
         raise InputError(f"{error}. {advice}") from error
     heads = [model.get_submodule(name) for name in head_modules(model)]
@@ -198,50 +164,6 @@ def _with_new_head(model: Any) -> Any:
     return fresh
 
 
-def _fit_labels(config: Any, task: Task, source: str, will_train: bool) -> tuple[LabelMap | None, bool]:
-    """Write the task's labels into the configuration; returns their map, and whether the head must be a new one."""
-    if task.head == "seq2seq":
-        if not config.is_encoder_decoder:
-            raise InputError(
-                f"{source} ({config.model_type}) is no encoder-decoder, and {task.name} writes texts; choose a model "
-                "such as BART, T5 or mT5"
-            )
-        return None, False  # it writes the words it reads: there is no head to replace
-    has_head = _has_head(config, task.head)
-    if not has_head and not will_train:
-        raise InputError(
-            f"{source} has no trained head ({_model_suffix(task.head)}), so it would predict at random; train it on "
-            f"{task.name} first (--do_train), or choose a trained model"
-        )
-    if task.is_language_model:
-        return None, False
-    if task.reads_passages:
-        if task.head == "question":
-            config.num_labels = 2  # start and end; a classifier's configuration has its number of labels
-        return None, not has_head
-    if task.is_regression:
-        if has_head and config.num_labels != 1 and not will_train:
-            raise InputError(f"{source} predicts {config.num_labels} labels, but {task.name} is a regression")
-        new_head = has_head and config.num_labels != 1
-        config.num_labels = 1
-        config.problem_type = "regression"
-        return None, new_head
-    labels = match_labels(task, config.id2label) if has_head else None
-    new_head = has_head and labels is None
-    if new_head:
-        names = ", ".join(map(str, list(config.id2label.values())[:8]))
-        message = f"{source} predicts other labels ({names}) than {task.name} has ({', '.join(task.labels[:8])})"
-        if not will_train:
-            raise InputError(f"{message}; train it on {task.name} first (--do_train), or choose another model")
-        logger.warning(f"{message}; its head is replaced by a new one")
-    if labels is None:
-        labels = LabelMap(tuple(range(len(task.labels))))
-    config.id2label = dict(sorted((labels.to_model[i], name) for i, name in enumerate(task.labels)))
-    config.label2id = {name: i for i, name in config.id2label.items()}
-    config.problem_type = "single_label_classification" if task.head == "sequence" else None
-    return labels, new_head
-
-
 def max_positions(model: PreTrainedModel) -> int | None:
     """The longest input that a model has positions for, in tokens; None if nothing limits it.
 
@@ -255,72 +177,3 @@ def max_positions(model: PreTrainedModel) -> int | None:
             rows, padding = getattr(module, "num_embeddings", len(table)), getattr(module, "padding_idx", None)
             limits.append(rows - (getattr(module, "offset", 0) if padding is None else padding + 1))
     return min((limit for limit in limits if limit > 0), default=None)
-
-
-def labels_of_checkpoint(arguments: ModelArguments, head: str = "sequence") -> list[str] | None:
-    """The labels that a trained classifier of rows or tokens predicts, in its order; empty for a regression, None if
-    unknown.
-    """
-    config = _Found.at(arguments).config
-    if head not in ("sequence", "tokens") or not _has_head(config, head):
-        return None
-    if head == "sequence" and (config.problem_type == "regression" or config.num_labels == 1):
-        return []
-    names = [str(name) for _, name in sorted(config.id2label.items())]
-    return None if are_nameless(names) else names
-
-
-def language_model_head(arguments: ModelArguments) -> str:
-    """The head of a language model, "causal" or "masked": that of its class, else the one that its kind has."""
-    config = _Found.at(arguments).config
-    known = next((head for head in _LANGUAGE_SUFFIXES if _has_head(config, head)), None)
-    kinds = {"masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
-    known = known or next((head for head, names in kinds.items() if config.model_type in names), None)
-    if config.is_encoder_decoder or known is None:
-        raise InputError(
-            f"{arguments.model_name_or_path} ({config.model_type}) is no language model of texts alone; choose one "
-            "such as GPT-2 or Llama (causal) or BERT or RoBERTa (masked), or for encoder-decoders --task_type seq2seq"
-        )
-    return known
-
-
-# Some classes are called otherwise than the Auto class
-_LANGUAGE_SUFFIXES = {"causal": ("ForCausalLM", "LMHeadModel"), "masked": ("ForMaskedLM", "ForPreTraining")}
-
-
-def _has_head(config: Any, head: str) -> bool:
-    suffixes = _LANGUAGE_SUFFIXES.get(head) or (_model_suffix(head),)
-    return any(name.endswith(suffixes) for name in config.architectures or ())
-
-
-def _class_name(head: str) -> str:
-    return AUTO_CLASSES[PROCESSORS[head].pipeline]
-
-
-def _model_suffix(head: str) -> str:
-    """How the names of models with this head end, such as "ForSequenceClassification"."""
-    return _class_name(head).removeprefix("AutoModel")
-
-
-def _options(arguments: ModelArguments) -> dict[str, Any]:
-    return {
-        "cache_dir": arguments.cache_dir,
-        "revision": arguments.model_revision,
-        "token": arguments.token,
-        "trust_remote_code": arguments.trust_remote_code,
-    }
-
-
-def _load(cls: type[Any], source: str, options: dict[str, Any]) -> Any:
-    if (source.startswith((".", "/", "~")) or "\\" in source) and not Path(source).is_dir():
-        raise InputError(f"{source}: no such folder, expected a model")
-    try:
-        with nullcontext() if Path(source).is_dir() else offline_if_unreached():
-            return cls.from_pretrained(source, **options)
-    except Exception as error:  # damaged files raise errors of many kinds
-        # OSError carries paragraphs of advice; the first sentence says what happened
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "trust_remote_code" in str(error):
-            reason = f"{reason.rstrip(' .')}: read it, then pass --trust_remote_code"
-        what = "" if Path(source).is_dir() else "no folder here has this name, and from the Hub it "
-        raise InputError(f"{source}: {what}cannot be loaded as {cls.__name__}: {reason}") from error

@@ -23,8 +23,8 @@ from ..run_folder import contents_of, settings_of
 from ..training_args import RDropTrainingArguments
 from .adapter import AdapterArguments
 from .arguments import DataArguments, ModelArguments
-from .checkpoint import labels_of_checkpoint, language_model_head
 from .command_line import CommandLine
+from .model_labels import labels_of_checkpoint, language_model_head
 
 
 @dataclass(frozen=True)

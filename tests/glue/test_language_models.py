@@ -19,8 +19,8 @@ from rdrop_trainer.glue.language_models import (
 )
 from rdrop_trainer.glue.own_files import load_files
 from rdrop_trainer.script.arguments import ModelArguments
-from rdrop_trainer.script.checkpoint import language_model_head
 from rdrop_trainer.script.command_line import parse_arguments
+from rdrop_trainer.script.model_labels import language_model_head
 from rdrop_trainer.script.processors import MaskingCollator
 from rdrop_trainer.script.resolve import resolve
 from rdrop_trainer.script.scratch import make_bert
