@@ -1,6 +1,7 @@
 """Finding and setting dropout, over families that keep it in different places."""
 
 import re
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +216,12 @@ def test_configurations_of_parts_and_of_other_names():
     model = MgpstrForSceneTextRecognition(config)
     set_dropout(model, 0.2)
     assert (config.drop_rate, config.attn_drop_rate) == (0.2, 0.2) and config.drop_path_rate == 0.0
+
+
+def test_noise_is_named_by_its_place_without_the_numbers_of_layers():
+    layer = nn.ModuleDict({"dropout1": nn.Dropout(0.1)})
+    model = nn.ModuleDict({"module": nn.ModuleDict({"layers": nn.ModuleList([layer, deepcopy(layer)])})})
+    assert [str(source) for source in noise_of(model)] == ["dropout 0.1 (layers.*.dropout1)"]
 
 
 @pytest.mark.parametrize("config", [None, {}, {"dropout": 0.1, 3: 0.5}, SimpleNamespace(dropout=0.1), object()])

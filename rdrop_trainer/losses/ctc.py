@@ -70,9 +70,8 @@ def rdrop_ctc_loss(
         (0.8432, 0.0, True)
     """
     logits = (logits,) if isinstance(logits, torch.Tensor) else tuple(logits)
-    size = len(lengths)
     _check(logits, labels, lengths, num_passes, reduction)
-    frames = logits[0].shape[1]
+    size, frames = len(lengths), logits[0].shape[1]
     is_valid = torch.arange(frames, device=lengths.device) < lengths[:, None]  # (B, T)
     if num_divergence_items is None:
         num_divergence_items = is_valid.sum() if reduction == "mean" else 1
@@ -125,7 +124,7 @@ def _is_target(labels: torch.Tensor, blank: int) -> torch.Tensor:
 def _check(logits, labels, lengths, num_passes, reduction) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r} is unknown; expected one of {', '.join(REDUCTIONS)}.")
-    size, shapes = len(lengths), [tuple(z.shape) for z in logits]
+    size, shapes = lengths.numel(), [tuple(z.shape) for z in logits]
     rows = num_passes * size if len(logits) == 1 else size
     is_like_passes = len(logits) in (1, num_passes) and len(set(shapes)) == 1
     if lengths.dim() != 1 or not is_like_passes or len(shapes[0]) != 3 or shapes[0][0] != rows:

@@ -121,14 +121,15 @@ def test_a_float16_gradient_survives_a_small_loss(chunks):
     assert relative(h.grad, 65536 * gradients[0]) < 1e-2 and relative(w.grad, 65536 * gradients[1]) < 1e-2
 
 
-def test_the_gradient_of_a_half_precision_weight_is_summed_up_in_float32(monkeypatch):
+def test_gradients_of_a_half_precision_weight_and_bias_are_summed_up_in_float32(monkeypatch):
     """Over many chunks: rounded once, at the end."""
     monkeypatch.setattr(linear_chunks, "ROWS_ON_CPU", 8)
     hidden, weight, bias, labels = make(n=1000, c=5, dtype=torch.bfloat16)
-    _, gradients = unfused(hidden, weight, labels, bias, {}, alpha=0)
-    h, w = leaves(hidden, weight)
-    rdrop_linear_loss(h, w, labels, alpha=0).loss.backward()
-    assert w.grad.dtype == torch.bfloat16 and relative(w.grad, gradients[1]) < 4e-3
+    _, gradients = unfused(hidden, weight, labels, bias, {"bias": True}, alpha=0)
+    given = leaves(weight, bias)
+    rdrop_linear_loss(hidden, given[0], labels, bias=given[1], alpha=0).loss.backward()
+    for leaf, gradient in zip(given, gradients[1:], strict=True):
+        assert leaf.grad.dtype == torch.bfloat16 and relative(leaf.grad, gradient) < 4e-3
 
 
 @pytest.mark.parametrize("m", [1, 2, 3])
@@ -187,11 +188,11 @@ def test_what_is_frozen_gets_no_gradient(needed, chunks):
         assert name != needed or relative(tensors[name].grad, gradient) < 1e-6
 
 
-def test_alpha_as_a_tensor_and_a_small_soft_cap():
+def test_alpha_as_a_tensor_a_small_soft_cap_and_labels_of_another_type():
     hidden, weight, _, labels = make()
     capped = 0.5 * torch.tanh(hidden.double() @ weight.double().T / 0.5)
     expected = rdrop_loss(capped, labels, alpha=4.0).loss
-    got = rdrop_linear_loss(hidden, weight, labels, alpha=torch.tensor(4.0), softcap=0.5).loss
+    got = rdrop_linear_loss(hidden, weight, labels.short(), alpha=torch.tensor(4.0), softcap=0.5).loss
     assert relative(got, expected) < 1e-6
 
 

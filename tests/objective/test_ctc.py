@@ -44,6 +44,15 @@ def test_loss_and_gradient_are_those_of_the_definition(reduction, num_passes):
         assert apart.loss.item() == pytest.approx(terms.loss.item(), rel=1e-6)
 
 
+def test_half_precision_logits_have_the_loss_of_their_values():
+    logits = torch.randn(8, 7, 6, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    settings = {"blank": BLANK, "zero_infinity": True, "alpha": 3.0}
+    loss = rdrop_ctc_loss(logits, LABELS, LENGTHS, **settings).loss
+    assert loss.dtype == torch.float32 and loss == rdrop_ctc_loss(logits.float(), LABELS, LENGTHS, **settings).loss
+    loss.backward()
+    assert logits.grad.dtype == torch.bfloat16 and logits.grad.isfinite().all()
+
+
 def test_without_transcripts_the_frames_are_compared_all_the_same():
     logits = torch.randn(8, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     settings = {"blank": BLANK, "zero_infinity": True, "alpha": 3.0}
@@ -55,7 +64,15 @@ def test_without_transcripts_the_frames_are_compared_all_the_same():
     "changes, message",
     [
         ({"logits": torch.zeros(6, 7, 6)}, "num_passes \\* B, T, C"),
+        ({"logits": torch.zeros(8, 7)}, "num_passes \\* B, T, C.* got \\(8, 7\\)"),
+        ({"logits": [torch.zeros(4, 7, 6)] * 3}, "or 2 of \\(B, T, C\\)"),
+        ({"logits": [torch.zeros(4, 7, 6), torch.zeros(4, 7, 5)]}, "got \\(4, 7, 6\\), \\(4, 7, 5\\)"),
+        ({"lengths": LENGTHS[:, None]}, "lengths \\(B,\\).* and \\(4, 1\\)"),
+        ({"lengths": torch.tensor(7)}, "lengths \\(B,\\).* and \\(\\)"),
         ({"labels": torch.zeros(4)}, "integers of shape \\(B, U\\)"),
+        ({"labels": torch.zeros(4, dtype=torch.long)}, "integers of shape \\(B, U\\)"),
+        ({"labels": torch.zeros(4, 2)}, "got torch.float32 of \\(4, 2\\)"),
+        ({"labels": LABELS[:3]}, "for 4 rows, got torch.int64 of \\(3, 4\\)"),
         ({"reduction": "none"}, "reduction='none' is unknown"),
     ],
 )

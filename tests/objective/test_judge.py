@@ -96,6 +96,23 @@ def test_the_only_output_that_can_be_logits_is_found(form):
     assert is_close(terms.divergence, divergence(passes))
 
 
+Unlabeled = namedtuple("Unlabeled", "features logits")
+
+
+@pytest.mark.parametrize("fields", [Named, Unlabeled])
+def test_a_named_tuple_is_returned_with_the_loss_in_front(fields):
+    form = {"loss": None} if "loss" in fields._fields else {}
+    model = Returning(3, lambda z, h, y: fields(features=h, logits=z, **form), pooled=True).train()
+
+    def function(outputs, labels, num_items_in_batch=None):
+        return row_loss(outputs.logits, labels)
+
+    objective = Objective.of(model, [ROWS], loss_function=function)
+    terms, passes = objective(model, ROWS, objective.window([ROWS]), StepSettings(alpha=ALPHA), 4)
+    loss, *others = passes.first_output(terms.loss)
+    assert loss is terms.loss and [z.shape for z in others] == [(4, 16), (4, 3)]
+
+
 def features_first(z, h, y):
     return 2 * row_loss(z, y), h, z
 

@@ -203,6 +203,23 @@ def test_soft_labels_are_those_of_a_categorical_divergence(how):
     assert objective.plan.head.soft
 
 
+def test_a_stock_model_takes_soft_labels_where_the_setting_says_so():
+    """By its class alone they would be labels of several classes each."""
+    model, batch = tiny.bert().train(), zoo.batch("single_label")
+    soft = {**batch, "labels": torch.randn(len(batch["labels"]), 4).softmax(-1)}
+    objective = Objective.of(model, [soft], problem="single_label")
+    terms, passes = objective(model, soft, objective.window([soft]), StepSettings(alpha=ALPHA))
+    logits = [z.detach() for z in passes["logits"][0].chunk(2)]
+    want = sum(formulas.pair_divergence(a, b, "single_label") for a, b in zip(*logits, strict=True)) / len(logits[0])
+    assert is_close(terms.divergence, want)
+
+
+def test_every_batch_needs_its_labels():
+    batch = zoo.batch("single_label")
+    with pytest.raises(ValueError, match="needs `labels` in every training batch, got only: input_ids"):
+        Objective.of(tiny.bert(), [batch, {key: batch[key] for key in ("input_ids", "attention_mask")}])
+
+
 def test_labels_that_are_no_probabilities_of_classes_stay_multi_label():
     one_hot = torch.eye(5)[:4]
     terms, passes, _ = terms_of(Scorer(5, rows, bce), {"input_ids": IDS, "labels": one_hot})

@@ -150,6 +150,19 @@ def test_a_loss_of_one_s_own_is_refused(model, function, source, tmp_path):
             refuse()
 
 
+def test_a_loss_that_turns_out_to_be_another_is_refused():
+    """The model's class has the usual loss, but a hook makes something else of it."""
+    model, batch = tiny.bert().train(), zoo.batch("single_label")
+
+    def halve(_, args, outputs):
+        outputs.loss = 0.5 * outputs.loss
+
+    model.register_forward_hook(halve)
+    objective = Objective.of(model, [batch])
+    with pytest.raises(ValueError, match="Leave rdrop_row_share at 1"):
+        objective(model, batch, objective.window([batch], row_share=SHARE), StepSettings(alpha=1.0))
+
+
 def test_unlabeled_rows_go_through_all_passes_or_none_do(tmp_path):
     data = tiny.dataset()
     run = tiny.trainer(tiny.bert(), data, tmp_path, rdrop_row_share=SHARE, unlabeled_dataset=data)

@@ -10,7 +10,7 @@ from transformers import (
     Trainer,
 )
 
-from rdrop_trainer import RDropMixin
+from rdrop_trainer import Objective, RDropMixin, RDropTrainer, StepSettings
 from rdrop_trainer.objective.heads import SINGLE_LABEL
 from rdrop_trainer.objective.task_loss import TrainerLoss
 from support import formulas, tiny, zoo
@@ -116,6 +116,45 @@ def test_a_trainers_own_loss_needs_outputs(tmp_path):
         tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, type("Over", (RDropMixin, Alone), {})).train()
 
 
+class HalfLoss(nn.Module):
+    """A model of one's own, with a loss of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert = tiny.bert()
+
+    def forward(self, input_ids, attention_mask, labels):
+        logits = self.bert(input_ids, attention_mask).logits
+        return {"loss": 0.5 * nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_trainer_that_hands_on_the_models_own_loss_without_logits(tmp_path):
+    class Silent(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = model(**inputs)["loss"]
+            return (loss, {}) if return_outputs else loss
+
+    cls = type("Over", (RDropMixin, Silent), {})
+    trainer = tiny.trainer(HalfLoss(), tiny.dataset(), tmp_path, cls, logging_steps=1, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["task_loss"] == pytest.approx(0.5 * 1.386, rel=0.05)
+
+
+def test_a_trainers_own_loss_of_start_and_end_positions(tmp_path):
+    class Twice(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (2 * outputs.loss, outputs) if return_outputs else 2 * outputs.loss
+
+    losses = []
+    for cls in (type("Over", (RDropMixin, Twice), {}), RDropTrainer):
+        model, data = zoo.build("question", dropout=0.0), zoo.dataset("question")
+        trainer = zoo.trainer("question", model, data, tmp_path, cls=cls, logging_steps=1, max_steps=1, **SAME)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["task_loss"])
+    assert losses[0] == pytest.approx(2 * losses[1], rel=1e-4)
+
+
 def test_a_trainers_own_loss_beside_a_loss_function(tmp_path):
     """The function is the task loss where the trainer uses it; where it does not, there is no telling."""
 
@@ -172,6 +211,31 @@ def test_a_loss_function_may_return_a_mean_or_divide_by_the_count(function, tmp_
     losses = []
     assert tiny.relative(update(3, 4), update(11, 1)) < 1e-5  # the last micro-batch has two rows
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def mean_of_any(outputs, labels, num_items_in_batch=None):
+    """0 where no row has a label, where others are NaN."""
+    return mean(outputs, labels).nan_to_num()
+
+
+def with_noise(outputs, labels, num_items_in_batch=None):
+    return nn.functional.cross_entropy(nn.functional.dropout(outputs.logits, 0.5), labels)
+
+
+@pytest.mark.parametrize("function, of_all", [(mean, False), (mean_of_any, False), (with_noise, False), (summed, True)])
+def test_a_first_micro_batch_without_labels_does_not_tell_which(function, of_all):
+    """Of a window of two micro-batches, a mean is half."""
+    model, batch = tiny.bert(dropout=0.0), zoo.batch("single_label")
+    first = {**batch, "labels": torch.full_like(batch["labels"], -100)}
+    objective = Objective.of(model.train(), [batch], loss_function=function)
+    count = 2 * (batch["labels"] != -100).sum()
+    for micro_batch in (first, batch):
+        torch.manual_seed(0)
+        window = objective.window([micro_batch, batch])
+        terms, _ = objective(model, micro_batch, window, StepSettings(alpha=0.0, num_passes=1), count)
+    torch.manual_seed(0)
+    returned = function(model(**batch), batch["labels"], count)
+    assert terms.task_loss.item() == pytest.approx((returned if of_all else returned / 2).item(), rel=1e-5)
 
 
 def test_a_loss_function_that_uses_the_count_otherwise_is_refused(tmp_path):

@@ -117,6 +117,19 @@ def test_close_passes_keep_their_digits(noise, way):
     assert relative(gradient, exact.grad) < 3e-7 / noise
 
 
+def test_terms_are_divided_by_the_counts_that_are_given(parts):
+    logits, labels = example(3)
+    exact = logits.detach().double().requires_grad_()
+    options = {"alpha": 3.0, "num_items": 2, "num_divergence_items": 5}
+    expected = rdrop_loss(exact, labels, implementation="reference", **options)
+    got = by_triton(logits, labels, **options)
+    for term, right in zip(got, expected, strict=True):
+        assert relative(term.detach(), right.detach()) < 1e-6
+    got.loss.backward()
+    expected.loss.backward()
+    assert relative(logits.grad, exact.grad) < 1e-6
+
+
 @pytest.mark.parametrize("m", [2, 5])
 def test_identical_passes_have_no_divergence(m, way):
     logits, labels = example(1, m=1)
