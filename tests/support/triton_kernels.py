@@ -117,7 +117,7 @@ def test_close_passes_keep_their_digits(noise, way):
     assert relative(gradient, exact.grad) < 3e-7 / noise
 
 
-def test_terms_are_divided_by_the_counts_that_are_given(parts):
+def test_terms_are_divided_by_the_counts_that_are_given(way):
     logits, labels = example(3)
     exact = logits.detach().double().requires_grad_()
     options = {"alpha": 3.0, "num_items": 2, "num_divergence_items": 5}
