@@ -219,6 +219,8 @@ class Change(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
+        if self.name.startswith(CONTENTS):
+            return f"the {self.name.removeprefix(CONTENTS)} was edited since"
         return f"{self.name} was {self.before!r}, now {self.now!r}"
 
 

@@ -44,7 +44,10 @@ def find_labels(path: str | Path, label_column: str) -> list[str]:
         _check_one_type(found[name] for name in names)
         if all(_DECIMAL_COMMA.fullmatch(name) for name in names):
             where, value = next(found[name] for name in names if "," in name)
-            raise InputError(f"{where}: the label is {value!r}, expected decimal numbers to have a point, not a comma")
+            raise InputError(
+                f"{where}: the label is {value!r}, expected decimal numbers to have a point, not a comma, and names of "
+                "classes not to look like them (0-1, say)"
+            )
         _warn_of_alike(path, names)
     if len(names) == 1:
         raise InputError(f"{path}: every row has the label {names[0]!r}, expected at least two different ones")

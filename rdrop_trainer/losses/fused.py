@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from . import devices
 
+SCALED_AT_A_TIME = 2**22
 TRITON_SCALES_FROM = 2**17  # numbers: fewer are multiplied in less time than Triton takes to launch
 Number: TypeAlias = int | float | torch.Tensor  # a tensor: a scalar, whose value is not waited for
 Terms: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, task loss, divergence
@@ -79,10 +80,14 @@ def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     waiting for the device."""
     if devices.can_read(factor) and factor == 1:
         return
-    if tensor.numel() >= TRITON_SCALES_FROM and devices.has_triton(tensor):
+    same_type = tensor.dtype == factor.dtype
+    if not (same_type and tensor.numel() < TRITON_SCALES_FROM) and devices.has_triton(tensor):
         import_module(".triton", __package__).scale_(tensor, factor)
-    else:
+    elif same_type:
         tensor.mul_(factor)
+    else:  # a device would round the factor to the type of the tensor
+        for part in tensor.split(max(1, SCALED_AT_A_TIME * len(tensor) // max(1, tensor.numel()))):
+            part.copy_(part.to(factor.dtype) * factor)
 
 
 def one_over(count: Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -17,7 +17,8 @@ from .reference import IGNORE_INDEX
 BLOCK_BYTES = 2**15
 WARPS, WARP = 16, 32  # WARP: threads of one
 LOAD_BYTES = 16  # that a thread loads at once
-FEW_LOGITS, FEW_AT_A_TIME = 2**17, 2**12  # up to so many, one program computes all items, so many logits at a time
+FEW_LOGITS, FEW_AT_A_TIME = 2**15, 2**12  # up to so many, one program computes all items, so many logits at a time
+FEW_PASSES = 4  # with more, that program takes many seconds to compile
 PROGRAMS_AT_A_TIME = 2  # of the kernel, on a multiprocessor: at most that many have their blocks in shared memory
 ITEM_BLOCK = 2**11
 SCALE_BLOCK = 2**12
@@ -62,7 +63,7 @@ def loss_and_grad(
     shared = {"M": m, "SMOOTHING": label_smoothing, "IGNORED": IGNORE_INDEX, **OPTIONS}
     passes, width = _power_of_2(m), _power_of_2(classes)
     with torch.cuda.device_of(labels):
-        if passes * width <= FEW_AT_A_TIME and m * width * size <= FEW_LOGITS:
+        if m <= FEW_PASSES and passes * width <= FEW_AT_A_TIME and m * width * size <= FEW_LOGITS:
             items = FEW_AT_A_TIME // (passes * width)
             few_kernel[(1,)](
                 *given, results, size, classes, ITEMS=items, WIDTH=width, BLOCK=ITEM_BLOCK, num_warps=WARPS, **shared

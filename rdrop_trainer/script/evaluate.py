@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from transformers import EvalPrediction
 
-from ..glue.features import broke_down
 from .card import score_prefix
 from .prepare import Prepared
 from .resolve import RunConfig
@@ -32,25 +31,27 @@ def evaluate(config: RunConfig, prepared: Prepared) -> Evaluated:
     """Evaluate the model on all validation splits."""
     if not config.training.do_eval:
         return Evaluated()
-    trainer, splits = prepared.trainer, prepared.splits("validation")
+    trainer, processor, splits = prepared.trainer, prepared.processor, prepared.splits("validation")
     measures = config.data.measure != "none"
     metrics: dict[str, float] = {}
     by_class: dict[str, Any] = {}
     predicted: dict[str, EvalPrediction] = {}
+    broken: set[str] = set()
     with prepared.clock("eval"):
         for split in splits:
             features, rows = prepared.features[split], prepared.data[split]
             trainer.compute_metrics = _keeping(predicted, split, prepared.compute_metrics(split))
             metrics |= trainer.evaluate(features, metric_key_prefix=score_prefix(split))
-            classes = prepared.processor.has_classes and split in predicted
-            if classes and not broke_down(predicted[split].predictions):
-                answers = prepared.processor.answers(predicted[split].predictions, features, rows)
-                by_class[split] = prepared.processor.by_class(answers, rows)
+            if split in predicted and processor.broke_down(predicted[split].predictions):
+                broken.add(split)
+            elif split in predicted and processor.has_classes:
+                answers = processor.answers(predicted[split].predictions, features, rows)
+                by_class[split] = processor.by_class(answers, rows)
     if not measures:
         return Evaluated(metrics, by_class)
     known = predicted.get(splits[0]) if config.task.head in ("sequence", "choice") else None
     with prepared.clock("stability"):
-        found = measure_stability(config, prepared, splits[0], known)
+        found = measure_stability(config, prepared, splits[0], known, splits[0] in broken)
     return Evaluated(metrics, by_class, {"split": splits[0], **found})
 
 

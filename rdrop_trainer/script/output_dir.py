@@ -240,8 +240,8 @@ def _check_same_settings(output_dir: Path, settings: Mapping[str, Any]) -> None:
     changed = changed_settings(before, settings, FREE_TO_CHANGE - ROWS_EVALUATED if chosen else FREE_TO_CHANGE)
     if changed:
         raise InputError(
-            f"{output_dir}: holds an unfinished run with other settings ({'; '.join(map(str, changed[:5]))}); repeat "
-            "those to go on, choose another --output_dir, or add --overwrite_output_dir to delete it"
+            f"{output_dir}: holds an unfinished run with other settings ({'; '.join(map(str, changed[:5]))}); put "
+            "those back to go on, choose another --output_dir, or add --overwrite_output_dir to delete it"
         )
 
 

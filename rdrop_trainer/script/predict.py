@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any, NamedTuple
 
 from ..glue.submission import Submission, write_submission
@@ -52,6 +53,10 @@ def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
     predicted = trainer.predict(prepared.features_without_labels(split), metric_key_prefix=split).predictions
     if not trainer.is_world_process_zero():
         return Predicted()
+    known = processor.has_answers(rows)
+    if processor.broke_down(predicted):
+        logger.warning(f"{task.name}: the model's logits for {split} are NaN or infinite: no predictions are written.")
+        return Predicted(dict.fromkeys((f"{split}_{name}" for name in task.metrics), nan) if known else {})
     answers = processor.answers(predicted, features, rows)
     tokens = rows[task.text_columns[0]] if task.head == "tokens" else None
     written = write_submission(task, split, list(rows["idx"]), answers, config.output_dir, tokens=tokens)
@@ -60,7 +65,7 @@ def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
             f"{written.path} holds {written.rows:,} rows where the leaderboard expects {written.expected_rows:,}: it "
             "is no valid submission."
         )
-    if not processor.has_answers(rows):
+    if not known:
         return Predicted(files=[written])
     metrics = {f"{split}_{key}": value for key, value in processor.scores(answers, rows).items()}
     by_class = {split: processor.by_class(answers, rows)} if processor.has_classes else {}

@@ -87,6 +87,10 @@ class Processor:
         """
         return logits_of(predictions)
 
+    def broke_down(self, predictions: Any) -> bool:
+        """Whether logits are NaN or infinite, so that there are no answers: the largest would be the first class."""
+        return self.task.head in ("sequence", "choice", "tokens") and broke_down(predictions)
+
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         """The answers to rows, in the form that `write_submission` takes, from the predictions for their features."""
         return decode_labels(self.task, predictions, self.labels).tolist()
@@ -132,7 +136,7 @@ class ChoiceProcessor(Processor):
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
         def compute(prediction: EvalPrediction) -> dict[str, float]:
-            if self.task.head == "choice" and broke_down(prediction.predictions):
+            if self.broke_down(prediction.predictions):
                 return dict.fromkeys(self.task.metrics, float("nan"))
             return self.scores(self.answers(prediction.predictions, features, rows), rows)
 

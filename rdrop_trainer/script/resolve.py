@@ -195,9 +195,10 @@ def _check_metric(task: Task, args: RDropTrainingArguments, splits: DatasetDict,
     name = str(args.metric_for_best_model).removeprefix("eval_")
     known = [*task.metrics, "loss"]
     validation = next(iter(splits_of(splits, "validation")), None)
-    if task.head == "tokens" and are_entities(task.labels or ()) and validation:
-        rows = splits[validation]["labels"][:max_rows]
-        tags = {(task.labels or ())[tag] for row in rows for tag in row}
+    labels = task.labels or ()
+    if task.head == "tokens" and are_entities(labels):
+        rows = splits[validation]["labels"][:max_rows] if validation else [range(len(labels))]
+        tags = {labels[tag] for row in rows for tag in row}
         known += sorted({f"f1_{tag[2:]}" for tag in tags if tag != OUTSIDE})
     if name not in known:
         raise InputError(f"--metric_for_best_model {name}: {task.name} has no such score; it has {', '.join(known)}")

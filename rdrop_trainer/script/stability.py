@@ -12,7 +12,6 @@ import torch
 from transformers import EvalPrediction
 
 from ..dropout import active_dropout
-from ..glue.features import broke_down
 from ..run_folder import EDITS_FILE, LOGITS_FILE
 from ..stability import (
     EditedText,
@@ -28,7 +27,7 @@ from .resolve import RunConfig
 
 
 def measure_stability(
-    config: RunConfig, prepared: Prepared, split: str, predicted: EvalPrediction | None = None
+    config: RunConfig, prepared: Prepared, split: str, predicted: EvalPrediction | None = None, is_broken: bool = False
 ) -> dict[str, Any]:
     """Measure a trained model on the labeled rows of a split, as far as `--measure` goes; every process does it all.
 
@@ -38,13 +37,14 @@ def measure_stability(
     Args:
         predicted: logits (N, C) and labels (N,) of its N rows, which the evaluation left; None for the heads that have
             several predictions a row.
+        is_broken: its logits are NaN, so that there is nothing to measure.
 
     Returns:
         `rows`, how many of the features were measured, and `of_rows`, how many there are; `dropout` (`num_samples`,
         `flip_rate`, its `flip_interval`, `divergence`), None without active dropout; `edits` (the same, `edited`,
         `unseen`, and `by_kind` all of these), for sequence classification and regression; both None where there is no
         row to measure; `calibration` (`expected_calibration_error`, `mean_confidence`) of all rows, for classification
-        of rows. Nothing is measured where logits are NaN.
+        of rows.
     """
     task, trainer, processor = config.task, prepared.trainer, prepared.processor
     extent, every = extent_of(config, prepared), prepared.features[split]
@@ -53,7 +53,7 @@ def measure_stability(
     # The logits of a language model are as many as its words, for every token and every prediction
     batch_size = 1 if task.is_language_model else trainer.args.per_device_eval_batch_size
     logits, labels = (None, None) if predicted is None else _logits_and_labels(predicted)
-    if logits is not None and broke_down(logits):
+    if is_broken:
         return found | {"rows": 0}
     own = even_share(logits, extent.rows) if task.head == "sequence" and logits is not None else None
     if extent.rows and active_dropout(trainer.model):

@@ -181,7 +181,7 @@ def test_runs_on_other_rows_are_not_mixed(here, launch, capsys):
     rows = (here / "dev.csv").read_bytes()
     (here / "dev.csv").write_bytes(rows[: rows.rindex(b"\n", 0, -1) + 1])
     line = fails(capsys, *FLAGS, "--seeds", "1", "2", "3")
-    assert "plain-seed1: is a finished run with other settings (contents of validation_file was '" in line
+    assert "plain-seed1: is a finished run with other settings (the validation_file was edited since" in line
     (here / "dev.csv").write_bytes(rows)
     assert script.main([*FLAGS, "--seeds", "1", "2", "3"]) == 0 and launch.started == ["plain-seed3", "rdrop-seed3"]
 

@@ -228,11 +228,11 @@ def test_a_run_does_not_go_on_with_other_rows(stops, flags, here, monkeypatch, c
         assert script.main(flags) == 130
     train = (here / "train.csv").read_bytes()
     (here / "train.csv").write_bytes(train.replace(b",negative", b",positive", 1))
-    assert "other settings (contents of train_file was '" in fails(capsys, *flags)
+    assert "other settings (the train_file was edited since" in fails(capsys, *flags)
     (here / "train.csv").write_bytes(train)
     write_csv(here / "dev.csv", rows=6)
     if stops:
-        assert "other settings (contents of validation_file was '" in fails(capsys, *flags)
+        assert "other settings (the validation_file was edited since" in fails(capsys, *flags)
         write_csv(here / "dev.csv", rows=8)
         assert "max_eval_samples was None, now 4" in fails(capsys, *flags, "--max_eval_samples 4")
     assert script.main(flags) == 0 and results("out")["rows"]["validation"] == (8 if stops else 6)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertForMultipleChoice, BertForQuestionAn
 
 from rdrop_trainer.glue.tasks import TASKS
 from rdrop_trainer.script.command_line import parse_arguments
-from rdrop_trainer.script.processors import ChoiceProcessor
+from rdrop_trainer.script.processors import ChoiceProcessor, TokenProcessor
 from rdrop_trainer.script.scratch import make_bert
 from support import runs
 from support.device import USE_CPU
@@ -247,8 +247,11 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     assert re.search(message, fails(capsys, "--model_name_or_path", model, flags))
 
 
-def test_choices_of_a_model_that_broke_down_are_not_scored():
+def test_choices_and_tags_of_a_model_that_broke_down_are_not_scored():
     rows = Dataset.from_dict({"choices": [["a", "b"]] * 2, "label": [0, 1], "group": ["x", "y"]})
     compute = ChoiceProcessor(TASKS["c3"], None, None, parse_arguments([]).data, 16).compute_metrics(rows, rows)
     assert compute(EvalPrediction(np.eye(2), None)) == {"accuracy": 1.0}
     assert math.isnan(compute(EvalPrediction(np.array([[np.nan, 0.0], [0.0, 1.0]]), None))["accuracy"])
+    of_tags = TokenProcessor(TASKS["cluener"], None, None, parse_arguments([]).data, 16).compute_metrics(rows, rows)
+    scores = of_tags(EvalPrediction(np.full((2, 3, 4), np.nan), None))
+    assert scores and all(map(math.isnan, scores.values()))
