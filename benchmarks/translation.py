@@ -5,8 +5,8 @@
 
 The folder holds train, val and test_2016_flickr, each as .de and .en, a sentence a line
 (https://github.com/multi30k/dataset, data/task1/raw). Every run trains for the same seconds: those of the steps alone,
-of the processor on a machine without a GPU. Nine times on the way and at the end the validation set gives a smoothed
-loss and BLEU (greedy), so the curves show both arms after equal seconds, and whether they are flat. The weights with
+of the processor on a machine without a GPU. On the way and at the end the validation set gives a smoothed loss and BLEU
+(greedy), so the curves show both arms after equal seconds, and whether they are flat. The weights with
 the lowest validation loss are scored on the test set: BLEU with beam 5, and loss, accuracy and calibration error of the
 next token. The schedule does not depend on the end, so `plain` at fewer steps is the same run, and needs no arm of its
 own. Every run is a line of the results file as soon as it ends; a second call goes on where the first stopped.
@@ -47,10 +47,9 @@ from rdrop_trainer.stability import expected_calibration_error
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 MAX_LENGTH = 128
 MOST_TOKENS = 64  # of a translation; those of the test set have up to 40
-EVALUATIONS = 10
 SETTINGS = (
     "pairs", "max_seconds", "batch_size", "learning_rate", "warmup_steps", "vocab_size", "d_model", "layers", "heads",
-    "dropout", "label_smoothing", "bf16", "alpha_warmup_steps",
+    "dropout", "label_smoothing", "bf16", "alpha_warmup_steps", "evaluations",
 )  # fmt: skip
 FIGURES = {
     "steps": ("steps", 1), "val_loss": ("validation loss", 1), "loss": ("test loss, nats a token", 1),
@@ -112,8 +111,9 @@ def now():
 class Seconds(TrainerCallback):
     """End a training after its seconds, evaluate on the way, and keep the weights with the lowest validation loss."""
 
-    def __init__(self, limit):
-        self.limit, self.seconds, self.history, self.best = limit, 0.0, [], None
+    def __init__(self, limit, evaluations):
+        self.limit, self.evaluations = limit, evaluations
+        self.seconds, self.history, self.best = 0.0, [], None
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.start = now()
@@ -121,7 +121,7 @@ class Seconds(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += now() - self.start
         control.should_training_stop = self.seconds >= self.limit
-        due = self.seconds >= self.limit * (len(self.history) + 1) / EVALUATIONS
+        due = self.seconds >= self.limit * (len(self.history) + 1) / self.evaluations
         control.should_evaluate = control.should_training_stop or due
 
     def on_evaluate(self, args, state, control, model, metrics, **kwargs):
@@ -161,7 +161,7 @@ class Bench:
             report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             predict_with_generate=True, generation_max_length=MOST_TOKENS,
         )  # fmt: skip
-        seconds = Seconds(options.max_seconds)
+        seconds = Seconds(options.max_seconds, options.evaluations)
         trainer = RDropSeq2SeqTrainer(
             model, arguments, train_dataset=self.train, eval_dataset=self.validation, processing_class=self.tokenizer,
             data_collator=DataCollatorForSeq2Seq(self.tokenizer, model=model), callbacks=[seconds],
@@ -285,6 +285,7 @@ def main():
     parser.add_argument("--alpha_warmup_steps", type=int, default=0, help="over which alpha rises from 0")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--max_seconds", type=float, default=4000, help="of a run's training")
+    parser.add_argument("--evaluations", type=int, default=10, help="of a run, evenly spaced")
     parser.add_argument("--pairs", type=int, default=10_000, help="of the training set, the first")
     parser.add_argument("--batch_size", type=int, default=32, help="sentences")
     parser.add_argument("--learning_rate", type=float, default=1.5e-3, help="the highest, at the end of the warm-up")
