@@ -236,11 +236,13 @@ def changed_settings(
     >>> print(*changed_settings({"seed": 1, "log_level": "info"}, {"seed": 2, "log_level": "error"}))
     seed was 1, now 2
     """
-    return [
+    changed = [
         Change(name, before.get(name), value)
         for name, value in plain(now).items()
         if name not in free and before.get(name, value if name.startswith(CONTENTS) else None) != value
     ]
+    other_files = {CONTENTS + change.name for change in changed}
+    return [change for change in changed if change.name not in other_files]
 
 
 def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,14 @@ import json
 import pytest
 
 from rdrop_trainer.errors import InputError
-from rdrop_trainer.run_folder import changed_settings, comparable_settings, read_results, write_json, write_text
+from rdrop_trainer.run_folder import (
+    CONTENTS,
+    changed_settings,
+    comparable_settings,
+    read_results,
+    write_json,
+    write_text,
+)
 
 
 def test_json_is_plain(tmp_path):
@@ -50,3 +57,10 @@ def test_a_baseline_differs_in_r_drop_alone():
     settings = {"seed": 1, "learning_rate": 1e-3, "max_eval_samples": 5}
     free = {"rdrop_alpha": 4.0, "hub_revision": "x", "unlabeled_file": "a.txt", "output_dir": "a"}
     assert comparable_settings(settings | free) == settings
+
+
+def test_a_file_is_another_or_was_edited():
+    a, b = ({"train_file": name, f"{CONTENTS}train_file": name} for name in ("a.csv", "b.csv"))
+    assert list(map(str, changed_settings(a, b))) == ["train_file was 'a.csv', now 'b.csv'"]
+    edited = {**a, f"{CONTENTS}train_file": "other"}
+    assert list(map(str, changed_settings(a, edited))) == ["the train_file was edited since"]

@@ -83,7 +83,7 @@ def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     same_type = tensor.dtype == factor.dtype
     if not (same_type and tensor.numel() < TRITON_SCALES_FROM) and devices.has_triton(tensor):
         import_module(".triton", __package__).scale_(tensor, factor)
-    elif same_type:
+    elif same_type or tensor.device.type == "cpu":
         tensor.mul_(factor)
     else:  # a device would round the factor to the type of the tensor
         for part in tensor.split(max(1, SCALED_AT_A_TIME * len(tensor) // max(1, tensor.numel()))):

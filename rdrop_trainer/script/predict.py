@@ -19,11 +19,13 @@ class Predicted(NamedTuple):
         metrics: scores of the splits that have labels, with the split's name before them.
         by_class: split -> what `scores_by_class` returns, for classification of rows that have labels.
         files: of the main process.
+        broken: the splits for which the model's logits are NaN or infinite, and which have no file.
     """
 
     metrics: Mapping[str, float] = {}
     by_class: Mapping[str, Mapping[str, Any]] = {}
     files: Sequence[Submission] = ()
+    broken: Sequence[str] = ()
 
 
 def predict(config: RunConfig, prepared: Prepared) -> Predicted:
@@ -33,13 +35,15 @@ def predict(config: RunConfig, prepared: Prepared) -> Predicted:
     metrics: dict[str, float] = {}
     by_class: dict[str, Mapping[str, Any]] = {}
     files: list[Submission] = []
+    broken: list[str] = []
     with prepared.clock("predict"):
         for split in prepared.splits("test"):
             found = _predict(config, prepared, split)
             metrics |= found.metrics
             by_class |= found.by_class
             files += found.files
-    return Predicted(metrics, by_class, files)
+            broken += found.broken
+    return Predicted(metrics, by_class, files, broken)
 
 
 def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
@@ -56,7 +60,8 @@ def _predict(config: RunConfig, prepared: Prepared, split: str) -> Predicted:
     known = processor.has_answers(rows)
     if processor.broke_down(predicted):
         logger.warning(f"{task.name}: the model's logits for {split} are NaN or infinite: no predictions are written.")
-        return Predicted(dict.fromkeys((f"{split}_{name}" for name in task.metrics), nan) if known else {})
+        scores = dict.fromkeys((f"{split}_{name}" for name in task.metrics), nan) if known else {}
+        return Predicted(scores, broken=[split])
     answers = processor.answers(predicted, features, rows)
     tokens = rows[task.text_columns[0]] if task.head == "tokens" else None
     written = write_submission(task, split, list(rows["idx"]), answers, config.output_dir, tokens=tokens)

@@ -38,6 +38,7 @@ def run(command: CommandLine) -> dict[str, Any]:
 
     Raises:
         InputError: anything that has to be mended before the run can go on.
+        StoppedError: the model that was to predict only broke down; its results are kept.
         KeyboardInterrupt: Ctrl-C, or SIGTERM during training; its message says what there is to go on from.
     """
     saves = command.training.should_save
@@ -49,7 +50,10 @@ def run(command: CommandLine) -> dict[str, Any]:
                 trained = train(config, prepared, checkpoint)
                 evaluated = evaluate(config, prepared)
                 predicted = predict(config, prepared)
-                return publish(config, prepared, trained, evaluated, predicted)
+                results = publish(config, prepared, trained, evaluated, predicted)
+                if predicted.broken and not command.training.do_train:  # predictions are all that it was for
+                    raise StoppedError(f"there are no predictions for {', '.join(predicted.broken)}", NOT_FINITE)
+                return results
 
 
 def run_dry(command: CommandLine) -> DryRun:

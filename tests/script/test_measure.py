@@ -159,7 +159,8 @@ def test_a_model_that_broke_down_has_no_scores_and_predicts_nothing(model, files
     found = results("scored")
     assert found["headline"] == {"eval_accuracy": None} and found["by_class"] == {}
     assert [found["stability"][part] for part in ("rows", "dropout", "edits", "calibration")] == [0, None, None, None]
-    assert script.main(words(f"{flags} predicted --test_file dev.csv --do_predict")) == 0
+    assert script.main(words(f"{flags} predicted --test_file dev.csv --do_predict")) == 4
+    assert "there are no predictions for test" in capsys.readouterr().err
     assert results("predicted")["metrics"]["test_accuracy"] is None
     assert not (files / "predicted" / "custom_test_predict.tsv").exists()
 

@@ -350,6 +350,7 @@ def test_few_operations_beside_the_kernels(classes, dtype, layout, options, monk
     leaves = [z.detach().requires_grad_() for z in logits.split(6)] if layout == "separate" else [logits]
     if layout == "3D":
         leaves = [logits.detach().unflatten(0, (4, 3)).requires_grad_()]
+    devices.has_triton(leaves[0])  # which launches a kernel, once
     launches = []
     for kernel in ("count_kernel", "rdrop_kernel", "total_kernel", "few_kernel", "scale_kernel"):
         monkeypatch.setattr(triton, kernel, Launches(getattr(triton, kernel), launches))
@@ -426,7 +427,20 @@ def test_scale(dtype, factor, monkeypatch):
     assert torch.allclose(tensor, expected, rtol=torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0, atol=0)
 
 
-@pytest.mark.parametrize("with_triton", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_small_gradients_of_the_type_of_their_factor_are_scaled_without_triton(monkeypatch):
+    monkeypatch.setattr(devices, "can_read", lambda tensor: False)
+    monkeypatch.setattr(fused, "TRITON_SCALES_FROM", 10)
+    scaled = []
+    monkeypatch.setattr(triton, "scale_", lambda tensor, factor: scaled.append((tensor.dtype, tensor.numel())))
+    for dtype, size in ((torch.float32, 9), (torch.float32, 10), (torch.bfloat16, 9)):
+        tensor = torch.ones(size, dtype=dtype, device=DEVICE)
+        fused._scale_(tensor, torch.tensor(3.0, device=DEVICE))
+        assert (tensor[0] == 3) == ((dtype, size) not in scaled)
+    assert scaled == [(torch.float32, 10), (torch.bfloat16, 9)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("with_triton", [False, True])
 def test_the_factor_of_a_half_precision_gradient_is_not_rounded(with_triton, monkeypatch):
     """A device multiplies a bfloat16 tensor by a float32 scalar of its own in bfloat16."""
     monkeypatch.setattr(devices, "can_read", lambda tensor: False)
