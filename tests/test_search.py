@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from accelerate.state import GradientState
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -253,6 +254,7 @@ def test_ray_tune(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for `tiny` in the processes of the trials
+    GradientState._reset_state()  # trainings that stopped in an epoch leave data loaders in it, which Ray cannot pickle
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         trainer, _ = searcher(tmp_path / "run")
