@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from . import devices
 
-SCALED_AT_A_TIME = 2**22
-TRITON_SCALES_FROM = 2**17  # numbers: fewer are multiplied in less time than Triton takes to launch
+SCALED_AT_A_TIME = 2**22  # numbers in a wider type
+TRITON_SCALES_FROM = 2**17  # numbers: fewer are left to torch, which has less to do before a launch
 Number: TypeAlias = int | float | torch.Tensor  # a tensor: a scalar, whose value is not waited for
 Terms: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, task loss, divergence
 # loss_and_grad(tensors, task_scale, divergence_scale, with_grad) returns task loss and divergence, the loss

@@ -195,7 +195,7 @@ def few_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`count_kernel`, `rdrop_kernel` and `total_kernel` in one, for few logits: their work takes less than a launch.
+    """`count_kernel`, `rdrop_kernel` and `total_kernel` in one, for few logits.
 
     One program computes ITEMS items at a time, each with all its classes: the lanes of `add_block` are items here.
     """
