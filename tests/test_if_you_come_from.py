@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from rdrop_trainer import RDropTrainer
 from support import formulas, names_of, tiny, zoo
+from support.device import on_device
 
 DATA = tiny.dataset(rows=8)
 
@@ -30,8 +31,8 @@ def two_passes(model):
     """The logits of the passes over all rows, and their labels, in order."""
     batch = tiny.trainer(model, DATA, "unused").data_collator(DATA)
     labels = batch.pop("labels")
-    both = model.train()(**{key: torch.cat([value, value]) for key, value in batch.items()}).logits.detach()
-    return both.split(8), labels
+    both = on_device({key: torch.cat([value, value]) for key, value in batch.items()})
+    return model.train()(**both).logits.detach().cpu().split(8), labels
 
 
 def check(log, task, passes, labels):
@@ -96,7 +97,7 @@ def test_llrd(page, tmp_path):
 
 def test_multi_sample_dropout(page, tmp_path):
     model = page["MultiSampleBert"](tiny.bert(dropout=0.3).config).train()
-    batch = tiny.trainer(model, DATA, "unused").data_collator(DATA)
+    batch = on_device(tiny.trainer(model, DATA, "unused").data_collator(DATA))
     drawn = []
     model.classifier.register_forward_hook(lambda module, inputs, logits: drawn.append(logits))
     loss, logits = model(**batch)[:2]

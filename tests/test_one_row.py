@@ -28,7 +28,7 @@ class Weighted(RDropTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        loss = torch.nn.functional.cross_entropy(outputs.logits, labels, torch.arange(1.0, 5.0))
+        loss = torch.nn.functional.cross_entropy(outputs.logits, labels, torch.arange(1.0, 5.0, device=labels.device))
         return (loss, outputs) if return_outputs else loss
 
 

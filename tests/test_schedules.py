@@ -5,6 +5,9 @@ import torch
 from transformers import default_data_collator
 
 from support import formulas, tiny, zoo
+from support.device import USE_CPU
+
+ROUNDING = 2e-6 if USE_CPU else 1e-4  # of a small divergence, which a GPU computes in float32
 
 
 def rows_of(head, unlabeled=()):
@@ -96,5 +99,5 @@ def test_every_step_follows_the_closed_form(head, mode, settings, alphas, tmp_pa
         assert logged["loss"] == pytest.approx(loss, rel=2e-6)
         assert ("divergence" in logged) == (alpha > 0)
         if alpha:
-            assert logged["divergence"] == pytest.approx(divergence, rel=2e-6) and divergence > 0
+            assert logged["divergence"] == pytest.approx(divergence, rel=ROUNDING) and divergence > 0
             assert logged["task_loss"] == pytest.approx(task, rel=2e-6)

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rdrop_trainer import RDropArguments, RDropMixin, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
 from support import tiny, zoo
-from support.device import USE_CPU
+from support.device import USE_CPU, on_device
 
 
 def test_metrics_are_computed_as_by_trainer(tmp_path):
@@ -99,9 +99,9 @@ def test_a_second_training_logs_its_own_terms(tmp_path):
 
 def test_another_model_of_a_trainer_is_looked_at_anew(tmp_path):
     trainer = tiny.trainer(tiny.bert().train(), tiny.dataset(), tmp_path)
-    batch = tiny.batch_of(trainer)
+    batch = on_device(tiny.batch_of(trainer))
     trainer.compute_loss(trainer.model, batch)
-    trainer.model = tiny.bert(dropout=0.0).train()
+    trainer.model = tiny.bert(dropout=0.0).train().to(trainer.args.device)
     with pytest.raises(ValueError, match="identical on the first R-Drop step"):
         trainer.compute_loss(trainer.model, batch)
 

@@ -17,6 +17,7 @@ from transformers import (
 from rdrop_trainer import Objective
 from rdrop_trainer.objective.head_of import head_of
 from support import tiny, zoo
+from support.device import on_device
 from support.resumed import whole_cut_and_resumed
 from support.zoo import sgd_update
 
@@ -46,7 +47,7 @@ def test_outputs_with_alpha_zero_are_trainers(name, tmp_path):
             name, model, zoo.dataset(name), tmp_path, plain, **({} if plain else {"rdrop_alpha": 0.0})
         )
         torch.manual_seed(0)
-        results.append(trainer.compute_loss(model, zoo.batch(name), return_outputs=True))
+        results.append(trainer.compute_loss(model, on_device(zoo.batch(name)), return_outputs=True))
     (loss_a, a), (loss_b, b) = results
     assert loss_a == loss_b and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
