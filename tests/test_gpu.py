@@ -1,4 +1,5 @@
-"""Trainings on a GPU, in the precisions users train in. Where there is none, the same tests run on the CPU.
+"""Trainings on a GPU, in the precisions users train in. Where there is none, the same tests run on the CPU, or, with
+RDROP_TEST_DEVICE=simulated, on a device in software that refuses and waits as a GPU does.
 
 A group (`pytest -m gpu`): one training per head, forward mode and precision, which several tests look at.
 """
@@ -15,12 +16,14 @@ from torch import nn
 
 from rdrop_trainer.objective import plan
 from rdrop_trainer.objective.loss_comparison import LossComparison
-from support import runs, tiny, zoo
+from support import device, runs, simulated, tiny, zoo
 from support.resumed import whole_cut_and_resumed
 
 pytestmark = pytest.mark.gpu
 
-GPU = torch.cuda.is_available()
+SIMULATED = device.NAME == "simulated"
+GPU = torch.cuda.is_available() and not SIMULATED
+not_simulated = pytest.mark.skipif(SIMULATED, reason="tensors of the simulated device cannot be saved")
 MODES = ("concat", "sequential", "recompute")
 PRECISIONS = ("float32", "bf16", pytest.param("fp16", marks=pytest.mark.skipif(not GPU, reason="fp16 needs a GPU")))
 # By how much a result of this precision may differ, relative
@@ -42,7 +45,7 @@ def deterministic():
 
 
 def precision_of(precision):
-    return {"use_cpu": not GPU, "bf16": precision == "bf16", "fp16": precision == "fp16"}
+    return {"use_cpu": not (GPU or SIMULATED), "bf16": precision == "bf16", "fp16": precision == "fp16"}
 
 
 @dataclass
@@ -79,6 +82,8 @@ def watch(trainer, fused):
     def waiting(mode):
         if GPU:
             torch.cuda.set_sync_debug_mode(mode)
+        elif SIMULATED:
+            simulated.watch(mode == "warn")
 
     def before(*_):
         seen.forwards += 1
@@ -105,7 +110,10 @@ def watch(trainer, fused):
                 return step(model, inputs, *args, **kwargs)
             finally:
                 waiting("default")
-                seen.waits += [f"{w.filename}:{w.lineno}" for w in found if "synchronizing" in str(w.message)]
+                waited = [w for w in found if "synchronizing" in str(w.message)]
+                # That is the backward of a model's operation
+                seen.waits += [f"{w.filename}:{w.lineno}" for w in waited if "autograd/graph.py" not in w.filename]
+                seen.waits += simulated.taken() if SIMULATED else []
 
     class Warned(logging.Handler):
         def emit(self, record):
@@ -162,7 +170,7 @@ def watched(training, mode, precision, tmp_path_factory):
         logging_nan_inf_filter=False,  # with it `Trainer` itself reads every loss
         unlabeled_dataset=zoo.dataset(name, seed=1) if kind == "unlabeled" else None, **precision_of(precision),
     )  # fmt: skip
-    assert trainer.args.device.type == ("cuda" if GPU else "cpu")
+    assert trainer.args.device.type == ("cuda" if GPU else device.NAME)
     return watch(trainer, kind == "fused")
 
 
@@ -191,7 +199,7 @@ def test_nothing_is_warned_of(watched):
     assert watched.warned == []
 
 
-@pytest.mark.skipif(not GPU, reason="nothing waits for a CPU")
+@pytest.mark.skipif(not (GPU or SIMULATED), reason="nothing waits for a CPU")
 def test_a_step_does_not_wait_for_the_device(watched):
     assert watched.waits == []
 
@@ -245,6 +253,7 @@ def test_recompute_trains_as_sequential_under_dropout(name, precision, tmp_path)
     assert updates[0].norm() > 0 and tiny.relative(*updates) < ROUNDING[precision]
 
 
+@not_simulated
 @pytest.mark.parametrize("name", zoo.ONE_OF_A_KIND)
 def test_stopped_and_resumed_equals_uninterrupted(name, precision, tmp_path):
     whole, cut, resumed = whole_cut_and_resumed(name, tmp_path, **precision_of(precision))
@@ -261,6 +270,7 @@ def devices(folder):
     return [json.loads(path.read_text())["peak_memory"]["of"] for path in folder.glob("*/all_results.json")]
 
 
+@not_simulated
 def test_the_demo(here):
     assert runs.script.main(runs.words("--demo", "--use_cpu False")) == 0
     report = json.loads((here / "runs" / "demo" / "report.json").read_text())
@@ -268,6 +278,7 @@ def test_the_demo(here):
     assert devices(here / "runs" / "demo") == [TRAINED_ON] * 6
 
 
+@not_simulated
 def test_a_comparison(here):
     runs.make_place(here, rows=16)
     flags = f"--bf16 {GPU} --use_cpu False --max_seq_length 16 --disable_tqdm True --save_strategy no --seeds 1 2"
