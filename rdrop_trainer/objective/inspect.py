@@ -74,25 +74,40 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
     """The head by classes, settings and the type of the labels, which all batches must have."""
-    first = batches[0]
-    if heads := _named_heads(training, first):
-        parts = heads_of(training.base, first, heads, training.own_loss)
-    else:
-        _check_labeled(training, first)
-        parts = [head_of(training.base, first, training.problem, training.own_loss)]
-    peft = getattr(training.unwrapped, "active_peft_config", None)
-    if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
-        parts = [replace(part, soft_prompt=True) for part in parts]
-    head = JointHead.of(parts)
+    head = _head_of_batch(training, batches[0])
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
                 f"R-Drop needs `{'` and `'.join(head.labels)}` in every training batch, got only: {', '.join(batch)}."
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
+        if _forms(head, batch) != _forms(head, batches[0]) and _head_of_batch(training, batch) != head:
+            raise ValueError(
+                "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
+                f"together: {_forms(head, batches[0])} and {_forms(head, batch)}. Let all micro-batches of a step be "
+                "of one task, or set gradient_accumulation_steps to 1."
+            )
     if head.task_problem == "regression" and not head.own_loss:
         refuse_marked_rows(batches, wait)
     return head
+
+
+def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHead:
+    if heads := _named_heads(training, batch):
+        parts = heads_of(training.base, batch, heads, training.own_loss)
+    else:
+        _check_labeled(training, batch)
+        parts = [head_of(training.base, batch, training.problem, training.own_loss)]
+    peft = getattr(training.unwrapped, "active_peft_config", None)
+    if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
+        parts = [replace(part, soft_prompt=True) for part in parts]
+    return JointHead.of(parts)
+
+
+def _forms(head: PredictionHead, batch: Mapping[str, Any]) -> str:
+    """What the labels of a batch are, by their type and their dimensions."""
+    kinds = (("numbers" if batch[key].is_floating_point() else "integers", batch[key].dim()) for key in head.labels)
+    return ", ".join(f"{what} of {dimensions} dimension(s)" for what, dimensions in kinds)
 
 
 def _check_labeled(training: Training, batch: Any) -> None:

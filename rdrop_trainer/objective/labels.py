@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ..head import Head
 from ..losses import devices
@@ -15,6 +16,8 @@ from .ctc import CTCHead
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
 from .lm_head import vocabulary_size
 from .training import Training
+
+logger = logging.get_logger(__name__)
 
 
 def with_values(
@@ -33,12 +36,39 @@ def with_values(
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
     votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
-    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
-    is_open = training.problem == "auto" and not (stated and not training.heads)
     return [
-        _by_facts(head, *vote) if is_open and spec.problem == "auto" else head
+        _by_facts(head, *vote) if _is_open(training, spec) else head
         for head, spec, vote in zip(heads, named, votes, strict=True)
     ]
+
+
+def _is_open(training: Training, named: Head) -> bool:
+    """Whether neither the user nor the configuration states the problem of a head."""
+    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
+    return training.problem == "auto" and named.problem == "auto" and not (stated and not training.heads)
+
+
+def warn_of_more_labels(
+    training: Training,
+    head: PredictionHead,
+    named: Head,
+    logits: torch.Tensor | None,
+    batches: Sequence[Mapping[str, Any]],
+) -> None:
+    """Warn of rows whose label is none of the classes that their logits are taken for: those of grades that are
+    predicted step by step, or of quantiles, say. Such a model may also count its classes from 1.
+    """
+    if head.problem != "single_label" or not head.of_rows or head.soft or not _is_open(training, named):
+        return
+    classes = _classes(training, head, batches[0]) if logits is None else logits.shape[-1]
+    highest = max((int(batch[head.labels[0]].max()) for batch in batches if batch[head.labels[0]].numel()), default=0)
+    if 1 < classes <= highest:
+        setting = "rdrop_problem" if not training.heads else "its Head's problem"
+        logger.warning_once(
+            f"A label is {highest}, but there are {classes} logits for a row, which R-Drop takes for the classes 0 to "
+            f'{classes - 1}. Confirm it with {setting}="single_label", or correct it with "multi_label" (each logit '
+            'says yes or no, as of ordered grades) or "regression" (each is a number).'
+        )
 
 
 def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
