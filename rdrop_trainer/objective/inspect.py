@@ -26,7 +26,7 @@ from .heads import QUESTION_ANSWERING, PredictionHead
 from .items import Items
 from .joint import JointHead
 from .judge import judged, no_logits
-from .labels import check_range, refuse_marked_rows
+from .labels import check_range, refuse_marked_rows, warn_of_more_labels
 from .lm_head import LMHead
 from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
@@ -199,14 +199,16 @@ def after_passes(
 def check_divergence(
     training: Training, plan: Plan, items: Sequence[Items], terms: RDropLoss, settings: StepSettings
 ) -> Plan:
-    """Does the divergence of a micro-batch see that its passes differ, and have a gradient, and is it one of logits?
-    Checked once, after noise was seen.
+    """Does the divergence of a micro-batch see that its passes differ, and have a gradient, and is it one of logits for
+    the classes of the labels? Checked once, after noise was seen.
 
     Raises:
         ValueError: it is exactly 0 although they differ, nothing learns from it, or it is one of probabilities.
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
+    for head, spec, part in zip(plan.head.parts, training.heads or (Head(),), items, strict=False):
+        warn_of_more_labels(training, head, spec, part)
     for part, name in zip(items, plan.head.outputs, strict=True):
         passes = part.counted(settings.num_passes, ITEMS)[0].detach()
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:

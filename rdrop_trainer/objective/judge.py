@@ -20,7 +20,7 @@ from .comparisons import probe_trainer_loss
 from .head_of import has_listed_head, runs_own_code
 from .heads import TOKENS, PredictionHead, is_along_text
 from .joint import JointHead
-from .labels import warn_of_more_labels, with_values
+from .labels import with_values
 from .passes import Passes
 from .task_loss import TaskLoss, TrainerLoss
 from .training import Training
@@ -86,8 +86,6 @@ def judged(
         heads = _with_tokens(training, heads, named, look)
     if training.own_loss:
         heads = with_values(training, heads, named, [_has_one_logit(head, look) for head in heads], batches)
-        for head, spec in zip(heads, named, strict=True):
-            warn_of_more_labels(training, head, spec, None if look is None else look.logits(head), batches)
     if look is None:
         return JointHead.of(heads), task_loss
     _refuse_marks_as_values(training, heads, look)

@@ -14,6 +14,7 @@ from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
+from .items import Items
 from .lm_head import vocabulary_size
 from .training import Training
 
@@ -48,22 +49,15 @@ def _is_open(training: Training, named: Head) -> bool:
     return training.problem == "auto" and named.problem == "auto" and not (stated and not training.heads)
 
 
-def warn_of_more_labels(
-    training: Training,
-    head: PredictionHead,
-    named: Head,
-    logits: torch.Tensor | None,
-    batches: Sequence[Mapping[str, Any]],
-) -> None:
+def warn_of_more_labels(training: Training, head: PredictionHead, named: Head, items: Items) -> None:
     """Warn of rows whose label is none of the classes that their logits are taken for: those of grades that are
     predicted step by step, or of quantiles, say. Such a model may also count its classes from 1.
     """
-    if head.problem != "single_label" or not head.of_rows or head.soft or not _is_open(training, named):
+    if items.problem != "single_label" or not head.of_rows or head.soft or not items.labels.numel():
         return
-    classes = _classes(training, head, batches[0]) if logits is None else logits.shape[-1]
-    highest = max((int(batch[head.labels[0]].max()) for batch in batches if batch[head.labels[0]].numel()), default=0)
-    if 1 < classes <= highest:
-        setting = "rdrop_problem" if not training.heads else "its Head's problem"
+    classes, highest = items.outputs[0].shape[-1], int(items.labels.max())
+    if classes <= highest and _is_open(training, named):
+        setting = "its Head's problem" if training.heads else "rdrop_problem"
         logger.warning_once(
             f"A label is {highest}, but there are {classes} logits for a row, which R-Drop takes for the classes 0 to "
             f'{classes - 1}. Confirm it with {setting}="single_label", or correct it with "multi_label" (each logit '

@@ -140,7 +140,9 @@ def test_more_labels_than_logits_are_not_taken_for_classes_in_silence(grades, sa
     logging.enable_propagation()
     logging.get_logger("rdrop_trainer.objective.labels").warning_once.__func__.cache_clear()
     try:
-        Objective.of(Levels(), [{"input_ids": IDS, "labels": torch.tensor(grades)}], **said_so)
+        model, batch = Levels().train(), {"input_ids": IDS, "labels": torch.tensor(grades)}
+        objective = Objective.of(model, [batch], **said_so)
+        objective(model, batch, objective.window([batch]), StepSettings())
     finally:
         logging.disable_propagation()
     warning = 'A label is 4, but there are 4 logits for a row.*rdrop_problem="single_label".*"multi_label"'
