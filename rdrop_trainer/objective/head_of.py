@@ -112,6 +112,9 @@ def head_of(
             return replace(_of_labels(labels, batch, stated if problem == "auto" else problem), own_loss=True)
         reads_config = own_loss and not head.language_model and not head.positions
         wanted: Any = problem if problem != "auto" else stated if reads_config else None
+        several = isinstance(labels, torch.Tensor) and labels.shape[1:].numel() > 1
+        if wanted is None and own_loss and head is SINGLE_LABEL and several:
+            wanted = "multi_label"  # yes or no of each class, as integers, which only a loss of the user's takes
         if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
             name = (TOKENS if head.tokens else ROWS)[wanted].name
             head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False, soft=False)

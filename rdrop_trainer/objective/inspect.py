@@ -118,6 +118,7 @@ def _check_labeled(training: Training, batch: Any) -> None:
             f"R-Drop does not fit {training.trainer_loss.defined_in}: its batches hold no `labels`, which tell the "
             "items (rows, tokens) whose predictions two passes share"
             + (f"; got only: {', '.join(batch)}." if isinstance(batch, Mapping) else ".")
+            + ' Labels of another name are named by label_names=["..."].'
         )
 
 

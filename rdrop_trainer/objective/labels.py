@@ -13,6 +13,7 @@ from ..head import Head
 from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
+from .head_of import runs_own_code
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
 from .items import Items
 from .lm_head import vocabulary_size
@@ -148,6 +149,8 @@ def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, An
 
 def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:
     """How many classes a stock head has; 0: unknown."""
+    if runs_own_code(training.base):  # its configuration may be that of a part, with the two classes of the default
+        return 0
     if head.choices:
         return batch["input_ids"].shape[1] if "input_ids" in batch else 0
     if head.language_model or isinstance(head, CTCHead):

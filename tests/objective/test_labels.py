@@ -4,6 +4,8 @@ import re
 
 import pytest
 import torch
+from transformers import BertConfig, default_data_collator
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
 from rdrop_trainer import Head, Objective, RDropTrainer, StepSettings
@@ -84,6 +86,49 @@ def test_labels_of_rows_for_a_class_with_tokens(name, alpha, tmp_path):
     loss, _, divergence = formulas.rdrop(passes * (2 // len(passes)), [0, 1, 2, 0], alpha)
     assert tiny.logged(trainer, "loss") == pytest.approx([loss.item()], rel=1e-5)
     assert tiny.logged(trainer, "divergence") == (pytest.approx([divergence.item()], rel=1e-4) if alpha else [])
+
+
+def test_yes_or_no_of_each_class_as_integers(tmp_path):
+    """The usual trainer of many labels: a stock class, whose own loss would take floating labels alone."""
+
+    class Multilabel(RDropTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            seen.append(outputs.logits.detach().double().cpu())
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels.float())
+            return (loss, outputs) if return_outputs else loss
+
+    seen, labels = [], torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+    data = [{"input_ids": ids.tolist(), "labels": row.tolist()} for ids, row in zip(IDS, labels, strict=True)]
+    settings = {"rdrop_forward_mode": "sequential", "train_sampling_strategy": "sequential", "logging_steps": 1}
+    settings["data_collator"] = default_data_collator
+    trainer = tiny.trainer(tiny.bert(dropout=0.2), data, tmp_path, Multilabel, rdrop_alpha=3.0, **settings)
+    trainer.train()
+    loss, _, divergence = formulas.rdrop(seen[-2:], labels, 3.0, "multi_label")
+    assert tiny.logged(trainer, "loss") == pytest.approx([loss.item()], rel=1e-5)
+    assert tiny.logged(trainer, "divergence") == pytest.approx([divergence.item()], rel=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
+def test_the_configuration_of_a_part_does_not_say_how_many_classes_there_are(alpha, tmp_path):
+    """A body with a head of one's own, and two classes by default in its configuration, which `Trainer` wants there."""
+
+    class OnTop(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config, self.dropout = BertConfig(), torch.nn.Dropout(0.3)
+            self.embed, self.out = torch.nn.Embedding(40, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, input_ids, labels=None):
+            logits = self.out(self.dropout(self.embed(input_ids)).mean(1))
+            loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+            return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    data = [{"input_ids": row.tolist(), "labels": i % 3} for i, row in enumerate(IDS)]
+    settings = {"data_collator": default_data_collator, "rdrop_alpha": alpha, "label_smoothing_factor": 0.1}
+    trainer = tiny.trainer(OnTop(), data, tmp_path, **settings)
+    assert trainer.train().training_loss > 0
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
