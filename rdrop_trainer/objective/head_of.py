@@ -112,9 +112,8 @@ def head_of(
             return replace(_of_labels(labels, batch, stated if problem == "auto" else problem), own_loss=True)
         reads_config = own_loss and not head.language_model and not head.positions
         wanted: Any = problem if problem != "auto" else stated if reads_config else None
-        several = isinstance(labels, torch.Tensor) and labels.shape[1:].numel() > 1
-        if wanted is None and own_loss and head is SINGLE_LABEL and several:
-            wanted = "multi_label"  # yes or no of each class, as integers, which only a loss of the user's takes
+        if wanted is None and own_loss and isinstance(labels, torch.Tensor):
+            wanted = _read_by_own_loss(head, labels)
         if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
             name = (TOKENS if head.tokens else ROWS)[wanted].name
             head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False, soft=False)
@@ -247,6 +246,14 @@ def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
     if config.num_labels == 1:
         return REGRESSION
     return SINGLE_LABEL if labels.dtype in (torch.long, torch.int) else MULTI_LABEL
+
+
+def _read_by_own_loss(head: PredictionHead, labels: torch.Tensor) -> Problem | None:
+    """The problem of a classifier of several classes whose labels only a loss of the user's takes."""
+    several = labels.shape[1:].numel() > 1
+    if head is SINGLE_LABEL and several:
+        return "multi_label"  # yes or no of each class, as integers
+    return "regression" if head is MULTI_LABEL and not several and labels.is_floating_point() else None
 
 
 def _with_soft_labels(head: PredictionHead, labels: Any) -> PredictionHead:

@@ -38,6 +38,14 @@ def with_values(
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
     votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
+    for head, spec, vote in zip(heads, named, votes, strict=True):
+        are_integers = not batches[0][head.labels[0]].is_floating_point()
+        if head.problem == "regression" and are_integers and not vote[0] and _is_open(training, spec):
+            logger.warning_once(
+                f"The labels are all 0 or 1, but {type(training.base).__name__} with its single logit is a regression, "
+                'and R-Drop compares its numbers. If they are yes or no, set rdrop_problem="multi_label", else '
+                '"regression".'
+            )
     return [
         _by_facts(head, *vote) if _is_open(training, spec) else head
         for head, spec, vote in zip(heads, named, votes, strict=True)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from transformers import BertConfig, default_data_collator
+from transformers import BertConfig, BertForSequenceClassification, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
@@ -192,3 +192,26 @@ def test_more_labels_than_logits_are_not_taken_for_classes_in_silence(grades, sa
         logging.disable_propagation()
     warning = 'A label is 4, but there are 4 logits for a row.*rdrop_problem="single_label".*"multi_label"'
     assert [bool(re.search(warning, text)) for text in caplog.messages] == [True] * warns
+
+
+@pytest.mark.parametrize(
+    "classes, labels, problem, warns",
+    [
+        (1, torch.tensor([0, 1, 1, 0]), "regression", True),
+        (1, torch.tensor([0, 5, 1, 0]), "regression", False),  # stars
+        (1, torch.tensor([0.0, 1.0, 1.0, 0.0]), "regression", False),
+        (3, torch.tensor([0.1, 0.9, 0.5, 0.3]), "regression", False),  # quantiles, or a mean and a variance
+        (3, torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]), "multi_label", False),
+    ],
+)
+def test_a_stock_classifier_under_a_loss_of_the_user(classes, labels, problem, warns, caplog):
+    model = BertForSequenceClassification(BertConfig(**tiny.SIZES, num_labels=classes))
+    batch = {"input_ids": IDS, "labels": labels}
+    logging.enable_propagation()
+    logging.get_logger("rdrop_trainer.objective.labels").warning_once.__func__.cache_clear()
+    try:
+        objective = Objective.of(model, [batch], loss_function=lambda outputs, labels, num_items_in_batch: None)
+    finally:
+        logging.disable_propagation()
+    assert objective.plan.head.problem == problem
+    assert ["labels are all 0 or 1" in text for text in caplog.messages] == [True] * warns
