@@ -113,7 +113,7 @@ def head_of(
         reads_config = own_loss and not head.language_model and not head.positions
         wanted: Any = problem if problem != "auto" else stated if reads_config else None
         if wanted is None and own_loss and isinstance(labels, torch.Tensor):
-            wanted = _read_by_own_loss(head, labels)
+            wanted = _read_by_own_loss(head, labels, model.config)
         if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
             name = (TOKENS if head.tokens else ROWS)[wanted].name
             head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False, soft=False)
@@ -248,12 +248,12 @@ def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
     return SINGLE_LABEL if labels.dtype in (torch.long, torch.int) else MULTI_LABEL
 
 
-def _read_by_own_loss(head: PredictionHead, labels: torch.Tensor) -> Problem | None:
+def _read_by_own_loss(head: PredictionHead, labels: torch.Tensor, config: Any) -> Problem | None:
     """The problem of a classifier of several classes whose labels only a loss of the user's takes."""
-    several = labels.shape[1:].numel() > 1
-    if head is SINGLE_LABEL and several:
+    if head is SINGLE_LABEL and labels.shape[1:] == (config.num_labels,):
         return "multi_label"  # yes or no of each class, as integers
-    return "regression" if head is MULTI_LABEL and not several and labels.is_floating_point() else None
+    is_one_number = labels.is_floating_point() and labels.shape[1:].numel() == 1
+    return "regression" if head is MULTI_LABEL and is_one_number else None
 
 
 def _with_soft_labels(head: PredictionHead, labels: Any) -> PredictionHead:

@@ -202,6 +202,7 @@ def test_more_labels_than_logits_are_not_taken_for_classes_in_silence(grades, sa
         (1, torch.tensor([0.0, 1.0, 1.0, 0.0]), "regression", False),
         (3, torch.tensor([0.1, 0.9, 0.5, 0.3]), "regression", False),  # quantiles, or a mean and a variance
         (3, torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]), "multi_label", False),
+        (3, torch.zeros(4, 6, dtype=torch.long), "single_label", False),  # tags, which the passes then refuse
     ],
 )
 def test_a_stock_classifier_under_a_loss_of_the_user(classes, labels, problem, warns, caplog):
