@@ -276,6 +276,13 @@ class RDropMixin(
         self._finite_loss_guard.watch(loss)
         return loss
 
+    def evaluation_loop(self, *args, **kwargs):
+        """`Trainer.evaluation_loop`, whose losses are `Trainer`'s, even if a `prediction_step` in front of ours keeps
+        dropout on.
+        """
+        with self._in_phase("evaluate"):
+            return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(self, *args, **kwargs):
         """`Trainer.prediction_step`, whose losses are `Trainer`'s."""
         with self._in_phase("evaluate"), self._before_overrides(RDropMixin):

@@ -135,3 +135,22 @@ def test_a_batch_may_be_handed_on_in_parts(tmp_path):
         )  # fmt: skip
         updates.append(tiny.trained(trainer))
     assert updates[0].norm() > 0 and tiny.relative(*updates) < 1e-5
+
+
+def test_an_evaluation_with_dropout_on_has_the_plain_loss(tmp_path):
+    """As Monte Carlo dropout predicts, between two steps of a training too."""
+    seen = []
+
+    class MonteCarlo(RDropTrainer):
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad():
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            seen.append(nn.functional.cross_entropy(outputs.logits, inputs["labels"]).item())
+            return loss, outputs.logits, inputs["labels"]
+
+    settings = {"rdrop_alpha": 1e4, "eval_strategy": "steps", "eval_steps": 1, "eval_dataset": tiny.dataset(rows=8)}
+    trainer = tiny.trainer(tiny.bert(dropout=0.5), tiny.dataset(rows=16), tmp_path, MonteCarlo, **settings)
+    trainer.train()
+    assert len(seen) == 2 and tiny.logged(trainer, "eval_loss") == pytest.approx(seen, rel=1e-5)

@@ -65,9 +65,10 @@ _HEADS = (
 _CTC = _class_names("CTC")
 _LISTED = _ROW_CLASSIFIERS.union(_GENERATORS, _CTC, *(classes for classes, _ in _HEADS))
 _GENERATOR_NAMES = re.compile(r"For(CausalLM|ConditionalGeneration)$|LMHeadModel$")
-# Heads whose predictions have no fixed item to compare: boxes matched to objects, transducers, maps of pixels, sounds
+# Heads whose predictions have no fixed item to compare: boxes matched to objects, transducers, maps of pixels, sounds,
+# embeddings of voices (`logits` in front of the classes)
 _REFUSED = re.compile(
-    r"For(RNNT|TDT|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
+    r"For(RNNT|TDT|XVector|AudioFrameClassification|TableQuestionAnswering|MaskGeneration|Prediction|Retrieval)$"
     r"|Detection|Segmentation|Estimation|Matching|Matting|Recognition|ImageModeling|TextTo(Speech|Spectrogram|Waveform)"
     r"|^TapasForQuestionAnswering$"
 )
@@ -91,7 +92,7 @@ def head_of(
         A head of this module. A class that derives from no class of transformers with a head is judged by its name,
         where that says language model, or by its labels: start and end positions are question answering, (B,) are rows,
         (B, T) integers are tokens, (B, T, ...) along a text of T tokens are tokens too, and others are multi-label if
-        they are integers or have several columns, else regression.
+        they are integers or have several columns, else regression. Labels (B,) are rows for a class with tokens too.
 
     Raises:
         ValueError: a head that R-Drop does not fit, labels that are no tensor, or an unknown problem.
@@ -105,8 +106,14 @@ def head_of(
         head = _unlisted(model, batch, stated if problem == "auto" else problem)
     else:
         head = _listed(model, batch)
+        labels = batch.get("labels")
+        if head.tokens and isinstance(labels, torch.Tensor) and labels.dim() == 1:
+            # A language model that chooses among some tokens at one place, say: its class is not what it predicts
+            return replace(_of_labels(labels, batch, stated if problem == "auto" else problem), own_loss=True)
         reads_config = own_loss and not head.language_model and not head.positions
         wanted: Any = problem if problem != "auto" else stated if reads_config else None
+        if wanted is None and own_loss and isinstance(labels, torch.Tensor):
+            wanted = _read_by_own_loss(head, labels, model.config)
         if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
             name = (TOKENS if head.tokens else ROWS)[wanted].name
             head = replace(head, name=name, problem=wanted, stock=head.problem, language_model=False, soft=False)
@@ -177,7 +184,7 @@ def _refuse_without_items(model: nn.Module) -> None:
     cls = type(model)
     if any(_REFUSED.search(name) for name in _names(type(model).__mro__)):
         raise ValueError(
-            f"R-Drop does not fit {cls.__name__}: its predictions are not made for items that two passes share one by "
+            f"R-Drop does not fit {cls.__name__}: its predictions are no logits of items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
             "audio and video classification, token classification, multiple choice, extractive question answering, "
             "masked, causal and sequence-to-sequence language modelling, speech recognition by CTC, and models with a "
@@ -239,6 +246,14 @@ def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
     if config.num_labels == 1:
         return REGRESSION
     return SINGLE_LABEL if labels.dtype in (torch.long, torch.int) else MULTI_LABEL
+
+
+def _read_by_own_loss(head: PredictionHead, labels: torch.Tensor, config: Any) -> Problem | None:
+    """The problem of a classifier of several classes whose labels only a loss of the user's takes."""
+    if head is SINGLE_LABEL and labels.shape[1:] == (config.num_labels,):
+        return "multi_label"  # yes or no of each class, as integers
+    is_one_number = labels.is_floating_point() and labels.shape[1:].numel() == 1
+    return "regression" if head is MULTI_LABEL and is_one_number else None
 
 
 def _with_soft_labels(head: PredictionHead, labels: Any) -> PredictionHead:

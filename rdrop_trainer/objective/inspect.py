@@ -26,7 +26,7 @@ from .heads import QUESTION_ANSWERING, PredictionHead
 from .items import Items
 from .joint import JointHead
 from .judge import judged, no_logits
-from .labels import check_range, refuse_marked_rows
+from .labels import check_range, refuse_marked_rows, warn_of_more_labels
 from .lm_head import LMHead
 from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
@@ -74,25 +74,40 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
     """The head by classes, settings and the type of the labels, which all batches must have."""
-    first = batches[0]
-    if heads := _named_heads(training, first):
-        parts = heads_of(training.base, first, heads, training.own_loss)
-    else:
-        _check_labeled(training, first)
-        parts = [head_of(training.base, first, training.problem, training.own_loss)]
-    peft = getattr(training.unwrapped, "active_peft_config", None)
-    if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
-        parts = [replace(part, soft_prompt=True) for part in parts]
-    head = JointHead.of(parts)
+    head = _head_of_batch(training, batches[0])
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
                 f"R-Drop needs `{'` and `'.join(head.labels)}` in every training batch, got only: {', '.join(batch)}."
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
+        if _forms(head, batch) != _forms(head, batches[0]) and _head_of_batch(training, batch) != head:
+            raise ValueError(
+                "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
+                f"together: {_forms(head, batches[0])} and {_forms(head, batch)}. Let all micro-batches of a step be "
+                "of one task, or set gradient_accumulation_steps to 1."
+            )
     if head.task_problem == "regression" and not head.own_loss:
         refuse_marked_rows(batches, wait)
     return head
+
+
+def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHead:
+    if heads := _named_heads(training, batch):
+        parts = heads_of(training.base, batch, heads, training.own_loss)
+    else:
+        _check_labeled(training, batch)
+        parts = [head_of(training.base, batch, training.problem, training.own_loss)]
+    peft = getattr(training.unwrapped, "active_peft_config", None)
+    if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
+        parts = [replace(part, soft_prompt=True) for part in parts]
+    return JointHead.of(parts)
+
+
+def _forms(head: PredictionHead, batch: Mapping[str, Any]) -> str:
+    """What the labels of a batch are, by their type and their dimensions."""
+    kinds = (("numbers" if batch[key].is_floating_point() else "integers", batch[key].dim()) for key in head.labels)
+    return ", ".join(f"{what} of {dimensions} dimension(s)" for what, dimensions in kinds)
 
 
 def _check_labeled(training: Training, batch: Any) -> None:
@@ -103,6 +118,7 @@ def _check_labeled(training: Training, batch: Any) -> None:
             f"R-Drop does not fit {training.trainer_loss.defined_in}: its batches hold no `labels`, which tell the "
             "items (rows, tokens) whose predictions two passes share"
             + (f"; got only: {', '.join(batch)}." if isinstance(batch, Mapping) else ".")
+            + ' Labels of another name are named by label_names=["..."].'
         )
 
 
@@ -184,14 +200,16 @@ def after_passes(
 def check_divergence(
     training: Training, plan: Plan, items: Sequence[Items], terms: RDropLoss, settings: StepSettings
 ) -> Plan:
-    """Does the divergence of a micro-batch see that its passes differ, and have a gradient, and is it one of logits?
-    Checked once, after noise was seen.
+    """Does the divergence of a micro-batch see that its passes differ, and have a gradient, and is it one of logits for
+    the classes of the labels? Checked once, after noise was seen.
 
     Raises:
         ValueError: it is exactly 0 although they differ, nothing learns from it, or it is one of probabilities.
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
+    for head, spec, part in zip(plan.head.parts, training.heads or (Head(),), items, strict=False):
+        warn_of_more_labels(training, head, spec, part)
     for part, name in zip(items, plan.head.outputs, strict=True):
         passes = part.counted(settings.num_passes, ITEMS)[0].detach()
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:

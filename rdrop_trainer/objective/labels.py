@@ -7,14 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ..head import Head
 from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
+from .head_of import runs_own_code
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
+from .items import Items
 from .lm_head import vocabulary_size
 from .training import Training
+
+logger = logging.get_logger(__name__)
 
 
 def with_values(
@@ -33,12 +38,40 @@ def with_values(
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
     votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
-    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
-    is_open = training.problem == "auto" and not (stated and not training.heads)
+    for head, spec, vote in zip(heads, named, votes, strict=True):
+        are_integers = not batches[0][head.labels[0]].is_floating_point()
+        if head.problem == "regression" and are_integers and not vote[0] and _is_open(training, spec):
+            logger.warning_once(
+                f"The labels are all 0 or 1, but {type(training.base).__name__} with its single logit is a regression, "
+                'and R-Drop compares its numbers. If they are yes or no, set rdrop_problem="multi_label", else '
+                '"regression".'
+            )
     return [
-        _by_facts(head, *vote) if is_open and spec.problem == "auto" else head
+        _by_facts(head, *vote) if _is_open(training, spec) else head
         for head, spec, vote in zip(heads, named, votes, strict=True)
     ]
+
+
+def _is_open(training: Training, named: Head) -> bool:
+    """Whether neither the user nor the configuration states the problem of a head."""
+    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
+    return training.problem == "auto" and named.problem == "auto" and not (stated and not training.heads)
+
+
+def warn_of_more_labels(training: Training, head: PredictionHead, named: Head, items: Items) -> None:
+    """Warn of rows whose label is none of the classes that their logits are taken for: those of grades that are
+    predicted step by step, or of quantiles, say. Such a model may also count its classes from 1.
+    """
+    if items.problem != "single_label" or not head.of_rows or head.soft or not items.labels.numel():
+        return
+    classes, highest = items.outputs[0].shape[-1], int(items.labels.max())
+    if classes <= highest and _is_open(training, named):
+        setting = "its Head's problem" if training.heads else "rdrop_problem"
+        logger.warning_once(
+            f"A label is {highest}, but there are {classes} logits for a row, which R-Drop takes for the classes 0 to "
+            f'{classes - 1}. Confirm it with {setting}="single_label", or correct it with "multi_label" (each logit '
+            'says yes or no, as of ordered grades) or "regression" (each is a number).'
+        )
 
 
 def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
@@ -124,6 +157,8 @@ def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, An
 
 def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:
     """How many classes a stock head has; 0: unknown."""
+    if runs_own_code(training.base):  # its configuration may be that of a part, with the two classes of the default
+        return 0
     if head.choices:
         return batch["input_ids"].shape[1] if "input_ids" in batch else 0
     if head.language_model or isinstance(head, CTCHead):

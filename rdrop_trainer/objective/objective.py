@@ -116,9 +116,14 @@ class Objective:
             returned in the first, of B rows.
 
         Raises:
-            ValueError: the model has no noise, or returns no logits, or its loss or divergence does not fit; or the
-                batch is none of the window.
+            ValueError: the model is in evaluation mode, or has no noise, or returns no logits, or its loss or
+                divergence does not fit; or the batch is none of the window.
         """
+        if settings.num_passes > 1 and not (settings.allow_deterministic or any(m.training for m in model.modules())):
+            raise ValueError(
+                f"{type(self.training.base).__name__} is in evaluation mode, as from_pretrained returns it and an "
+                "evaluation leaves it, where dropout is off and R-Drop has no effect: call model.train() first."
+            )
         window.check(batch)
         # What stands before and after the passes looks at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)

@@ -18,6 +18,8 @@ def by_name(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
     """
     if isinstance(outputs, Mapping):
         return dict(outputs)
+    if is_dataclass(outputs):
+        return {field.name: getattr(outputs, field.name) for field in fields(outputs)}
     if isinstance(outputs, torch.Tensor):
         return {"logits": outputs}
     if hasattr(outputs, "_asdict"):
@@ -68,12 +70,16 @@ def kept(outputs: Any, names: Sequence[str] | None) -> Any:
 
 
 def with_loss(output: Any, loss: torch.Tensor, has_loss: bool) -> Any:
-    """An output in its own type, with a loss in front, in the place of its own where it has one."""
+    """An output in its own type (a dataclass as a dictionary), with a loss in front, in the place of its own where it
+    has one.
+    """
     if isinstance(output, Mapping):
         merged = {"loss": loss, **{k: v for k, v in output.items() if k != "loss"}}
         takes_loss = not is_dataclass(output) or "loss" in {field.name for field in fields(output)}
         return type(output)(**merged) if takes_loss else merged
     if hasattr(output, "_replace"):  # a named tuple
         return output._replace(loss=loss) if has_loss else (loss, *output)
+    if is_dataclass(output):
+        return {"loss": loss, **{k: v for k, v in by_name(output, ()).items() if k != "loss"}}
     rest = output if isinstance(output, tuple) else (output,)
     return (loss, *(rest[1:] if has_loss else rest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -224,4 +225,8 @@ def take_rows(value: Any, rows: slice, total: int) -> Any:
         parts = (take_rows(v, rows, total) for v in value)
         made: Callable[..., Any] | None = getattr(value, "_make", None)
         return tuple(parts) if made is None else made(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: take_rows(getattr(value, f.name), rows, total) for f in fields(value) if f.init}
+        )
     return value

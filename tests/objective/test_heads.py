@@ -10,6 +10,8 @@ from transformers import (
     SegformerForSemanticSegmentation,
     ViTMAEConfig,
     ViTMAEForPreTraining,
+    WavLMConfig,
+    WavLMForXVector,
     YolosConfig,
     YolosForObjectDetection,
 )
@@ -137,6 +139,7 @@ def test_logged_terms_add_up(name, tmp_path):
     [
         (YolosForObjectDetection, YolosConfig),
         (SegformerForSemanticSegmentation, SegformerConfig),
+        (WavLMForXVector, WavLMConfig),  # its `logits` are embeddings
     ],
 )
 def test_heads_without_items_are_refused(cls, config):

@@ -1,6 +1,8 @@
 """Which outputs are logits, and where their labels stand: shapes and the model's own loss tell, or a sentence asks."""
 
 from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +96,32 @@ FORMS = {
 def test_the_only_output_that_can_be_logits_is_found(form):
     terms, passes, _ = terms_of(Returning(3, FORMS[form], pooled=True), ROWS)
     assert is_close(terms.divergence, divergence(passes))
+
+
+@dataclass
+class Data:
+    """Outputs that are no `ModelOutput` of transformers."""
+
+    features: Any
+    logits: Any
+
+
+@pytest.mark.parametrize("mode", ["concat", "sequential", "recompute"])
+def test_outputs_may_be_a_dataclass(mode):
+    model = Returning(3, lambda z, h, y: Data(h, z), pooled=True).train()
+
+    def function(outputs, labels, num_items_in_batch=None):
+        return row_loss(outputs.logits, labels)
+
+    objective = Objective.of(model, [ROWS], loss_function=function)
+    model.seen.clear()
+    terms, passes = objective(model, ROWS, objective.window([ROWS]), StepSettings(ALPHA, forward_mode=mode))
+    seen = model.seen[-1].chunk(2) if mode == "concat" else model.seen[-2:]
+    loss, task_loss, _ = formulas.rdrop(seen, ROWS["labels"], ALPHA)
+    assert is_close(terms.loss, loss) and is_close(terms.task_loss, task_loss)
+    first, returned = passes.output(0), passes.first_output(terms.loss)
+    assert first.logits.shape == (4, 3) and first.features.shape == (4, 16)
+    assert returned["loss"] is terms.loss and returned["logits"].shape == (4, 3)
 
 
 Unlabeled = namedtuple("Unlabeled", "features logits")

@@ -155,3 +155,21 @@ def test_labels_of_another_kind_make_another_plan():
     for batch, name in ((rows, "single-label"), (tokens, "token"), (rows, "single-label")):
         terms, _ = objective(model, batch, objective.window([batch]), StepSettings())
         assert objective.plan.head.name.startswith(name) and terms.divergence > 0
+
+
+def test_a_loop_in_evaluation_mode_is_stopped():
+    """As `from_pretrained` returns a model, and as an evaluation between the steps leaves it."""
+    model, batch = zoo.build("single_label", 0.2), zoo.batch("single_label")
+    objective = Objective.of(model, [batch])
+
+    def step(**settings):
+        return objective(model, batch, objective.window([batch]), StepSettings(**settings))[0]
+
+    for mode in MODES:
+        model.eval()
+        with pytest.raises(ValueError, match="in evaluation mode.*call model.train"):
+            step(forward_mode=mode)
+        assert step(num_passes=1).task_loss > 0
+        assert step(forward_mode=mode, allow_deterministic=True).divergence < 1e-9
+        model.train()
+        assert step(forward_mode=mode).divergence > 0
