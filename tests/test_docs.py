@@ -229,3 +229,14 @@ def test_folders_of_runs_are_made_by_a_command_above(page, recipes):
         if words[:3] in (["python", "-m", "rdrop_trainer.report"], ["python", "-m", "rdrop_trainer.hub"]):
             read = {word for word in words[3:] if word.startswith("runs/")}
             assert read <= made, f"{read - made} is made by no command above"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "hub.md"], ids=name)
+def test_no_private_push_to_what_a_command_above_made_public(page):
+    public = set()
+    for words in commands(page):
+        if "--private" in words:
+            assert not public & set(words)
+        elif "--hub_model_id" in words:
+            public.add(words[words.index("--hub_model_id") + 1])
+    assert public
