@@ -157,7 +157,9 @@ def against_definition(case, folder):
         trainer.train()
     logged = next(entry for entry in trainer.state.log_history if "divergence" in entry)
 
-    outputs = {key: value.detach() for key, value in seen[0].items() if "logits" in key}
+    logits = ({key: value.detach() for key, value in outputs.items() if "logits" in key} for outputs in seen)
+    # A language model is first run on a single row, to compare its output head
+    outputs = next(found for found in logits if all(len(value) == 2 * ROWS for value in found.values()))
     passes = [{key: value[k * ROWS : (k + 1) * ROWS] for key, value in outputs.items()} for k in range(2)]
     parts = zip(*(case.items(one, batches[0]) for one in passes), strict=True)
     terms = [formulas.rdrop([z for z, _ in part], list(part[0][1]), ALPHA, case.problem) for part in parts]

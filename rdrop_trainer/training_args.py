@@ -69,10 +69,9 @@ class RDropArguments:
     rdrop_forward_mode: str = field(
         default="concat",
         metadata={
-            "help": "concat: one forward of m*B rows, the fastest. sequential: m forwards of B rows, for inputs that "
-            "cannot be repeated. recompute: m forwards of which all but the last are run again during the backward "
-            "pass: about the activation memory of plain training, at one more forward "
-            "per extra pass.",
+            "help": "concat: one forward of m*B rows, the fastest on a GPU. sequential: m forwards of B rows, for "
+            "inputs that cannot be repeated. recompute: m forwards of which all but the last are run again during the "
+            "backward pass: about the activation memory of plain training, at one more forward per extra pass.",
             "choices": list(FORWARD_MODES),
         },
     )

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import sys
 import types
 from pathlib import PurePath
@@ -186,20 +185,43 @@ def takes(words):
     return None
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=name)
-def test_commands_are_taken(page, here):
+@pytest.fixture
+def recipes(here):
+    """The published ones, and one that a search left: it names no folder."""
     (here / "recipes").symlink_to(ROOT / "recipes")
-    (here / "runs" / "mrpc-search").mkdir(parents=True)
-    shutil.copy(ROOT / "recipes" / "bert-base-mrpc.yaml", here / "runs" / "mrpc-search" / "recipe.yaml")
+    found = here / "runs" / "mrpc-search" / "recipe.yaml"
+    found.parent.mkdir(parents=True)
+    text = (ROOT / "recipes" / "bert-base-mrpc.yaml").read_text(encoding="utf-8")
+    found.write_text(re.sub("(?m)^output_dir: .*\n", "", text), encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=name)
+def test_commands_are_taken(page, recipes):
     for words in commands(page):
         takes(words)
 
 
+# What a command may change that is given again for the same folder
+FREE = {"arms", "seeds", "parallel", "dry_run", "push_to_hub", "hub_model_id", "output_dir"}
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=name)
-def test_folders_of_runs_are_made_by_a_command_above(page, here):
-    (here / "recipes").symlink_to(ROOT / "recipes")
-    (here / "runs" / "mrpc-search").mkdir(parents=True)
-    shutil.copy(ROOT / "recipes" / "bert-base-mrpc.yaml", here / "runs" / "mrpc-search" / "recipe.yaml")
+def test_runs_of_a_page_have_folders_of_their_own(page, recipes):
+    """Who runs a page from its first line to its last is not told that a folder holds another run."""
+    runs = {}
+    for taken in map(takes, commands(page)):
+        if not hasattr(taken, "training") or taken.data.demo or taken.data.dry_run:
+            continue
+        several = "comparison" if taken.several.compare_baseline else "search" if taken.several.tune else None
+        alpha, seed = taken.training.rdrop_alpha, taken.training.seed
+        default = f"runs/{taken.data.task_name or 'custom'}-{several or f'alpha{alpha:g}-seed{seed}'}"
+        folder = taken.given.get("output_dir") or default
+        settings = {key: value for key, value in taken.given.items() if key not in FREE}
+        assert settings == runs.setdefault(folder, settings), f"{folder} is that of another command"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "bash")], ids=name)
+def test_folders_of_runs_are_made_by_a_command_above(page, recipes):
     made = set()
     for words in commands(page):
         folders = [PurePath(taken.training.output_dir) for taken in [takes(words)] if hasattr(taken, "training")]
@@ -207,3 +229,14 @@ def test_folders_of_runs_are_made_by_a_command_above(page, here):
         if words[:3] in (["python", "-m", "rdrop_trainer.report"], ["python", "-m", "rdrop_trainer.hub"]):
             read = {word for word in words[3:] if word.startswith("runs/")}
             assert read <= made, f"{read - made} is made by no command above"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "hub.md"], ids=name)
+def test_no_private_push_to_what_a_command_above_made_public(page):
+    public = set()
+    for words in commands(page):
+        if "--private" in words:
+            assert not public & set(words)
+        elif "--hub_model_id" in words:
+            public.add(words[words.index("--hub_model_id") + 1])
+    assert public

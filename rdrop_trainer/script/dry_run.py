@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..objective.noise_of import noise_of
+from ..run_folder import name_of_data
 from .estimate import Cost, Workload, seconds_of, workload_of
 from .prepare import Prepared
 from .program import wrong_settings_as_input_errors
@@ -53,7 +54,8 @@ def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> Dr
         first = _first_batch(prepared.trainer, checkpoint) if args.do_train else None
         held_out, row_seconds = _held_out_batches(prepared)
     how = f"R-Drop, alpha {alpha:g} ({args.rdrop_reduction})" if alpha else "plain fine-tuning (alpha 0)"
-    title = f"{config.task.name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"
+    name = name_of_data({"task": config.task.name, "settings": config.settings})
+    title = f"{name}: {how}, seed {args.seed}, {config.model.model_name_or_path}"
     lines = ["rows      " + ", ".join(f"{split} {len(rows):,}" for split, rows in prepared.data.items())]
     lines += [f"columns   {columns_line(config.columns)}"] if config.columns else []
     if first:

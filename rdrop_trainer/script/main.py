@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when all went well, 1 when some of several runs failed, 2 for what has to be mended first
-        (input, a full disk), 3 when only the push failed, 4 for a loss that is NaN or infinite, 130 when it was
-        interrupted.
+        (input, a full disk), 3 when only the push failed, 4 for a loss, weights or predictions that are NaN or
+        infinite, 130 when it was interrupted.
     """
     print_any_text()
     end_with_parent()

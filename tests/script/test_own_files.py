@@ -117,7 +117,9 @@ def test_the_best_model_by_a_metric_of_ones_own(reviews, model):
 
 def test_the_dry_run_says_what_is_read(reviews, model, capsys):
     assert run(model, REVIEWS, "--dry_run --output_dir out") == 0
-    assert "columns   text: review; label: sentiment\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "columns   text: review; label: sentiment\n" in said
+    assert f"Dry run of {reviews.name}: R-Drop" in said  # as the summary calls it: by the folder of a train.csv
 
 
 def test_a_console_that_cannot_show_a_column_gets_escapes(reviews, model, monkeypatch):
