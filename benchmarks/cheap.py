@@ -58,7 +58,7 @@ class Bench:
         features = {name: make_features(part, self.task, tokenizer, labels, 128) for name, part in rows.items()}
         self.train, self.validation = features["train"], features["validation"]
         self.collator = DataCollatorWithPadding(tokenizer)
-        self.metrics = make_compute_metrics(self.task, labels, self.validation, rows["validation"])
+        self.metrics = make_compute_metrics(self.task, labels, rows["validation"])
 
     def run(self, way, alpha, seed, folder, max_steps=-1):
         """Train one model and measure it."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from .examples import IGNORED
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1000  # lines
 _MASKED, _RANDOM = 0.8, 0.1  # of the chosen tokens, as BERT has it; the others stay

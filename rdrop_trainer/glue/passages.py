@@ -166,10 +166,7 @@ def squad_questions(value: Any, where: str) -> Questions:
 
 
 _ANSWER = ("text", "answer_start")
-_LAYOUTS = {
-    "c3": _c3_questions,
-    "chid": _chid_questions,
-}
+_LAYOUTS = {"c3": _c3_questions, "chid": _chid_questions}
 
 
 def has_no_answer(question: dict, is_test: bool) -> bool:

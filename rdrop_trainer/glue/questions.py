@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from .._extras import lost_windows
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SHORTEST_WINDOW = 16
 POSITIONS = ("start_positions", "end_positions")
@@ -22,7 +18,7 @@ def make_question_features(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     overlap: int,
-    pad_to_max_length: bool = False,
+    padding: str | bool = False,
 ) -> datasets.Dataset:
     """Tokenise questions with their passages, in windows.
 
@@ -54,7 +50,7 @@ def make_question_features(
         "truncation": "only_second",
         "max_length": max_length,
         "stride": min(overlap, max_length // 3),
-        "padding": "max_length" if pad_to_max_length else False,
+        "padding": padding,
         "return_overflowing_tokens": True,
         "return_offsets_mapping": True,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,6 +13,8 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
     TrainerCallback,
     default_data_collator,
 )
@@ -26,7 +28,6 @@ from ..glue.features import (
     broke_down,
     decode_labels,
     labeled,
-    logits_of,
     make_compute_metrics,
     make_features,
 )
@@ -38,9 +39,6 @@ from ..glue.questions import POSITIONS, decode_answers, make_question_features
 from ..glue.tag_features import decode_tags, make_tag_features, tag_names
 from ..glue.task import Task
 from .arguments import DataArguments
-
-if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +66,15 @@ class Processor:
     ):
         self.task, self.tokenizer, self.labels, self.data_args = task, tokenizer, labels, data_args
         self.max_length, self.multiple_of = max_length, multiple_of
-        self.padded = data_args.pad_to_max_length
+        self.padding = "max_length" if data_args.pad_to_max_length else False
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         """The model's inputs for rows of the task, to train on them or not."""
-        return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+        return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padding)
 
     def collator(self) -> Callable:
         """The function that makes a batch of features."""
-        if self.padded:
+        if self.padding:
             return default_data_collator
         return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
@@ -85,7 +83,7 @@ class Processor:
 
         Encoder-decoders also return the states of their encoder, which take a thousand times the memory.
         """
-        return logits_of(predictions)
+        return predictions[0] if isinstance(predictions, tuple) else predictions
 
     def broke_down(self, predictions: Any) -> bool:
         """Whether logits are NaN or infinite, so that there are no answers: the largest would be the first class."""
@@ -97,7 +95,7 @@ class Processor:
 
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable | None:
         """The `compute_metrics` of a trainer that evaluates these features; None where nothing can be scored."""
-        return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
+        return make_compute_metrics(self.task, self.labels, rows) if self.task.metrics else None
 
     @property
     def has_classes(self) -> bool:
@@ -126,7 +124,7 @@ class ChoiceProcessor(Processor):
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         import_optional("scipy.optimize")  # the answers need it; better missed now than after the training
-        return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
+        return make_choice_features(rows, self.tokenizer, self.max_length, self.padding)
 
     def collator(self) -> Callable:
         return ChoiceCollator(self.tokenizer, self.multiple_of)
@@ -164,7 +162,7 @@ class TokenProcessor(ChoiceProcessor):
     pipeline = "token-classification"
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
-        return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+        return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padding)
 
     def collator(self) -> Callable:
         return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
@@ -184,7 +182,7 @@ class QuestionProcessor(ChoiceProcessor):
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         overlap = self.data_args.doc_stride
-        return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padded)
+        return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padding)
 
     def collator(self) -> Callable:
         return Processor.collator(self)
@@ -228,7 +226,7 @@ class TextProcessor(ChoiceProcessor):
         (column,) = self.task.text_columns
         longest = self.data_args.max_target_length or self.task.max_target_length
         prefix = self.data_args.source_prefix or ""
-        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded, prefix)
+        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padding, prefix)
 
     def collator(self) -> Callable:
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
@@ -255,7 +253,8 @@ class LanguageProcessor(ChoiceProcessor):
         return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def keep_logits(self, predictions: Any, labels: Any) -> Any:
-        return token_losses(logits_of(predictions), labels, shifted=self.task.head == "causal")
+        logits = super().keep_logits(predictions, labels)
+        return token_losses(logits, labels, shifted=self.task.head == "causal")
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return losses_of_lines(predictions, features, len(rows))
