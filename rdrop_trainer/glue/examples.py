@@ -24,18 +24,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Dataset:
-    """Build one split in memory.
+    """Build one split in memory, in the order of the rows.
 
     Args:
-        task: the task; its `text_sources` and `label_sources` say which fields to read.
         split: name of the split. Rows of "train" and "validation" must have a label, or -100 for none; rows of
             "unlabeled" get -100. Rows of "test" must have an id where the task names a column for it.
-
-    Returns:
-        The dataset, in the order of the rows.
-
-    Raises:
-        InputError: a field is missing or has an unexpected value; the message names source and line.
     """
     kind = split.split("_")[0]
     label_ids = {alias: task.labels.index(name) for alias, name in task.label_aliases.items()}

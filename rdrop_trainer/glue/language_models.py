@@ -31,9 +31,6 @@ def make_block_features(
 
     Returns:
         `input_ids`, `attention_mask`, and `line`: which line a token is of (-1: none).
-
-    Raises:
-        InputError: the texts have no tokens, or max_length leaves no room for them.
     """
     probe = tokenizer("a", return_special_tokens_mask=True)
     inside = [i for i, special in enumerate(probe["special_tokens_mask"]) if not special] or [0]

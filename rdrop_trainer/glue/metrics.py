@@ -34,9 +34,6 @@ def load_metric(task: Task) -> evaluate.Metric:
         references are label ids for classification and multiple choice, numbers for a regression, a list of tag names
         per row for token tasks, and a text per row for sequence to sequence. For questions a prediction is a text, a
         reference a list of texts.
-
-    Raises:
-        InputError: the task has no labels to score against, or a package that its scores need is not installed.
     """
     if not task.metrics:
         raise InputError(f"{task.name} has no labels to score against; predict it and submit the file")
@@ -50,9 +47,6 @@ def with_metrics(task: Task, names: Sequence[str]) -> Task:
         names: for classification of rows accuracy, f1 (of two labels: that of the second), macro_f1 or
             matthews_correlation; for a regression pearson or spearmanr; for other heads those that the task has. None:
             the task stays as it is.
-
-    Raises:
-        InputError: the task cannot be scored so.
     """
     if not names:
         return task

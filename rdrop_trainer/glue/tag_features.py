@@ -31,9 +31,6 @@ def make_tag_features(
     Returns:
         Columns of the tokenizer, `labels` at the first piece of each token, -100 elsewhere, and `token_of_piece`: which
         token a piece begins (-1: none).
-
-    Raises:
-        InputError: a tokenizer that is not fast.
     """
     if not tokenizer.is_fast:
         raise InputError(

@@ -53,9 +53,6 @@ def find_tags(rows: Iterable[tuple[str, Any]]) -> list[str]:
 
     Of tags of entities (B-PER, I-PER) all that belong together are returned, also those that occur nowhere: each
     prefix of the file with each type.
-
-    Raises:
-        InputError: the tags are no names, or some of them are tags of entities and others are not.
     """
     found: dict[str, str] = {}  # tag -> where it is first
     for where, tags in rows:

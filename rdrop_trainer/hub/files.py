@@ -1,4 +1,7 @@
-"""Reading the files of a saved folder: text, JSON, and configurations without the local paths they name."""
+"""Reading the files of a saved folder: text, JSON, and configurations without the local paths they name.
+
+A file that cannot be read, or is damaged, is an `InputError`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,7 @@ _DEEPEST = 100  # levels of a JSON file
 
 
 def content_of(path: Path) -> bytes:
-    """What is sent of a file. JSON is parsed; configurations lose the local paths they name.
-
-    Raises:
-        InputError: the file cannot be read, or is no JSON although its name says so.
-    """
+    """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
     if not fnmatch(path.name, "*.json"):
         return _read(path)
     given = _parsed(path)
@@ -27,7 +26,7 @@ def content_of(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; an `InputError` where it cannot be read as UTF-8."""
+    """The text of a file in UTF-8."""
     try:
         return _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -35,11 +34,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
+    """The object in a JSON file."""
     content = _parsed(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object, got {type(content).__name__}")
