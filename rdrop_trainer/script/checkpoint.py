@@ -54,9 +54,6 @@ def load_checkpoint(
 
     Returns:
         Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
-
-    Raises:
-        InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
     """
     source, lora = arguments.model_name_or_path, lora or AdapterArguments()
     found = Source.at(arguments)

@@ -43,11 +43,7 @@ def plan_comparison(command: CommandLine) -> str:
 
 
 def comparison_of(command: CommandLine) -> Comparison:
-    """The comparison that a command asks for, when all that can be checked before it begins is checked.
-
-    Raises:
-        InputError: settings that a comparison cannot have, a folder that it cannot use, or SciPy is not installed.
-    """
+    """The comparison that a command asks for, when all that can be checked before it begins is checked."""
     if command.training.rdrop_alpha == 0:
         raise InputError(
             "--compare_baseline compares R-Drop with alpha 0; give the alpha above 0 that it is to have. (The recipe "

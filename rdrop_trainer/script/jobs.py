@@ -117,11 +117,7 @@ class Local:
         self._lock = threading.Lock()  # so that no process starts unseen by `stop`
 
     def __call__(self, job: Job) -> int:
-        """Run a job to its end, and return its exit code (negative: killed by that signal).
-
-        Raises:
-            InputError: its folder cannot be written to.
-        """
+        """Run a job to its end, and return its exit code (negative: killed by that signal)."""
         place = self._places.get()
         try:
             argv, log = job.write(), job.folder / LOG

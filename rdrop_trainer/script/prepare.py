@@ -67,11 +67,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
-    """Load the model, make the features and the trainer.
-
-    Raises:
-        InputError: data, model or settings that do not go together.
-    """
+    """Load the model, make the features and the trainer."""
     task, args = config.task, config.training
     with clock("load"):
         data = _used_splits(config, whole)

@@ -12,11 +12,7 @@ from .command_line import Flags
 
 
 def check_flags(flags: Flags) -> None:
-    """Refuse what no data and no model can mend.
-
-    Raises:
-        InputError: no model, no data, a file that is not there, or a flag that would have no effect.
-    """
+    """Refuse what no data and no model can mend."""
     model, data, several, given = flags.model, flags.data, flags.several, flags.given
     if data.demo:
         if others := given.keys() - {"demo", "output_dir", "use_cpu"}:

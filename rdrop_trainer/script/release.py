@@ -44,11 +44,7 @@ class Member:
 
     @classmethod
     def of(cls, word: str, options: argparse.Namespace) -> Member:
-        """What a word of the command line stands for.
-
-        Raises:
-            InputError: it is neither a recipe that can be compared with its baseline, nor the folder of a comparison.
-        """
+        """What a word of the command line stands for."""
         path = Path(word)
         name = path.resolve().name if path.is_dir() else path.stem
         rdrop, plain = (check_repo_id(f"{options.namespace}/{name}-{arm}") for arm in ("rdrop", "plain"))
