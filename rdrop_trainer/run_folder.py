@@ -211,6 +211,12 @@ def how_to_load(source: str | Path, pipeline: str | None) -> list[tuple[str, str
     return ways if pipeline else ways[:1]
 
 
+def lines_to_load(source: str | Path, pipeline: str | None) -> list[str]:
+    """The same for the terminal, a line for each way."""
+    ways = ("; ".join(way) for way in how_to_load(source, pipeline))
+    return [f"{word:<10}{way}" for word, way in zip(("load", "or"), ways, strict=False)]
+
+
 class Change(NamedTuple):
     """A setting that differs between two runs."""
 

@@ -38,7 +38,7 @@ def draw_scores(scores: Sequence[Quantity], arms: Mapping[str, Sequence[Finished
                 dots = {"marker": look["marker"], "color": look["color"], "linestyle": ""}
                 axes.plot(*zip(*points, strict=True), label=label(arm), markersize=6, **dots)
                 line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.2}
-                axes.axhline(_mean(score, arm, values), **line)
+                axes.axhline(_mean(arm, values), **line)
         axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
         axes.set_xlabel("seed")
         axes.set_ylabel(named(score))
@@ -51,7 +51,7 @@ def _by_seed(score: Quantity, runs: Sequence[FinishedRun]) -> dict[int, float]:
     return {run.seed: score.in_its_unit(value) for run in runs if (value := run.known(score.key)) is not None}
 
 
-def _mean(score: Quantity, arm: str, values: Mapping[str, Mapping[int, float]]) -> float:
+def _mean(arm: str, values: Mapping[str, Mapping[int, float]]) -> float:
     """Over the seeds that the tables count: those of which the baseline and the arm are known."""
     other = values["rdrop" if arm == "baseline" else "baseline"]
     return mean([value for seed, value in values[arm].items() if seed in other] or values[arm].values())

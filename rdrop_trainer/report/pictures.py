@@ -24,17 +24,13 @@ def draw_pictures(
     rdrop: Sequence[FinishedRun],
     quantities: Sequence[Quantity],
     folder: Path,
-    others: Mapping[str, Sequence[FinishedRun]] | None = None,
+    others: Mapping[str, Sequence[FinishedRun]],
 ) -> dict[Path, str]:
-    """Draw the pictures for which there is data.
-
-    Returns:
-        PNG file -> caption; empty without Matplotlib.
-    """
+    """Draw the pictures for which there is data: PNG file -> caption; none without Matplotlib."""
     if find_spec("matplotlib") is None:
         return {}
     both = {"baseline": baseline, "rdrop": rdrop}
-    every = {**both, **{arm: runs for arm, runs in (others or {}).items() if runs}}
+    every = {**both, **others}
     scores = [q for q in quantities if q.group == "score"]
     shown = [q for q in scores if q.key != "loss"][:_MOST_PANELS]
     flips = [q for q in quantities if q.key.endswith("flip_rate") and (any(q.baseline) or any(q.rdrop))]
