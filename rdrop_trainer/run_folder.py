@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from huggingface_hub.utils.sha import sha_fileobj
 
 from .errors import InputError
 
@@ -147,11 +148,8 @@ def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 @lru_cache
 def _hash(path: Path, changed: int) -> str:
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()[:12]
+        return sha_fileobj(file).hex()[:12]
 
 
 class BestCheckpoint(NamedTuple):

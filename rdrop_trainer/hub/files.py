@@ -6,7 +6,6 @@ A file that cannot be read, or is damaged, is an `InputError`.
 from __future__ import annotations
 
 import json
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,10 +17,10 @@ _DEEPEST = 100  # levels of a JSON file
 
 def content_of(path: Path) -> bytes:
     """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
-    if not fnmatch(path.name, "*.json"):
+    if path.suffix != ".json":
         return _read(path)
     given = _parsed(path)
-    clean = _without_local_paths(given) if fnmatch(path.name, "*config.json") else given
+    clean = _without_local_paths(given) if path.name.endswith("config.json") else given
     return _read(path) if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
 
 

@@ -25,11 +25,9 @@ from .trials import TABLE
 
 
 def compare_baseline(command: CommandLine) -> int:
-    """Run what is not finished yet of a comparison, and write the report.
+    """Run what is not finished yet of a comparison, and write the report; the exit code.
 
-    Returns:
-        The exit code: 0; 1 when runs failed, and the report is then on the seeds of which both runs are there; 130 when
-        interrupted.
+    That is 1 when runs failed: the report is then on the seeds of which both runs are there.
     """
     comparison = comparison_of(command)
     return alone_in(comparison.folder, comparison.run)

@@ -86,13 +86,10 @@ def _not_writable(folder: Path, error: OSError) -> InputError:
 
 
 def find_checkpoint(config: RunConfig, warn: bool = True) -> str | None:
-    """Make sure that a run may write to its folder, and find the checkpoint it goes on from. Changes nothing.
+    """Make sure that a run may write to its folder, and find the checkpoint it goes on from, if any. Changes nothing.
 
     Args:
         warn: log a warning on checkpoints that it does not go on from.
-
-    Returns:
-        The checkpoint to resume from, or None.
     """
     output_dir, will_train = config.output_dir, config.training.do_train
     check_writable(output_dir)
@@ -129,10 +126,7 @@ def find_checkpoint(config: RunConfig, warn: bool = True) -> str | None:
 
 
 def take_over(config: RunConfig) -> None:
-    """Delete what an earlier run left, if the user asked for that, and write down which run is here now.
-
-    To be called after all checks that come before the first step.
-    """
+    """When all is checked, delete what an earlier run left, if the user asked for that, and note which run is here."""
     if config.training.should_save and config.data.overwrite_output_dir:
         _clear(config.output_dir)
     if config.training.should_save and config.training.do_train:

@@ -85,11 +85,7 @@ class Member:
 
 
 def release(options: argparse.Namespace) -> int:
-    """Train, push and collect what is not there yet.
-
-    Returns:
-        The exit code: 0; 1 when runs failed, whose recipes are left out; 130 when interrupted.
-    """
+    """Train, push and collect what is not there yet; the exit code, 1 when runs failed, whose recipes are left out."""
     members = [Member.of(word, options) for word in options.recipes]
     names = [member.names[0].lower() for member in members]  # as the Hub and some disks tell them apart
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -77,11 +77,7 @@ class RunConfig:
 
 
 def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
-    """Read the data, fill in what was not given, and refuse what this task or these data cannot do.
-
-    Returns:
-        The run, and all splits of its data, whole.
-    """
+    """The run, and all splits of its data, whole. Refuses what this task or these data cannot do."""
     with command.training.main_process_first(desc="loading the data"):
         task, splits = _load(command)
     given, data = command.given, command.data

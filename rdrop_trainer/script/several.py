@@ -129,10 +129,7 @@ def run_all(
         on_success: called with each that went well, when it has ended.
 
     Returns:
-        Those that failed.
-
-    Raises:
-        InputError: a run refuses its input, as the others would.
+        Those that failed. A run that refuses its input ends all, as the others would refuse it too.
     """
     failed = []
     # Machines of a cluster need not share a disk with this one

@@ -32,9 +32,7 @@ def tune(command: CommandLine) -> int:
     the ranges of `default_hp_space`, or from ranges around a given value that lies outside them. All have the seed of
     the command, and they and their checkpoints are judged by `--tune_metric`, or the first headline score of the task.
     The same command goes on with a trial that was cut off or failed. The weights of all but the best are deleted.
-
-    Returns:
-        The exit code: 0, 1 when trials failed, 130 when interrupted.
+    Returns the exit code, 1 when trials failed.
     """
     folder = _checked_folder(command)
     return alone_in(folder, lambda: Search(command, folder).run())
