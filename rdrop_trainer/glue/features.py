@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .examples import IGNORED
-from .metrics import load_metric
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -104,31 +103,6 @@ def decode_labels(task: Task, logits: Any, labels: LabelMap | None) -> np.ndarra
     if task.is_regression:
         return np.asarray(logits, dtype=np.float64).reshape(-1)
     return np.asarray(labels.to_task)[logits.argmax(-1)]
-
-
-def make_compute_metrics(
-    task: Task, labels: LabelMap | None, rows: datasets.Dataset
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a trainer that evaluates the features of `rows`, in the same order.
-
-    The scores are those of the task, on the task's labels; NaN where the model broke down.
-    """
-    metric = load_metric(task)
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        if broke_down(prediction.predictions):
-            return dict.fromkeys(task.metrics, float("nan"))
-        predictions, references = decode_labels(task, prediction.predictions, labels), np.asarray(rows["label"])
-        scored = labeled(task, rows)
-        return metric.compute(predictions=predictions[scored], references=references[scored])
-
-    return compute
-
-
-def labeled(task: Task, rows: datasets.Dataset) -> np.ndarray:
-    """Which rows have a label: a mask of (N,). The others have no score."""
-    references = np.asarray(rows["label"])
-    return ~np.isnan(references) if task.is_regression else references >= 0
 
 
 def without_seen_texts(unlabeled: datasets.Dataset, others: Sequence[datasets.Dataset]) -> datasets.Dataset:

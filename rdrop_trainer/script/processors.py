@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -27,8 +27,6 @@ from ..glue.features import (
     LabelMap,
     broke_down,
     decode_labels,
-    labeled,
-    make_compute_metrics,
     make_features,
 )
 from ..glue.generation import decode_texts, make_text_features
@@ -93,9 +91,34 @@ class Processor:
         """The answers to rows, in the form that `write_submission` takes, from the predictions for their features."""
         return decode_labels(self.task, predictions, self.labels).tolist()
 
+    def references(self, rows: datasets.Dataset) -> list:
+        """What each row is scored against; None where it does not say."""
+        if self.task.is_regression:
+            return [None if math.isnan(label) else label for label in rows["label"]]
+        return [label if label >= 0 else None for label in rows["label"]]
+
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable | None:
         """The `compute_metrics` of a trainer that evaluates these features; None where nothing can be scored."""
-        return make_compute_metrics(self.task, self.labels, rows) if self.task.metrics else None
+        if not self.task.metrics:
+            return None
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            if self.broke_down(prediction.predictions):  # the scores of perfect answers are the same in number and name
+                return dict.fromkeys(self.scores(self.references(rows), rows), float("nan"))
+            return self.scores(self.answers(prediction.predictions, features, rows), rows)
+
+        load_metric(self.task)  # a package that it needs is missed now
+        return compute
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        """Whether test rows come with their answers; they are then scored."""
+        return bool(self.task.metrics) and any(reference is not None for reference in self.references(rows))
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to rows; those without a reference do not count."""
+        pairs = [pair for pair in zip(answers, self.references(rows), strict=True) if pair[1] is not None]
+        predictions, references = [answer for answer, _ in pairs], [reference for _, reference in pairs]
+        return load_metric(self.task).compute(predictions=predictions, references=references)
 
     @property
     def has_classes(self) -> bool:
@@ -105,16 +128,6 @@ class Processor:
     def by_class(self, answers: list, rows: datasets.Dataset) -> dict[str, Any]:
         """How well each class is predicted, as of `scores_by_class`."""
         return scores_by_class(self.task.labels, answers, rows["label"][:])
-
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        """Whether test rows come with their answers; they are then scored."""
-        return bool(self.task.metrics) and bool(labeled(self.task, rows).any())
-
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of answers to rows that `has_answers` is true of; rows without a label do not count."""
-        scored = labeled(self.task, rows)
-        predictions, references = np.asarray(answers)[scored], np.asarray(rows["label"])[scored]
-        return load_metric(self.task).compute(predictions=predictions, references=references)
 
 
 class ChoiceProcessor(Processor):
@@ -132,31 +145,8 @@ class ChoiceProcessor(Processor):
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return decode_choices(predictions, rows)
 
-    def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
-        def compute(prediction: EvalPrediction) -> dict[str, float]:
-            if self.broke_down(prediction.predictions):  # the scores of perfect answers are the same in number and name
-                return dict.fromkeys(self.scores(self.references(rows), rows), float("nan"))
-            return self.scores(self.answers(prediction.predictions, features, rows), rows)
 
-        load_metric(self.task)  # a package that it needs is missed now
-        return compute
-
-    def references(self, rows: datasets.Dataset) -> list:
-        """What each row is scored against; None where it does not say."""
-        return [label if label >= 0 else None for label in rows["label"]]
-
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return any(reference is not None for reference in self.references(rows))
-
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        pairs = [pair for pair in zip(answers, self.references(rows), strict=True) if pair[1] is not None]
-        if not pairs:
-            raise InputError("none of the rows has an answer to be scored against")
-        predictions, references = (list(column) for column in zip(*pairs, strict=True))
-        return load_metric(self.task).compute(predictions=predictions, references=references)
-
-
-class TokenProcessor(ChoiceProcessor):
+class TokenProcessor(Processor):
     """Token classification."""
 
     pipeline = "token-classification"
@@ -174,7 +164,7 @@ class TokenProcessor(ChoiceProcessor):
         return [tags or None for tags in tag_names(self.task, rows)]  # whole rows: what was cut off counts as missed
 
 
-class QuestionProcessor(ChoiceProcessor):
+class QuestionProcessor(Processor):
     """Extractive questions; a row has one or more windows of features."""
 
     label_columns = POSITIONS
@@ -183,9 +173,6 @@ class QuestionProcessor(ChoiceProcessor):
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         overlap = self.data_args.doc_stride
         return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padding)
-
-    def collator(self) -> Callable:
-        return Processor.collator(self)
 
     def keep_logits(self, predictions: Any, labels: Any) -> Any:
         return predictions[:2]  # of the start and of the end
@@ -209,7 +196,7 @@ class QuestionProcessor(ChoiceProcessor):
         return all(known)
 
 
-class TextProcessor(ChoiceProcessor):
+class TextProcessor(Processor):
     """Sequence to sequence: texts from texts."""
 
     # Labels stay where rows are predicted: Seq2SeqTrainer needs some for label smoothing. Those of a row without target
@@ -224,8 +211,7 @@ class TextProcessor(ChoiceProcessor):
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         (column,) = self.task.text_columns
-        longest = self.data_args.max_target_length or self.task.max_target_length
-        prefix = self.data_args.source_prefix or ""
+        longest, prefix = self.data_args.max_target_length, self.data_args.source_prefix
         return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padding, prefix)
 
     def collator(self) -> Callable:
@@ -239,7 +225,7 @@ class TextProcessor(ChoiceProcessor):
         return rows["target"][:]
 
 
-class LanguageProcessor(ChoiceProcessor):
+class LanguageProcessor(Processor):
     """Causal language models; a row is a line, and features are blocks of their tokens."""
 
     label_columns = ()  # the texts are
