@@ -93,11 +93,6 @@ def make_features(
     return dataset.map(encode_rows, batched=True, remove_columns=dataset.column_names, desc="Tokenising")
 
 
-def broke_down(logits: Any) -> bool:
-    """Whether a row's largest logit is NaN or infinite: then it tells no class from the others."""
-    return not np.isfinite(logits.max(-1)).all()
-
-
 def decode_labels(task: Task, logits: Any, labels: LabelMap | None) -> np.ndarray:
     """Label ids of the task (numbers for a regression) from a sequence model's logits, (N, C)."""
     if task.is_regression:

@@ -87,7 +87,7 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     if any(processor.has_answers(data[split]) for split in splits_of(data, "test")):
         load_metric(task)  # a package that scoring needs is missed here, not when all is computed
     if config.data.dry_run:
-        args = disable_side_effects(args)
+        args = _without_side_effects(args)
     collator = processor.collator()
     eval_split = next(iter(splits_of(data, "validation")), None)
     with wrong_settings_as_input_errors():
@@ -162,7 +162,7 @@ def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
     return used
 
 
-def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments:
+def _without_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments:
     """Arguments with which a trainer creates no folder and no repository, and reports nowhere."""
     if args.push_to_hub:
         check_repo_id(repo_name(args.hub_model_id, args.output_dir))
