@@ -99,6 +99,8 @@ class Processor:
         """The `compute_metrics` of a trainer that evaluates these features; None where nothing can be scored."""
         if not self.task.metrics:
             return None
+        if all(reference is None for reference in self.references(rows)):
+            raise InputError(f"{self.task.name}: the references have no labels, as in a test set; nothing to score")
 
         def compute(prediction: EvalPrediction) -> dict[str, float]:
             if self.broke_down(prediction.predictions):  # the scores of perfect answers are the same in number and name
@@ -243,8 +245,8 @@ class LanguageProcessor(Processor):
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return losses_of_lines(predictions, features, len(rows))
 
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return True
+    def references(self, rows: datasets.Dataset) -> list:
+        return rows["text"][:]
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
         losses, counts = (list(column) for column in zip(*answers, strict=True))
