@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..errors import InputError
 from .examples import IGNORED
@@ -81,6 +81,28 @@ def mask(
         "attention_mask": list(row["attention_mask"]),
         "labels": np.where(chosen, ids, IGNORED).tolist(),
     }
+
+
+class MaskingCollator(TrainerCallback):
+    """Masks the blocks that have no labels yet.
+
+    The masks follow from seed, epoch and tokens alone: they are the same in every arm of a comparison, and in a run
+    that goes on.
+    """
+
+    def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
+        self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
+        self._seed = torch.tensor([1, 0])
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if args.dataloader_num_workers:  # they may outlive an epoch
+            self._seed.share_memory_()
+        self._seed.copy_(torch.tensor([1 + args.seed, int((state.epoch or 0) + 1e-6)]))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        seed = self._seed.tolist()
+        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, seed) for row in rows)
+        return self.pad(list(masked))
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool) -> torch.Tensor:

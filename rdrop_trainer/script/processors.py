@@ -9,14 +9,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     default_data_collator,
 )
 
@@ -26,7 +24,7 @@ from ..glue.by_class import scores_by_class
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
 from ..glue.features import LabelMap, decode_labels, make_features
 from ..glue.generation import decode_texts, make_text_features
-from ..glue.language_models import losses_of_lines, make_block_features, mask, token_losses
+from ..glue.language_models import MaskingCollator, losses_of_lines, make_block_features, mask, token_losses
 from ..glue.metrics import load_metric
 from ..glue.passages import NO_ANSWER
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
@@ -269,28 +267,6 @@ class MaskedProcessor(LanguageProcessor):
 
     def collator(self) -> Callable:
         return MaskingCollator(super().collator(), self.tokenizer, self.data_args.mlm_probability)
-
-
-class MaskingCollator(TrainerCallback):
-    """Masks the blocks that have no labels yet.
-
-    The masks follow from seed, epoch and tokens alone: they are the same in every arm of a comparison, and in a run
-    that goes on.
-    """
-
-    def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
-        self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
-        self._seed = torch.tensor([1, 0])
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if args.dataloader_num_workers:  # they may outlive an epoch
-            self._seed.share_memory_()
-        self._seed.copy_(torch.tensor([1 + args.seed, int((state.epoch or 0) + 1e-6)]))
-
-    def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        seed = self._seed.tolist()
-        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, seed) for row in rows)
-        return self.pad(list(masked))
 
 
 PROCESSORS = {
