@@ -35,8 +35,7 @@ def draw_scores(scores: Sequence[Quantity], arms: Mapping[str, Sequence[Finished
         for (arm, look), place in zip(looks(arms).items(), places, strict=True):
             points = [(i + place, values[arm][seed]) for i, seed in enumerate(seeds) if seed in values[arm]]
             if points:
-                dots = {"marker": look["marker"], "color": look["color"], "linestyle": ""}
-                axes.plot(*zip(*points, strict=True), label=label(arm), markersize=6, **dots)
+                axes.plot(*zip(*points, strict=True), label=label(arm), markersize=6, **look | {"linestyle": ""})
                 line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.2}
                 axes.axhline(_mean(arm, values), **line)
         axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
@@ -64,7 +63,7 @@ def draw_flips(flips: Sequence[Quantity], title: str) -> Figure | None:
     figure, (axes,) = figure_of(1, 1.4 + 0.42 * len(flips))
     y = np.arange(len(flips))[::-1]
     for (arm, style), shift in zip(looks(ARMS).items(), (0.16, -0.16), strict=True):
-        look: dict[str, Any] = {"marker": style["marker"], "color": style["color"], "linestyle": "", "clip_on": False}
+        look: dict[str, Any] = style | {"linestyle": "", "clip_on": False}
         for place, quantity in zip(y, flips, strict=True):
             values = [v for v in getattr(quantity, arm) if v is not None]
             axes.plot(values, [place + shift] * len(values), alpha=0.4, markersize=5, markeredgewidth=0, **look)
