@@ -27,13 +27,15 @@ import torch
 import transformers
 from cheaper import WAYS
 from results import add_run, machine, read_runs
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from rdrop_trainer import RDropTrainer, RDropTrainingArguments
 from rdrop_trainer.glue.data import load_task
-from rdrop_trainer.glue.features import LabelMap, make_compute_metrics, make_features
+from rdrop_trainer.glue.features import LabelMap
 from rdrop_trainer.glue.tasks import TASKS
 from rdrop_trainer.report import paired_difference
+from rdrop_trainer.script.arguments import DataArguments
+from rdrop_trainer.script.processors import PROCESSORS
 from rdrop_trainer.stability import dropout_stability, expected_calibration_error
 
 PLAIN, LONGER, FULL = "plain", "plain, longer", "R-Drop"
@@ -55,10 +57,10 @@ class Bench:
         labels = None if self.task.is_regression else LabelMap(tuple(range(len(self.task.labels))))
         data = load_task(self.task, data_dir=options.data_dir)
         rows = {"train": data["train"].select(range(options.rows)), "validation": data[self.task.split("validation")]}
-        features = {name: make_features(part, self.task, tokenizer, labels, 128) for name, part in rows.items()}
-        self.train, self.validation = features["train"], features["validation"]
-        self.collator = DataCollatorWithPadding(tokenizer)
-        self.metrics = make_compute_metrics(self.task, labels, self.validation, rows["validation"])
+        processor = PROCESSORS["sequence"](self.task, tokenizer, labels, DataArguments(), 128)
+        self.train, self.validation = (processor.features(part) for part in rows.values())
+        self.collator = processor.collator()
+        self.metrics = processor.compute_metrics(self.validation, rows["validation"])
 
     def run(self, way, alpha, seed, folder, max_steps=-1):
         """Train one model and measure it."""

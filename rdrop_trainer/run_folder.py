@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,8 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from huggingface_hub.utils.sha import sha_fileobj
 
 from .errors import InputError
 
@@ -147,11 +148,8 @@ def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 @lru_cache
 def _hash(path: Path, changed: int) -> str:
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()[:12]
+        return sha_fileobj(file).hex()[:12]
 
 
 class BestCheckpoint(NamedTuple):
@@ -209,6 +207,12 @@ def how_to_load(source: str | Path, pipeline: str | None) -> list[tuple[str, str
         ("from transformers import pipeline", f'predict = pipeline("{pipeline}", {name})'),
     ]
     return ways if pipeline else ways[:1]
+
+
+def lines_to_load(source: str | Path, pipeline: str | None) -> list[str]:
+    """The same for the terminal, a line for each way."""
+    ways = ("; ".join(way) for way in how_to_load(source, pipeline))
+    return [f"{word:<10}{way}" for word, way in zip(("load", "or"), ways, strict=False)]
 
 
 class Change(NamedTuple):

@@ -7,4 +7,6 @@
 * Features, and answers from predictions: `features`, `tag_features`, `choice`, `questions`, `generation`,
   `language_models`.
 * Scores: `metrics` over `answer_scores`, `tag_scores`, `overlap` and `by_class`; files of answers: `submission`.
+
+What is wrong with data, a setting or an installation is an `InputError`; of a file it names the line.
 """

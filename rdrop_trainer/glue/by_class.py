@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .._extras import import_optional
+
 
 def scores_by_class(labels: Sequence[str], predictions: Sequence[int], references: Sequence[int]) -> dict[str, Any]:
     """Scores of each class, and the confusion matrix.
@@ -24,20 +26,15 @@ def scores_by_class(labels: Sequence[str], predictions: Sequence[int], reference
     """
     predicted, expected = np.asarray(predictions, dtype=int), np.asarray(references, dtype=int)
     predicted, expected = predicted[expected >= 0], expected[expected >= 0]
-    counts = np.zeros((len(labels), len(labels)), dtype=int)  # (label, prediction)
-    np.add.at(counts, (expected, predicted), 1)
-    right, rows, answers = counts.diagonal(), counts.sum(1), counts.sum(0)
+    sklearn, ids = import_optional("sklearn.metrics"), range(len(labels))
+    columns = sklearn.precision_recall_fscore_support(expected, predicted, labels=ids, zero_division=0.0)
     scores = {
-        name: {
-            "rows": int(rows[i]),
-            "precision": float(right[i] / max(answers[i], 1)),
-            "recall": float(right[i] / max(rows[i], 1)),
-            "f1": float(2 * right[i] / max(rows[i] + answers[i], 1)),
-        }
-        for i, name in enumerate(labels)
+        name: {"rows": int(rows), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
+        for name, precision, recall, f1, rows in zip(labels, *columns, strict=True)
     }
+    counts = sklearn.confusion_matrix(expected, predicted, labels=ids)  # (label, prediction)
     confusion = {
-        name: {other: int(count) for other, count in zip(labels, counts[i], strict=True) if count}
-        for i, name in enumerate(labels)
+        name: {other: int(count) for other, count in zip(labels, row, strict=True) if count}
+        for name, row in zip(labels, counts, strict=True)
     }
     return {"scores": scores, "confusion": {name: found for name, found in confusion.items() if found}}

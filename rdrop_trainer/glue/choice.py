@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from .._extras import import_optional
 from .examples import IGNORED
-from .features import logits_of
 from .passages import BLANK
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def make_choice_features(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, pad_to_max_length: bool = False
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, padding: str | bool = False
 ) -> datasets.Dataset:
     """Tokenise rows of multiple choice.
 
@@ -41,7 +38,6 @@ def make_choice_features(
             context = _around_blank(context, max(choices, key=len), tokenizer, max_length)
             first += [context.replace(BLANK, choice) for choice in choices]
             second += [question + between + choice if question else choice for choice in choices]
-        padding = "max_length" if pad_to_max_length else False
         encoded = tokenizer(first, second, truncation=True, max_length=max_length, padding=padding)
         rows = {name: [flat[i : i + most] for i in range(0, len(flat), most)] for name, flat in encoded.items()}
         return {**rows, "labels": [label if label >= 0 else IGNORED for label in batch["label"]]}
@@ -82,14 +78,13 @@ class ChoiceCollator:
         return batch
 
 
-def decode_choices(predictions: Any, rows: datasets.Dataset) -> list[int]:
+def decode_choices(logits: np.ndarray, rows: datasets.Dataset) -> list[int]:
     """The index of the chosen one among the choices of each row, from logits (N, C).
 
     The rows of a group get different choices: those with the highest sum of logits, and so with the highest product of
     probabilities. In a group of more rows than choices each row is decided by itself.
     """
     assign = import_optional("scipy.optimize").linear_sum_assignment
-    logits = logits_of(predictions)
     scores = [row[: len(choices)] for row, choices in zip(logits, rows["choices"], strict=True)]
     chosen = [int(np.argmax(row)) for row in scores]
     groups = defaultdict(list)

@@ -98,9 +98,6 @@ def choose_text_columns(
 
     Args:
         others: names of the columns of labels and ids.
-
-    Raises:
-        InputError: no column holds text, or several do; the message lists the columns.
     """
     left = [column for column in columns if column.name not in others]
     by_name = {column.name.lower(): column for column in left if column.kind not in ("numbers", "dates", "an index")}

@@ -31,9 +31,6 @@ def read_conll(path: str | Path) -> Rows:
 
     Returns:
         An iterator over (line number of the first token, column -> its cells).
-
-    Raises:
-        InputError: a line has other columns than the first, or there are no blank lines.
     """
     path = Path(path)
     check_file(path)
@@ -62,11 +59,7 @@ def read_conll(path: str | Path) -> Rows:
 
 
 def read_sentences(path: str | Path) -> Rows:
-    """Read lists of tokens from .json, .jsonl and .parquet, and every other file as columns.
-
-    Raises:
-        InputError: as `read_conll` and `read_rows`, or a .csv, whose cells hold no lists.
-    """
+    """Read lists of tokens from .json, .jsonl and .parquet, and every other file as columns."""
     if Path(path).suffix.lower() == ".csv":
         raise InputError(
             f"{path}: a .csv holds no sentences of tokens, expected columns (.conll, .txt, .tsv) with a token a line "

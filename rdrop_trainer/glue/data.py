@@ -36,23 +36,18 @@ def load_task(
     """Load a named task: from files when any are given, from a folder when `data_dir` is given, else from the Hub.
 
     Args:
-        task: the task.
         data_dir: the task's folder, or the folder above it: `glue_data` with .tsv files, or CLUE's with .json files.
             Every split found there is loaded.
         train_file, validation_file, test_file: files to read instead (for MNLI: the matched sets).
         unlabeled_file: more texts, without labels, for any source. A .txt has one text per line.
         text_columns: names of the text columns in the data, in the task's order, where they are not the usual ones.
         label_column: name of the label column in the data, where it is not the usual one.
-        cache_dir: where downloads from the Hub are kept.
-        token: a token for the Hub.
+        cache_dir, token: of the Hub.
 
     Returns:
         The splits under the names of `task.files`. `label` is an id in the order of `task.labels`, or a float for a
         regression; -1 (of a regression NaN) in test rows without a label, -100 in the split "unlabeled". `idx` is the
         row's own id, or its position where it has none.
-
-    Raises:
-        InputError: anything is wrong with the data; the message names file and line.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {kind: path for kind, path in files.items() if path is not None}

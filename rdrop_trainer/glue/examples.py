@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from .readers import Rows
-from .tag_rows import tags_of, tokens_of
+from .tag_rows import NOT_IN_A_CELL, one_of, tags_of, tokens_of
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -24,18 +24,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def to_dataset(task: Task, split: str, rows: Rows, source: str) -> datasets.Dataset:
-    """Build one split in memory.
+    """Build one split in memory, in the order of the rows.
 
     Args:
-        task: the task; its `text_sources` and `label_sources` say which fields to read.
         split: name of the split. Rows of "train" and "validation" must have a label, or -100 for none; rows of
             "unlabeled" get -100. Rows of "test" must have an id where the task names a column for it.
-
-    Returns:
-        The dataset, in the order of the rows.
-
-    Raises:
-        InputError: a field is missing or has an unexpected value; the message names source and line.
     """
     kind = split.split("_")[0]
     label_ids = {alias: task.labels.index(name) for alias, name in task.label_aliases.items()}
@@ -89,7 +82,7 @@ def spelling(value: object, where: str) -> str:
     if isinstance(value, (list, dict)):
         raise InputError(f"{where}: the label is {value!r}, expected one name or number")
     text = str(value).strip()
-    if re.search(r"[\t\n\r]", text):  # predictions are written as a .tsv
+    if NOT_IN_A_CELL.search(text):
         raise InputError(f"{where}: the label {text!r} holds a tab or a line break, expected one line")
     return text.lower() if text in ("True", "False") else text
 
@@ -174,7 +167,7 @@ def _expected(task: Task) -> str:
         return "a number"
     pairs = zip(task.raw_labels or task.labels, task.labels, strict=True)
     names = [name if name == raw else f"{raw} ({name})" for raw, name in pairs]
-    return "one of " + ", ".join(names[:20] + ["..."] * (len(names) > 20))
+    return one_of(names)
 
 
 def _label(task: Task, value: Any, label_ids: dict[str, int], where: str) -> int | float | None:
@@ -210,7 +203,7 @@ def _named_id(task: Task, row: dict, where: str, kind: str) -> str | None:
     text = "" if is_missing(value) else str(value).strip()
     if kind == "test" and not text:
         raise InputError(f"{where}: the row has no id in {task.id_column!r}")
-    if re.search(r"[\t\n\r]", text):  # predictions are written as a .tsv
+    if NOT_IN_A_CELL.search(text):
         raise InputError(f"{where}: the id {text!r} holds a tab or a line break, expected one line")
     return text or None
 

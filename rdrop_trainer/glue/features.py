@@ -1,26 +1,23 @@
 """From rows of a task to the inputs of a model, and from its predictions back to labels of the task.
 
 What makes features, here and for the other heads, takes rows as `load_task` returns them. Inputs of more than
-`max_length` tokens are cut, and `pad_to_max_length` pads them at once, instead of batch by batch.
+`max_length` tokens are cut, and `padding="max_length"` pads them at once, instead of batch by batch.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from .examples import IGNORED
-from .metrics import load_metric
 from .task import Task
-
-if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ def make_features(
     tokenizer: PreTrainedTokenizerBase,
     labels: LabelMap | None,
     max_length: int,
-    pad_to_max_length: bool = False,
+    padding: str | bool = False,
 ) -> datasets.Dataset:
     """Tokenise rows of a classification or a regression.
 
@@ -83,7 +80,7 @@ def make_features(
         Columns of the tokenizer and `labels`: ids of the model, -100 where there is no label (numbers for a
         regression).
     """
-    options = {"truncation": True, "max_length": max_length, "padding": "max_length" if pad_to_max_length else False}
+    options = {"truncation": True, "max_length": max_length, "padding": padding}
 
     def encode_rows(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(*(batch[column] for column in task.text_columns), **options)
@@ -96,47 +93,11 @@ def make_features(
     return dataset.map(encode_rows, batched=True, remove_columns=dataset.column_names, desc="Tokenising")
 
 
-def logits_of(predictions: Any) -> Any:
-    """The logits, which come first where a model returns more, such as the states of its encoder."""
-    return predictions[0] if isinstance(predictions, tuple) else predictions
-
-
-def broke_down(predictions: Any) -> bool:
-    """Whether a row's largest logit is NaN or infinite: then it tells no class from the others."""
-    return not np.isfinite(np.max(logits_of(predictions), -1)).all()
-
-
-def decode_labels(task: Task, predictions: Any, labels: LabelMap | None) -> np.ndarray:
+def decode_labels(task: Task, logits: Any, labels: LabelMap | None) -> np.ndarray:
     """Label ids of the task (numbers for a regression) from a sequence model's logits, (N, C)."""
-    logits = logits_of(predictions)
     if task.is_regression:
         return np.asarray(logits, dtype=np.float64).reshape(-1)
     return np.asarray(labels.to_task)[logits.argmax(-1)]
-
-
-def make_compute_metrics(
-    task: Task, labels: LabelMap | None, features: datasets.Dataset, rows: datasets.Dataset
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a trainer that evaluates `features`, which were made of `rows`, in the same order.
-
-    The scores are those of the task, on the task's labels; NaN where the model broke down.
-    """
-    metric = load_metric(task)
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        if broke_down(prediction.predictions):
-            return dict.fromkeys(task.metrics, float("nan"))
-        predictions, references = decode_labels(task, prediction.predictions, labels), np.asarray(rows["label"])
-        scored = labeled(task, rows)
-        return metric.compute(predictions=predictions[scored], references=references[scored])
-
-    return compute
-
-
-def labeled(task: Task, rows: datasets.Dataset) -> np.ndarray:
-    """Which rows have a label: a mask of (N,). The others have no score."""
-    references = np.asarray(rows["label"])
-    return ~np.isnan(references) if task.is_regression else references >= 0
 
 
 def without_seen_texts(unlabeled: datasets.Dataset, others: Sequence[datasets.Dataset]) -> datasets.Dataset:

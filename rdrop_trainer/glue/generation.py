@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from .examples import IGNORED
 from .overlap import without_blanks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def make_text_features(
@@ -20,7 +16,7 @@ def make_text_features(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     max_target_length: int,
-    pad_to_max_length: bool = False,
+    padding: str | bool = False,
     prefix: str = "",
 ) -> datasets.Dataset:
     """Tokenise source texts and target texts.
@@ -32,7 +28,6 @@ def make_text_features(
     Returns:
         The columns of the tokenizer for the source texts, and `labels`, the tokens of the target texts.
     """
-    padding = "max_length" if pad_to_max_length else False
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         sources = [prefix + text for text in batch[column]]

@@ -23,9 +23,6 @@ def find_labels(path: str | Path, label_column: str) -> list[str]:
 
     Numbers that are all whole are names of classes, 1.0 as much as 1: pandas writes whole numbers so where a column
     has gaps.
-
-    Raises:
-        InputError: the labels are empty, all the same, or of several types.
     """
     found: dict[str, tuple[str, Any]] = {}  # name -> the first (where, value) with this spelling
     for number, row in read_rows(path):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..errors import InputError
 from .examples import IGNORED
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _BATCH = 1000  # lines
 _MASKED, _RANDOM = 0.8, 0.1  # of the chosen tokens, as BERT has it; the others stay
@@ -33,9 +31,6 @@ def make_block_features(
 
     Returns:
         `input_ids`, `attention_mask`, and `line`: which line a token is of (-1: none).
-
-    Raises:
-        InputError: the texts have no tokens, or max_length leaves no room for them.
     """
     probe = tokenizer("a", return_special_tokens_mask=True)
     inside = [i for i, special in enumerate(probe["special_tokens_mask"]) if not special] or [0]
@@ -86,6 +81,28 @@ def mask(
         "attention_mask": list(row["attention_mask"]),
         "labels": np.where(chosen, ids, IGNORED).tolist(),
     }
+
+
+class MaskingCollator(TrainerCallback):
+    """Masks the blocks that have no labels yet.
+
+    The masks follow from seed, epoch and tokens alone: they are the same in every arm of a comparison, and in a run
+    that goes on.
+    """
+
+    def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
+        self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
+        self._seed = torch.tensor([1, 0])
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if args.dataloader_num_workers:  # they may outlive an epoch
+            self._seed.share_memory_()
+        self._seed.copy_(torch.tensor([1 + args.seed, int((state.epoch or 0) + 1e-6)]))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        seed = self._seed.tolist()
+        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, seed) for row in rows)
+        return self.pad(list(masked))
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool) -> torch.Tensor:

@@ -63,9 +63,6 @@ def load_files(
 
     Returns:
         The splits, as `load_task` returns them, and a task "custom" for them.
-
-    Raises:
-        InputError: anything is wrong with the data; the message names file and line.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {kind: path for kind, path in files.items() if path is not None}

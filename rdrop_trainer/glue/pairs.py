@@ -41,9 +41,6 @@ def choose_pair(
 
     Args:
         is_test: whether the file may have no target.
-
-    Raises:
-        InputError: a column is not there, or is not plain; the message lists the columns.
     """
     line, columns = read_columns(path, read_pairs)
     names = [column.name for column in columns]

@@ -32,7 +32,7 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
     """Build one split in memory, a row per question.
 
     Args:
-        split: name of the split. Rows of "train" and "validation" must have an answer.
+        split: rows of "train" and "validation" must have an answer.
         values: (place, raw value) pairs; messages name the place, such as "train.json:7".
 
     Returns:
@@ -40,9 +40,6 @@ def to_passages(task: Task, split: str, values: Iterable[tuple[str, Any]], sourc
         one, -1 where it is not known) and `group` (the same for blanks that share their candidates, each of which fills
         one blank at most). For questions also `answers` (texts; `NO_ANSWER` where there is none) and `starts` (their
         first characters in the context, -1 where it does not contain them). A blank to fill is `BLANK` in the context.
-
-    Raises:
-        InputError: something is missing or not as expected; the message names the place.
     """
     choice = task.head == "choice"
     flatten, check = _LAYOUTS.get(task.name, squad_questions), _check_choice if choice else _check_question
@@ -166,10 +163,7 @@ def squad_questions(value: Any, where: str) -> Questions:
 
 
 _ANSWER = ("text", "answer_start")
-_LAYOUTS = {
-    "c3": _c3_questions,
-    "chid": _chid_questions,
-}
+_LAYOUTS = {"c3": _c3_questions, "chid": _chid_questions}
 
 
 def has_no_answer(question: dict, is_test: bool) -> bool:

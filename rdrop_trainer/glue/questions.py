@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from .._extras import lost_windows
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SHORTEST_WINDOW = 16
 POSITIONS = ("start_positions", "end_positions")
@@ -22,7 +18,7 @@ def make_question_features(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     overlap: int,
-    pad_to_max_length: bool = False,
+    padding: str | bool = False,
 ) -> datasets.Dataset:
     """Tokenise questions with their passages, in windows.
 
@@ -37,9 +33,6 @@ def make_question_features(
         `row`: the index of the question in the data set.
         `nowhere`: the token that stands for no answer, as above.
         `char_start`, `char_end`: the characters of the passage that a token covers; -1 for tokens outside the passage.
-
-    Raises:
-        InputError: a tokenizer that is not fast, or that loses windows; a length that is too short.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -54,7 +47,7 @@ def make_question_features(
         "truncation": "only_second",
         "max_length": max_length,
         "stride": min(overlap, max_length // 3),
-        "padding": "max_length" if pad_to_max_length else False,
+        "padding": padding,
         "return_overflowing_tokens": True,
         "return_offsets_mapping": True,
     }
@@ -112,9 +105,8 @@ def decode_answers(
     Args:
         predictions: start and end logits first, (windows, tokens) each; columns beyond the tokens of a window are
             ignored.
-        features: the windows, as `make_question_features` returns them.
-        rows: the questions that the windows were made of.
-        max_answer_length: the longest answer, in tokens.
+        features: the windows that `make_question_features` made of the rows.
+        max_answer_length: in tokens.
         null_score_threshold: the answer is "" where no answer has a score that is higher by more than this. None: every
             question gets an answer.
     """

@@ -71,9 +71,6 @@ def read_values(path: str | Path) -> Iterator[tuple[int | str, object]]:
 
     Returns:
         An iterator over (line number, row), or over the values of the document: (" item 1", value), ...
-
-    Raises:
-        InputError: as `read_rows`.
     """
     path = Path(path)
     if path.suffix.lower() != ".json":

@@ -25,15 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_file(task: Task, split: str, path: str | Path, *, classic: bool = False) -> datasets.Dataset:
-    """Load one file.
-
-    Args:
-        split: "train", "validation", "test", ...; what a row must have depends on it.
-        classic: whether columns may be known by their position, as in the .tsv files of glue_data.
-
-    Raises:
-        InputError: anything is wrong with the file; the message names file and line.
-    """
+    """Load one file; `classic`: its columns may be known by their position, as in the .tsv files of glue_data."""
     path = Path(path)
     if task.reads_passages:
         return _load_passages(task, split, [path])
@@ -113,11 +105,7 @@ def _name_by_place(task: Task, split: str, header: list[str]) -> list[str]:
 
 
 def load_folder(task: Task, data_dir: Path) -> dict[str, datasets.Dataset]:
-    """Load the splits in a folder of official files, or in the subfolder of the task.
-
-    Raises:
-        InputError: the folder has no file of the task, or anything is wrong with a file.
-    """
+    """Load the splits in a folder of official files, or in the subfolder of the task."""
     if not data_dir.is_dir():
         raise InputError(f"data_dir {data_dir}: {'is not a directory' if data_dir.exists() else 'no such directory'}")
     names = {name.lower() for name in task.folders}
@@ -148,11 +136,7 @@ def load_folder(task: Task, data_dir: Path) -> dict[str, datasets.Dataset]:
 
 
 def load_hub(task: Task, cache_dir: str | None, token: str | bool | None) -> dict[str, datasets.Dataset]:
-    """Load the splits on the Hub.
-
-    Raises:
-        InputError: the Hub cannot be reached, or has none of the splits.
-    """
+    """Load the splits on the Hub."""
     if task.hub is None:
         raise InputError(f"{task.name} is not on the Hub: pass --data_dir with the folder of its files")
     path, config = task.hub

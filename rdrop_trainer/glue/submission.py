@@ -50,18 +50,14 @@ def write_submission(
     The file appears as a whole, or not at all.
 
     Args:
-        split: the split of the predictions, such as "test" or "test_matched".
         ids: the column `idx` of the rows. GLUE numbers its rows from 0 instead, as do a user's own files without
             `task.id_column`.
         predictions: label ids; numbers for a regression; for token tasks, per row, a list of tags; indices of choices;
             texts of answers or titles; of a language model the loss of each line and its number of tokens.
-        tokens: the tokens of the rows, for token tasks.
+        tokens: of the rows, for token tasks.
 
     Returns:
         The file; `complete` is false if the leaderboard expects another number of rows.
-
-    Raises:
-        InputError: the arguments differ in length, a prediction is not a label or not a number, or writing fails.
     """
     lengths = {"ids": len(ids), "predictions": len(predictions)}
     if task.head == "tokens":

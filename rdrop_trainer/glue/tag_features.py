@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from .examples import IGNORED
-from .features import LabelMap, logits_of
+from .features import LabelMap
 from .tag_scores import NO_TAG, OUTSIDE, are_entities
 from .task import Task
 
 logger = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def make_tag_features(
@@ -26,16 +24,13 @@ def make_tag_features(
     tokenizer: PreTrainedTokenizerBase,
     labels: LabelMap,
     max_length: int,
-    pad_to_max_length: bool = False,
+    padding: str | bool = False,
 ) -> datasets.Dataset:
     """Tokenise rows token by token, so that the tag of every one can be predicted.
 
     Returns:
         Columns of the tokenizer, `labels` at the first piece of each token, -100 elsewhere, and `token_of_piece`: which
         token a piece begins (-1: none).
-
-    Raises:
-        InputError: a tokenizer that is not fast.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -43,7 +38,7 @@ def make_tag_features(
             "tokenizer (a folder with tokenizer.json)."
         )
     (column,) = task.text_columns
-    options = {"truncation": True, "max_length": max_length, "padding": "max_length" if pad_to_max_length else False}
+    options = {"truncation": True, "max_length": max_length, "padding": padding}
     blank = " " if task.suite == "custom" and _needs_blanks(tokenizer) else ""
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
@@ -78,7 +73,7 @@ def _first_pieces(words: Sequence[int | None]) -> list[int]:
 
 
 def decode_tags(
-    task: Task, predictions: Any, labels: LabelMap, features: datasets.Dataset, rows: datasets.Dataset
+    task: Task, logits: np.ndarray, labels: LabelMap, features: datasets.Dataset, rows: datasets.Dataset
 ) -> list[list[str]]:
     """One tag name per token of each row, from a token model's logits, (N, T, C).
 
@@ -88,9 +83,8 @@ def decode_tags(
     names = [task.labels[i] for i in labels.to_task]
     outside = OUTSIDE if are_entities(task.labels) else NO_TAG
     decoded = []
-    for scores, begun, tokens in zip(
-        logits_of(predictions), features["token_of_piece"], rows[task.text_columns[0]], strict=True
-    ):
+    (column,) = task.text_columns
+    for scores, begun, tokens in zip(logits, features["token_of_piece"], rows[column], strict=True):
         tags: list[str | None] = [None] * len(tokens)
         for piece, token in enumerate(begun):
             if token >= 0:

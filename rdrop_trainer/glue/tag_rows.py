@@ -11,7 +11,7 @@ from .tag_scores import ENTITY_TAG, NO_TAG, OUTSIDE
 
 _NEARLY = re.compile(r"[BIESLUM][_:.].+|.+[-_:.][BIESLUM]")
 _SMALL = re.compile(r"[bieslum]-.+")
-_NO_LINE = re.compile(r"[\t\n\r]")  # predictions are written a token a line, its tag after a tab
+NOT_IN_A_CELL = re.compile(r"[\t\n\r]")  # predictions are written a line each, with tabs between its cells
 
 
 def tokens_of(value: Any, where: str, column: str) -> list[str]:
@@ -23,7 +23,7 @@ def tokens_of(value: Any, where: str, column: str) -> list[str]:
     for place, token in enumerate(value, 1):
         if not token:
             raise InputError(f"{where}: token {place} is empty, expected a word")
-        if _NO_LINE.search(token):
+        if NOT_IN_A_CELL.search(token):
             raise InputError(f"{where}: token {place} ({token!r}) holds a tab or a line break, expected one word")
     return value
 
@@ -43,7 +43,7 @@ def tags_of(tokens: Sequence[str], value: Any, tag_ids: Mapping[str, int], where
     for place, (token, tag) in enumerate(zip(tokens, value, strict=True), 1):
         if not isinstance(tag, str) or tag not in tag_ids:
             raise InputError(
-                f"{where}: token {place} ({token!r}) has the unknown tag {tag!r}, expected {_listed(tag_ids)}"
+                f"{where}: token {place} ({token!r}) has the unknown tag {tag!r}, expected {one_of(tag_ids)}"
             )
     return [tag_ids[tag] for tag in value]
 
@@ -53,14 +53,11 @@ def find_tags(rows: Iterable[tuple[str, Any]]) -> list[str]:
 
     Of tags of entities (B-PER, I-PER) all that belong together are returned, also those that occur nowhere: each
     prefix of the file with each type.
-
-    Raises:
-        InputError: the tags are no names, or some of them are tags of entities and others are not.
     """
     found: dict[str, str] = {}  # tag -> where it is first
     for where, tags in rows:
         for place, tag in enumerate(tags if isinstance(tags, list) else (), 1):
-            if not isinstance(tag, str) or not tag or tag != tag.strip() or _NO_LINE.search(tag):
+            if not isinstance(tag, str) or not tag or tag != tag.strip() or NOT_IN_A_CELL.search(tag):
                 raise InputError(
                     f"{where}: the tag of token {place} is {tag!r}, expected a name such as 'B-PER'; where a data set "
                     "numbers its tags, write their names"
@@ -117,8 +114,9 @@ def _tags_of_entities(text: str, entities: Any, tag_ids: Mapping[str, int], wher
     return tags
 
 
-def _listed(tags: Collection[str]) -> str:
-    return "one of " + ", ".join([*tags][:20] + ["..."] * (len(tags) > 20))
+def one_of(names: Collection[str]) -> str:
+    """Names that were expected, for messages."""
+    return "one of " + ", ".join([*names][:20] + ["..."] * (len(names) > 20))
 
 
 def _cut(value: Any) -> str:

@@ -119,7 +119,6 @@ ENTITIES: dict[str, Any] = {
     "head": "tokens",
     "metrics": ("f1", "macro_f1", "precision", "recall"),
     "headline": ("f1", "macro_f1"),
-    "max_length": 128,
 }
 OTHER_TAGS: dict[str, Any] = ENTITIES | {"metrics": ("accuracy", "macro_f1"), "headline": ("accuracy", "macro_f1")}
 QUESTIONS: dict[str, Any] = {
@@ -135,7 +134,6 @@ TEXTS: dict[str, Any] = {
     "max_length": 512,
     "max_target_length": 128,
 }
-
 LANGUAGE: dict[str, Any] = {"metrics": ("perplexity",), "headline": ("perplexity",), "max_length": 512}
 
 # The kinds of tasks that a user's own files may be for -> the head; of "lm" the model decides, causal or masked

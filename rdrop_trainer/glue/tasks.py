@@ -15,9 +15,6 @@ TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *CLUE)}
 def get_task(name: str) -> Task:
     """The task of a name, or of the name of a folder such as "SST-2", in upper or lower case.
 
-    Raises:
-        InputError: no task has this name; the message suggests similar names and lists all.
-
     Examples:
         >>> get_task("SST-2").labels
         ('negative', 'positive')

@@ -36,11 +36,7 @@ _UNICODE = {
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that is not a file, and a file that is not text, except .parquet.
-
-    Raises:
-        InputError: the message names the path, and the kind of file if its first bytes show it.
-    """
+    """Refuse a path that is not a file, and a file that is not text, except .parquet."""
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a directory, expected a file ({', '.join(SUFFIXES)})")
@@ -67,10 +63,6 @@ def lines_of(path: Path, limit: int | None = LINE_LIMIT) -> Iterator[tuple[int, 
 
     Args:
         limit: the longest line that is accepted, in bytes; None for any.
-
-    Raises:
-        InputError: a line is too long, is not UTF-8, or holds a NUL byte, a byte order mark or, if it is the first, a
-            carriage return without a line feed.
     """
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):

@@ -55,9 +55,6 @@ class Adapter:
         Args:
             source: name of the folder or repository, for messages.
             folder: where to look.
-
-        Raises:
-            InputError: peft is not installed; the weights are pickled or damaged; no base model is named.
         """
         if not (folder / _CONFIG).is_file():
             return None
@@ -84,9 +81,6 @@ class Adapter:
         Args:
             source: name of the adapter's folder or repository.
             fetch: downloads a repository, by name and `revision`, and returns its folder.
-
-        Raises:
-            InputError: the base model is in a folder that is not there.
         """
         if self.folder == Path(source) and Path(self.base).is_dir():
             return Path(self.base)

@@ -39,7 +39,7 @@ def connect(token: str | bool | None = None) -> HfApi:
     """A client of the Hub at `HF_ENDPOINT`, whose requests all have a limit of time.
 
     Args:
-        token: a token; None or True for the stored one (`hf auth login` or HF_TOKEN), False for none.
+        token: None or True for the stored one (`hf auth login` or HF_TOKEN), False for none.
 
     Raises:
         InputError: the token holds characters that no token has; the message does not show it.
@@ -55,17 +55,7 @@ def connect(token: str | bool | None = None) -> HfApi:
 
 
 def check_repo_id(repo_id: str) -> str:
-    """Check the name of a repository before it becomes part of an address or a path.
-
-    Args:
-        repo_id: "user/name", or "name" alone.
-
-    Returns:
-        The name.
-
-    Raises:
-        InputError: the name is not valid.
-    """
+    """The name of a repository, "user/name" or "name" alone, checked before it becomes part of an address or a path."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -84,9 +74,6 @@ def with_retries(call: Callable[[], T], waits: tuple[float, ...] = WAITS) -> T:
     Between the tries it waits 1, 2, 4, 8 and 16 seconds, or as long as the server asks for (Retry-After), 10 minutes at
     most. A server that cannot be reached is given up after 8 seconds, and one that is silent after two requests. The
     call must be safe to repeat.
-
-    Raises:
-        Exception: the last failure.
     """
     lost = 0.0  # seconds since the last sign of life
     for wait in (*waits, None):
@@ -148,14 +135,10 @@ def _patience(error: BaseException) -> float:
 
 
 def seconds_to_wait(error: BaseException, otherwise: float | None = 0.0) -> float | None:
-    """How long to wait before a failed call is tried again.
+    """How many seconds to wait before a failed call is tried again; None if that is of no use.
 
     Args:
-        error: the failure.
         otherwise: seconds where the server asks for none.
-
-    Returns:
-        Seconds; None if trying again is of no use.
     """
     found = cause(error)
     if not isinstance(found, HfHubHTTPError):

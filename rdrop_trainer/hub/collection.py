@@ -25,18 +25,14 @@ def keep_collection(
     """See to it that a collection has some models, each with its note. What it has besides stays.
 
     Args:
-        title: its title, by which it is found again.
-        namespace: the user or organisation that it belongs to.
+        title: by which it is found again.
+        namespace: its user or organisation.
         notes: repository -> note, of which 500 characters are kept.
         description: of the collection, of which 150 characters are kept.
-        private: whether a new collection is private.
-        token: None for the stored one.
+        private: whether a new one is private.
 
     Returns:
         The collection, as it was before the models were added.
-
-    Raises:
-        HubError: the Hub refused or could not be reached.
     """
     api, description = connect(token), description[:_LONGEST_DESCRIPTION]
 

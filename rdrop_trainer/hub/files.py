@@ -1,9 +1,11 @@
-"""Reading the files of a saved folder: text, JSON, and configurations without the local paths they name."""
+"""Reading the files of a saved folder: text, JSON, and configurations without the local paths they name.
+
+A file that cannot be read, or is damaged, is an `InputError`.
+"""
 
 from __future__ import annotations
 
 import json
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -14,20 +16,16 @@ _DEEPEST = 100  # levels of a JSON file
 
 
 def content_of(path: Path) -> bytes:
-    """What is sent of a file. JSON is parsed; configurations lose the local paths they name.
-
-    Raises:
-        InputError: the file cannot be read, or is no JSON although its name says so.
-    """
-    if not fnmatch(path.name, "*.json"):
+    """What is sent of a file. JSON is parsed; configurations lose the local paths they name."""
+    if path.suffix != ".json":
         return _read(path)
     given = _parsed(path)
-    clean = _without_local_paths(given) if fnmatch(path.name, "*config.json") else given
+    clean = _without_local_paths(given) if path.name.endswith("config.json") else given
     return _read(path) if clean == given else json.dumps(clean, indent=2, ensure_ascii=False).encode()
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; an `InputError` where it cannot be read as UTF-8."""
+    """The text of a file in UTF-8."""
     try:
         return _read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -35,11 +33,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else.
-    """
+    """The object in a JSON file."""
     content = _parsed(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected an object, got {type(content).__name__}")

@@ -78,11 +78,7 @@ class Checkpoint:
         return name not in self.files and _matches(name, *_DESCRIPTIONS, *_OTHER_WEIGHTS)
 
     def check_unchanged(self) -> None:
-        """Check that the weights are still those that were checked.
-
-        Raises:
-            InputError: they are not.
-        """
+        """Refuse weights that are no longer those that were checked."""
         for file in self.files.values():
             if isinstance(file, Weights) and not (file.path.is_file() and Weights.at(file.path) == file):
                 raise InputError(f"{file.path}: was changed while it was being pushed; push again when it is finished")
@@ -176,13 +172,8 @@ def _rank(folder: Path) -> tuple[bool, float, str]:
 
 
 def check_index(folder: Path) -> set[str]:
-    """Check that the index of shards, if weights are read by one, names files of its own folder alone.
-
-    Returns:
-        The names of the index and of the shards; none without an index.
-
-    Raises:
-        InputError: it names others, which nobody would have verified.
+    """The names of the index of shards, if weights are read by one, and of its shards. It must name files of its own
+    folder alone: nobody would have verified others.
     """
     found: set[str] = set()
     for stem in _WEIGHTS:

@@ -40,17 +40,10 @@ def classes_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def auto_class_name(architectures: Iterable[str] | None, pipeline_tag: str | None = None) -> str | None:
-    """The Auto class of a model.
+    """The Auto class of a model, such as "AutoModelForSequenceClassification"; None if it is not known.
 
-    The class that the weights were saved from decides: another head would start from random weights. If transformers
-    does not have that class, the Hub's task decides.
-
-    Args:
-        architectures: class names, as a configuration lists them.
-        pipeline_tag: the Hub's task, such as "text-classification".
-
-    Returns:
-        Such as "AutoModelForSequenceClassification"; None if neither is known.
+    The class that the weights were saved from (`architectures`, as a configuration lists them) decides: another head
+    would start from random weights. If transformers does not have that class, the Hub's task (`pipeline_tag`) decides.
     """
     for architecture in architectures or ():
         for name in dict.fromkeys([*AUTO_CLASSES.values(), _CTC]):

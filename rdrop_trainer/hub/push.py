@@ -91,11 +91,7 @@ def push_checkpoint(
 
 
 def check_branch(revision: str | None, create_pr: bool) -> None:
-    """Refuse a pull request against another branch than main.
-
-    Raises:
-        InputError: that is asked for.
-    """
+    """Refuse a pull request against another branch than main."""
     if create_pr and revision not in (None, MAIN):
         raise InputError(f"a pull request is opened against {MAIN}; leave out the revision {revision!r}, or create_pr")
 

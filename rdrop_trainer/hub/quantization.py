@@ -52,10 +52,9 @@ def leaving_out(quantization: Any, model: Any, names: Iterable[str]) -> Any:
     """A quantization by bitsandbytes that leaves some modules whole; any other comes back as it is.
 
     Args:
-        quantization: an object of transformers, or the entry of a config.json.
-        model: the model, on the meta device say. Its output embeddings stay whole, too: they do where transformers
+        quantization: as of `as_mapping`.
+        model: on the meta device say. Its output embeddings stay whole, too: they do where transformers
             has no list of names.
-        names: of the modules.
     """
     if not is_by_bitsandbytes(quantization):
         return quantization

@@ -34,11 +34,7 @@ class Versus:
 
 
 def compare_arms(arms: Mapping[str, Sequence[FinishedRun]]) -> list[Versus]:
-    """R-Drop and every further arm against plain; against `plain_longer` and `dropout` all that have R-Drop.
-
-    Raises:
-        InputError: runs of one arm that differ in more than the seed.
-    """
+    """R-Drop and every further arm against plain; against `plain_longer` and `dropout` all that have R-Drop."""
     for runs in arms.values():
         check_alike(runs, lambda settings: comparable_settings(settings) | rdrop_settings(settings))
     pairs = [(name, PLAIN) for name in arms if name != PLAIN]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..run_folder import how_to_load
+from ..run_folder import how_to_load, lines_to_load
 from .quantities import Quantity, first_score, in_words
 from .runs import FinishedRun
 from .tables import markdown_table, named, short
@@ -62,13 +62,8 @@ class Best:
     def lines(self) -> list[str]:
         """For the terminal."""
         run = self.runs[self.arm]
-        first, *others = ("; ".join(way) for way in how_to_load(run.folder, run.pipeline))
-        what = f"{self.arm}, seed {run.seed}, {weights_of(run)}"
-        return [
-            f"best      {run.folder}: {what}, {named(self.score)} {self._value(run)}",
-            f"load      {first}",
-            *(f"or        {line}" for line in others),
-        ]
+        what = f"{self.arm}, seed {run.seed}, {weights_of(run)}, {named(self.score)} {self._value(run)}"
+        return [f"best      {run.folder}: {what}", *lines_to_load(run.folder, run.pipeline)]
 
     def markdown(self) -> str:
         """A table, and the lines that load the best of all."""

@@ -35,10 +35,9 @@ def draw_scores(scores: Sequence[Quantity], arms: Mapping[str, Sequence[Finished
         for (arm, look), place in zip(looks(arms).items(), places, strict=True):
             points = [(i + place, values[arm][seed]) for i, seed in enumerate(seeds) if seed in values[arm]]
             if points:
-                dots = {"marker": look["marker"], "color": look["color"], "linestyle": ""}
-                axes.plot(*zip(*points, strict=True), label=label(arm), markersize=6, **dots)
+                axes.plot(*zip(*points, strict=True), label=label(arm), markersize=6, **look | {"linestyle": ""})
                 line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.2}
-                axes.axhline(_mean(score, arm, values), **line)
+                axes.axhline(_mean(arm, values), **line)
         axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
         axes.set_xlabel("seed")
         axes.set_ylabel(named(score))
@@ -51,7 +50,7 @@ def _by_seed(score: Quantity, runs: Sequence[FinishedRun]) -> dict[int, float]:
     return {run.seed: score.in_its_unit(value) for run in runs if (value := run.known(score.key)) is not None}
 
 
-def _mean(score: Quantity, arm: str, values: Mapping[str, Mapping[int, float]]) -> float:
+def _mean(arm: str, values: Mapping[str, Mapping[int, float]]) -> float:
     """Over the seeds that the tables count: those of which the baseline and the arm are known."""
     other = values["rdrop" if arm == "baseline" else "baseline"]
     return mean([value for seed, value in values[arm].items() if seed in other] or values[arm].values())
@@ -64,7 +63,7 @@ def draw_flips(flips: Sequence[Quantity], title: str) -> Figure | None:
     figure, (axes,) = figure_of(1, 1.4 + 0.42 * len(flips))
     y = np.arange(len(flips))[::-1]
     for (arm, style), shift in zip(looks(ARMS).items(), (0.16, -0.16), strict=True):
-        look: dict[str, Any] = {"marker": style["marker"], "color": style["color"], "linestyle": "", "clip_on": False}
+        look: dict[str, Any] = style | {"linestyle": "", "clip_on": False}
         for place, quantity in zip(y, flips, strict=True):
             values = [v for v in getattr(quantity, arm) if v is not None]
             axes.plot(values, [place + shift] * len(values), alpha=0.4, markersize=5, markeredgewidth=0, **look)

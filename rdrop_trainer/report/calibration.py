@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .._extras import import_optional
 from ..stability.calibration import confidence_bins
 from .figures import figure_of, finish, label, looks
 from .runs import FinishedRun
@@ -36,16 +37,11 @@ def reliability_of(runs: Sequence[FinishedRun]) -> Reliability | None:
     """The evaluation rows of some runs, pooled; None unless all have logits (N, C) and labels (N,) of classes."""
     if not runs or not all(_are_classified(run) for run in runs):
         return None
-    found = [confidence_bins(_probabilities(run.logits), run.labels, BINS) for run in runs]
+    softmax = import_optional("scipy.special", extra="report").softmax
+    found = [confidence_bins(softmax(np.asarray(run.logits, dtype=float), axis=1), run.labels, BINS) for run in runs]
     rows, confidence, right = (np.sum(parts, axis=0) for parts in zip(*found, strict=True))
     with np.errstate(invalid="ignore"):
         return Reliability(100 * confidence / rows, 100 * right / rows, rows)
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    logits = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
 
 
 def _are_classified(run: FinishedRun) -> bool:

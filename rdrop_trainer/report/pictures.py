@@ -24,22 +24,18 @@ def draw_pictures(
     rdrop: Sequence[FinishedRun],
     quantities: Sequence[Quantity],
     folder: Path,
-    others: Mapping[str, Sequence[FinishedRun]] | None = None,
+    others: Mapping[str, Sequence[FinishedRun]],
 ) -> dict[Path, str]:
-    """Draw the pictures for which there is data.
-
-    Returns:
-        PNG file -> caption; empty without Matplotlib.
-    """
+    """Draw the pictures for which there is data: PNG file -> caption; none without Matplotlib."""
     if find_spec("matplotlib") is None:
         return {}
     both = {"baseline": baseline, "rdrop": rdrop}
-    every = {**both, **{arm: runs for arm, runs in (others or {}).items() if runs}}
+    every = {**both, **others}
     scores = [q for q in quantities if q.group == "score"]
     shown = [q for q in scores if q.key != "loss"][:_MOST_PANELS]
     flips = [q for q in quantities if q.key.endswith("flip_rate") and (any(q.baseline) or any(q.rdrop))]
     nats = not any(run.is_regression for run in [*baseline, *rdrop])
-    title = title_of(rdrop)
+    title = _title_of(rdrop)
     drawn = {}
     for name, caption, figure in (
         ("scores.png", "Scores by seed; the lines are means", draw_scores(shown, every, title)),
@@ -70,7 +66,7 @@ def draw_pictures(
     return drawn
 
 
-def title_of(rdrop: Sequence[FinishedRun]) -> str:
+def _title_of(rdrop: Sequence[FinishedRun]) -> str:
     """What the pictures of a comparison are of: task, alpha and number of seeds."""
     name = f"{rdrop[0].name}: " if rdrop[0].name else ""
     return f"{name}R-Drop with alpha {rdrop[0].alpha:g}, {len(rdrop)} seed{'s' * (len(rdrop) > 1)}"

@@ -70,8 +70,6 @@ class Quantity:
         """
         pairs = [pair for pair in zip(self.baseline, self.rdrop, strict=True) if None not in pair]
         values = [pair[arm == "rdrop"] for pair in pairs]
-        if not values:
-            return dict.fromkeys(("mean", "std", "best", "worst"))
         std = stdev(values) if len(values) > 1 else None
         ends: tuple[float | None, float | None] = (max(values), min(values))
         if not self.higher_is_better:

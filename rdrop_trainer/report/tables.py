@@ -54,7 +54,7 @@ def mean_std(quantity: Quantity, arm: str) -> str:
 
 def difference(quantity: Quantity) -> str:
     """The mean difference, with its sign."""
-    return "" if quantity.difference.mean is None else signed(quantity.difference.mean)
+    return signed(quantity.difference.mean)
 
 
 def signed(value: float) -> str:

@@ -19,8 +19,8 @@ def verdict(
     quantities: Sequence[Quantity],
     alpha: float,
     evaluation_rows: int | None,
-    undefined: Sequence[str] = (),
-    longer: Sequence[Quantity] = (),
+    undefined: Sequence[str],
+    longer: Sequence[Quantity],
 ) -> list[str]:
     """Sentences on the first score, and then on its spread, the evaluation loss, the calibration, the stability and the
     cost.
@@ -29,8 +29,7 @@ def verdict(
 
     Args:
         quantities: of the comparison; the first is the score that decides.
-        alpha: of R-Drop.
-        evaluation_rows: number of rows that were evaluated; None where unknown.
+        evaluation_rows: how many were evaluated; None where unknown.
         undefined: names of headline scores that no seed has in both arms.
         longer: of R-Drop against plain fine-tuning that trained for as long as R-Drop; empty where there was none.
             Without it no gain is called one: R-Drop had more time.

@@ -49,11 +49,8 @@ def write_report(
     evaluated = next((n for split, n in rdrop[0].rows.items() if split.startswith("validation")), None)
     known = {quantity.key for quantity in quantities}
     undefined = [in_words(key) for key in rdrop[0].headline if key not in known]
-    arms = {
-        ARMS["baseline"]: baseline,
-        ARMS["rdrop"]: rdrop,
-        **{arm: runs for arm, runs in (others or {}).items() if runs},
-    }
+    with_runs = {arm: runs for arm, runs in (others or {}).items() if runs}
+    arms = {ARMS["baseline"]: baseline, ARMS["rdrop"]: rdrop, **with_runs}
     versus = compare_arms({PLAIN: baseline, RDROP: rdrop, **others}) if others else []
     longer = next((v.quantities for v in versus if (v.arm, v.against) == (RDROP, LONGER)), ())
     sentences = verdict(quantities, rdrop[0].alpha, evaluated, undefined, longer)
@@ -74,7 +71,7 @@ def write_report(
             scored=scored_sentence(arms),
             untimed=_untimed(arms),
             best=best_of(arms, quantities),
-            pictures=draw_pictures(baseline, rdrop, quantities, output_dir, others),
+            pictures=draw_pictures(baseline, rdrop, quantities, output_dir, with_runs),
             folder=output_dir,
         )
         write_json(output_dir / JSON, report.as_json())

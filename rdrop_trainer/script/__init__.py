@@ -9,4 +9,6 @@
 * Several runs: `comparison` of `arms`, and `tuning` with its `trials`; both by `several`, which runs `jobs` (in a
   `worker`, or on a `cluster`), shows them on a `board` and can `plan` them.
 * `demo` with a model from `scratch`; `release` of a `release_pair` of checkpoints.
+
+What a user has to mend is an `InputError`, wherever it is found; `main` prints it.
 """

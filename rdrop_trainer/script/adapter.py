@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .arguments import ModelArguments
+from .arguments import ModelArguments, flag
 
 # What PEFT calls the tasks; without a name it wraps a model of any other task as well
 _TASK_TYPES = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS", "question": "QUESTION_ANS", "seq2seq": "SEQ_2_SEQ_LM"}
-
-
-def _flag(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -27,27 +23,27 @@ class AdapterArguments:
 
     _argument_group_name = "adapter (LoRA and QLoRA)"
 
-    use_peft: bool = _flag(
+    use_peft: bool = flag(
         False,
         "Train a LoRA adapter and the head, and leave the other weights as they are. output_dir then holds the adapter "
         'alone, which is loaded with its base model. Needs: pip install "rdrop-trainer[peft]".',
     )
-    lora_r: int = _flag(16, "Rank of the adapter's matrices.")
-    lora_alpha: int = _flag(32, "The adapter's output is multiplied by lora_alpha / lora_r.")
-    lora_dropout: float = _flag(
+    lora_r: int = flag(16, "Rank of the adapter's matrices.")
+    lora_alpha: int = flag(32, "The adapter's output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = flag(
         0.05,
         "Dropout of the adapter's inputs. It is noise enough for R-Drop where the model has no dropout of its own; "
         "--dropout, where given, sets this one too.",
     )
-    lora_target_modules: list[str] | None = _flag(
+    lora_target_modules: list[str] | None = flag(
         None,
         "Names of the modules to adapt, or all-linear, or a regular expression of whole paths. Default: PEFT's choice "
         "for the model, often the query and value projections.",
     )
-    lora_modules_to_save: list[str] | None = _flag(
+    lora_modules_to_save: list[str] | None = flag(
         None, "Names of modules to train whole and to save with the adapter. The head is always one of them."
     )
-    load_in_4bit: bool = _flag(
+    load_in_4bit: bool = flag(
         False,
         "QLoRA: hold the weights below the adapter in 4 bits (NF4), computed in --dtype. Needs bitsandbytes.",
     )
@@ -68,11 +64,7 @@ class AdapterArguments:
 
 
 def check_adapter_flags(adapter: AdapterArguments, given: Mapping[str, Any]) -> None:
-    """Refuse, before anything is loaded, what would have no effect or what this machine cannot do.
-
-    Raises:
-        InputError: a flag of adapters without --use_peft, or a package that is missing.
-    """
+    """Refuse, before anything is loaded, what would have no effect or what this machine cannot do."""
     if not adapter.use_peft:
         idle = {f.name for f in fields(AdapterArguments) if given.get(f.name)} - {"use_peft"}
         if idle and "use_peft" not in given:  # given as False, it overrules a recipe whose other flags stay
@@ -97,9 +89,6 @@ def quantization_of(
         config: of the model.
         in_4_bits: whether --load_in_4bit is given.
         whole: names of modules that are trained whole, besides the head.
-
-    Raises:
-        InputError: its files hold it in another quantization than the flag asks for.
     """
     import torch
     import transformers
@@ -141,18 +130,15 @@ def with_new_adapter(
             adapter: random weights would be other ones where the model is loaded again.
         lacking: names of weights that the checkpoint did not hold.
         source: where the model came from; a folder is written down by its whole path.
-
-    Raises:
-        InputError: modules that the model does not have or holds in few bits, or PEFT knows none to adapt.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     names = [name for name, _ in model.named_modules()]
     targets = _targets(arguments.lora_target_modules)
     asked = {"lora_modules_to_save": arguments.lora_modules_to_save, "lora_target_modules": targets}
-    for flag, wanted in ((flag, name) for flag, given in asked.items() if isinstance(given, list) for name in given):
+    for option, wanted in ((each, name) for each, given in asked.items() if isinstance(given, list) for name in given):
         if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-            raise InputError(f"--{flag} {wanted}: {type(model).__name__} has no module of this name")
+            raise InputError(f"--{option} {wanted}: {type(model).__name__} has no module of this name")
     own = [] if head == "seq2seq" else head_modules(model)
     random = {name.rpartition(".")[0] for name in lacking} - {""}
     random = {name for name in random if not any(name == part or name.startswith(f"{part}.") for part in own)}
@@ -226,11 +212,7 @@ def adapter_facts(model: Any) -> dict[str, Any] | None:
 
 
 def check_pushable(model: Any) -> None:
-    """Refuse, before a training, to push an adapter of a model that others do not have; any other model may pass.
-
-    Raises:
-        InputError: the base model is a folder.
-    """
+    """Refuse, before a training, to push an adapter of a model that others do not have; any other model may pass."""
     from ..hub.card_data import is_hub_name
 
     facts = adapter_facts(model)

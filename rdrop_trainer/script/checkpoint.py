@@ -54,9 +54,6 @@ def load_checkpoint(
 
     Returns:
         Model, tokenizer, and how the task's label ids map to the model's (None for a task without label names).
-
-    Raises:
-        InputError: the model cannot be loaded, or its labels are not the task's and it will not be trained.
     """
     source, lora = arguments.model_name_or_path, lora or AdapterArguments()
     found = Source.at(arguments)
@@ -66,19 +63,7 @@ def load_checkpoint(
     labels, new_head = fit_labels(config, task, source, will_train)
     if new_head and adapter is not None:
         raise InputError(f"{source}: is an adapter for other labels; start from its base model, {found.base}")
-    named = arguments.tokenizer_name or (source if found.has_tokenizer else found.base)
-    tokenizer = load(AutoTokenizer, named, found.options if named == found.base else options_of(arguments))
-    # Where there is none, transformers makes one without words
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise InputError(
-            f"{arguments.tokenizer_name or source}: its tokenizer knows no words, because its files (tokenizer.json, "
-            "vocab.txt) are missing; put them there, or give --tokenizer_name"
-        )
-    words = getattr(config.get_text_config(), "vocab_size", None) or math.inf
-    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # an added one may have no row in the model
-        if tokenizer.eos_token is None:
-            raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _load_tokenizer(arguments, found)
     if task.head in ("question", "tokens") or task.is_language_model:
         tokenizer.padding_side = "right"  # positions count from the left
     if getattr(config, "pad_token_id", None) is None:
@@ -101,6 +86,25 @@ def load_checkpoint(
     if lora.use_peft:
         model = with_new_adapter(model, lora, task.head, lacking, source, arguments.model_revision)
     return model, tokenizer, labels
+
+
+def _load_tokenizer(arguments: ModelArguments, found: Source) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, with a token to pad with."""
+    source = arguments.model_name_or_path
+    named = arguments.tokenizer_name or (source if found.has_tokenizer else found.base)
+    tokenizer = load(AutoTokenizer, named, found.options if named == found.base else options_of(arguments))
+    # Where there is none, transformers makes one without words
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            f"{arguments.tokenizer_name or source}: its tokenizer knows no words, because its files (tokenizer.json, "
+            "vocab.txt) are missing; put them there, or give --tokenizer_name"
+        )
+    words = getattr(found.config.get_text_config(), "vocab_size", None) or math.inf
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= words:  # an added one may have no row in the model
+        if tokenizer.eos_token is None:
+            raise InputError(f"{source}: its tokenizer has no padding token and no end-of-text token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _load_in_few_bits(

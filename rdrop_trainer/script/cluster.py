@@ -19,9 +19,6 @@ class OnRay:
 
     A job gets one GPU, or one processor core in a cluster without. Data and model must be there under the same paths
     (names on the Hub are the same everywhere), and this package must be installed.
-
-    Raises:
-        InputError: Ray is not installed.
     """
 
     def __init__(self):

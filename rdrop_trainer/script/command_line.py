@@ -56,11 +56,7 @@ class Flags:
     given: Mapping[str, Any]
 
     def command(self) -> CommandLine:
-        """The whole command line.
-
-        Raises:
-            InputError: training arguments that do not go together.
-        """
+        """The whole command line."""
         generates = self.data.head == "seq2seq"
         with program.wrong_settings_as_input_errors():
             training = _build(RDropSeq2SeqTrainingArguments if generates else RDropTrainingArguments, self.values)
@@ -149,9 +145,6 @@ def read_flags(argv: Sequence[str]) -> Flags:
 
     Args:
         argv: the words after the program's name; the first may be a recipe file.
-
-    Raises:
-        InputError: an unknown flag, a value out of range, or a recipe that cannot be read.
     """
     parser, words = _make_parser(), list(argv)
     if words and not words[0].startswith("-"):

@@ -25,11 +25,9 @@ from .trials import TABLE
 
 
 def compare_baseline(command: CommandLine) -> int:
-    """Run what is not finished yet of a comparison, and write the report.
+    """Run what is not finished yet of a comparison, and write the report; the exit code.
 
-    Returns:
-        The exit code: 0; 1 when runs failed, and the report is then on the seeds of which both runs are there; 130 when
-        interrupted.
+    That is 1 when runs failed: the report is then on the seeds of which both runs are there.
     """
     comparison = comparison_of(command)
     return alone_in(comparison.folder, comparison.run)
@@ -43,11 +41,7 @@ def plan_comparison(command: CommandLine) -> str:
 
 
 def comparison_of(command: CommandLine) -> Comparison:
-    """The comparison that a command asks for, when all that can be checked before it begins is checked.
-
-    Raises:
-        InputError: settings that a comparison cannot have, a folder that it cannot use, or SciPy is not installed.
-    """
+    """The comparison that a command asks for, when all that can be checked before it begins is checked."""
     if command.training.rdrop_alpha == 0:
         raise InputError(
             "--compare_baseline compares R-Drop with alpha 0; give the alpha above 0 that it is to have. (The recipe "

@@ -80,17 +80,13 @@ def run_demo(output_dir: Path | None = None, use_cpu: bool = True) -> int:
     Args:
         output_dir: the comparison's folder; by default the first of runs/demo, runs/demo-2, ... that does not exist.
         use_cpu: train on the CPU, which is as fast for a model this small, and gives the same figures everywhere.
-
-    Raises:
-        InputError: the folder holds files already, or cannot be written to.
     """
-    if output_dir is not None:
-        check_writable(output_dir)
-    if output_dir is not None and output_dir.exists() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir}: holds files already; choose another --output_dir for the demo")
     if output_dir is None:
         names = (Path("runs") / ("demo" if i == 1 else f"demo-{i}") for i in count(1))
         output_dir = next(path for path in names if not path.exists())
+    check_writable(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir}: holds files already; choose another --output_dir for the demo")
     train = make_sentences(TRAIN_ROWS, seed=1, wrong_labels=WRONG_LABELS)
     validation = make_sentences(VALIDATION_ROWS, seed=2)
     output_dir.mkdir(parents=True, exist_ok=True)

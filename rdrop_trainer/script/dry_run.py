@@ -44,11 +44,7 @@ class DryRun:
 
 
 def dry_run(config: RunConfig, prepared: Prepared, checkpoint: str | None) -> DryRun:
-    """Start training up to its first step, compute the loss of one batch, and predict a batch of every other split.
-
-    Raises:
-        InputError: settings with which a training cannot begin.
-    """
+    """Start training up to its first step, compute the loss of one batch, and predict a batch of every other split."""
     args, alpha = config.training, config.training.rdrop_alpha
     with wrong_settings_as_input_errors():
         first = _first_batch(prepared.trainer, checkpoint) if args.do_train else None

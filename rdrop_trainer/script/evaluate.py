@@ -32,7 +32,6 @@ def evaluate(config: RunConfig, prepared: Prepared) -> Evaluated:
     if not config.training.do_eval:
         return Evaluated()
     trainer, processor, splits = prepared.trainer, prepared.processor, prepared.splits("validation")
-    measures = config.data.measure != "none"
     metrics: dict[str, float] = {}
     by_class: dict[str, Any] = {}
     predicted: dict[str, EvalPrediction] = {}
@@ -47,7 +46,7 @@ def evaluate(config: RunConfig, prepared: Prepared) -> Evaluated:
             elif split in predicted and processor.has_classes:
                 answers = processor.answers(predicted[split].predictions, features, rows)
                 by_class[split] = processor.by_class(answers, rows)
-    if not measures:
+    if config.data.measure == "none":
         return Evaluated(metrics, by_class)
     known = predicted.get(splits[0]) if config.task.head in ("sequence", "choice") else None
     with prepared.clock("stability"):

@@ -65,10 +65,9 @@ class Job:
         return flags_of({**self.settings, "output_dir": str(self.folder)})
 
     def write(self) -> list[str]:
-        """Write the recipe into the folder, which is made if it is missing; tokens stay off the disk.
+        """Write the recipe into the folder, which is made if it is missing.
 
-        Returns:
-            The script's arguments: the recipe, and the tokens as flags.
+        Returns the script's arguments: the recipe, and as flags the tokens, which stay off the disk.
         """
         path = self.folder.absolute() / RECIPE
         write_text(path, recipe_text({**self.settings, "output_dir": str(self.folder)}))
@@ -117,11 +116,7 @@ class Local:
         self._lock = threading.Lock()  # so that no process starts unseen by `stop`
 
     def __call__(self, job: Job) -> int:
-        """Run a job to its end, and return its exit code (negative: killed by that signal).
-
-        Raises:
-            InputError: its folder cannot be written to.
-        """
+        """Run a job to its end, and return its exit code (negative: killed by that signal)."""
         place = self._places.get()
         try:
             argv, log = job.write(), job.folder / LOG

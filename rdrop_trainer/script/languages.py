@@ -17,9 +17,6 @@ def set_languages(model: PreTrainedModel, tokenizer: Any, source: str | None, ta
 
     Args:
         source, target: codes of the languages, as the tokenizer has them; None: those that it was saved with.
-
-    Raises:
-        InputError: a code that the tokenizer does not have, none, or a tokenizer that marks no languages.
     """
     name = type(tokenizer).__name__
     if not hasattr(tokenizer, "set_tgt_lang_special_tokens"):

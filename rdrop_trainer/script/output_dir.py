@@ -51,11 +51,7 @@ _PATHS = "model_name_or_path tokenizer_name data_dir train_file validation_file 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it is missing. A process that dies releases it.
-
-    Raises:
-        InputError: another process holds the lock, or the folder cannot be written to.
-    """
+    """Hold the lock of a folder, which is made if it is missing. A process that dies releases it."""
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,29 +86,21 @@ def _not_writable(folder: Path, error: OSError) -> InputError:
 
 
 def find_checkpoint(config: RunConfig, warn: bool = True) -> str | None:
-    """Make sure that a run may write to its folder, and find the checkpoint it goes on from. Changes nothing.
+    """Make sure that a run may write to its folder, and find the checkpoint it goes on from, if any. Changes nothing.
 
     Args:
-        config: the run.
         warn: log a warning on checkpoints that it does not go on from.
-
-    Returns:
-        The checkpoint to resume from, or None.
-
-    Raises:
-        InputError: the folder holds a finished run, or an unfinished one that this run does not continue; or it cannot
-            be written to; or what the run reads lies where it deletes or writes.
     """
     output_dir, will_train = config.output_dir, config.training.do_train
     check_writable(output_dir)
     check_purpose(output_dir, "a run")
     resume = config.training.resume_from_checkpoint
-    path = None if resume in (None, "auto", "none") else Path(resume)
-    if path is not None:
-        _check_checkpoint(path, resume, will_train, config.training.save_only_model)
+    named = None if resume in (None, "auto", "none") else resume
+    if named is not None:
+        _check_checkpoint(named, will_train, config.training.save_only_model)
     if config.data.overwrite_output_dir:
-        _check_not_deleted(output_dir, [config.settings.get(name) for name in _PATHS] + [path])
-        return resume if path is not None else None
+        _check_not_deleted(output_dir, [*map(config.settings.get, _PATHS), named])
+        return named
     if (output_dir / RESULTS).exists():
         raise InputError(
             f"{output_dir}: holds a finished run ({RESULTS}); choose another --output_dir, or add "
@@ -123,8 +111,8 @@ def find_checkpoint(config: RunConfig, warn: bool = True) -> str | None:
     on_purpose = config.training.save_only_model
     last = last_whole_checkpoint(output_dir, needs_optimizer=False)  # weights alone are not to be lost either
     whole = last_whole_checkpoint(output_dir, warn=warn and not (on_purpose and last))
-    if last is None or (path is not None and path.resolve().parent == output_dir.resolve()):
-        return resume if path is not None else None
+    if last is None or (named is not None and Path(named).resolve().parent == output_dir.resolve()):
+        return named
     if resume not in (None, "auto") or not will_train:
         why = f"--resume_from_checkpoint is {resume}" if will_train else "this run does not train"
         raise InputError(
@@ -138,10 +126,7 @@ def find_checkpoint(config: RunConfig, warn: bool = True) -> str | None:
 
 
 def take_over(config: RunConfig) -> None:
-    """Delete what an earlier run left, if the user asked for that, and write down which run is here now.
-
-    To be called after all checks that come before the first step.
-    """
+    """When all is checked, delete what an earlier run left, if the user asked for that, and note which run is here."""
     if config.training.should_save and config.data.overwrite_output_dir:
         _clear(config.output_dir)
     if config.training.should_save and config.training.do_train:
@@ -174,11 +159,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_purpose(folder: Path, wanted: str) -> None:
-    """Refuse a folder that holds something else of the script than is `wanted`, such as "a run".
-
-    Raises:
-        InputError: it holds another.
-    """
+    """Refuse a folder that holds something else of the script than is `wanted`, such as "a run"."""
     held = next(((what, name) for name, what in _PURPOSES.items() if any(folder.glob(name))), (wanted, ""))
     if held[0] != wanted:
         raise InputError(
@@ -198,23 +179,20 @@ def warn_of_others(folder: Path, settings: Mapping[str, Any]) -> None:
         logger.warning(f"{folder}: holds other files ({', '.join(names[:3])}{more}); what is written goes beside them")
 
 
-def _check_checkpoint(path: Path, resume: str, will_train: bool, weights_suffice: bool) -> None:
+def _check_checkpoint(named: str, will_train: bool, weights_suffice: bool) -> None:
     """Refuse a path that was given and is none of a whole checkpoint."""
     if not will_train:
-        raise InputError(f"--resume_from_checkpoint {resume}: this run does not train, so it cannot go on from there")
+        raise InputError(f"--resume_from_checkpoint {named}: this run does not train, so it cannot go on from there")
     # The folder of a finished run has a state as well
-    named = path.name.startswith("checkpoint-")
-    fault = checkpoint_fault(path, not weights_suffice) if named else "its name is not checkpoint-..."
+    is_one = Path(named).name.startswith("checkpoint-")
+    fault = checkpoint_fault(Path(named), not weights_suffice) if is_one else "its name is not checkpoint-..."
     if fault is not None:
-        raise InputError(f"{resume}: is no whole checkpoint ({fault}); expected auto, none or another checkpoint")
+        raise InputError(f"{named}: is no whole checkpoint ({fault}); expected auto, none or another checkpoint")
 
 
-def _check_not_deleted(output_dir: Path, paths: Sequence[str | Path | None]) -> None:
+def _check_not_deleted(output_dir: Path, names: Sequence[str | None]) -> None:
     """Refuse to delete, or to replace while it is read, what a run reads."""
-    for path in paths:
-        if path is None or not Path(path).exists():
-            continue
-        path = Path(path).resolve()
+    for path in (Path(name).resolve() for name in names if name is not None and Path(name).exists()):
         chain = [path, *path.parents]
         deleted = [folder for folder in output_dir.resolve().glob("checkpoint-*") if folder in chain]
         if path == output_dir.resolve() or deleted:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..dropout import dropout_settings
 from ..errors import InputError
-from ..glue.features import without_seen_texts
+from ..glue.features import LabelMap, without_seen_texts
 from ..glue.metrics import load_metric
 from ..hub.client import check_repo_id, repo_name
 from ..objective.head_of import base_model
@@ -67,11 +67,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
-    """Load the model, make the features and the trainer.
-
-    Raises:
-        InputError: data, model or settings that do not go together.
-    """
+    """Load the model, make the features and the trainer."""
     task, args = config.task, config.training
     with clock("load"):
         data = _used_splits(config, whole)
@@ -83,21 +79,7 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
             _check_noise(model, args)
             if args.push_to_hub:
                 check_pushable(model)
-        reader = model.get_encoder() if task.head == "seq2seq" else model
-        max_length = _limited("max_seq_length", config.data.max_seq_length, tokenizer, reader)
-        data_args, args = config.data, with_values(args)  # the trainer's own
-        if task.head == "seq2seq":
-            set_languages(model, tokenizer, data_args.source_lang, data_args.target_lang)
-            longest = _limited("max_target_length", data_args.max_target_length, tokenizer, model.get_decoder())
-            data_args = replace(data_args, max_target_length=longest, source_prefix=_prefix(data_args, model))
-            args = with_values(
-                args,
-                predict_with_generate=True,
-                generation_num_beams=data_args.num_beams,
-                generation_max_length=longest + 1,  # with the token it begins from
-            )
-        multiple_of = 8 if args.fp16 or args.bf16 else None
-        processor = PROCESSORS[task.head](task, tokenizer, labels, data_args, max_length, multiple_of)
+        processor, args = _processor_of(config, model, tokenizer, labels)
         with args.main_process_first(desc="tokenising"):
             features = {split: processor.features(rows, split == "train") for split, rows in data.items()}
     if args.do_train:
@@ -105,7 +87,7 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     if any(processor.has_answers(data[split]) for split in splits_of(data, "test")):
         load_metric(task)  # a package that scoring needs is missed here, not when all is computed
     if config.data.dry_run:
-        args = disable_side_effects(args)
+        args = _without_side_effects(args)
     collator = processor.collator()
     eval_split = next(iter(splits_of(data, "validation")), None)
     with wrong_settings_as_input_errors():
@@ -127,6 +109,27 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     return Prepared(list(whole), data, features, processor, model, trainer, clock)
 
 
+def _processor_of(
+    config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: LabelMap | None
+) -> tuple[Processor, RDropTrainingArguments]:
+    """The processor for a model, and the trainer's own copy of the arguments."""
+    task, data, args = config.task, config.data, with_values(config.training)
+    reader = model.get_encoder() if task.head == "seq2seq" else model
+    max_length = _limited("max_seq_length", data.max_seq_length, tokenizer, reader)
+    if task.head == "seq2seq":
+        set_languages(model, tokenizer, data.source_lang, data.target_lang)
+        longest = _limited("max_target_length", data.max_target_length, tokenizer, model.get_decoder())
+        data = replace(data, max_target_length=longest, source_prefix=_prefix(data, model))
+        args = with_values(
+            args,
+            predict_with_generate=True,
+            generation_num_beams=data.num_beams,
+            generation_max_length=longest + 1,  # with the token it begins from
+        )
+    multiple_of = 8 if args.fp16 or args.bf16 else None
+    return PROCESSORS[task.head](task, tokenizer, labels, data, max_length, multiple_of), args
+
+
 def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
     """The splits that a run reads, cut to the numbers of rows asked for; unlabeled texts seen elsewhere left out."""
     data, args = config.data, config.training
@@ -137,8 +140,7 @@ def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
         "unlabeled": data.max_unlabeled_samples,
     }
     wanted = {"train": args.do_train, "validation": args.do_eval, "test": args.do_predict}
-    # A folder may hold unlabeled texts; they are used when asked for
-    wanted["unlabeled"] = args.do_train and data.unlabeled_file is not None
+    wanted["unlabeled"] = data.unlabeled_file is not None  # a folder may hold some that are not asked for
     if wanted["unlabeled"] and args.rdrop_alpha == 0:
         logger.warning("--rdrop_alpha 0: the unlabeled rows have no effect and are left out")
         wanted["unlabeled"] = False
@@ -160,7 +162,7 @@ def _used_splits(config: RunConfig, whole: DatasetDict) -> dict[str, Dataset]:
     return used
 
 
-def disable_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments:
+def _without_side_effects(args: RDropTrainingArguments) -> RDropTrainingArguments:
     """Arguments with which a trainer creates no folder and no repository, and reports nowhere."""
     if args.push_to_hub:
         check_repo_id(repo_name(args.hub_model_id, args.output_dir))

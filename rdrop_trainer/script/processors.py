@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
-    TrainerCallback,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
     default_data_collator,
 )
 
@@ -21,26 +22,15 @@ from .._extras import import_optional
 from ..errors import InputError
 from ..glue.by_class import scores_by_class
 from ..glue.choice import ChoiceCollator, decode_choices, make_choice_features
-from ..glue.features import (
-    LabelMap,
-    broke_down,
-    decode_labels,
-    labeled,
-    logits_of,
-    make_compute_metrics,
-    make_features,
-)
+from ..glue.features import LabelMap, decode_labels, make_features
 from ..glue.generation import decode_texts, make_text_features
-from ..glue.language_models import losses_of_lines, make_block_features, mask, token_losses
+from ..glue.language_models import MaskingCollator, losses_of_lines, make_block_features, mask, token_losses
 from ..glue.metrics import load_metric
 from ..glue.passages import NO_ANSWER
 from ..glue.questions import POSITIONS, decode_answers, make_question_features
 from ..glue.tag_features import decode_tags, make_tag_features, tag_names
 from ..glue.task import Task
 from .arguments import DataArguments
-
-if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +58,15 @@ class Processor:
     ):
         self.task, self.tokenizer, self.labels, self.data_args = task, tokenizer, labels, data_args
         self.max_length, self.multiple_of = max_length, multiple_of
-        self.padded = data_args.pad_to_max_length
+        self.padding = "max_length" if data_args.pad_to_max_length else False
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         """The model's inputs for rows of the task, to train on them or not."""
-        return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+        return make_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padding)
 
     def collator(self) -> Callable:
         """The function that makes a batch of features."""
-        if self.padded:
+        if self.padding:
             return default_data_collator
         return DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
@@ -85,19 +75,48 @@ class Processor:
 
         Encoder-decoders also return the states of their encoder, which take a thousand times the memory.
         """
-        return logits_of(predictions)
+        return predictions[0] if isinstance(predictions, tuple) else predictions
 
     def broke_down(self, predictions: Any) -> bool:
         """Whether logits are NaN or infinite, so that there are no answers: the largest would be the first class."""
-        return self.task.head in ("sequence", "choice", "tokens") and broke_down(predictions)
+        if self.task.head not in ("sequence", "choice", "tokens"):
+            return False
+        return not np.isfinite(predictions.max(-1)).all()  # one class may be at -inf
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         """The answers to rows, in the form that `write_submission` takes, from the predictions for their features."""
         return decode_labels(self.task, predictions, self.labels).tolist()
 
+    def references(self, rows: datasets.Dataset) -> list:
+        """What each row is scored against; None where it does not say."""
+        if self.task.is_regression:
+            return [None if math.isnan(label) else label for label in rows["label"]]
+        return [label if label >= 0 else None for label in rows["label"]]
+
     def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable | None:
         """The `compute_metrics` of a trainer that evaluates these features; None where nothing can be scored."""
-        return make_compute_metrics(self.task, self.labels, features, rows) if self.task.metrics else None
+        if not self.task.metrics:
+            return None
+        if all(reference is None for reference in self.references(rows)):
+            raise InputError(f"{self.task.name}: the references have no labels, as in a test set; nothing to score")
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            if self.broke_down(prediction.predictions):  # the scores of perfect answers are the same in number and name
+                return dict.fromkeys(self.scores(self.references(rows), rows), float("nan"))
+            return self.scores(self.answers(prediction.predictions, features, rows), rows)
+
+        load_metric(self.task)  # a package that it needs is missed now
+        return compute
+
+    def has_answers(self, rows: datasets.Dataset) -> bool:
+        """Whether test rows come with their answers; they are then scored."""
+        return bool(self.task.metrics) and any(reference is not None for reference in self.references(rows))
+
+    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
+        """Scores of answers to rows; those without a reference do not count."""
+        pairs = [pair for pair in zip(answers, self.references(rows), strict=True) if pair[1] is not None]
+        predictions, references = [answer for answer, _ in pairs], [reference for _, reference in pairs]
+        return load_metric(self.task).compute(predictions=predictions, references=references)
 
     @property
     def has_classes(self) -> bool:
@@ -108,16 +127,6 @@ class Processor:
         """How well each class is predicted, as of `scores_by_class`."""
         return scores_by_class(self.task.labels, answers, rows["label"][:])
 
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        """Whether test rows come with their answers; they are then scored."""
-        return bool(self.task.metrics) and bool(labeled(self.task, rows).any())
-
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        """Scores of answers to rows that `has_answers` is true of; rows without a label do not count."""
-        scored = labeled(self.task, rows)
-        predictions, references = np.asarray(answers)[scored], np.asarray(rows["label"])[scored]
-        return load_metric(self.task).compute(predictions=predictions, references=references)
-
 
 class ChoiceProcessor(Processor):
     """Multiple choice."""
@@ -126,7 +135,7 @@ class ChoiceProcessor(Processor):
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         import_optional("scipy.optimize")  # the answers need it; better missed now than after the training
-        return make_choice_features(rows, self.tokenizer, self.max_length, self.padded)
+        return make_choice_features(rows, self.tokenizer, self.max_length, self.padding)
 
     def collator(self) -> Callable:
         return ChoiceCollator(self.tokenizer, self.multiple_of)
@@ -134,37 +143,14 @@ class ChoiceProcessor(Processor):
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return decode_choices(predictions, rows)
 
-    def compute_metrics(self, features: datasets.Dataset, rows: datasets.Dataset) -> Callable:
-        def compute(prediction: EvalPrediction) -> dict[str, float]:
-            if self.broke_down(prediction.predictions):  # the scores of perfect answers are the same in number and name
-                return dict.fromkeys(self.scores(self.references(rows), rows), float("nan"))
-            return self.scores(self.answers(prediction.predictions, features, rows), rows)
 
-        load_metric(self.task)  # a package that it needs is missed now
-        return compute
-
-    def references(self, rows: datasets.Dataset) -> list:
-        """What each row is scored against; None where it does not say."""
-        return [label if label >= 0 else None for label in rows["label"]]
-
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return any(reference is not None for reference in self.references(rows))
-
-    def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
-        pairs = [pair for pair in zip(answers, self.references(rows), strict=True) if pair[1] is not None]
-        if not pairs:
-            raise InputError("none of the rows has an answer to be scored against")
-        predictions, references = (list(column) for column in zip(*pairs, strict=True))
-        return load_metric(self.task).compute(predictions=predictions, references=references)
-
-
-class TokenProcessor(ChoiceProcessor):
+class TokenProcessor(Processor):
     """Token classification."""
 
     pipeline = "token-classification"
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
-        return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padded)
+        return make_tag_features(rows, self.task, self.tokenizer, self.labels, self.max_length, self.padding)
 
     def collator(self) -> Callable:
         return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
@@ -176,7 +162,7 @@ class TokenProcessor(ChoiceProcessor):
         return [tags or None for tags in tag_names(self.task, rows)]  # whole rows: what was cut off counts as missed
 
 
-class QuestionProcessor(ChoiceProcessor):
+class QuestionProcessor(Processor):
     """Extractive questions; a row has one or more windows of features."""
 
     label_columns = POSITIONS
@@ -184,10 +170,7 @@ class QuestionProcessor(ChoiceProcessor):
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         overlap = self.data_args.doc_stride
-        return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padded)
-
-    def collator(self) -> Callable:
-        return Processor.collator(self)
+        return make_question_features(rows, self.tokenizer, self.max_length, overlap, self.padding)
 
     def keep_logits(self, predictions: Any, labels: Any) -> Any:
         return predictions[:2]  # of the start and of the end
@@ -211,7 +194,7 @@ class QuestionProcessor(ChoiceProcessor):
         return all(known)
 
 
-class TextProcessor(ChoiceProcessor):
+class TextProcessor(Processor):
     """Sequence to sequence: texts from texts."""
 
     # Labels stay where rows are predicted: Seq2SeqTrainer needs some for label smoothing. Those of a row without target
@@ -226,9 +209,8 @@ class TextProcessor(ChoiceProcessor):
 
     def features(self, rows: datasets.Dataset, is_training: bool = False) -> datasets.Dataset:
         (column,) = self.task.text_columns
-        longest = self.data_args.max_target_length or self.task.max_target_length
-        prefix = self.data_args.source_prefix or ""
-        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padded, prefix)
+        longest, prefix = self.data_args.max_target_length, self.data_args.source_prefix
+        return make_text_features(rows, column, self.tokenizer, self.max_length, longest, self.padding, prefix)
 
     def collator(self) -> Callable:
         return DataCollatorForSeq2Seq(self.tokenizer, pad_to_multiple_of=self.multiple_of)
@@ -241,7 +223,7 @@ class TextProcessor(ChoiceProcessor):
         return rows["target"][:]
 
 
-class LanguageProcessor(ChoiceProcessor):
+class LanguageProcessor(Processor):
     """Causal language models; a row is a line, and features are blocks of their tokens."""
 
     label_columns = ()  # the texts are
@@ -255,13 +237,14 @@ class LanguageProcessor(ChoiceProcessor):
         return DataCollatorForTokenClassification(self.tokenizer, pad_to_multiple_of=self.multiple_of)
 
     def keep_logits(self, predictions: Any, labels: Any) -> Any:
-        return token_losses(logits_of(predictions), labels, shifted=self.task.head == "causal")
+        logits = super().keep_logits(predictions, labels)
+        return token_losses(logits, labels, shifted=self.task.head == "causal")
 
     def answers(self, predictions: Any, features: datasets.Dataset, rows: datasets.Dataset) -> list:
         return losses_of_lines(predictions, features, len(rows))
 
-    def has_answers(self, rows: datasets.Dataset) -> bool:
-        return True
+    def references(self, rows: datasets.Dataset) -> list:
+        return rows["text"][:]
 
     def scores(self, answers: list, rows: datasets.Dataset) -> dict[str, float]:
         losses, counts = (list(column) for column in zip(*answers, strict=True))
@@ -284,28 +267,6 @@ class MaskedProcessor(LanguageProcessor):
 
     def collator(self) -> Callable:
         return MaskingCollator(super().collator(), self.tokenizer, self.data_args.mlm_probability)
-
-
-class MaskingCollator(TrainerCallback):
-    """Masks the blocks that have no labels yet.
-
-    The masks follow from seed, epoch and tokens alone: they are the same in every arm of a comparison, and in a run
-    that goes on.
-    """
-
-    def __init__(self, pad: Callable, tokenizer: PreTrainedTokenizerBase, probability: float):
-        self.pad, self.tokenizer, self.probability = pad, tokenizer, probability
-        self._seed = torch.tensor([1, 0])
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if args.dataloader_num_workers:  # they may outlive an epoch
-            self._seed.share_memory_()
-        self._seed.copy_(torch.tensor([1 + args.seed, int((state.epoch or 0) + 1e-6)]))
-
-    def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        seed = self._seed.tolist()
-        masked = (row if "labels" in row else mask(row, self.tokenizer, self.probability, seed) for row in rows)
-        return self.pad(list(masked))
 
 
 PROCESSORS = {

@@ -27,14 +27,11 @@ from .train import Trained
 def publish(
     config: RunConfig, prepared: Prepared, trained: Trained, evaluated: Evaluated, predicted: Predicted
 ) -> dict[str, Any]:
-    """Write the results and the model card, and push the model if the run is to.
-
-    Returns:
-        What `all_results.json` holds.
-    """
+    """Write the results and the model card, and push the model if the run is to; what `all_results.json` holds."""
     args, trainer = config.training, prepared.trainer
     metrics = {**trained.metrics, **evaluated.metrics, **predicted.metrics}
     adapter, pipeline = adapter_facts(prepared.model), prepared.processor.pipeline
+    best = best_checkpoint(vars(trainer.state), config.settings) if args.do_train else None
     results = {
         "task": config.task.name,
         "headline": _headline(config.task, metrics),
@@ -58,7 +55,7 @@ def publish(
         # The pipeline of an adapter would have the labels of the base model
         "pipeline": pipeline if pipeline in PIPELINES and adapter is None else None,
         "adapter": adapter,
-        "best_checkpoint": _best_checkpoint(config, prepared),
+        "best_checkpoint": best and best._asdict(),
         "pushed": None,
         "push_error": None,
     }
@@ -75,12 +72,6 @@ def publish(
         if args.should_save:
             write_json(config.output_dir / RESULTS, results)
     return results
-
-
-def _best_checkpoint(config: RunConfig, prepared: Prepared) -> dict[str, Any] | None:
-    """The fields of `BestCheckpoint`; None where none was chosen, or nothing was trained."""
-    best = best_checkpoint(vars(prepared.trainer.state), config.settings) if config.training.do_train else None
-    return best and best._asdict()
 
 
 def _headline(task: Task, metrics: Mapping[str, float]) -> dict[str, float]:

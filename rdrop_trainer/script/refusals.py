@@ -12,11 +12,7 @@ from .command_line import Flags
 
 
 def check_flags(flags: Flags) -> None:
-    """Refuse what no data and no model can mend.
-
-    Raises:
-        InputError: no model, no data, a file that is not there, or a flag that would have no effect.
-    """
+    """Refuse what no data and no model can mend."""
     model, data, several, given = flags.model, flags.data, flags.several, flags.given
     if data.demo:
         if others := given.keys() - {"demo", "output_dir", "use_cpu"}:
@@ -35,9 +31,20 @@ def check_flags(flags: Flags) -> None:
     for flag, path in files.items():
         if not os.path.lexists(path):  # a loop of links is there, and cannot be read
             raise InputError(f"--{flag} {path}: no such file")
-    several_runs = several.compare_baseline or several.tune is not None
     if several.compare_baseline and several.tune is not None:
         raise InputError("--tune and --compare_baseline are two commands: search first, then compare with its recipe")
+    _check_effect(flags)
+    if flags.values["load_best_model_at_end"] and flags.values["eval_strategy"] == "no":
+        raise InputError(
+            "--load_best_model_at_end chooses by the scores during training: add --eval_strategy epoch and "
+            "--save_strategy epoch"
+        )
+
+
+def _check_effect(flags: Flags) -> None:
+    """Refuse flags that this command does not read."""
+    data, several, given = flags.data, flags.several, flags.given
+    several_runs = several.compare_baseline or several.tune is not None
     # Flags that only some runs read: whether this one does, and what else to give
     only_for = {
         "arms": (several.compare_baseline, "--compare_baseline"),
@@ -74,11 +81,6 @@ def check_flags(flags: Flags) -> None:
     if idle := idle & given.keys():
         kind = "a classification" if data.head == "sequence" else f"--task_type {data.task_type}"
         raise InputError(f"{_listed(idle)}: {data.task_name or kind} does not use it; leave it out")
-    if flags.values["load_best_model_at_end"] and flags.values["eval_strategy"] == "no":
-        raise InputError(
-            "--load_best_model_at_end chooses by the scores during training: add --eval_strategy epoch and "
-            "--save_strategy epoch"
-        )
 
 
 def _listed(names: Collection[str]) -> str:

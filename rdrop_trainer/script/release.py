@@ -44,11 +44,7 @@ class Member:
 
     @classmethod
     def of(cls, word: str, options: argparse.Namespace) -> Member:
-        """What a word of the command line stands for.
-
-        Raises:
-            InputError: it is neither a recipe that can be compared with its baseline, nor the folder of a comparison.
-        """
+        """What a word of the command line stands for."""
         path = Path(word)
         name = path.resolve().name if path.is_dir() else path.stem
         rdrop, plain = (check_repo_id(f"{options.namespace}/{name}-{arm}") for arm in ("rdrop", "plain"))
@@ -89,11 +85,7 @@ class Member:
 
 
 def release(options: argparse.Namespace) -> int:
-    """Train, push and collect what is not there yet.
-
-    Returns:
-        The exit code: 0; 1 when runs failed, whose recipes are left out; 130 when interrupted.
-    """
+    """Train, push and collect what is not there yet; the exit code, 1 when runs failed, whose recipes are left out."""
     members = [Member.of(word, options) for word in options.recipes]
     names = [member.names[0].lower() for member in members]  # as the Hub and some disks tell them apart
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -46,11 +46,7 @@ class Pair:
 
     @classmethod
     def best(cls, folder: Path, names: tuple[str, str]) -> Pair:
-        """The best pair of a comparison's finished runs.
-
-        Raises:
-            InputError: the folder holds no comparison of which a seed has both runs and a score.
-        """
+        """The best pair of a comparison's finished runs."""
         if not (folder / ARMS_FILE).is_file():
             raise InputError(f"{folder}: holds no comparison ({ARMS_FILE}), as --compare_baseline leaves it")
         found = [path.parent for arm in (PLAIN, RDROP) for path in folder.glob(f"{arm}-seed*/{RESULTS}")]
@@ -84,11 +80,7 @@ class Pair:
         }
 
     def stage(self, token: str | None = None) -> list[Path]:
-        """Write the folders that are pushed, in the order of `names`, and the report anew. The weights are links.
-
-        Raises:
-            InputError: a run's folder holds no whole checkpoint, or holds a token.
-        """
+        """Write the folders that are pushed, in the order of `names`, and the report anew. The weights are links."""
         report = report_folder(self.folder)
         staged = []
         for arm, repo_id in zip((RDROP, PLAIN), self.names, strict=True):

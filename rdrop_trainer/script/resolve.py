@@ -77,11 +77,7 @@ class RunConfig:
 
 
 def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
-    """Read the data, fill in what was not given, and refuse what this task or these data cannot do.
-
-    Returns:
-        The run, and all splits of its data, whole.
-    """
+    """The run, and all splits of its data, whole. Refuses what this task or these data cannot do."""
     with command.training.main_process_first(desc="loading the data"):
         task, splits = _load(command)
     given, data = command.given, command.data
@@ -93,23 +89,18 @@ def resolve(command: CommandLine) -> tuple[RunConfig, DatasetDict]:
     if training.load_best_model_at_end or training.save_strategy == "best" or data.early_stopping_patience is not None:
         if "metric_for_best_model" not in given and task.headline:
             training = with_values(training, metric_for_best_model=task.headline[0])
-    if training.metric_for_best_model is not None and "greater_is_better" not in given:
-        training = with_values(training, greater_is_better=not lower_is_better(training.metric_for_best_model))
     if training.metric_for_best_model is not None:
         _check_metric(task, training, splits, data.max_eval_samples)
+        if "greater_is_better" not in given:
+            training = with_values(training, greater_is_better=not lower_is_better(training.metric_for_best_model))
+    if data.null_score_diff_threshold is None and task.unanswerable:
+        data = replace(data, null_score_diff_threshold=0.0)
     data = replace(
         data,
         max_seq_length=data.max_seq_length or task.max_length,
         max_target_length=data.max_target_length or task.max_target_length,
-        null_score_diff_threshold=_null_threshold(data, task),
     )
     return RunConfig(task, command.model, command.adapter, data, training, frozenset(given)), splits
-
-
-def _null_threshold(data: DataArguments, task: Task) -> float | None:
-    """What was given; else 0 where questions may have no answer."""
-    known = data.null_score_diff_threshold
-    return 0.0 if known is None and task.unanswerable else known
 
 
 def with_values(args: RDropTrainingArguments, **values: Any) -> RDropTrainingArguments:

@@ -27,11 +27,7 @@ _OWN_SETTINGS = {
 
 
 def saved_adapter(source: str, options: Mapping[str, Any]) -> Adapter | None:
-    """The adapter in a folder or on the Hub; None where there is none, as where a whole model is.
-
-    Raises:
-        InputError: peft is not installed, or the adapter's weights are pickled or damaged.
-    """
+    """The adapter in a folder or on the Hub; None where there is none, as where a whole model is."""
     folder = Path(source)
     if folder.is_dir():
         return None if any(folder.glob("model*.safetensors*")) else Adapter.of(source, folder)
@@ -48,15 +44,6 @@ def saved_adapter(source: str, options: Mapping[str, Any]) -> Adapter | None:
     except (OSError, ValueError):  # no such repository, no such name: said there as well
         return None
     return None if found is None else Adapter.of(source, Path(found).parent)
-
-
-def base_of(adapter: Adapter, source: str) -> tuple[str, str]:
-    """The name or folder of an adapter's base model, and its revision.
-
-    Raises:
-        InputError: the adapter names none, or a folder that is not there.
-    """
-    return str(adapter.base_folder(source, lambda name, revision: name)), adapter.revision or "main"
 
 
 def describe_base(config: Any, adapter: Adapter) -> None:
@@ -76,9 +63,6 @@ def with_saved_adapter(
     Args:
         given: the values of the flags that the user gave; an adapter that exists has its own.
         lacking: names of the weights that the base model's checkpoint did not hold, or in another shape.
-
-    Raises:
-        InputError: a weight that neither of the two holds, or flags that are not the adapter's.
     """
     from peft import PeftModel, prepare_model_for_kbit_training
 
@@ -101,11 +85,7 @@ def with_saved_adapter(
 
 
 def check_same_adapter(model: Any, checkpoint: str) -> None:
-    """Refuse to go on from a checkpoint whose weights are not those that a model trains.
-
-    Raises:
-        InputError: only one of the two is an adapter, or they are adapters of different settings.
-    """
+    """Refuse to go on from a checkpoint whose weights are not those that a model trains."""
     folder, now = Path(checkpoint), getattr(model, "peft_config", None)
     path = folder / "adapter_config.json"
     before = read_json(path) if path.is_file() else None

@@ -70,11 +70,7 @@ def check_command(command: CommandLine, flag: str, resumes: str, distributed: st
 
 
 def folder_for(command: CommandLine, what: str) -> Path:
-    """The folder of a "comparison" or a "search", in which its runs have theirs.
-
-    Raises:
-        InputError: it cannot be written to, or holds something else of the script.
-    """
+    """The folder of a "comparison" or a "search", in which its runs have theirs."""
     given = "output_dir" in command.given
     folder = Path(command.training.output_dir if given else f"runs/{command.data.task_name or 'custom'}-{what}")
     check_writable(folder)
@@ -133,10 +129,7 @@ def run_all(
         on_success: called with each that went well, when it has ended.
 
     Returns:
-        Those that failed.
-
-    Raises:
-        InputError: a run refuses its input, as the others would.
+        Those that failed. A run that refuses its input ends all, as the others would refuse it too.
     """
     failed = []
     # Machines of a cluster need not share a disk with this one

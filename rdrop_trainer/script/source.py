@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..hub.adapter import Adapter
 from ..hub.client import offline_if_unreached
 from .arguments import ModelArguments
-from .saved_adapter import base_of, describe_base, saved_adapter
+from .saved_adapter import describe_base, saved_adapter
 
 
 class Source(NamedTuple):
@@ -38,8 +38,8 @@ class Source(NamedTuple):
         adapter = saved_adapter(source, options)
         if adapter is None:
             return cls(load(AutoConfig, source, options), source, options)
-        base, revision = base_of(adapter, source)
-        options["revision"] = revision
+        base = str(adapter.base_folder(source, lambda name, revision: name))
+        options["revision"] = adapter.revision or "main"
         config = load(AutoConfig, base, options)
         describe_base(config, adapter)
         return cls(config, base, options, adapter, (adapter.folder / "tokenizer_config.json").is_file())

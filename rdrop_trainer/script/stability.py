@@ -27,7 +27,7 @@ from .resolve import RunConfig
 
 
 def measure_stability(
-    config: RunConfig, prepared: Prepared, split: str, predicted: EvalPrediction | None = None, is_broken: bool = False
+    config: RunConfig, prepared: Prepared, split: str, predicted: EvalPrediction | None, is_broken: bool
 ) -> dict[str, Any]:
     """Measure a trained model on the labeled rows of a split, as far as `--measure` goes; every process does it all.
 
@@ -52,9 +52,9 @@ def measure_stability(
     found |= {"dropout": None, "edits": None, "calibration": None}
     # The logits of a language model are as many as its words, for every token and every prediction
     batch_size = 1 if task.is_language_model else trainer.args.per_device_eval_batch_size
-    logits, labels = (None, None) if predicted is None else _logits_and_labels(predicted)
     if is_broken:
         return found | {"rows": 0}
+    logits: Any = None if predicted is None else predicted.predictions
     own = even_share(logits, extent.rows) if task.head == "sequence" and logits is not None else None
     if extent.rows and active_dropout(trainer.model):
         stability = dropout_stability(
@@ -85,6 +85,7 @@ def measure_stability(
             with open(config.output_dir / EDITS_FILE, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([EditedText._fields, *edited.edits])
     if logits is not None:  # kept to compare models of several seeds
+        labels = np.asarray(predicted.label_ids)
         if trainer.is_world_process_zero():
             np.savez_compressed(config.output_dir / LOGITS_FILE, logits=logits.astype(np.float32), labels=labels)
         if not task.is_regression and (labels != -100).any():
@@ -123,9 +124,3 @@ def _rates(stability: Stability) -> dict[str, Any]:
 
 def _edited(stability: Stability, unseen: int) -> dict[str, Any]:
     return {**_rates(stability), "edited": int(stability.items.sum()), "unseen": unseen}
-
-
-def _logits_and_labels(predicted: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) and labels (N,)."""
-    logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
-    return logits, np.asarray(predicted.label_ids)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._console import typed
-from ..run_folder import RESULTS, how_to_load, name_of_data
+from ..run_folder import RESULTS, lines_to_load, name_of_data
 from . import program
 
 # Flags that another run must not repeat, and the value that undoes one in a recipe
@@ -98,12 +98,8 @@ def weights_in_words(results: Mapping[str, Any]) -> str | None:
 def _model(results: Mapping[str, Any]) -> list[str]:
     """Where the model lies, which weights it has, and the lines that load it."""
     folder = results["settings"]["output_dir"]
-    first, *others = ("; ".join(way) for way in how_to_load(folder, results["pipeline"]))
-    return [
-        f"model     {folder}: the weights of {weights_in_words(results)}",
-        f"load      {first}",
-        *(f"or        {line}" for line in others),
-    ]
+    weights = f"model     {folder}: the weights of {weights_in_words(results)}"
+    return [weights, *lines_to_load(folder, results["pipeline"])]
 
 
 def _stability(stability: Mapping[str, Any]) -> str:

@@ -32,9 +32,7 @@ def tune(command: CommandLine) -> int:
     the ranges of `default_hp_space`, or from ranges around a given value that lies outside them. All have the seed of
     the command, and they and their checkpoints are judged by `--tune_metric`, or the first headline score of the task.
     The same command goes on with a trial that was cut off or failed. The weights of all but the best are deleted.
-
-    Returns:
-        The exit code: 0, 1 when trials failed, 130 when interrupted.
+    Returns the exit code, 1 when trials failed.
     """
     folder = _checked_folder(command)
     return alone_in(folder, lambda: Search(command, folder).run())
@@ -44,8 +42,7 @@ def plan_tuning(command: CommandLine) -> str:
     """What `tune` would do, for the terminal. Nothing is trained or written, so no study is opened."""
     folder, wanted, at_once = _checked_folder(command), command.several.tune, command.several.parallel
     check_unlocked(folder)
-    trials = Trials(command, folder)
-    jobs = [trials.job(number, {}) for number in range(min(wanted, 2))]
+    jobs = [_job(command, folder, number, {}) for number in range(min(wanted, 2))]
     pending = [job for job in jobs if not is_finished(job)]
     listed = [
         f"{job.name} ({what}): {job.folder}, {'to come' if job in pending else 'finished'}"
@@ -60,7 +57,7 @@ def plan_tuning(command: CommandLine) -> str:
             "finished"
         )
     # What will be drawn is not known: the given settings stand for it, in a folder that holds nothing
-    pending += [replace(trials.job(1, {}), folder=folder / "trial")] * (len(drawn) - len(finished))
+    pending += [replace(_job(command, folder, 1, {}), folder=folder / "trial")] * (len(drawn) - len(finished))
     title = (
         f"a search in {folder}: {wanted} trials, {wanted - len(pending)} of them finished, seed {command.training.seed}"
     )
@@ -76,24 +73,17 @@ def _checked_folder(command: CommandLine) -> Path:
     return folder_for(command, "search")
 
 
-class Trials:
-    """The runs of the trials of a command line in a folder."""
-
-    def __init__(self, command: CommandLine, folder: Path):
-        self.folder = folder
-        defaults: dict[str, Any] = {"do_train": True, "do_eval": True}
-        if not command.training.load_best_model_at_end:
-            defaults["save_strategy"] = "no"
-        if (metric := metric_of(command)) is not None:
-            defaults["metric_for_best_model"] = metric
-        self.shared = settings_of_runs(command, without=["do_predict"], **defaults)
-
-    def job(self, number: int, params: Mapping[str, float]) -> Job:
-        """The run of a trial. Drawn values are rounded, so that the table states what was run."""
-        values = {name: float(f"{value:.3g}") for name, value in params.items()}
-        changes = {0: {"rdrop_alpha": 0.0}, 1: {}}.get(number, values)
-        folder = self.folder / f"trial-{number}"
-        return Job(f"trial {number}", self.shared | changes, folder, arm=_arm(number))
+def _job(command: CommandLine, folder: Path, number: int, params: Mapping[str, float]) -> Job:
+    """The run of a trial. Drawn values are rounded, so that the table states what was run."""
+    defaults: dict[str, Any] = {"do_train": True, "do_eval": True}
+    if not command.training.load_best_model_at_end:
+        defaults["save_strategy"] = "no"
+    if (metric := metric_of(command)) is not None:
+        defaults["metric_for_best_model"] = metric
+    shared = settings_of_runs(command, without=["do_predict"], **defaults)
+    values = {name: float(f"{value:.3g}") for name, value in params.items()}
+    changes = {0: {"rdrop_alpha": 0.0}, 1: {}}.get(number, values)
+    return Job(f"trial {number}", shared | changes, folder / f"trial-{number}", arm=_arm(number))
 
 
 def _forget(folder: Path) -> None:
@@ -116,7 +106,6 @@ class Search:
 
     def __init__(self, command: CommandLine, folder: Path):
         self.command, self.folder, self.wanted = command, folder, command.several.tune
-        self.trials = Trials(command, folder)
         if command.data.overwrite_output_dir:
             _forget(folder)
         self.metric = metric_of(command)
@@ -152,7 +141,7 @@ class Search:
     def _to_come(self) -> Iterator[Job]:
         """The trials that were cut off or failed, and then new ones, drawn when their turn comes."""
         for trial in cut_off(self.study):
-            yield self.trials.job(trial.number, trial.params)
+            yield self._job(trial)
         while (number := sum(trial.state.name != "WAITING" for trial in self.study.trials)) < self.wanted:
             names = () if number == 0 else SPACE
             if number == 1:  # by it the sampler learns how good the given settings are
@@ -161,13 +150,16 @@ class Search:
                 self.study.enqueue_trial(given, skip_if_exists=True)
             trial = self.study.ask()
             suggest(trial, {name: self.space[name] for name in names})
-            yield self.trials.job(trial.number, trial.params)
+            yield self._job(trial)
+
+    def _job(self, trial: optuna.Trial | optuna.trial.FrozenTrial) -> Job:
+        return _job(self.command, self.folder, trial.number, trial.params)
 
     def _check_or_settle(self, trial: optuna.trial.FrozenTrial) -> None:
         """Refuse an earlier trial with other settings; record one that ended after its search was cut off."""
         if trial.state.name == "WAITING":
             return
-        job = self.trials.job(trial.number, trial.params)
+        job = self._job(trial)
         if is_finished(job):
             if trial.state.name == "RUNNING":
                 self._settle(job)

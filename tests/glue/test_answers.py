@@ -73,7 +73,7 @@ def test_a_long_passage_is_cut_around_its_blank(tokenizer, place):
 
 
 def test_a_long_passage_without_a_blank_keeps_question_and_choice(tokenizer):
-    features = make_choice_features(choice_rows((ALPHABET, "谁？", ["好", "大"], 0)), tokenizer, 16, True)
+    features = make_choice_features(choice_rows((ALPHABET, "谁？", ["好", "大"], 0)), tokenizer, 16, "max_length")
     assert texts(tokenizer, features[0]["input_ids"])[1] == "[CLS]" + ALPHABET[:9] + "[SEP]谁？[SEP]大[SEP]"
 
 
@@ -90,7 +90,7 @@ def test_batches_of_choices(tokenizer):
 def test_an_empty_choice_is_never_chosen():
     rows = choice_rows(("x", "", ["a", "b"], 0), ("x", "", ["a", "b", "c"], 0))
     assert decode_choices(np.array([[1.0, 2.0, 9.0], [1.0, 2.0, 9.0]]), rows) == [1, 2]
-    assert decode_choices((np.array([[3.0, 2.0, 9.0], [1.0, 2.0, 0.0]]), None), rows) == [0, 1]
+    assert decode_choices(np.array([[3.0, 2.0, 9.0], [1.0, 2.0, 0.0]]), rows) == [0, 1]
 
 
 def test_blanks_of_one_group_get_different_choices():
@@ -159,7 +159,7 @@ def test_an_answer_that_a_window_cuts_is_at_its_classification_token(tokenizer):
     assert (features[1]["start_positions"], features[1]["end_positions"]) == (0, 0)  # it begins with the second half
     left = copy.deepcopy(tokenizer)
     left.padding_side = "left"
-    last = make_question_features(rows, left, 16, 4, pad_to_max_length=True)[2]
+    last = make_question_features(rows, left, 16, 4, padding="max_length")[2]
     assert last["start_positions"] == last["end_positions"] == last["input_ids"].index(tokenizer.cls_token_id) > 0
 
 

@@ -290,7 +290,7 @@ def test_the_best_epoch_by_rouge(alpha, model, here):
 def test_rows_repeated_to_fill_the_last_batch_are_left_out(model, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = load_task(TASK, train_file=lines(tmp_path / "a.tsv", "图像分类\tx", "语音检测\tx"))["train"]
-    processor = TextProcessor(TASK, tokenizer, None, DataArguments(), 32)
+    processor = TextProcessor(TASK, tokenizer, None, DataArguments(max_target_length=8, source_prefix=""), 32)
     labels = processor.features(rows)["labels"]
     predictions = np.array([*labels, labels[0]])
     predictions[1, -1] = -100

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, Trai
 
 from rdrop_trainer.errors import InputError
 from rdrop_trainer.glue.language_models import (
+    MaskingCollator,
     losses_of_lines,
     make_block_features,
     mask,
@@ -21,7 +22,6 @@ from rdrop_trainer.glue.own_files import load_files
 from rdrop_trainer.script.arguments import ModelArguments
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.model_labels import language_model_head
-from rdrop_trainer.script.processors import MaskingCollator
 from rdrop_trainer.script.resolve import resolve
 from rdrop_trainer.script.scratch import make_bert
 

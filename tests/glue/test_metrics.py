@@ -119,11 +119,6 @@ def test_entity_f1_without_entities():
     assert score("cluener", [["O", "O"]], [["O", "O"]]) == {"f1": 0.0, "macro_f1": 0.0, "precision": 0.0, "recall": 0.0}
 
 
-def test_entity_f1_wants_rows_of_equal_length():
-    with pytest.raises(InputError, match="row 1 has 1 predicted tags, expected 2"):
-        score("cluener", [["O"], ["O"]], [["O"], ["O", "O"]])
-
-
 def test_choices_are_scored_by_their_places():
     assert score("c3", [0, 3, 1], [0, 3, 2]) == {"accuracy": pytest.approx(2 / 3)}
 
@@ -155,11 +150,6 @@ def test_answers(prediction, answers, exact, f1):
 def test_long_answers():
     """One character many times over is no less in common."""
     assert score("cmrc2018", ["甲" * 250], [["乙" + "甲" * 250]])["f1"] == pytest.approx(500 / 501)
-
-
-def test_questions_without_answers_cannot_be_scored():
-    with pytest.raises(InputError, match="questions without an answer"):
-        score("cmrc2018", ["a", "b"], [["a"], []])
 
 
 def test_is_an_evaluate_metric_and_can_be_filled_in_batches():
@@ -196,8 +186,6 @@ def test_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_a_test_set_cannot_be_scored():
-    with pytest.raises(InputError, match="nothing to score"):
-        score("rte", [0, 1], [-1, -1])
     with pytest.raises(InputError, match="ax has no labels"):
         load_metric(TASKS["ax"])
 

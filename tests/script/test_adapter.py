@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from rdrop_trainer.hub import load_checkpoint
-from rdrop_trainer.script import release, several
-from support.runs import InProcess, fails, results, run, words, write_csv
+from rdrop_trainer.script import release
+from support.runs import InProcess, fails, launched_by, results, run, words, write_csv
 
 peft = pytest.importorskip("peft")
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
@@ -144,7 +144,7 @@ def test_an_adapter_is_trained_on(model, here, capsys, monkeypatch):
 
 
 def test_a_comparison_trains_adapters_and_an_arm_may_train_all_weights(bases, here, monkeypatch):
-    monkeypatch.setattr(several, "launcher", lambda *_: InProcess())
+    launched_by(InProcess(), monkeypatch)
     arms = "--compare_baseline --seeds 1 --output_dir both --dropout 0.1 --arms plain rdrop full:use_peft=False"
     assert run(bases / "qwen2", FILES, arms) == 0
     noise = {arm: results(here / "both" / f"{arm}-seed1")["noise"] for arm in ("plain", "rdrop", "full")}

@@ -14,7 +14,7 @@ from rdrop_trainer.script.board import Board, Lines, Table, display
 from rdrop_trainer.script.estimate import duration, size
 from rdrop_trainer.script.jobs import Job
 from rdrop_trainer.script.several import run_all
-from support.runs import results, run, script, write_csv
+from support.runs import launched_by, results, run, script, write_csv
 
 # ---- What a run writes ----
 
@@ -197,7 +197,7 @@ def ended(jobs, monkeypatch):
         return 1
 
     launch.stop = lambda: None
-    monkeypatch.setattr("rdrop_trainer.script.several.launcher", lambda *_: launch)
+    launched_by(launch, monkeypatch)
     return run_all(jobs, "local", 1, Board([job.arm for job in jobs], 1))
 
 

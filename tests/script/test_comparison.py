@@ -12,10 +12,9 @@ import torch
 from filelock import FileLock
 
 from rdrop_trainer import RDropTrainer
-from rdrop_trainer.script import several
 from rdrop_trainer.script.command_line import parse_arguments
 from support import tiny
-from support.runs import FAST, InProcess, Pretended, fails, make_place, results, script
+from support.runs import FAST, InProcess, Pretended, fails, launched_by, make_place, results, script
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 FLAGS += ["--learning_rate=1e-3", "--compare_baseline", "--output_dir=both"]
@@ -28,8 +27,7 @@ def place(tmp_path_factory):
     make_place(folder, rows=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        launch = InProcess()
-        patch.setattr(several, "launcher", lambda *_: launch)
+        launch = launched_by(InProcess(), patch)
         assert script.main([*FLAGS, "--seeds", "1", "2"]) == 0
         assert launch.started == ["plain-seed1", "rdrop-seed1", "plain-seed2", "rdrop-seed2"]
     return folder
@@ -43,9 +41,7 @@ def here(place, here):
 
 @pytest.fixture
 def launch(place, monkeypatch):
-    launched = Pretended(place / "both" / "rdrop-seed1")
-    monkeypatch.setattr(several, "launcher", lambda *_: launched)
-    return launched
+    return launched_by(Pretended(place / "both" / "rdrop-seed1"), monkeypatch)
 
 
 def test_both_arms_are_the_same_run_but_for_alpha(here):
@@ -143,7 +139,7 @@ def test_a_failed_run_takes_nothing_else_with_it(here, launch, capsys):
 
 def test_a_loss_that_is_nan_takes_no_other_run_with_it(here, monkeypatch, capsys):
     launched = InProcess()
-    monkeypatch.setattr(several, "launcher", lambda *_: launched)
+    launched_by(launched, monkeypatch)
     hot = "hot:learning_rate=1e30,max_grad_norm=0"
     assert script.main([*FLAGS, "--seeds", "1", "2", "--arms", "plain", "rdrop", hot]) == 1
     assert launched.started == ["hot-seed1", "hot-seed2"]

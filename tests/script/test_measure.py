@@ -11,10 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertForSequenceClassification
 
-from rdrop_trainer.script import several
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.extent import even_share, quick_extent
-from support.runs import FAST, Pretended, fails, results, run, script, words, write_csv
+from support.runs import FAST, Pretended, fails, launched_by, results, run, script, words, write_csv
 
 FILES = "--train_file train.csv --validation_file dev.csv --output_dir out"
 
@@ -189,7 +188,7 @@ def test_a_comparison_measures_what_is_asked_for(model, files, monkeypatch, give
 
     asked = []
     assert run(model, FILES.replace("--output_dir out", "--output_dir single")) == 0
-    monkeypatch.setattr(several, "launcher", lambda *_: Watched("single"))
+    launched_by(Watched("single"), monkeypatch)
     flags = ["--model_name_or_path", str(model), *FILES.split(), *FAST, "--compare_baseline", "--seeds", "1"]
     flags += [f"--measure={value}" for value in given]
     assert script.main(flags) == 0 and asked == [expected] * 2

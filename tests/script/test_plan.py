@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from rdrop_trainer.script import dry_run, plan
 from rdrop_trainer.script.dry_run import DryRun
 from rdrop_trainer.script.estimate import Cost, Workload, _times
-from support.runs import FAST, Pretended, fails, make_place, results, script
+from support.runs import FAST, Pretended, fails, launched_by, make_place, results, script
 
 FLAGS = [*FAST, "--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
 
@@ -75,8 +75,7 @@ def test_runs_at_the_same_time_and_arms_of_ones_own(here, costs, capsys):
 
 def test_finished_runs_are_said_and_cost_nothing(here, costs, capsys, monkeypatch):
     finish("done", [])
-    launch = Pretended(here / "done", plain_seed2=1)
-    monkeypatch.setattr("rdrop_trainer.script.several.launcher", lambda *_: launch)
+    launch = launched_by(Pretended(here / "done", plain_seed2=1), monkeypatch)
     flags = [*FLAGS, "--compare_baseline", "--seeds", "1", "2", "--output_dir=both"]
     found = results(here / "done")
     found["settings"]["measure"] = "quick"

@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 
 from rdrop_trainer.hub import load_checkpoint
 from rdrop_trainer.hub.__main__ import main as hub_command
-from rdrop_trainer.script import release, several
+from rdrop_trainer.script import release
 from rdrop_trainer.script.release_pair import Pair
-from support.runs import FAST, InProcess, make_place, results
+from support.runs import FAST, InProcess, launched_by, make_place, results
 
 NAMES = ("ada/tiny-rdrop", "ada/tiny-plain")
 RELEASE = ["--namespace", "ada", "--seeds", "1", "2"]
@@ -54,10 +54,8 @@ def here(place, here):
 
 def in_process(patch):
     """Runs in this process, and pictures that are not drawn: other tests look at them."""
-    launched = InProcess()
-    patch.setattr(several, "launcher", lambda *_: launched)
     patch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **options: Path(path).write_bytes(b"\x89PNG"))
-    return launched
+    return launched_by(InProcess(), patch)
 
 
 @pytest.fixture

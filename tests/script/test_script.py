@@ -304,6 +304,11 @@ def test_help_groups_the_flags_and_explains_alpha(capsys):
     assert "task loss + alpha / 2 * divergence" in " ".join(text.split())
 
 
+def test_the_demo_says_where_it_cannot_write(here, capsys):
+    (here / "runs").write_text("a file")
+    assert f"is below {here / 'runs'}, which is a file" in fails(capsys, "--demo")
+
+
 def test_the_demo_writes_over_nothing(here, capsys):
     (here / "mine").mkdir()
     (here / "mine" / "train.csv").write_text("mine")

@@ -15,7 +15,7 @@ from rdrop_trainer.script import several, tuning
 from rdrop_trainer.script.command_line import parse_arguments
 from support import SCRIPT
 from support.device import USE_CPU
-from support.runs import InProcess, Pretended, fails, make_place, results, script
+from support.runs import InProcess, Pretended, fails, launched_by, make_place, results, script
 
 FLAGS = ["--max_seq_length=16", f"--use_cpu={USE_CPU}", "--per_device_train_batch_size=8", "--num_train_epochs=1"]
 FLAGS += ["--model_name_or_path=model", "--train_file=train.csv", "--validation_file=dev.csv"]
@@ -29,8 +29,7 @@ def place(tmp_path_factory):
     make_place(folder, rows=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        launch = InProcess()
-        patch.setattr(several, "launcher", lambda *_: launch)
+        launch = launched_by(InProcess(), patch)
         assert script.main([*FLAGS, "--tune=3"]) == 0
         assert launch.started == ["trial-0", "trial-1", "trial-2"]
     return folder
@@ -44,9 +43,7 @@ def here(place, here):
 
 @pytest.fixture
 def launch(place, monkeypatch):
-    launched = Pretended(place / "search" / "trial-0")
-    monkeypatch.setattr(several, "launcher", lambda *_: launched)
-    return launched
+    return launched_by(Pretended(place / "search" / "trial-0"), monkeypatch)
 
 
 def study():
@@ -223,7 +220,7 @@ def test_a_search_by_the_evaluation_loss(here, launch, capsys, monkeypatch):
             return 0
 
     pretended = WithLoss(launch.finished, accuracies)
-    monkeypatch.setattr(several, "launcher", lambda *_: pretended)
+    launched_by(pretended, monkeypatch)
     words = [*FLAGS, "--output_dir=other", "--tune=3"]
     assert script.main([*words, "--tune_metric=eval_loss"]) == 0
     found = json.loads(Path("other/trials.json").read_text())
@@ -241,7 +238,7 @@ def test_a_search_by_the_evaluation_loss(here, launch, capsys, monkeypatch):
 
 
 def test_a_search_by_the_loss_of_real_runs(here, capsys, monkeypatch):
-    monkeypatch.setattr(several, "launcher", lambda *_: AsProcess(capsys))
+    launched_by(AsProcess(capsys), monkeypatch)
     words = [*FLAGS, "--output_dir=other", "--tune=2"]
     line = fails(capsys, *words, "--tune_metric=rouge")
     assert "trial 0: --metric_for_best_model rouge: custom has no such score; it has accuracy" in line
@@ -287,7 +284,7 @@ def test_what_a_search_refuses(here, launch, capsys, monkeypatch):
 
 def test_a_search_needs_validation_rows(here, launch, capsys, monkeypatch):
     words = [word for word in FLAGS if "validation" not in word and "output" not in word]
-    monkeypatch.setattr(several, "launcher", lambda *_: AsProcess(capsys))
+    launched_by(AsProcess(capsys), monkeypatch)
     line = fails(capsys, *words, "--output_dir=other", "--tune=2")
     assert "trial 0: custom: --do_eval needs validation rows, but the data holds only: train" in line
 

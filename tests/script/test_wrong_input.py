@@ -93,6 +93,14 @@ def test_wrong_input_is_one_sentence(flags, message, model, here, capsys):
     assert re.search(message, fails(capsys, *flags.split()))
 
 
+def test_validation_rows_without_a_label_are_refused_before_the_training(model, here, capsys):
+    write_csv(here / "train.csv")
+    write_csv(here / "dev.csv", labels=("-100",))
+    flags = f"--model_name_or_path {model} --train_file train.csv --validation_file dev.csv --output_dir out"
+    assert "custom: the references have no labels, as in a test set; nothing to score" in fails(capsys, *flags.split())
+    assert not (here / "out").exists()
+
+
 def test_a_model_without_its_tokenizer(model, here, capsys):
     """transformers would make one that knows no word."""
     write_csv(here / "train.csv")

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 from rdrop_trainer.script import main as script
+from rdrop_trainer.script import several
 from rdrop_trainer.script.command_line import parse_arguments
 from rdrop_trainer.script.demo import make_sentences
 from rdrop_trainer.script.scratch import make_bert
@@ -79,6 +80,12 @@ def make_cola(folder, train=24):
     write_tsv(folder / "train.tsv", *(("x", i % 2, "", s) for i, s in enumerate(sentences)))
     write_tsv(folder / "dev.tsv", *(("x", i % 2, "", s) for i, s in enumerate(sentences[:7])))
     write_tsv(folder / "test.tsv", ("index", "sentence"), *enumerate(sentences[:5]))
+
+
+def launched_by(launch, patch):
+    """Let comparisons and searches run their jobs by `launch`, which is returned."""
+    patch.setattr(several, "launcher", lambda *_: launch)
+    return launch
 
 
 _ALONE = threading.Lock()
