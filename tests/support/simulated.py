@@ -11,6 +11,7 @@ import types
 
 import torch
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -185,6 +186,7 @@ def _make_elsewhere(*makers):
 
         return made
 
+    _device_constructors()  # torch.device("meta") as a context knows these functions, and remembers them from here on
     for name in makers:
         setattr(torch, name, elsewhere(getattr(torch, name)))
     torch.Tensor.new_tensor = lambda self, data, dtype=None, device=None, **kwargs: torch.tensor(
