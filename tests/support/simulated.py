@@ -128,7 +128,7 @@ def _computed(function, args, kwargs):
     if name in ("_pin_memory", "is_pinned"):
         return args[0].clone() if name == "_pin_memory" else False
     copies = name in ("copy_", "_to_copy")
-    indexes = name.startswith("index") and isinstance(args[0], Simulated)
+    indexes = name in ("index", "index_put", "index_put_") and isinstance(args[0], Simulated)
     if here and any(x.dim() for x in others if x.device.type == "cpu") and not (copies or indexes):
         raise RuntimeError(f"{name}: expected all tensors on one device, got {NAME} and cpu")
     by_mask = indexes and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
