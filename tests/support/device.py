@@ -20,7 +20,7 @@ if NAME == "simulated":
     from support import simulated
 
     simulated.start()
-DEVICE = torch.device(NAME)
+DEVICE = torch.device(simulated.NAME if NAME == "simulated" else NAME)
 USE_CPU = NAME == "cpu"
 if not USE_CPU:
     # Many tests compare runs bit for bit. Where an operation has no deterministic kernel, torch says so

@@ -10,6 +10,7 @@ import sys
 import types
 
 import torch
+from accelerate import accelerator
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from transformers import training_args
 
 from rdrop_trainer.objective import lm_head
 
-NAME = "simulated"
+NAME = "npu"  # a name that accelerate knows as that of a device with fp16
 WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
 RANDOM = ("bernoulli", "rand", "normal", "uniform", "multinomial", "exponential", "dropout")
 # What the lists of torch's autocast for CUDA have of the operations of models; the last get a type from their caller
@@ -36,7 +37,7 @@ _libraries = []  # torch forgets what the others registered
 
 
 class Backend(types.ModuleType):
-    """`torch.simulated`: one device, and its generator."""
+    """`torch.npu`: one device, and its generator."""
 
     def __init__(self):
         super().__init__(f"torch.{NAME}")
@@ -169,6 +170,7 @@ def start():
     _make_elsewhere("tensor", "as_tensor")
     os.environ["ACCELERATE_TORCH_DEVICE"] = f"{NAME}:0"
     training_args.is_torch_bf16_gpu_available = lambda: True
+    accelerator.get_grad_scaler = lambda *args, **kwargs: torch.amp.GradScaler(NAME, **kwargs)
     lm_head.type = lambda x: (
         torch.Tensor if isinstance(x, Simulated) else type(x)
     )  # a plain tensor of the device is one
