@@ -2,9 +2,11 @@
 
 `RDROP_TEST_DEVICE=simulated pytest -m gpu` trains on it. Its tensors hold a tensor of the CPU, which does the work, and
 its generator is another than the CPU's. As CUDA does, it refuses operations on tensors of two devices, and autocast
-rounds what CUDA's lists say. `start` opens it for the whole process, by torch's way to write a backend in Python.
+rounds what CUDA's lists say. Tied weights are untied on the way there. `start` opens it for the whole process, by
+torch's way to write a backend in Python.
 """
 
+import contextlib
 import os
 import sys
 import types
@@ -38,6 +40,9 @@ _libraries = []  # torch forgets what the others registered
 
 class Backend(types.ModuleType):
     """`torch.npu`: one device, and its generator."""
+
+    _initialized = True
+    device = contextlib.nullcontext  # a context that makes it the current one
 
     def __init__(self):
         super().__init__(f"torch.{NAME}")
@@ -89,6 +94,10 @@ class Simulated(torch.Tensor):
     def tolist(self):
         _wait("tolist")
         return self.held.tolist()
+
+    def __format__(self, form):
+        _wait("format")
+        return format(self.held, form)
 
 
 class _Everywhere(TorchDispatchMode):
