@@ -103,7 +103,7 @@ def check_repeats(
 
     def outputs() -> torch.Tensor:
         with training.aside():
-            [items] = plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)
+            [items] = plan.items(plan.run(model, batch, once, lm_head), batch)
         return items[0].outputs[0].float().clone()  # CUDA graphs use its memory for the next run
 
     first, again = outputs(), outputs()
@@ -111,7 +111,7 @@ def check_repeats(
     margin = tolerance * first.abs().nan_to_num(posinf=0).max() + 1e-6 if first.numel() else 0.0
     if training.on_any_process(not torch.allclose(first, again, rtol=tolerance, atol=float(margin), equal_nan=True)):
         raise ValueError(
-            f"{type(training.base).__name__} makes other predictions of the same rows when it runs again, although "
+            f"{training.model_name} makes other predictions of the same rows when it runs again, although "
             'random states and buffers are the same: it has state of its own that rdrop_forward_mode="recompute" '
             'cannot put back. Use "concat" or "sequential".'
         )

@@ -27,7 +27,6 @@ from .items import Items
 from .joint import JointHead
 from .judge import judged, no_logits
 from .labels import check_range, refuse_marked_rows, warn_of_more_labels
-from .lm_head import LMHead
 from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, takes_one_row, without_ddp
@@ -178,8 +177,7 @@ def after_passes(
     batch: Mapping[str, Any],
     window: Window,
     settings: StepSettings,
-    lm_head: LMHead | None,
-    count: Any = None,
+    count: Any,
 ) -> Plan:
     """What the passes over a micro-batch tell.
 
@@ -188,7 +186,7 @@ def after_passes(
             out of a loss that is not made item by item.
     """
     if passes.num_passes > 1 and plan.noise is not None:
-        plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
+        plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
     plan = find_use_of_count(training, plan, passes, batch, count)
     if plan.lm_head is None:
         plan = compare_model_loss(training, plan, passes, items, batch)
@@ -214,19 +212,18 @@ def check_divergence(
         passes = part.counted(settings.num_passes, ITEMS)[0].detach()
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:
             raise ValueError(
-                f"The {name!r} that {type(training.base).__name__} returns have no gradient, so nothing would learn "
+                f"The {name!r} that {training.model_name} returns have no gradient, so nothing would learn "
                 "from their divergence: return them without detach(), and no copies made under torch.no_grad()."
             )
         if part.problem == "single_label" and _are_probabilities(passes, training.tolerance(passes)):
-            source = plan.task_loss.computed_by or type(training.base).__name__
+            source = plan.task_loss.computed_by or training.model_name
             raise ValueError(no_logits(source, name, "softmax"))
     passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
-    verdict = torch.tensor([differ, bool(terms.divergence != 0)], device=training.device).float()
-    differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
+    differ, is_seen = training.on_any_process([differ, bool(terms.divergence != 0)])
     if differ and not is_seen:
         raise ValueError(
-            f"The passes of {type(training.base).__name__} differ, but their divergence is exactly 0: R-Drop took the "
+            f"The passes of {training.model_name} differ, but their divergence is exactly 0: R-Drop took the "
             f"model's {passes.shape[-1]} logit(s) per item for {plan.head.name} ({items[0].problem}). Say what it "
             'predicts with rdrop_problem="single_label", "multi_label" or "regression".'
         )
@@ -240,23 +237,16 @@ def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
     return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())
 
 
-def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:
+def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:
     def some(items: list[Items]) -> torch.Tensor:
         """Of every part: noise may reach a single one."""
         return torch.cat([part.counted(settings.num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
 
     def again() -> torch.Tensor:
         with training.aside():  # without a view, which may change as little as rounding does, and the same each time
-            again = replace(settings, second_view=None)
-            passes = plan.run(training.model, batch, again, lm_head, row_share=window.row_share)
-        return some(plan.items(passes, batch, lm_head)[0])
+            same = replace(settings, second_view=None)
+            repeated = plan.run(training.model, batch, same, passes.lm_head, row_share=window.row_share)
+        return some(plan.items(repeated, batch)[0])
 
-    return plan.noise.compare(
-        training.model,
-        some(items),
-        window,
-        settings.allow_deterministic,
-        training.sum_over_processes,
-        again if settings.forward_mode == "concat" else None,
-        settings.second_view is not None,
-    )
+    is_one_forward = settings.forward_mode == "concat"
+    return plan.noise.compare(training, settings, window, some(items), again if is_one_forward else None)

@@ -122,7 +122,7 @@ def _with_logits(training: Training, head: PredictionHead, named: Head, look: Fi
     shapes = ", ".join(f"{name}: {tuple(z.shape)}" for name, z in tensors.items()) or "no tensor"
     return replace(
         head,
-        doubt=f"{type(training.base).__name__} returns a tuple, and {len(fitting)} of its entries ({shapes}; the loss "
+        doubt=f"{training.model_name} returns a tuple, and {len(fitting)} of its entries ({shapes}; the loss "
         f"is not counted) may be the logits for {' and '.join(head.labels)} {tuple(targets.shape)}. {NAME_THEM}",
     )
 
@@ -169,8 +169,7 @@ def _with_tokens(
     if training.on_any_process("either" in forms):
         follow = _follow_the_text(training, heads, look)
         forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
-    are_tokens = torch.tensor([form == "tokens" for form in forms], device=training.device).float()
-    votes = training.sum_over_processes(are_tokens).bool().tolist()
+    votes = training.on_any_process([form == "tokens" for form in forms])
     # All else stays as the user or the class said it
     return [
         replace(head, name=TOKENS[head.problem].name, tokens=True, unlabeled_mask=TOKENS[head.problem].unlabeled_mask)
@@ -231,7 +230,7 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
         found = torch.stack([loss(z, y) for loss in _LOSSES_OF_VALUES])
         if bool(((own - found).abs() <= training.tolerance(own, logits) * found.abs()).any()):
             raise ValueError(
-                f"{type(training.base).__name__} takes {IGNORE_INDEX}, the mark of a row without a label, for a value: "
+                f"{training.model_name} takes {IGNORE_INDEX}, the mark of a row without a label, for a value: "
                 f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
                 "rows (unlabeled_dataset makes some)."
             )
@@ -253,7 +252,7 @@ def _doubted_yes_or_no(training: Training, head: PredictionHead, look: FirstLook
 
     # Of a few logits both losses may be the same by chance
     found = is_own(F.binary_cross_entropy(z, y)) and not is_own(F.binary_cross_entropy_with_logits(z, y))
-    return replace(head, doubt=no_logits(type(training.base).__name__, head.outputs[0], "sigmoid")) if found else head
+    return replace(head, doubt=no_logits(training.model_name, head.outputs[0], "sigmoid")) if found else head
 
 
 def no_logits(source: str, output: str, function: str) -> str:

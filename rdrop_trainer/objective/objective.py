@@ -121,7 +121,7 @@ class Objective:
         """
         if settings.num_passes > 1 and not (settings.allow_deterministic or any(m.training for m in model.modules())):
             raise ValueError(
-                f"{type(self.training.base).__name__} is in evaluation mode, as from_pretrained returns it and an "
+                f"{self.training.model_name} is in evaluation mode, as from_pretrained returns it and an "
                 "evaluation leaves it, where dropout is off and R-Drop has no effect: call model.train() first."
             )
         window.check(batch)
@@ -129,16 +129,15 @@ class Objective:
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
-        items, *others = self.plan.items(passes, batch, lm_head)
-        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
+        items, *others = self.plan.items(passes, batch)
+        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, count)
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             """The paper's loss, `rdrop_loss` over the items of all passes."""
-            loss = None if lm_head is None else lm_head.loss
             smoothing = self.training.smoothing(window.head)
-            terms = of.terms(items, settings, loss, with_labels, smoothing)
+            terms = of.terms(items, settings, with_labels, smoothing)
             for rest in others:  # the items of rows that went through the first pass alone
-                once = of.terms(rest, replace(settings, num_passes=1), loss, with_labels, smoothing)
+                once = of.terms(rest, replace(settings, num_passes=1), with_labels, smoothing)
                 terms = RDropLoss(*(a + b for a, b in zip(terms, once, strict=True)))
             return terms
 

@@ -78,6 +78,11 @@ class Training:
             self.hidden_by = "sparse_prediction=True in the model's configuration; set it to False"
 
     @property
+    def model_name(self) -> str:
+        """The name of the model's class, for messages."""
+        return type(self.base).__name__
+
+    @property
     def sharing(self) -> int:
         """How many processes with rows of their own normalise together."""
         return self.processes // self.replicas if self.shares_counts else 1
@@ -108,7 +113,7 @@ class Training:
             return StockLoss(self.base, None if self.hidden_by or head.soft else LossComparison())
         if self.hidden_by:
             raise ValueError(
-                f"R-Drop keeps the own loss of {type(self.base).__name__}, and needs its logits too, which it leaves "
+                f"R-Drop keeps the own loss of {self.model_name}, and needs its logits too, which it leaves "
                 f"out with {self.hidden_by}."
             )
         return ModelLoss(self.base)
@@ -121,10 +126,10 @@ class Training:
         """A collective."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor)
 
-    def on_any_process(self, flag: bool | torch.Tensor) -> bool:
-        """Whether something holds on some process; a collective."""
-        flag = torch.as_tensor(flag, device=self.device).float()
-        return bool(self.sum_over_processes(flag) > 0)
+    def on_any_process(self, flags: Any) -> Any:
+        """Whether something holds on some process, for a boolean or (lists of) several of them; a collective."""
+        flags = torch.as_tensor(flags, device=self.device).float()
+        return self.sum_over_processes(flags).bool().tolist()
 
     def tolerance(self, *results: torch.Tensor, by_products: bool = False) -> float:
         """How far two results may differ, relative, that are the same but for rounding.
