@@ -19,7 +19,7 @@ from ..objective.heads import PredictionHead
 from ..objective.snapshot import same_modes
 from .edits import EDITS, Edit
 from .measure import Stability, differ, divergence_of, mean_by
-from .running import items_of
+from .running import items_of, no_labels
 
 
 class EditedText(NamedTuple):
@@ -129,7 +129,7 @@ def perturbation_stability(
         for start in range(0, len(order), batch_size):
             columns = zip(*(texts[i] for i in order[start : start + batch_size]), strict=True)
             batch = dict(tokenizer(*map(list, columns), **options, padding=True, return_tensors="pt"))
-            batch["labels"] = torch.full((len(batch["input_ids"]),), -100)
+            batch["labels"] = no_labels(model, batch)
             head = head_of(model, batch)
             if head.tokens or len(head.outputs) > 1:
                 raise InputError(f"{type(model).__name__}: edits are compared for sequence classification alone")
