@@ -25,7 +25,9 @@ from .window import StepSettings
 _RUNS = 16
 
 
-def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
+def check_repeated_rows(
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int
+) -> Plan:
     """Is a loss that is not ours the same for a batch and for the same rows several times over?
 
     In the mode that the model trains in, but without dropout. The same passes show which entries of the batch have a

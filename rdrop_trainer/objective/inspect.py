@@ -20,7 +20,7 @@ from .comparisons import (
     find_lm_head,
     find_use_of_count,
 )
-from .forward_modes import check_repeats, check_rows
+from .forward_modes import check_repeated_rows, check_repeats
 from .head_of import head_of, heads_of
 from .heads import QUESTION_ANSWERING, PredictionHead
 from .items import Items
@@ -165,7 +165,7 @@ def _before_repeated_rows(
     if plan.noise is not None:  # the first steps, where a device may be waited for
         refuse_packed(batch, size, wait=True)
     if plan.task_loss.computed_by is not None and not plan.rows_checked:
-        plan = check_rows(training, plan, model, batch, num_passes)
+        plan = check_repeated_rows(training, plan, model, batch, num_passes)
     return plan
 
 

@@ -17,7 +17,7 @@ from ..head import Head
 from ..losses.reference import IGNORE_INDEX
 from .alignment import aligned, usual_loss
 from .comparisons import probe_trainer_loss
-from .head_of import has_listed_head, runs_own_code
+from .head_of import config_value, has_listed_head, runs_own_code
 from .heads import TOKENS, PredictionHead, is_along_text
 from .joint import JointHead
 from .labels import with_values
@@ -111,7 +111,7 @@ def _with_logits(training: Training, head: PredictionHead, named: Head, look: Fi
     fitting = [name for name, z in flat.items() if _may_be_logits(head, z, targets)]
     fitting = fitting or [name for name, z in tensors.items() if "." in name and _may_be_logits(head, z, targets)]
     if len(fitting) > wanted == 1:
-        classes = getattr(getattr(training.base, "config", None), "num_labels", None)
+        classes = config_value(training.base, "num_labels")
         of_classes = [name for name in fitting if tensors[name].shape[-1] == classes]
         fitting = of_classes if len(of_classes) == 1 else fitting
     if len(fitting) > wanted == 1:

@@ -13,7 +13,7 @@ from ..head import Head
 from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
-from .head_of import runs_own_code
+from .head_of import config_value, runs_own_code
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
 from .items import Items
 from .lm_head import vocabulary_size
@@ -54,8 +54,8 @@ def with_values(
 
 def _is_open(training: Training, named: Head) -> bool:
     """Whether neither the user nor the configuration states the problem of a head."""
-    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
-    return training.problem == "auto" and named.problem == "auto" and not (stated and not training.heads)
+    is_stated = config_value(training.base, "problem_type") is not None and not training.heads
+    return training.problem == "auto" and named.problem == "auto" and not is_stated
 
 
 def warn_of_more_labels(training: Training, head: PredictionHead, named: Head, items: Items) -> None:
@@ -163,4 +163,4 @@ def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any])
         return batch["input_ids"].shape[1] if "input_ids" in batch else 0
     if head.language_model or isinstance(head, CTCHead):
         return vocabulary_size(training.base)
-    return getattr(getattr(training.base, "config", None), "num_labels", 0)
+    return config_value(training.base, "num_labels", 0)

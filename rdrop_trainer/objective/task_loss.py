@@ -14,7 +14,7 @@ from torch import nn
 
 from ..losses import RDropLoss
 from .decoder_inputs import without_labels
-from .head_of import runs_own_code
+from .head_of import config_value, runs_own_code
 from .heads import PredictionHead
 from .loss_comparison import LossComparison
 from .outputs import kept, with_loss
@@ -228,7 +228,7 @@ def promises_stock_loss(model: nn.Module) -> bool:
     a loss.
     """
     cls = type(model)
-    adds_loss = getattr(getattr(model, "config", None), "output_router_logits", False)
+    adds_loss = config_value(model, "output_router_logits")
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_function = loss_function.__module__.startswith(("transformers.", "torch."))
     return not runs_own_code(model) and stock_function and not adds_loss and not hasattr(model, "_loss_function")

@@ -14,7 +14,7 @@ from torch import nn
 
 from .._dropout_places import places_of
 from ..head import Head
-from .head_of import base_model
+from .head_of import base_model, config_value
 from .heads import PredictionHead
 from .lm_head import is_compiled
 from .loss_comparison import LossComparison
@@ -74,7 +74,7 @@ class Training:
         mixed = not alone and self.accelerator.mixed_precision != "no"
         half = (p.is_floating_point() and p.dtype.itemsize < 4 for p in self.base.parameters())
         self._is_half = mixed or any(half)
-        if getattr(getattr(self.base, "config", None), "sparse_prediction", False):
+        if config_value(self.base, "sparse_prediction"):
             self.hidden_by = "sparse_prediction=True in the model's configuration; set it to False"
 
     @property

@@ -46,7 +46,7 @@ def checkpoint_fault(checkpoint: str | os.PathLike, needs_optimizer: bool = True
         return "there is no such folder"
     if fault := _state_fault(checkpoint):
         return fault
-    if needs_optimizer and not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
+    if needs_optimizer and not _has_optimizer(checkpoint):
         return _NO_OPTIMIZER
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
@@ -64,6 +64,10 @@ def _state_fault(checkpoint: Path) -> str | None:
     except OSError as error:
         return f"its {_STATE} cannot be read ({error.strerror})"
     return None
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    return any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir())
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -157,7 +161,7 @@ class ResumingMixin(MixinBase):
                     f"Can't find a valid checkpoint at {found}: {fault}. Name an earlier one, or pass "
                     "resume_from_checkpoint=True to go on from the last whole one in output_dir."
                 )
-        if checkpoint_fault(found) == _NO_OPTIMIZER:
+        if not _has_optimizer(found):
             logger.warning(
                 f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh: the run does not end as one that was never "
                 "interrupted."
@@ -168,7 +172,7 @@ class ResumingMixin(MixinBase):
         super()._load_optimizer_and_scheduler(checkpoint)
         schedule = self.lr_scheduler
         counts_steps = isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau)
-        if checkpoint is None or not counts_steps or checkpoint_fault(checkpoint) != _NO_OPTIMIZER:
+        if checkpoint is None or not counts_steps or _has_optimizer(Path(checkpoint)):
             return
         with warnings.catch_warnings():  # torch's, that no step of the optimizer came before
             warnings.simplefilter("ignore")
