@@ -13,7 +13,6 @@ from transformers.utils import logging
 
 from .base_loss import BaseLossMixin
 from .dropout import set_dropout
-from .full_windows import FullWindowsMixin
 from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .logged_terms import LoggedTerms
@@ -28,6 +27,7 @@ from .objective.window import StepSettings, Window
 from .overrides import check_not_divided_again, check_order, overriding
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
+from .reliability.full_windows import FullWindowsMixin
 from .reliability.processes import EqualBatches, check_parallelism, explain_reentrant_checkpoints, use_one_gpu
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin

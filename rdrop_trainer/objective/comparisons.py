@@ -52,7 +52,7 @@ def compare_model_loss(
         own = own * len(passes.runs) / passes.num_passes
     tolerance = training.tolerance(own, items[0].outputs[0])
     margin = max(training.margin(z) for z in items[0].outputs)
-    comparison = stock.comparison.compare(training, own.detach(), loss, tolerance, margin)
+    comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.on_any_process, margin)
     if not comparison.differs:
         return replace(plan, task_loss=replace(stock, comparison=None if comparison.done else comparison))
     logger.warning(
@@ -90,7 +90,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
             "its logits, so R-Drop has nothing to keep. Return a `loss`, or pass compute_loss_func."
         )
     tolerance = training.tolerance(loss, items[0].outputs[0], by_products=True)
-    comparison = plan.trainer_comparison.compare(training, loss, kept, tolerance)
+    comparison = plan.trainer_comparison.compare(loss, kept, tolerance, training.on_any_process)
     if comparison.differs:
         names = " or ".join(head.outputs)
         raise ValueError(
@@ -134,7 +134,7 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
         outputs = call_model(model, copied(function.inputs(batch, plan.head)))
         expected = function.of(outputs, batch, count)
     tolerance = training.tolerance(loss, expected, by_products=True)
-    comparison = plan.trainer_comparison.compare(training, loss, expected, tolerance)
+    comparison = plan.trainer_comparison.compare(loss, expected, tolerance, training.on_any_process)
     if comparison.differs:
         raise ValueError(
             f"The {trainer.computed_by} returns {loss.item():.6g} where compute_loss_func gives {expected.item():.6g}, "

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from .training import Training
 
 
 @dataclass(frozen=True)
@@ -31,12 +28,17 @@ class LossComparison:
         return self.differs or self.batches >= self.ENOUGH
 
     def compare(
-        self, training: Training, own: torch.Tensor, expected: torch.Tensor, tolerance: float, margin: float = 1e-6
+        self,
+        own: torch.Tensor,
+        expected: torch.Tensor,
+        tolerance: float,
+        on_any_process: Callable[[torch.Tensor], list[bool]],
+        margin: float = 1e-6,
     ) -> LossComparison:
         """Compare the own loss of one batch with what it is taken for, up to a relative tolerance and an absolute
         margin; all processes come to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
         """
         is_known = own.isfinite()
         is_other = is_known & ((own - expected).abs() > tolerance * expected.abs() + margin)
-        known, differs = training.on_any_process(torch.stack([is_known, is_other]))
+        known, differs = on_any_process(torch.stack([is_known, is_other]))
         return LossComparison(self.batches + known, differs)
