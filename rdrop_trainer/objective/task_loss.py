@@ -19,7 +19,7 @@ from .heads import PredictionHead
 from .loss_comparison import LossComparison
 from .outputs import kept, with_loss
 from .passes import Passes, call_model
-from .rows import copied
+from .rows import copied, refusing_writes
 from .window import Window
 
 # items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
@@ -156,16 +156,13 @@ class FunctionLoss(TaskLoss):
         Raises:
             ValueError: it wrote to the outputs, of which the divergence is made.
         """
-        tensors = Passes.of(outputs).tensors()
-        versions = {name: value._version for name, value in tensors.items()}
-        loss = self.function(outputs, copied({"labels": batch.get("labels")})["labels"], num_items_in_batch=count)
-        for name, version in versions.items():
-            if tensors[name]._version != version:
-                raise ValueError(
-                    f"compute_loss_func wrote to {name!r} of the outputs, of which the divergence is made too: let it "
-                    "change a copy, as in logits = logits + bias."
-                )
-        return loss
+        message = (
+            "compute_loss_func wrote to {} of the outputs, of which the divergence is made too: let it change a copy, "
+            "as in logits = logits + bias."
+        )
+        labels = copied({"labels": batch.get("labels")})["labels"]
+        with refusing_writes(Passes.of(outputs).tensors(), message):
+            return self.function(outputs, labels, num_items_in_batch=count)
 
     def returned(self, passes: Passes, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
         return torch.stack([self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]).mean()
