@@ -230,7 +230,7 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
         if should_reduce_batch_size(error):  # as with auto_find_batch_size
             raise
         reason = f"{type(error).__name__}: {error}"
-    if training.sum_over_processes(torch.tensor([float(same)], device=training.device)) < training.processes:
+    if training.on_any_process(not same):
         raise CannotFuse(reason)
     plan = replace(plan, lm_head=replace(plan.lm_head, verified=True))
     passes = Passes.of(outputs)

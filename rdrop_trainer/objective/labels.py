@@ -102,10 +102,11 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
 
     A loss of the user's may know other labels.
     """
-    if not (head.own_loss or head.soft or head.positions):
-        for batch in batches:
-            _check_kind(training, head, batch)
-    if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
+    if head.own_loss or head.soft or head.positions:
+        return
+    for batch in batches:
+        _check_kind(training, head, batch)
+    if head.problem != "single_label":
         return
     for batch in batches:
         labels, classes = batch[head.labels[0]], _classes(training, head, batch)
