@@ -1,4 +1,6 @@
-"""Is a loss what it is taken for, and an output head all there is? Each check takes a plan, and returns a better one.
+"""Is a loss what it is taken for, and are the logits those of the output head alone?
+
+Each check takes a plan, and returns a better one.
 
 `model` is what `compute_loss` gets, without `DistributedDataParallel`; `batch` a micro-batch. All processes make the
 same checks in the same micro-batches.
@@ -63,7 +65,7 @@ def compare_model_loss(
 
 
 def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
-    """Does a base trainer return logits to train on with its own loss? If not, another loss must be the same.
+    """Does a base trainer return logits beside its loss? If not, the loss must be one that R-Drop can compute.
 
     Logits without a gradient do not count: trl's `SFTTrainer` makes them in another forward, for metrics.
 

@@ -1,4 +1,4 @@
-"""Does a training stand its forward mode: rows that are repeated, passes that run again?
+"""Does a forward mode fit a model: may its rows be repeated, and may its passes run again?
 
 `model` is what `compute_loss` gets, without `DistributedDataParallel`; `batch` a micro-batch. All processes make the
 same checks in the same micro-batches.
@@ -30,8 +30,8 @@ def check_repeated_rows(
 ) -> Plan:
     """Is a loss that is not ours the same for a batch and for the same rows several times over?
 
-    In the mode that the model trains in, but without dropout. The same passes show which entries of the batch have a
-    value for each row, where their form does not: with the wrong ones repeated the loss fails, or differs.
+    The model is in training mode, but without dropout. The same passes show which entries of the batch have a value for
+    each row, where their form does not: with the wrong ones repeated the loss fails, or differs.
 
     Raises:
         ValueError: it depends on the number of rows, as a sum does, or negatives within the batch; or an entry fits

@@ -37,7 +37,7 @@ class FirstLook:
     Attributes:
         passes: that pass.
         batch: on the device of the model.
-        source: how the task loss is got.
+        source: where the task loss comes from.
     """
 
     passes: Passes

@@ -114,7 +114,8 @@ class LMHead:
     def matches_logits(self, model: nn.Module, inputs: dict[str, Any], is_rounded: bool = False) -> tuple[bool, Any]:
         """Whether the logits a model returns for some inputs are those of this head; and all it returned.
 
-        Weights behind the head count, too, which may do nothing yet (a bias that starts at 0) and would never learn.
+        They are not where weights behind the head take part, even if these do nothing yet (a bias that starts at 0):
+        they would never learn. So gradients are recorded from the head on, and the logits must have none.
         """
 
         def record(*_: Any) -> None:

@@ -1,10 +1,12 @@
 """The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own.
 
-A step in four parts: `Window.count` counts the items of its micro-batches; for each of these `Plan.run` makes the
-passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. Where the
-task loss is another, a `TaskLoss` brings it along. The first steps find out what the model predicts (`head_of`,
-`judge`, `alignment`), whether its own loss is the usual one (`comparisons`), whether it has noise (`noise`) and stands
-its forward mode (`forward_modes`): `inspect` asks, and the `Plan` knows.
+A step has four parts. `Window.count` counts the items of its micro-batches. For each of these `Plan.run` makes the
+passes, `Plan.items` takes the items out of them, and `Window.terms` gives the items to `rdrop_loss`. A `TaskLoss` says
+where the task loss comes from, if it is another one.
+
+The first steps also find out what the model predicts (`head_of`, `judge`, `alignment`), whether its own loss is the
+usual one (`comparisons`), whether it has noise (`noise`), and whether its forward mode fits it (`forward_modes`).
+`inspect` calls these checks, and their results are kept in the `Plan`.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ class Objective:
                 "evaluation leaves it, where dropout is off and R-Drop has no effect: call model.train() first."
             )
         window.check(batch)
-        # What stands before and after the passes looks at the first steps alone, and may change the plan
+        # The checks before and after the passes look at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)

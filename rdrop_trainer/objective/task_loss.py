@@ -22,8 +22,8 @@ from .passes import Passes, call_model
 from .rows import copied, refusing_writes
 from .window import Window
 
-# items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
-# `of`, by default that of the step; without labels, the divergence alone
+# items_loss(with_labels, of) returns the share of a micro-batch in the task loss and divergence of the window `of` (by
+# default that of the step); without labels, in the divergence alone
 ItemsLoss = Callable[..., RDropLoss]
 
 
@@ -44,7 +44,10 @@ class TaskLoss:
 
     @property
     def computed_by(self) -> str | None:
-        """What makes the loss of all rows of a forward pass; None: it is ours, or sees each pass alone."""
+        """The code that makes one loss of all rows of a forward pass, so of several passes in one forward, by name.
+
+        None: the loss is R-Drop's own, or made of each pass by itself.
+        """
         return None
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:

@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 
 
 class EqualBatches(TrainerCallback):
-    """Refuses a training in which the processes have epochs of unequal numbers of batches, if it gets that far."""
+    """Refuses a training whose processes have unequal numbers of batches in an epoch, if it gets to the end of one."""
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if args.world_size == 1 or not has_length(train_dataloader):
