@@ -132,14 +132,14 @@ def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], 
         found = [head_of(model, batch, heads[0].problem, own_loss)]
     else:
         _refuse_without_items(model)
-        found = [replace(_named(model, batch, head), own_loss=True) for head in heads]
+        found = [replace(_named(batch, head), own_loss=True) for head in heads]
     return [
         replace(_placed(part, head), weights=tuple(head.weight * w for w in part.part_weights))
         for part, head in zip(found, heads, strict=True)
     ]
 
 
-def _named(model: nn.Module, batch: Mapping[str, Any], head: Head) -> PredictionHead:
+def _named(batch: Mapping[str, Any], head: Head) -> PredictionHead:
     """The head of some labels, by their type."""
     if head.labels in QUESTION_ANSWERING.labels:
         part = replace(SINGLE_LABEL, name="positions in the text", positions=True)

@@ -162,10 +162,10 @@ def _with_tokens(
     training: Training, heads: list[PredictionHead], named: Sequence[Head], look: FirstLook
 ) -> list[PredictionHead]:
     """Labels (B, T) for logits (B, T, 1), or (B, T) that follow the length of the text, look like rows of columns."""
-    pairs = list(zip(heads, named, strict=True))
     if has_listed_head(training.base) and not training.heads:
         return heads
-    forms = [_form(*pair, look) if pair[1].align == "auto" else "rows" for pair in pairs]
+    pairs = zip(heads, named, strict=True)
+    forms = [_form(head, look) if spec.align == "auto" else "rows" for head, spec in pairs]
     if training.on_any_process("either" in forms):
         follow = _follow_the_text(training, heads, look)
         forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
@@ -179,7 +179,8 @@ def _with_tokens(
     ]
 
 
-def _form(head: PredictionHead, named: Head, look: FirstLook) -> str:
+def _form(head: PredictionHead, look: FirstLook) -> str:
+    """What labels and logits of these shapes are of: "rows", "tokens" or "either"."""
     labels, logits = look.batch[head.labels[0]], look.logits(head)
     is_text = any(key in look.batch for key in ("input_ids", "inputs_embeds"))
     if head.tokens or head.problem == "single_label" or logits is None or labels.dim() != 2 or labels.shape[1] == 1:

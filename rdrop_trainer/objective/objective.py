@@ -82,16 +82,17 @@ class Objective:
         Raises:
             ValueError: batches without labels, or some rows left out of a loss that is not made item by item.
         """
-        training, self.plan = self.training, next_plan(self.training, self.plan, batches)
+        training = self.training
+        self.plan = next_plan(training, self.plan, batches)
         if row_share < 1:
             check_item_by_item(self.plan.task_loss)
         return Window.count(
             self.plan.head,
             batches,
             training.device,
-            training.sharing if shared else 1,
-            lambda counts: training.sum_over_processes(counts) // training.replicas,
-            row_share,
+            processes=training.sharing if shared else 1,
+            sum_over_processes=lambda counts: training.sum_over_processes(counts) // training.replicas,
+            row_share=row_share,
         )
 
     def __call__(
