@@ -145,12 +145,15 @@ def before_passes(
     if plan.trainer_comparison is not None:
         compare = compare_trainer_loss if training.loss_function is None else compare_function
         plan = compare(training, plan, model, batch)
-    if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
+    may_fuse = plan.head.language_model and settings.fused_head != "false" and not whole
+    if may_fuse and plan.not_fused is None:
         plan = find_lm_head(training, plan, batch, settings)
-    if settings.num_passes > 1 and settings.forward_mode == "concat":
-        plan = _before_repeated_rows(training, plan, model, batch, settings.num_passes)
-    if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:
-        plan = check_repeats(training, plan, model, batch, settings)
+    if settings.num_passes == 1:
+        return plan
+    if settings.forward_mode == "concat":
+        return _before_repeated_rows(training, plan, model, batch, settings.num_passes)
+    if settings.forward_mode == "recompute" and not plan.repeats and not whole:
+        return check_repeats(training, plan, model, batch, settings)
     return plan
 
 

@@ -183,7 +183,8 @@ def _form(head: PredictionHead, look: FirstLook) -> str:
     """What labels and logits of these shapes are of: "rows", "tokens" or "either"."""
     labels, logits = look.batch[head.labels[0]], look.logits(head)
     is_text = any(key in look.batch for key in ("input_ids", "inputs_embeds"))
-    if head.tokens or head.problem == "single_label" or logits is None or labels.dim() != 2 or labels.shape[1] == 1:
+    has_columns = labels.dim() == 2 and labels.shape[1] > 1
+    if logits is None or not has_columns or head.tokens or head.problem == "single_label":
         return "rows"
     if is_text and not is_along_text(labels, look.batch):
         return "rows"
@@ -212,7 +213,7 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
 def _has_one_logit(head: PredictionHead, look: FirstLook | None) -> bool:
     """Whether an item was seen to have a single logit, whose dimension may be missing."""
     logits = None if look is None else look.logits(head)
-    if logits is None or head.choices or head.positions or head.language_model:
+    if logits is None or not head.allows_one_logit:
         return False
     squeezed = look.batch[head.labels[0]].shape if head.tokens else logits.shape[:1]
     return logits.shape[-1] == 1 or logits.shape == squeezed

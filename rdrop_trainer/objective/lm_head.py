@@ -145,14 +145,16 @@ class LMHead:
         A model on several devices (`device_map`) may have its head on another one than its last layer. The loss is
         where the labels are, as that of the logits is, which such a model hands back there.
         """
-        here, home = self.linear.weight.device, hidden[0].device if labels is None else labels.device
-        shape: dict[str, Any] = {"bias": self._bias(), "logit_scale": self.logit_scale, "softcap": self.softcap}
+        here = self.linear.weight.device
+        home = hidden[0].device if labels is None else labels.device
         terms = rdrop_linear_loss(
             tuple(states.to(here) for states in hidden),
             self.linear.weight,
             None if labels is None else labels.to(here),
+            bias=self._bias(),
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
             mask=None if mask is None else mask.to(here),
-            **shape,
             **settings,
         )
         return RDropLoss(*(term.to(home) for term in terms))

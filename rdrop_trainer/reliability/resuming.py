@@ -99,10 +99,9 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False, needs_o
     Returns:
         Its folder; None if no checkpoint is whole.
     """
-    steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*")}
     passed_over = []
     found = None
-    for path in sorted((path for path, match in steps.items() if match), key=lambda p: -int(steps[p][1])):
+    for path in _checkpoints_in(Path(folder)):
         fault = checkpoint_fault(path, needs_optimizer)
         if fault is None:
             found = path
@@ -114,14 +113,20 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False, needs_o
     return found
 
 
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """The folders of checkpoints, whole or not, the latest step first."""
+    steps = {path: _NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, match in steps.items() if match), key=lambda path: -int(steps[path][1]))
+
+
 def _clear_half_written(new: Path) -> None:
     """Delete unfinished checkpoints next to a new one, before `Trainer` deletes the oldest.
 
     `Trainer` would count them among the checkpoints to keep. Where folders have no times (a mounted object store), it
     would also take an unfinished one of a later step for the newest, and delete all others.
     """
-    for path in new.parent.glob("checkpoint-*"):
-        if _NAME.fullmatch(path.name) and path != new and _state_fault(path):
+    for path in _checkpoints_in(new.parent):
+        if path != new and _state_fault(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
