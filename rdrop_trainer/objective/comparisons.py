@@ -39,7 +39,7 @@ def compare_model_loss(
     if not isinstance(stock, StockLoss) or stock.comparison is None:
         return plan
     if passes.chosen is not None:  # the model's loss counted some rows more often than others
-        passes = training.probe(training.model, stock.inputs(batch, plan.head), names=plan.head.outputs)
+        passes = training.probe(training.model, batch, stock, plan.head)
         [items] = plan.items(passes, batch)
     own = passes.loss()
     if own is None:
@@ -73,7 +73,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    own, counting = probe_trainer_loss(training, trainer, head, model, batch, with_grad=True)
+    own, counting = probe_trainer_loss(training, model, batch, trainer, head, with_grad=True)
     if counting.counts is not None:
         plan = replace(plan, task_loss=replace(counting, of_heads=plan.task_loss.of_heads))
     logits = [own.get(name) for name in head.outputs]
@@ -83,7 +83,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     del own, logits  # and with them the activations that they hold
     if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=training.loss_of_model(head))
-    passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
+    passes = training.probe(model, batch, plan.task_loss, head)
     items = head.items(passes, batch, 1)
     kept = passes.loss() if plan.task_loss.needs_logits else stock_loss(training, plan.head, passes, items, batch)
     if kept is None:
@@ -105,19 +105,18 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
 
 def probe_trainer_loss(
     training: Training,
-    source: TrainerLoss,
-    head: PredictionHead,
     model: nn.Module,
     batch: Mapping[str, Any],
+    source: TrainerLoss,
+    head: PredictionHead,
     with_grad: bool = False,
 ) -> tuple[Passes, TrainerLoss]:
-    """A base trainer's loss of a batch, and how it is called: with the number of items where it needs it."""
-    inputs = source.inputs(batch, head)
+    """`Training.probe` of a base trainer's loss, and how it is called: with the number of items where it needs it."""
     try:
-        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
+        return training.probe(model, batch, source, head, with_grad), source
     except TypeError:  # such as a division by the count, which is None
         source = replace(source, counts=head)
-        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
+        return training.probe(model, batch, source, head, with_grad), source
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:

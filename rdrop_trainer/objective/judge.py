@@ -50,9 +50,9 @@ class FirstLook:
         model = training.model
         with training.in_training_mode(), training.without_dropout():
             if isinstance(source, TrainerLoss):
-                passes, source = probe_trainer_loss(training, source, head, model, batch)
+                passes, source = probe_trainer_loss(training, model, batch, source, head)
             else:
-                passes = training.probe(model, source.inputs(batch, head), source.call, names=head.outputs)
+                passes = training.probe(model, batch, source, head)
         return cls(passes, batch, source)
 
     def logits(self, head: PredictionHead) -> torch.Tensor | None:

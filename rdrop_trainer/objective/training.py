@@ -18,7 +18,7 @@ from .head_of import base_model, config_value
 from .heads import PredictionHead
 from .lm_head import is_compiled
 from .loss_comparison import LossComparison
-from .passes import Passes, call_model, run_passes
+from .passes import Passes, run_passes
 from .snapshot import same_modes, same_noise
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TaskLoss, TrainerLoss, promises_stock_loss
 
@@ -197,11 +197,11 @@ class Training:
     def probe(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
-        call=call_model,
+        batch: Mapping[str, Any],
+        source: TaskLoss,
+        head: PredictionHead,
         with_grad: bool = False,
-        names: Sequence[str] = ("logits",),
     ) -> Passes:
-        """One pass over some inputs, `aside`; see `run_passes`."""
+        """One pass over a micro-batch, `aside`: the model is fed and called as a source of the task loss does it."""
         with self.aside(with_grad):
-            return run_passes(model, inputs, 1, "sequential", call, names)
+            return run_passes(model, source.inputs(batch, head), 1, "sequential", source.call, head.outputs)
