@@ -21,7 +21,7 @@ from .decoder_inputs import decoder_inputs
 from .heads import PredictionHead
 from .items import Items
 from .lm_head import CannotFuse, LMHead
-from .passes import Passes, call_model
+from .passes import Passes
 from .plan import Plan
 from .rows import copied, find_batch_size, take_rows
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss
@@ -132,7 +132,7 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
         loss = trainer.compute_loss(model, copied(batch), num_items_in_batch=count * training.sharing)
     with training.aside():
-        outputs = call_model(model, copied(function.inputs(batch, plan.head)))
+        outputs = model(**copied(function.inputs(batch, plan.head)))
         expected = function.of(outputs, batch, count)
     tolerance = training.tolerance(loss, expected, by_products=True)
     comparison = plan.trainer_comparison.compare(loss, expected, tolerance, training.on_any_process)

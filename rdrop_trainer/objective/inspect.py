@@ -138,8 +138,8 @@ def before_passes(
     """What must be known before the passes over a micro-batch.
 
     Raises:
-        ValueError: a task loss that can neither be kept nor replaced, or that does not stand repeated rows; an output
-            head that is to be fused, and sharded.
+        ValueError: a task loss that can neither be kept nor replaced, or that depends on the number of rows; a model
+            that does something else when it runs again; an output head that is to be fused, and sharded.
     """
     model = without_ddp(model)
     if plan.trainer_comparison is not None:

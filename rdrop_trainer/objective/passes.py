@@ -131,11 +131,6 @@ class Passes:
         return with_loss(self.output(0), loss, "loss" in self.runs[0])
 
 
-def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """One forward of a model."""
-    return model(**inputs)
-
-
 def without_ddp(model: nn.Module) -> nn.Module:
     """The model inside `DistributedDataParallel`, compiled where the wrapper is; or the model itself."""
     wrapper: Any = getattr(model, "_orig_mod", model)  # of torch.compile, which accelerate puts around all else
@@ -150,7 +145,7 @@ def run_passes(
     inputs: Mapping[str, Any],
     num_passes: int,
     mode: str,
-    call: Callable[[nn.Module, dict[str, Any]], Any] = call_model,
+    call: Callable[[nn.Module, dict[str, Any]], Any] = lambda model, inputs: model(**inputs),
     names: Sequence[str] = ("logits",),
     follows: Mapping[str, bool] | None = None,
     later: Sequence[Mapping[str, Any]] = (),

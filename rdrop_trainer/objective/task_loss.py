@@ -18,7 +18,7 @@ from .head_of import config_value, runs_own_code
 from .heads import PredictionHead
 from .loss_comparison import LossComparison
 from .outputs import kept, with_loss
-from .passes import Passes, call_model
+from .passes import Passes
 from .rows import copied, refusing_writes
 from .window import Window
 
@@ -56,7 +56,7 @@ class TaskLoss:
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         """Run the model once. The outputs to `keep` are enough for the divergence; others may be let go at once."""
-        return kept(call_model(model, inputs), keep)
+        return kept(model(**inputs), keep)
 
     def terms(
         self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
@@ -151,7 +151,7 @@ class FunctionLoss(TaskLoss):
         return without_labels(self.base, batch, ("labels",))
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        return call_model(model, inputs)  # the function may read any output
+        return model(**inputs)  # the function may read any output
 
     def of(self, outputs: Any, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
         """What the function makes of the outputs of one pass over a batch.
