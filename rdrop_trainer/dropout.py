@@ -155,10 +155,6 @@ def dropout_settings(config: Any) -> dict[str, float]:
 # ---- What is missing, and what was not set ----
 
 
-def _identities(model: nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if type(module) is nn.Identity]
-
-
 def _missing_dropout(model: nn.Module, twins: dict[str, PreTrainedModel], p: float) -> list[str]:
     """Paths of identities that would be dropout modules if the model had been built with dropout.
 
@@ -166,7 +162,7 @@ def _missing_dropout(model: nn.Module, twins: dict[str, PreTrainedModel], p: flo
     configuration alone; then the name decides.
     """
     missing = []
-    for path in _identities(model):
+    for path in [path for path, module in model.named_modules() if type(module) is nn.Identity]:
         owner, _, name = path.rpartition(".")
         if isinstance(model.get_submodule(owner), nn.ModuleDict):  # adapters by name
             owner, _, name = owner.rpartition(".")

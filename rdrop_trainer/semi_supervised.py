@@ -61,7 +61,8 @@ class UnlabeledRowsMixin(MixinBase):
                 "is all they are for: leave it at 1, or lower rdrop_unlabeled_ratio."
             )
         labeled, collator = self.train_dataset, self.data_collator
-        if is_ctc(self._training().base):
+        training = self._training()
+        if is_ctc(training.base):
             raise ValueError(
                 f"unlabeled_dataset does not fit speech recognition by CTC, where a row of {IGNORE_INDEX} alone is an "
                 "empty transcript, silence: leave it out."
@@ -75,36 +76,13 @@ class UnlabeledRowsMixin(MixinBase):
             for rows in (labeled, self.unlabeled_dataset)
         ]
         both = SemiSupervisedDataset(*used)
-        self._check_head(both.label_level)
+        _check_head(training, both.label_level)
         self.train_dataset = both
         self.data_collator = SemiSupervisedCollator(self._get_collator_with_removed_columns(collator))
         try:
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = labeled, collator
-
-    def _check_head(self, label_level: str) -> None:
-        training = self._training()
-        labels = torch.full((1,) if label_level == "row" else (1, 1), IGNORE_INDEX)
-        named = training.heads or [Head(problem=training.problem)]
-        if [head.labels for head in named] != ["labels"]:
-            raise ValueError(
-                "unlabeled_dataset marks rows without a label in `labels`, but rdrop_heads names "
-                f"{', '.join(head.labels for head in named)}: leave it out."
-            )
-        head = head_of(training.base, {"labels": labels}, named[0].problem, training.own_loss)
-        # A loss of the user's may leave rows without a label out
-        problem = head.problem if head.own_loss else head.task_problem
-        if problem == "regression" or (problem == "multi_label" and not head.own_loss):
-            raise ValueError(
-                f"unlabeled_dataset does not fit {ROWS[problem].name}, which takes {IGNORE_INDEX}, the mark of an "
-                "unlabeled row, for a value: leave it out, or train a classifier with integer labels."
-            )
-        if label_level == "token" and head.tokens and head.unlabeled_mask is None:
-            raise ValueError(
-                f"unlabeled_dataset would have no effect on {head.name}, where every token that is to be predicted has "
-                "its label: add the texts to train_dataset."
-            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if not isinstance(train_dataset, SemiSupervisedDataset):
@@ -126,6 +104,30 @@ class SetSamplerEpoch(TrainerCallback):
         sampler = row_sampler(train_dataloader)
         if isinstance(sampler, SemiSupervisedSampler):
             sampler.set_epoch(int(state.epoch))
+
+
+def _check_head(training: Training, label_level: str) -> None:
+    """Refuse a model for which -100 does not mark a row without a label, or marks one that has no effect."""
+    labels = torch.full((1,) if label_level == "row" else (1, 1), IGNORE_INDEX)
+    named = training.heads or [Head(problem=training.problem)]
+    if [head.labels for head in named] != ["labels"]:
+        raise ValueError(
+            "unlabeled_dataset marks rows without a label in `labels`, but rdrop_heads names "
+            f"{', '.join(head.labels for head in named)}: leave it out."
+        )
+    head = head_of(training.base, {"labels": labels}, named[0].problem, training.own_loss)
+    # A loss of the user's may leave rows without a label out
+    problem = head.problem if head.own_loss else head.task_problem
+    if problem == "regression" or (problem == "multi_label" and not head.own_loss):
+        raise ValueError(
+            f"unlabeled_dataset does not fit {ROWS[problem].name}, which takes {IGNORE_INDEX}, the mark of an "
+            "unlabeled row, for a value: leave it out, or train a classifier with integer labels."
+        )
+    if label_level == "token" and head.tokens and head.unlabeled_mask is None:
+        raise ValueError(
+            f"unlabeled_dataset would have no effect on {head.name}, where every token that is to be predicted has "
+            "its label: add the texts to train_dataset."
+        )
 
 
 def _as_seedable(sampler: Any, data_seed: int | None) -> Sampler[int]:

@@ -13,7 +13,6 @@ from transformers.utils import logging
 
 from .base_loss import BaseLossMixin
 from .dropout import set_dropout
-from .full_windows import FullWindowsMixin
 from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .logged_terms import LoggedTerms
@@ -28,6 +27,7 @@ from .objective.window import StepSettings, Window
 from .overrides import check_not_divided_again, check_order, overriding
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
+from .reliability.full_windows import FullWindowsMixin
 from .reliability.processes import EqualBatches, check_parallelism, explain_reentrant_checkpoints, use_one_gpu
 from .reliability.resuming import ResumingMixin
 from .search import SearchMixin
@@ -197,8 +197,7 @@ class RDropMixin(
                 f"Trainable weights are in {', '.join(map(str, half))}, in which most updates of a small learning rate "
                 "round away. Load the model with dtype=torch.float32; bf16=True or fp16=True makes the passes as fast."
             )
-        liger = getattr(self.args, "liger_kernel_config", None) or {}
-        hidden_by = None
+        liger, hidden_by = self.args.liger_kernel_config or {}, None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
             hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
         settings = RDropArguments.of(self.args)
@@ -296,15 +295,20 @@ class RDropMixin(
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
         if "loss" in logs:
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
-            had_noise = self._objective is not None and self._objective.plan.noise is None
-            is_zero = logs.get("divergence") == 0 and had_noise and not self.args.rdrop_allow_deterministic
-            # Of few rows, stochastic depth may by chance leave out the same layers in all passes
-            if is_zero and not noise_of(self.model, self.args.neftune_noise_alpha):
-                logger.warning_once(
-                    "The logged divergence is exactly 0: the passes are alike now, and R-Drop has no effect. Does a "
-                    "callback set dropout to 0, or put layers into evaluation mode?"
-                )
+            if logs.get("divergence") == 0:
+                self._warn_of_lost_noise()
         super().log(logs, *args, **kwargs)
+
+    def _warn_of_lost_noise(self) -> None:
+        had_noise = self._objective is not None and self._objective.plan.noise is None
+        if not had_noise or self.args.rdrop_allow_deterministic:
+            return
+        # Of few rows, stochastic depth may by chance leave out the same layers in all passes
+        if not noise_of(self.model, self.args.neftune_noise_alpha):
+            logger.warning_once(
+                "The logged divergence is exactly 0: the passes are alike now, and R-Drop has no effect. Does a "
+                "callback set dropout to 0, or put layers into evaluation mode?"
+            )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """`Trainer.floating_point_ops` of all passes of this step."""

@@ -26,8 +26,8 @@ class SemiSupervisedDataset(Dataset):
     -100: one for a row with one label, one per entry of `input_ids` where tokens have labels.
 
     Args:
-        labeled: the training data, map-style, with integer labels.
-        unlabeled: map-style rows with the same inputs. Their labels are not read, with one exception: where the labels
+        labeled: the training data, with integer labels; both must pass `check_rows`.
+        unlabeled: rows with the same inputs. Their labels are not read, with one exception: where the labels
             are another sequence than the input (sequence to sequence), the rows must have labels that are all -100.
 
     Attributes:
@@ -35,12 +35,10 @@ class SemiSupervisedDataset(Dataset):
         label_level: what has a label: a "row", a "token" of the input, or a "target", a token of another sequence.
 
     Raises:
-        ValueError: data without a length or without rows, or labels that cannot be marked as missing.
+        ValueError: labels that cannot be marked as missing.
     """
 
     def __init__(self, labeled: Any, unlabeled: Any):
-        check_rows("train_dataset", labeled)
-        check_rows("unlabeled_dataset", unlabeled)
         self.labeled, self.unlabeled = labeled, unlabeled
         self.label_key = _label_key(labeled[0])
         self.label_level = _label_level(labeled, self.label_key)

@@ -15,7 +15,7 @@ FOLDERS = [
     ["script", "cross_encoder"],
     ["trainer", "report"],
     ["glue"],
-    ["hub", "full_windows"],
+    ["hub"],
     ["reliability", "stability"],
     ["semi_supervised", "search", "views", "base_loss", "logged_terms"],
     ["objective"],

@@ -114,7 +114,8 @@ def rdrop_loss(
         labels = torch.full((size,), reference.IGNORE_INDEX, device=logits[0].device)
 
     are_classes = labels is not None and problem == "single_label" and labels.dim() == 1
-    backend = choose(implementation, logits, problem, alpha, soft=problem == "single_label" and not are_classes)
+    are_probabilities = problem == "single_label" and not are_classes
+    backend = choose(implementation, logits, problem, alpha, are_probabilities)
     if backend == "triton":  # counts by itself
         if num_divergence_items is None and (reduction == "sum" or mask is None):
             num_divergence_items = 1 if reduction == "sum" else size

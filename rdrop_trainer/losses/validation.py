@@ -19,8 +19,11 @@ IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 
 def check_settings(alpha, num_passes, problem, reduction, label_smoothing, implementation) -> None:
     """Check the settings, which do not depend on the tensors."""
-    known = {"problem": PROBLEMS, "reduction": REDUCTIONS, "implementation": IMPLEMENTATIONS}
-    for (name, choices), value in zip(known.items(), (problem, reduction, implementation), strict=True):
+    for name, value, choices in (
+        ("problem", problem, PROBLEMS),
+        ("reduction", reduction, REDUCTIONS),
+        ("implementation", implementation, IMPLEMENTATIONS),
+    ):
         if value not in choices:
             raise ValueError(f"{name}={value!r} is unknown; expected one of {', '.join(choices)}.")
     if not (isinstance(alpha, torch.Tensor) or (math.isfinite(alpha) and alpha >= 0)):

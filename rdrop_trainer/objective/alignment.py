@@ -65,7 +65,7 @@ def aligned(
         return (list(found) if longer else settled(found, place="same")), is_sum <= tolerance
     if len(candidates) > 1:
         fault = (
-            f"The loss of {type(training.base).__name__} does not show where the labels of tokens stand among the "
+            f"The loss of {training.model_name} does not show where the labels of tokens stand among the "
             f"logits: it is not the usual loss of {' and '.join(head.name for head in heads)} "
             + ("at the first or at the last positions, or shifted by one token" if longer else "in place or shifted")
             + (", or of more than one of these" if best <= tolerance else "")

@@ -1,4 +1,6 @@
-"""Is a loss what it is taken for, and an output head all there is? Each check takes a plan, and returns a better one.
+"""Is a loss what it is taken for, and are the logits those of the output head alone?
+
+Each check takes a plan, and returns a better one.
 
 `model` is what `compute_loss` gets, without `DistributedDataParallel`; `batch` a micro-batch. All processes make the
 same checks in the same micro-batches.
@@ -19,7 +21,7 @@ from .decoder_inputs import decoder_inputs
 from .heads import PredictionHead
 from .items import Items
 from .lm_head import CannotFuse, LMHead
-from .passes import Passes, call_model
+from .passes import Passes
 from .plan import Plan
 from .rows import copied, find_batch_size, take_rows
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss
@@ -37,7 +39,7 @@ def compare_model_loss(
     if not isinstance(stock, StockLoss) or stock.comparison is None:
         return plan
     if passes.chosen is not None:  # the model's loss counted some rows more often than others
-        passes = training.probe(training.model, stock.inputs(batch, plan.head), names=plan.head.outputs)
+        passes = training.probe(training.model, batch, stock, plan.head)
         [items] = plan.items(passes, batch)
     own = passes.loss()
     if own is None:
@@ -52,7 +54,7 @@ def compare_model_loss(
         own = own * len(passes.runs) / passes.num_passes
     tolerance = training.tolerance(own, items[0].outputs[0])
     margin = max(training.margin(z) for z in items[0].outputs)
-    comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.sum_over_processes, margin)
+    comparison = stock.comparison.compare(own.detach(), loss, tolerance, training.on_any_process, margin)
     if not comparison.differs:
         return replace(plan, task_loss=replace(stock, comparison=None if comparison.done else comparison))
     logger.warning(
@@ -63,7 +65,7 @@ def compare_model_loss(
 
 
 def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
-    """Does a base trainer return logits to train on with its own loss? If not, another loss must be the same.
+    """Does a base trainer return logits beside its loss? If not, the loss must be one that R-Drop can compute.
 
     Logits without a gradient do not count: trl's `SFTTrainer` makes them in another forward, for metrics.
 
@@ -71,7 +73,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    own, counting = probe_trainer_loss(training, trainer, head, model, batch, with_grad=True)
+    own, counting = probe_trainer_loss(training, model, batch, trainer, head, with_grad=True)
     if counting.counts is not None:
         plan = replace(plan, task_loss=replace(counting, of_heads=plan.task_loss.of_heads))
     logits = [own.get(name) for name in head.outputs]
@@ -81,16 +83,16 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     del own, logits  # and with them the activations that they hold
     if isinstance(plan.task_loss, TrainerLoss):
         plan = replace(plan, task_loss=training.loss_of_model(head))
-    passes = training.probe(model, plan.task_loss.inputs(batch, head), names=head.outputs)
+    passes = training.probe(model, batch, plan.task_loss, head)
     items = head.items(passes, batch, 1)
     kept = passes.loss() if plan.task_loss.needs_logits else stock_loss(training, plan.head, passes, items, batch)
     if kept is None:
         raise ValueError(
-            f"{trainer.trainer_name} returns no logits with its loss, and {type(training.base).__name__} no loss with "
+            f"{trainer.trainer_name} returns no logits with its loss, and {training.model_name} no loss with "
             "its logits, so R-Drop has nothing to keep. Return a `loss`, or pass compute_loss_func."
         )
     tolerance = training.tolerance(loss, items[0].outputs[0], by_products=True)
-    comparison = plan.trainer_comparison.compare(loss, kept, tolerance, training.sum_over_processes)
+    comparison = plan.trainer_comparison.compare(loss, kept, tolerance, training.on_any_process)
     if comparison.differs:
         names = " or ".join(head.outputs)
         raise ValueError(
@@ -103,19 +105,18 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
 
 def probe_trainer_loss(
     training: Training,
-    source: TrainerLoss,
-    head: PredictionHead,
     model: nn.Module,
     batch: Mapping[str, Any],
+    source: TrainerLoss,
+    head: PredictionHead,
     with_grad: bool = False,
 ) -> tuple[Passes, TrainerLoss]:
-    """A base trainer's loss of a batch, and how it is called: with the number of items where it needs it."""
-    inputs = source.inputs(batch, head)
+    """`Training.probe` of a base trainer's loss, and how it is called: with the number of items where it needs it."""
     try:
-        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
+        return training.probe(model, batch, source, head, with_grad), source
     except TypeError:  # such as a division by the count, which is None
         source = replace(source, counts=head)
-        return training.probe(model, inputs, source.call, with_grad, head.outputs), source
+        return training.probe(model, batch, source, head, with_grad), source
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
@@ -131,10 +132,10 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
         loss = trainer.compute_loss(model, copied(batch), num_items_in_batch=count * training.sharing)
     with training.aside():
-        outputs = call_model(model, copied(function.inputs(batch, plan.head)))
+        outputs = model(**copied(function.inputs(batch, plan.head)))
         expected = function.of(outputs, batch, count)
     tolerance = training.tolerance(loss, expected, by_products=True)
-    comparison = plan.trainer_comparison.compare(loss, expected, tolerance, training.sum_over_processes)
+    comparison = plan.trainer_comparison.compare(loss, expected, tolerance, training.on_any_process)
     if comparison.differs:
         raise ValueError(
             f"The {trainer.computed_by} returns {loss.item():.6g} where compute_loss_func gives {expected.item():.6g}, "
@@ -230,7 +231,7 @@ def _compare_row(training: Training, plan: Plan, batch: Mapping[str, Any]) -> Pl
         if should_reduce_batch_size(error):  # as with auto_find_batch_size
             raise
         reason = f"{type(error).__name__}: {error}"
-    if training.sum_over_processes(torch.tensor([float(same)], device=training.device)) < training.processes:
+    if training.on_any_process(not same):
         raise CannotFuse(reason)
     plan = replace(plan, lm_head=replace(plan.lm_head, verified=True))
     passes = Passes.of(outputs)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .head_of import config_value
+
 
 def without_labels(base: nn.Module, batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
     """A batch without its labels, but with the decoder inputs that they stand for.
@@ -24,7 +26,7 @@ def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch
     """The decoder inputs that the labels stand for, empty if none are needed; None if the model cannot say."""
     labels = batch.get("labels")
     given = any(batch.get(key) is not None for key in ("decoder_input_ids", "decoder_inputs_embeds"))
-    decodes = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
+    decodes = config_value(base, "is_encoder_decoder")
     if given or not decodes or labels is None or labels.dim() != 2 or labels.is_floating_point():
         return {}
     prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)

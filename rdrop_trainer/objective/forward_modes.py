@@ -1,4 +1,4 @@
-"""Does a training stand its forward mode: rows that are repeated, passes that run again?
+"""Does a forward mode fit a model: may its rows be repeated, and may its passes run again?
 
 `model` is what `compute_loss` gets, without `DistributedDataParallel`; `batch` a micro-batch. All processes make the
 same checks in the same micro-batches.
@@ -25,11 +25,13 @@ from .window import StepSettings
 _RUNS = 16
 
 
-def check_rows(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int) -> Plan:
+def check_repeated_rows(
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int
+) -> Plan:
     """Is a loss that is not ours the same for a batch and for the same rows several times over?
 
-    In the mode that the model trains in, but without dropout. The same passes show which entries of the batch have a
-    value for each row, where their form does not: with the wrong ones repeated the loss fails, or differs.
+    The model is in training mode, but without dropout. The same passes show which entries of the batch have a value for
+    each row, where their form does not: with the wrong ones repeated the loss fails, or differs.
 
     Raises:
         ValueError: it depends on the number of rows, as a sum does, or negatives within the batch; or an entry fits
@@ -103,7 +105,7 @@ def check_repeats(
 
     def outputs() -> torch.Tensor:
         with training.aside():
-            [items] = plan.items(plan.run(model, batch, once, lm_head), batch, lm_head)
+            [items] = plan.items(plan.run(model, batch, once, lm_head), batch)
         return items[0].outputs[0].float().clone()  # CUDA graphs use its memory for the next run
 
     first, again = outputs(), outputs()
@@ -111,7 +113,7 @@ def check_repeats(
     margin = tolerance * first.abs().nan_to_num(posinf=0).max() + 1e-6 if first.numel() else 0.0
     if training.on_any_process(not torch.allclose(first, again, rtol=tolerance, atol=float(margin), equal_nan=True)):
         raise ValueError(
-            f"{type(training.base).__name__} makes other predictions of the same rows when it runs again, although "
+            f"{training.model_name} makes other predictions of the same rows when it runs again, although "
             'random states and buffers are the same: it has state of its own that rdrop_forward_mode="recompute" '
             'cannot put back. Use "concat" or "sequential".'
         )

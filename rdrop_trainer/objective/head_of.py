@@ -99,19 +99,20 @@ def head_of(
     """
     if problem not in ("auto", *PROBLEMS):
         raise ValueError(f"problem={problem!r} is unknown; expected one of auto, {', '.join(PROBLEMS)}.")
-    stated, is_listed = _stated_problem(model), has_listed_head(model)
+    is_listed = has_listed_head(model)
     own_loss = not is_listed if own_loss is None else own_loss
+    stated: Any = _stated_problem(model) if problem == "auto" else problem
     if not is_listed:
         _refuse_without_items(model)
-        head = _unlisted(model, batch, stated if problem == "auto" else problem)
+        head = _unlisted(model, batch, stated)
     else:
         head = _listed(model, batch)
         labels = batch.get("labels")
         if head.tokens and isinstance(labels, torch.Tensor) and labels.dim() == 1:
             # A language model that chooses among some tokens at one place, say: its class is not what it predicts
-            return replace(_of_labels(labels, batch, stated if problem == "auto" else problem), own_loss=True)
+            return replace(_of_labels(labels, batch, stated), own_loss=True)
         reads_config = own_loss and not head.language_model and not head.positions
-        wanted: Any = problem if problem != "auto" else stated if reads_config else None
+        wanted = stated if problem != "auto" or reads_config else None
         if wanted is None and own_loss and isinstance(labels, torch.Tensor):
             wanted = _read_by_own_loss(head, labels, model.config)
         if wanted not in (None, head.problem) and not isinstance(head, CTCHead):
@@ -131,14 +132,14 @@ def heads_of(model: nn.Module, batch: Mapping[str, Any], heads: Sequence[Head], 
         found = [head_of(model, batch, heads[0].problem, own_loss)]
     else:
         _refuse_without_items(model)
-        found = [replace(_named(model, batch, head), own_loss=True) for head in heads]
+        found = [replace(_named(batch, head), own_loss=True) for head in heads]
     return [
         replace(_placed(part, head), weights=tuple(head.weight * w for w in part.part_weights))
         for part, head in zip(found, heads, strict=True)
     ]
 
 
-def _named(model: nn.Module, batch: Mapping[str, Any], head: Head) -> PredictionHead:
+def _named(batch: Mapping[str, Any], head: Head) -> PredictionHead:
     """The head of some labels, by their type."""
     if head.labels in QUESTION_ANSWERING.labels:
         part = replace(SINGLE_LABEL, name="positions in the text", positions=True)
@@ -182,7 +183,7 @@ def _listed(model: nn.Module, batch: Mapping[str, Any]) -> PredictionHead:
 
 def _refuse_without_items(model: nn.Module) -> None:
     cls = type(model)
-    if any(_REFUSED.search(name) for name in _names(type(model).__mro__)):
+    if any(_REFUSED.search(name) for name in _names(cls.__mro__)):
         raise ValueError(
             f"R-Drop does not fit {cls.__name__}: its predictions are no logits of items that two passes share one by "
             "one (a row, a token), so there is no divergence between them. Supported are models for sequence, image, "
@@ -216,6 +217,11 @@ def base_model(model: nn.Module) -> nn.Module:
     return model if inside is None else inside()
 
 
+def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
+    """An entry of a model's configuration; the default where there is no such entry, or no configuration."""
+    return getattr(getattr(model, "config", None), name, default)
+
+
 @cache
 def _names(classes: tuple[type, ...]) -> frozenset[str]:
     """The names of those of some classes that transformers defines."""
@@ -237,7 +243,7 @@ def _required_labels(batch: Mapping[str, Any], cls: type) -> torch.Tensor:
 
 def _stated_problem(model: nn.Module) -> Problem | None:
     """The problem that a model's configuration states."""
-    return PROBLEM_TYPES.get(getattr(getattr(model, "config", None), "problem_type", None) or "")
+    return PROBLEM_TYPES.get(config_value(model, "problem_type") or "")
 
 
 def _row_classifier(config: Any, labels: torch.Tensor) -> PredictionHead:
@@ -264,8 +270,7 @@ def _with_soft_labels(head: PredictionHead, labels: Any) -> PredictionHead:
 
 
 def _generator(model: nn.Module) -> PredictionHead:
-    config = getattr(model, "config", None)
-    return SEQ2SEQ if getattr(config, "is_encoder_decoder", False) else CAUSAL_LM
+    return SEQ2SEQ if config_value(model, "is_encoder_decoder") else CAUSAL_LM
 
 
 def _unlisted(model: nn.Module, batch: Mapping[str, Any], problem: str | None) -> PredictionHead:

@@ -88,6 +88,11 @@ class PredictionHead:
         return not (self.tokens or self.positions or self.choices)
 
     @property
+    def allows_one_logit(self) -> bool:
+        """An item may have a single logit, which says yes or no or is a number; its dimension may be missing."""
+        return not (self.choices or self.positions or self.language_model)
+
+    @property
     def task_problem(self) -> Problem:
         """The problem of the stock loss."""
         return self.stock or self.problem
@@ -115,7 +120,7 @@ class PredictionHead:
 
     def problem_of(self, logits: torch.Tensor) -> Problem:
         """The problem of some logits (..., C): a single logit says yes or no, and cannot be one of several classes."""
-        is_binary = self.problem == "single_label" and logits.shape[-1] == 1 and not (self.choices or self.positions)
+        is_binary = self.problem == "single_label" and logits.shape[-1] == 1 and self.allows_one_logit
         return "multi_label" if is_binary else self.problem
 
     def misread_by_stock_code(self, batch: Mapping[str, Any]) -> bool | torch.Tensor:
@@ -178,7 +183,7 @@ class PredictionHead:
         size = num_passes // len(outputs) * targets.shape[0]
         expected = ("rows", "tokens", "classes") if self.tokens else ("rows", "classes")
         is_squeezed = outputs[0].dim() == len(expected) - 1 and (not self.tokens or is_along_text(targets, batch))
-        if is_squeezed and not self.choices and not self.positions and not self.language_model:
+        if is_squeezed and self.allows_one_logit:
             outputs = tuple(z.unsqueeze(-1) for z in outputs)
         first = outputs[0]
         fits = first.dim() == len(expected) and first.shape[0] == size

@@ -20,14 +20,13 @@ from .comparisons import (
     find_lm_head,
     find_use_of_count,
 )
-from .forward_modes import check_repeats, check_rows
+from .forward_modes import check_repeated_rows, check_repeats
 from .head_of import head_of, heads_of
 from .heads import QUESTION_ANSWERING, PredictionHead
 from .items import Items
 from .joint import JointHead
 from .judge import judged, no_logits
 from .labels import check_range, refuse_marked_rows, warn_of_more_labels
-from .lm_head import LMHead
 from .loss_comparison import LossComparison
 from .noise import ITEMS, NoiseWatch, is_rounding
 from .passes import Passes, takes_one_row, without_ddp
@@ -139,19 +138,22 @@ def before_passes(
     """What must be known before the passes over a micro-batch.
 
     Raises:
-        ValueError: a task loss that can neither be kept nor replaced, or that does not stand repeated rows; an output
-            head that is to be fused, and sharded.
+        ValueError: a task loss that can neither be kept nor replaced, or that depends on the number of rows; a model
+            that does something else when it runs again; an output head that is to be fused, and sharded.
     """
     model = without_ddp(model)
     if plan.trainer_comparison is not None:
         compare = compare_trainer_loss if training.loss_function is None else compare_function
         plan = compare(training, plan, model, batch)
-    if plan.head.language_model and settings.fused_head != "false" and plan.not_fused is None and not whole:
+    may_fuse = plan.head.language_model and settings.fused_head != "false" and not whole
+    if may_fuse and plan.not_fused is None:
         plan = find_lm_head(training, plan, batch, settings)
-    if settings.num_passes > 1 and settings.forward_mode == "concat":
-        plan = _before_repeated_rows(training, plan, model, batch, settings.num_passes)
-    if settings.num_passes > 1 and settings.forward_mode == "recompute" and not plan.repeats and not whole:
-        plan = check_repeats(training, plan, model, batch, settings)
+    if settings.num_passes == 1:
+        return plan
+    if settings.forward_mode == "concat":
+        return _before_repeated_rows(training, plan, model, batch, settings.num_passes)
+    if settings.forward_mode == "recompute" and not plan.repeats and not whole:
+        return check_repeats(training, plan, model, batch, settings)
     return plan
 
 
@@ -166,7 +168,7 @@ def _before_repeated_rows(
     if plan.noise is not None:  # the first steps, where a device may be waited for
         refuse_packed(batch, size, wait=True)
     if plan.task_loss.computed_by is not None and not plan.rows_checked:
-        plan = check_rows(training, plan, model, batch, num_passes)
+        plan = check_repeated_rows(training, plan, model, batch, num_passes)
     return plan
 
 
@@ -178,8 +180,7 @@ def after_passes(
     batch: Mapping[str, Any],
     window: Window,
     settings: StepSettings,
-    lm_head: LMHead | None,
-    count: Any = None,
+    count: Any,
 ) -> Plan:
     """What the passes over a micro-batch tell.
 
@@ -188,7 +189,7 @@ def after_passes(
             out of a loss that is not made item by item.
     """
     if passes.num_passes > 1 and plan.noise is not None:
-        plan = replace(plan, noise=_watch_noise(training, plan, items, batch, window, settings, lm_head))
+        plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
     plan = find_use_of_count(training, plan, passes, batch, count)
     if plan.lm_head is None:
         plan = compare_model_loss(training, plan, passes, items, batch)
@@ -214,19 +215,18 @@ def check_divergence(
         passes = part.counted(settings.num_passes, ITEMS)[0].detach()
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:
             raise ValueError(
-                f"The {name!r} that {type(training.base).__name__} returns have no gradient, so nothing would learn "
+                f"The {name!r} that {training.model_name} returns have no gradient, so nothing would learn "
                 "from their divergence: return them without detach(), and no copies made under torch.no_grad()."
             )
         if part.problem == "single_label" and _are_probabilities(passes, training.tolerance(passes)):
-            source = plan.task_loss.computed_by or type(training.base).__name__
+            source = plan.task_loss.computed_by or training.model_name
             raise ValueError(no_logits(source, name, "softmax"))
     passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
-    verdict = torch.tensor([differ, bool(terms.divergence != 0)], device=training.device).float()
-    differ, is_seen = training.sum_over_processes(verdict).bool().tolist()
+    differ, is_seen = training.on_any_process([differ, bool(terms.divergence != 0)])
     if differ and not is_seen:
         raise ValueError(
-            f"The passes of {type(training.base).__name__} differ, but their divergence is exactly 0: R-Drop took the "
+            f"The passes of {training.model_name} differ, but their divergence is exactly 0: R-Drop took the "
             f"model's {passes.shape[-1]} logit(s) per item for {plan.head.name} ({items[0].problem}). Say what it "
             'predicts with rdrop_problem="single_label", "multi_label" or "regression".'
         )
@@ -240,23 +240,16 @@ def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
     return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())
 
 
-def _watch_noise(training, plan, items, batch, window, settings, lm_head) -> NoiseWatch | None:
+def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:
     def some(items: list[Items]) -> torch.Tensor:
         """Of every part: noise may reach a single one."""
         return torch.cat([part.counted(settings.num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
 
     def again() -> torch.Tensor:
         with training.aside():  # without a view, which may change as little as rounding does, and the same each time
-            again = replace(settings, second_view=None)
-            passes = plan.run(training.model, batch, again, lm_head, row_share=window.row_share)
-        return some(plan.items(passes, batch, lm_head)[0])
+            same = replace(settings, second_view=None)
+            repeated = plan.run(training.model, batch, same, passes.lm_head, row_share=window.row_share)
+        return some(plan.items(repeated, batch)[0])
 
-    return plan.noise.compare(
-        training.model,
-        some(items),
-        window,
-        settings.allow_deterministic,
-        training.sum_over_processes,
-        again if settings.forward_mode == "concat" else None,
-        settings.second_view is not None,
-    )
+    is_one_forward = settings.forward_mode == "concat"
+    return plan.noise.compare(training, settings, window, some(items), again if is_one_forward else None)

@@ -20,7 +20,8 @@ class Items(NamedTuple):
         mask: (N,) booleans, those that count in the divergence, among them all labeled ones; or (N, C) booleans, their
             entries that count. None: all.
         problem: the divergence, and the stock loss.
-        loss: takes the arguments of `rdrop_loss`, in its place: the task loss is not that of these items.
+        loss: takes the arguments of `rdrop_loss`, in its place: the outputs are hidden states, not yet logits,
+            or the task loss is not that of these items.
     """
 
     outputs: tuple[torch.Tensor, ...]

@@ -17,7 +17,7 @@ from ..head import Head
 from ..losses.reference import IGNORE_INDEX
 from .alignment import aligned, usual_loss
 from .comparisons import probe_trainer_loss
-from .head_of import has_listed_head, runs_own_code
+from .head_of import config_value, has_listed_head, runs_own_code
 from .heads import TOKENS, PredictionHead, is_along_text
 from .joint import JointHead
 from .labels import with_values
@@ -37,7 +37,7 @@ class FirstLook:
     Attributes:
         passes: that pass.
         batch: on the device of the model.
-        source: how the task loss is got.
+        source: where the task loss comes from.
     """
 
     passes: Passes
@@ -50,9 +50,9 @@ class FirstLook:
         model = training.model
         with training.in_training_mode(), training.without_dropout():
             if isinstance(source, TrainerLoss):
-                passes, source = probe_trainer_loss(training, source, head, model, batch)
+                passes, source = probe_trainer_loss(training, model, batch, source, head)
             else:
-                passes = training.probe(model, source.inputs(batch, head), source.call, names=head.outputs)
+                passes = training.probe(model, batch, source, head)
         return cls(passes, batch, source)
 
     def logits(self, head: PredictionHead) -> torch.Tensor | None:
@@ -111,7 +111,7 @@ def _with_logits(training: Training, head: PredictionHead, named: Head, look: Fi
     fitting = [name for name, z in flat.items() if _may_be_logits(head, z, targets)]
     fitting = fitting or [name for name, z in tensors.items() if "." in name and _may_be_logits(head, z, targets)]
     if len(fitting) > wanted == 1:
-        classes = getattr(getattr(training.base, "config", None), "num_labels", None)
+        classes = config_value(training.base, "num_labels")
         of_classes = [name for name in fitting if tensors[name].shape[-1] == classes]
         fitting = of_classes if len(of_classes) == 1 else fitting
     if len(fitting) > wanted == 1:
@@ -122,7 +122,7 @@ def _with_logits(training: Training, head: PredictionHead, named: Head, look: Fi
     shapes = ", ".join(f"{name}: {tuple(z.shape)}" for name, z in tensors.items()) or "no tensor"
     return replace(
         head,
-        doubt=f"{type(training.base).__name__} returns a tuple, and {len(fitting)} of its entries ({shapes}; the loss "
+        doubt=f"{training.model_name} returns a tuple, and {len(fitting)} of its entries ({shapes}; the loss "
         f"is not counted) may be the logits for {' and '.join(head.labels)} {tuple(targets.shape)}. {NAME_THEM}",
     )
 
@@ -162,15 +162,14 @@ def _with_tokens(
     training: Training, heads: list[PredictionHead], named: Sequence[Head], look: FirstLook
 ) -> list[PredictionHead]:
     """Labels (B, T) for logits (B, T, 1), or (B, T) that follow the length of the text, look like rows of columns."""
-    pairs = list(zip(heads, named, strict=True))
     if has_listed_head(training.base) and not training.heads:
         return heads
-    forms = [_form(*pair, look) if pair[1].align == "auto" else "rows" for pair in pairs]
+    pairs = zip(heads, named, strict=True)
+    forms = [_form(head, look) if spec.align == "auto" else "rows" for head, spec in pairs]
     if training.on_any_process("either" in forms):
         follow = _follow_the_text(training, heads, look)
         forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
-    are_tokens = torch.tensor([form == "tokens" for form in forms], device=training.device).float()
-    votes = training.sum_over_processes(are_tokens).bool().tolist()
+    votes = training.on_any_process([form == "tokens" for form in forms])
     # All else stays as the user or the class said it
     return [
         replace(head, name=TOKENS[head.problem].name, tokens=True, unlabeled_mask=TOKENS[head.problem].unlabeled_mask)
@@ -180,10 +179,12 @@ def _with_tokens(
     ]
 
 
-def _form(head: PredictionHead, named: Head, look: FirstLook) -> str:
+def _form(head: PredictionHead, look: FirstLook) -> str:
+    """What labels and logits of these shapes are of: "rows", "tokens" or "either"."""
     labels, logits = look.batch[head.labels[0]], look.logits(head)
     is_text = any(key in look.batch for key in ("input_ids", "inputs_embeds"))
-    if head.tokens or head.problem == "single_label" or logits is None or labels.dim() != 2 or labels.shape[1] == 1:
+    has_columns = labels.dim() == 2 and labels.shape[1] > 1
+    if logits is None or not has_columns or head.tokens or head.problem == "single_label":
         return "rows"
     if is_text and not is_along_text(labels, look.batch):
         return "rows"
@@ -212,7 +213,7 @@ def _follow_the_text(training: Training, heads: list[PredictionHead], look: Firs
 def _has_one_logit(head: PredictionHead, look: FirstLook | None) -> bool:
     """Whether an item was seen to have a single logit, whose dimension may be missing."""
     logits = None if look is None else look.logits(head)
-    if logits is None or head.choices or head.positions or head.language_model:
+    if logits is None or not head.allows_one_logit:
         return False
     squeezed = look.batch[head.labels[0]].shape if head.tokens else logits.shape[:1]
     return logits.shape[-1] == 1 or logits.shape == squeezed
@@ -231,7 +232,7 @@ def _refuse_marks_as_values(training: Training, heads: Sequence[PredictionHead],
         found = torch.stack([loss(z, y) for loss in _LOSSES_OF_VALUES])
         if bool(((own - found).abs() <= training.tolerance(own, logits) * found.abs()).any()):
             raise ValueError(
-                f"{type(training.base).__name__} takes {IGNORE_INDEX}, the mark of a row without a label, for a value: "
+                f"{training.model_name} takes {IGNORE_INDEX}, the mark of a row without a label, for a value: "
                 f"its loss is {own.item():.6g} with it. Let it leave such labels out of its loss, or leave out such "
                 "rows (unlabeled_dataset makes some)."
             )
@@ -253,7 +254,7 @@ def _doubted_yes_or_no(training: Training, head: PredictionHead, look: FirstLook
 
     # Of a few logits both losses may be the same by chance
     found = is_own(F.binary_cross_entropy(z, y)) and not is_own(F.binary_cross_entropy_with_logits(z, y))
-    return replace(head, doubt=no_logits(type(training.base).__name__, head.outputs[0], "sigmoid")) if found else head
+    return replace(head, doubt=no_logits(training.model_name, head.outputs[0], "sigmoid")) if found else head
 
 
 def no_logits(source: str, output: str, function: str) -> str:

@@ -13,7 +13,7 @@ from ..head import Head
 from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
-from .head_of import runs_own_code
+from .head_of import config_value, runs_own_code
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
 from .items import Items
 from .lm_head import vocabulary_size
@@ -37,12 +37,12 @@ def with_values(
         [*_facts([batch[head.labels[0]] for batch in batches]), one]
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
-    votes = training.sum_over_processes(torch.tensor(facts, device=training.device).float()).bool().tolist()
+    votes = training.on_any_process(facts)
     for head, spec, vote in zip(heads, named, votes, strict=True):
         are_integers = not batches[0][head.labels[0]].is_floating_point()
         if head.problem == "regression" and are_integers and not vote[0] and _is_open(training, spec):
             logger.warning_once(
-                f"The labels are all 0 or 1, but {type(training.base).__name__} with its single logit is a regression, "
+                f"The labels are all 0 or 1, but {training.model_name} with its single logit is a regression, "
                 'and R-Drop compares its numbers. If they are yes or no, set rdrop_problem="multi_label", else '
                 '"regression".'
             )
@@ -54,8 +54,8 @@ def with_values(
 
 def _is_open(training: Training, named: Head) -> bool:
     """Whether neither the user nor the configuration states the problem of a head."""
-    stated = getattr(getattr(training.base, "config", None), "problem_type", None) is not None
-    return training.problem == "auto" and named.problem == "auto" and not (stated and not training.heads)
+    is_stated = config_value(training.base, "problem_type") is not None and not training.heads
+    return training.problem == "auto" and named.problem == "auto" and not is_stated
 
 
 def warn_of_more_labels(training: Training, head: PredictionHead, named: Head, items: Items) -> None:
@@ -102,10 +102,11 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
 
     A loss of the user's may know other labels.
     """
-    if not (head.own_loss or head.soft or head.positions):
-        for batch in batches:
-            _check_kind(training, head, batch)
-    if head.problem != "single_label" or head.own_loss or head.soft or head.positions:
+    if head.own_loss or head.soft or head.positions:
+        return
+    for batch in batches:
+        _check_kind(training, head, batch)
+    if head.problem != "single_label":
         return
     for batch in batches:
         labels, classes = batch[head.labels[0]], _classes(training, head, batch)
@@ -118,7 +119,7 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
             is_fixed = head.choices or head.language_model or isinstance(head, CTCHead) or label < 0
             mend = "mend the labels" if is_fixed else "load the model with more num_labels"
             raise ValueError(
-                f"A label is {label}, but {type(training.base).__name__} knows {classes} classes, labeled "
+                f"A label is {label}, but {training.model_name} knows {classes} classes, labeled "
                 f"0 to {classes - 1} (and {IGNORE_INDEX}: no label): {mend}."
             )
 
@@ -138,7 +139,7 @@ def refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None
 
 def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> None:
     """Refuse numbers that the stock loss would fail at, with words of torch: classes written as 1.0 or True, mostly."""
-    labels, name = batch[head.labels[0]], type(training.base).__name__
+    labels, name = batch[head.labels[0]], training.model_name
     what = f"{labels.dtype} of the shape {tuple(labels.shape)}"
     no_integers = labels.is_floating_point() or labels.dtype == torch.bool
     if head.task_problem == "single_label" and no_integers:
@@ -163,4 +164,4 @@ def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any])
         return batch["input_ids"].shape[1] if "input_ids" in batch else 0
     if head.language_model or isinstance(head, CTCHead):
         return vocabulary_size(training.base)
-    return getattr(getattr(training.base, "config", None), "num_labels", 0)
+    return config_value(training.base, "num_labels", 0)

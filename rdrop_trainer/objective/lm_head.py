@@ -114,7 +114,8 @@ class LMHead:
     def matches_logits(self, model: nn.Module, inputs: dict[str, Any], is_rounded: bool = False) -> tuple[bool, Any]:
         """Whether the logits a model returns for some inputs are those of this head; and all it returned.
 
-        Weights behind the head count, too, which may do nothing yet (a bias that starts at 0) and would never learn.
+        They are not where weights behind the head take part, even if these do nothing yet (a bias that starts at 0):
+        they would never learn. So gradients are recorded from the head on, and the logits must have none.
         """
 
         def record(*_: Any) -> None:
@@ -144,14 +145,16 @@ class LMHead:
         A model on several devices (`device_map`) may have its head on another one than its last layer. The loss is
         where the labels are, as that of the logits is, which such a model hands back there.
         """
-        here, home = self.linear.weight.device, hidden[0].device if labels is None else labels.device
-        shape: dict[str, Any] = {"bias": self._bias(), "logit_scale": self.logit_scale, "softcap": self.softcap}
+        here = self.linear.weight.device
+        home = hidden[0].device if labels is None else labels.device
         terms = rdrop_linear_loss(
             tuple(states.to(here) for states in hidden),
             self.linear.weight,
             None if labels is None else labels.to(here),
+            bias=self._bias(),
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
             mask=None if mask is None else mask.to(here),
-            **shape,
             **settings,
         )
         return RDropLoss(*(term.to(home) for term in terms))

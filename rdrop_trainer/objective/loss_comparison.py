@@ -32,13 +32,13 @@ class LossComparison:
         own: torch.Tensor,
         expected: torch.Tensor,
         tolerance: float,
-        sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
+        on_any_process: Callable[[torch.Tensor], list[bool]],
         margin: float = 1e-6,
     ) -> LossComparison:
         """Compare the own loss of one batch with what it is taken for, up to a relative tolerance and an absolute
         margin; all processes come to one verdict. A batch without labels, whose own loss is NaN, decides nothing.
         """
-        known = own.isfinite()
-        differs = known & ((own - expected).abs() > tolerance * expected.abs() + margin)
-        verdict = sum_over_processes(torch.stack([known, differs]).float()).bool().tolist()
-        return LossComparison(self.batches + verdict[0], verdict[1])
+        is_known = own.isfinite()
+        is_other = is_known & ((own - expected).abs() > tolerance * expected.abs() + margin)
+        known, differs = on_any_process(torch.stack([is_known, is_other]))
+        return LossComparison(self.batches + known, differs)

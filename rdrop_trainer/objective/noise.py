@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from ..dropout import dropout_settings
 from .noise_of import Noise, noise_of
-from .window import Window
+from .training import Training
+from .window import StepSettings, Window
 
 logger = logging.get_logger(__name__)
 
@@ -36,22 +37,21 @@ class NoiseWatch:
 
     def compare(
         self,
-        model: nn.Module,
-        passes: torch.Tensor,
+        training: Training,
+        settings: StepSettings,
         window: Window,
-        allowed: bool,
-        reduce: Callable[[torch.Tensor], torch.Tensor],
+        passes: torch.Tensor,
         again: Callable[[], torch.Tensor] | None = None,
-        has_view: bool = False,
     ) -> NoiseWatch | None:
         """Compare the passes over one micro-batch.
 
         Args:
+            training: of the model; all its processes must come to one verdict.
+            settings: of the step. A second view may change the inputs of other micro-batches than this one.
+            window: that the micro-batch is of.
             passes: the outputs of some of its items, (m, ...); a micro-batch without items decides nothing.
-            reduce: sums a tensor over processes, which must all come to one verdict.
             again: computes the outputs once more, with other dropout and no view; the random state is as before. It is
                 given where all passes ran in one forward, which may round a row differently at another place.
-            has_view: a second view changes the inputs of the later passes, though maybe not those of this micro-batch.
 
         Returns:
             The watch to go on with; None when all is decided.
@@ -59,15 +59,16 @@ class NoiseWatch:
         Raises:
             ValueError: the model has no noise.
         """
+        model, has_view = training.model, settings.second_view is not None
         alike = bool((passes == passes[:1]).all())
         if again is not None:
             may_be_rounding = not alike and is_rounding(passes)
             # All processes compute again, or none: a sharded model runs on all of them at once
-            if reduce(torch.tensor(float(may_be_rounding), device=passes.device)) > 0:
+            if training.on_any_process(may_be_rounding):
                 repeated = again()
                 alike = alike or (may_be_rounding and torch.equal(repeated, passes))
-        verdict = torch.tensor([passes.numel() > 0, passes.numel() > 0 and not alike], device=passes.device).float()
-        compared, differ = reduce(verdict).bool().tolist()
+        has_items = passes.numel() > 0
+        compared, differ = training.on_any_process([has_items, has_items and not alike])
         if not compared:
             return self
         if differ:
@@ -77,7 +78,7 @@ class NoiseWatch:
         if (sources or has_view) and windows_alike < PATIENCE:
             return replace(self, windows_alike=windows_alike, last=window)
         message = _no_noise(model, len(passes), sources, has_view)
-        if not allowed:
+        if not settings.allow_deterministic:
             raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
         logger.warning(message)
         return None

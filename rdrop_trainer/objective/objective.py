@@ -1,10 +1,12 @@
 """The R-Drop objective: the loss of a micro-batch, in a `Trainer` or in a training loop of one's own.
 
-A step in four parts: `Window.count` counts the items of its micro-batches; for each of these `Plan.run` makes the
-passes, `PredictionHead.items` takes the items out of them, and `Window.terms` gives these to `rdrop_loss`. Where the
-task loss is another, a `TaskLoss` brings it along. The first steps find out what the model predicts (`head_of`,
-`judge`, `alignment`), whether its own loss is the usual one (`comparisons`), whether it has noise (`noise`) and stands
-its forward mode (`forward_modes`): `inspect` asks, and the `Plan` knows.
+A step has four parts. `Window.count` counts the items of its micro-batches. For each of these `Plan.run` makes the
+passes, `Plan.items` takes the items out of them, and `Window.terms` gives the items to `rdrop_loss`. A `TaskLoss` says
+where the task loss comes from, if it is another one.
+
+The first steps also find out what the model predicts (`head_of`, `judge`, `alignment`), whether its own loss is the
+usual one (`comparisons`), whether it has noise (`noise`), and whether its forward mode fits it (`forward_modes`).
+`inspect` calls these checks, and their results are kept in the `Plan`.
 """
 
 from __future__ import annotations
@@ -80,16 +82,17 @@ class Objective:
         Raises:
             ValueError: batches without labels, or some rows left out of a loss that is not made item by item.
         """
-        training, self.plan = self.training, next_plan(self.training, self.plan, batches)
+        training = self.training
+        self.plan = next_plan(training, self.plan, batches)
         if row_share < 1:
             check_item_by_item(self.plan.task_loss)
         return Window.count(
             self.plan.head,
             batches,
             training.device,
-            training.sharing if shared else 1,
-            lambda counts: training.sum_over_processes(counts) // training.replicas,
-            row_share,
+            processes=training.sharing if shared else 1,
+            sum_over_processes=lambda counts: training.sum_over_processes(counts) // training.replicas,
+            row_share=row_share,
         )
 
     def __call__(
@@ -121,24 +124,23 @@ class Objective:
         """
         if settings.num_passes > 1 and not (settings.allow_deterministic or any(m.training for m in model.modules())):
             raise ValueError(
-                f"{type(self.training.base).__name__} is in evaluation mode, as from_pretrained returns it and an "
+                f"{self.training.model_name} is in evaluation mode, as from_pretrained returns it and an "
                 "evaluation leaves it, where dropout is off and R-Drop has no effect: call model.train() first."
             )
         window.check(batch)
-        # What stands before and after the passes looks at the first steps alone, and may change the plan
+        # The checks before and after the passes look at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
         lm_head = None if whole else self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
-        items, *others = self.plan.items(passes, batch, lm_head)
-        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, lm_head, count)
+        items, *others = self.plan.items(passes, batch)
+        self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, count)
 
         def items_loss(with_labels: bool, of: Window = window) -> RDropLoss:
             """The paper's loss, `rdrop_loss` over the items of all passes."""
-            loss = None if lm_head is None else lm_head.loss
             smoothing = self.training.smoothing(window.head)
-            terms = of.terms(items, settings, loss, with_labels, smoothing)
+            terms = of.terms(items, settings, with_labels, smoothing)
             for rest in others:  # the items of rows that went through the first pass alone
-                once = of.terms(rest, replace(settings, num_passes=1), loss, with_labels, smoothing)
+                once = of.terms(rest, replace(settings, num_passes=1), with_labels, smoothing)
                 terms = RDropLoss(*(a + b for a, b in zip(terms, once, strict=True)))
             return terms
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging
 
+from .lm_head import LMHead
 from .outputs import by_name, entry_at, tensors_in, with_loss
 from .recompute import recomputed
 from .rows import copied, device_of, find_batch_size, pick_rows, rows_of, spread_rows, stack_rows, take_rows
@@ -30,6 +31,7 @@ class Passes:
         batch_size: B.
         chosen: the n rows that went through the passes behind the first, in order; None: all of them. With n of them,
             one run of all passes has B + (m - 1)·n rows, and one of a pass behind the first has n.
+        lm_head: the output head in front of which the passes stopped, with its hidden states; None: they did not stop.
     """
 
     runs: list[dict[str, Any]]
@@ -37,6 +39,7 @@ class Passes:
     num_passes: int
     batch_size: int
     chosen: list[int] | None = None
+    lm_head: LMHead | None = None
 
     @classmethod
     def of(cls, outputs: Any, names: Sequence[str] = ()) -> Passes:
@@ -47,23 +50,26 @@ class Passes:
         """An output of all passes: one tensor of m·B rows, or m of B rows. "logits.1" is the second of "logits"."""
         found = self.get(key)
         if found is None:
-            held = [name for name, value in self.runs[0].items() if value is not None]
-            parts = tensors_in(self.runs[0].get(key), key)
-            raise ValueError(
-                f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
-                f"{', '.join(held) or 'nothing'}. "
-                + (
-                    "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which "
-                    "labels."
-                    if {*held} - {"loss"}
-                    else "Let its forward return its logits while it trains, or take a class that does: of XLNet, XLM "
-                    "and Flaubert the one that ends in ForQuestionAnsweringSimple."
-                )
-                if not parts
-                else f"The model returns {len(parts)} tensors as {key!r}; which of them are logits, and of which "
+            raise ValueError(self._why_missing(key))
+        return found
+
+    def _why_missing(self, key: str) -> str:
+        if parts := tensors_in(self.runs[0].get(key), key):
+            return (
+                f"The model returns {len(parts)} tensors as {key!r}; which of them are logits, and of which "
                 f'labels, say with rdrop_heads: Head(logits="{next(iter(parts))}", labels="..."), for example.'
             )
-        return found
+        held = [name for name, value in self.runs[0].items() if value is not None]
+        remedy = (
+            "rdrop_heads=[Head(logits=..., labels=...)] says which of its outputs are logits, and of which labels."
+            if {*held} - {"loss"}
+            else "Let its forward return its logits while it trains, or take a class that does: of XLNet, XLM "
+            "and Flaubert the one that ends in ForQuestionAnsweringSimple."
+        )
+        return (
+            f"R-Drop needs the model to return {key!r}, but {type(self.raw[0]).__name__} only holds: "
+            f"{', '.join(held) or 'nothing'}. {remedy}"
+        )
 
     def get(self, key: str) -> tuple[torch.Tensor, ...] | None:
         """The same; None if it is no tensor, or not there."""
@@ -125,11 +131,6 @@ class Passes:
         return with_loss(self.output(0), loss, "loss" in self.runs[0])
 
 
-def call_model(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """One forward of a model."""
-    return model(**inputs)
-
-
 def without_ddp(model: nn.Module) -> nn.Module:
     """The model inside `DistributedDataParallel`, compiled where the wrapper is; or the model itself."""
     wrapper: Any = getattr(model, "_orig_mod", model)  # of torch.compile, which accelerate puts around all else
@@ -144,7 +145,7 @@ def run_passes(
     inputs: Mapping[str, Any],
     num_passes: int,
     mode: str,
-    call: Callable[[nn.Module, dict[str, Any]], Any] = call_model,
+    call: Callable[[nn.Module, dict[str, Any]], Any] = lambda model, inputs: model(**inputs),
     names: Sequence[str] = ("logits",),
     follows: Mapping[str, bool] | None = None,
     later: Sequence[Mapping[str, Any]] = (),

@@ -23,7 +23,7 @@ def counts_right(training: Training, window: Window, batch: Mapping[str, Any]) -
         return False
     if head.shifted and training.smoothing(head):
         # `Trainer`'s label smoother shifts labels for these classes alone
-        return type(training.base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        return training.model_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     return True
 
 

@@ -100,19 +100,24 @@ class Plan:
             call = lm_head.call
             inputs, *later = [without_labels(self.task_loss.base, rows, head.labels) for rows in batches]
         mode, names = settings.forward_mode, head.outputs
-        return run_passes(model, inputs, m, mode, call, names, self.follows, later, row_share, self.one_row)
+        passes = run_passes(model, inputs, m, mode, call, names, self.follows, later, row_share, self.one_row)
+        return replace(passes, lm_head=lm_head)
 
-    def items(self, passes: Passes, batch: Mapping[str, Any], lm_head: LMHead | None = None) -> list[list[Items]]:
+    def items(self, passes: Passes, batch: Mapping[str, Any]) -> list[list[Items]]:
         """The items of a micro-batch, by their logits, or by the hidden states in front of an output head.
 
         First those of the rows that went through all passes, then, if there are any, those of the rows that went
         through the first alone.
         """
+        lm_head = passes.lm_head
         head = self.head if lm_head is None else self._head_of_hidden_states
-        return [
+        found = [
             head.items(part, batch if rows is None else pick_rows(batch, rows, passes.batch_size), part.num_passes)
             for part, rows in passes.parts(head.outputs)
         ]
+        if lm_head is None:
+            return found
+        return [[part._replace(loss=lm_head.loss) for part in items] for items in found]
 
     @cached_property
     def _head_of_hidden_states(self) -> PredictionHead:

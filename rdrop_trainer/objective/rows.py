@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -88,6 +89,25 @@ def device_of(inputs: Mapping[str, Any]) -> torch.device:
 def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs with tensors of their own, for code of the user's, which may write to what it gets."""
     return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+
+
+@contextmanager
+def refusing_writes(values: Mapping[str, Any], message: str) -> Iterator[None]:
+    """Refuses code of the user's that writes to some tensors, where that shows: inference tensors do not count writes.
+
+    Args:
+        values: by name; other values than tensors are not watched.
+        message: of the error, with {} for the name of the tensor.
+
+    Raises:
+        ValueError: at the end, a tensor was written to.
+    """
+    tensors = {name: v for name, v in values.items() if isinstance(v, torch.Tensor) and not v.is_inference()}
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    yield
+    for name, tensor in tensors.items():
+        if tensor._version != before[name]:
+            raise ValueError(message.format(repr(name)))
 
 
 def repeat_rows(

@@ -14,16 +14,16 @@ from torch import nn
 
 from ..losses import RDropLoss
 from .decoder_inputs import without_labels
-from .head_of import runs_own_code
+from .head_of import config_value, runs_own_code
 from .heads import PredictionHead
 from .loss_comparison import LossComparison
 from .outputs import kept, with_loss
-from .passes import Passes, call_model
-from .rows import copied
+from .passes import Passes
+from .rows import copied, refusing_writes
 from .window import Window
 
-# items_loss(with_labels, of): task loss and divergence of the items of a micro-batch, its share of those of the window
-# `of`, by default that of the step; without labels, the divergence alone
+# items_loss(with_labels, of) returns the share of a micro-batch in the task loss and divergence of the window `of` (by
+# default that of the step); without labels, in the divergence alone
 ItemsLoss = Callable[..., RDropLoss]
 
 
@@ -44,7 +44,10 @@ class TaskLoss:
 
     @property
     def computed_by(self) -> str | None:
-        """What makes the loss of all rows of a forward pass; None: it is ours, or sees each pass alone."""
+        """The code that makes one loss of all rows of a forward pass, so of several passes in one forward, by name.
+
+        None: the loss is R-Drop's own, or made of each pass by itself.
+        """
         return None
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
@@ -53,7 +56,7 @@ class TaskLoss:
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         """Run the model once. The outputs to `keep` are enough for the divergence; others may be let go at once."""
-        return kept(call_model(model, inputs), keep)
+        return kept(model(**inputs), keep)
 
     def terms(
         self, items_loss: ItemsLoss, passes: Passes, batch: Mapping[str, Any], window: Window, count: Any
@@ -148,7 +151,7 @@ class FunctionLoss(TaskLoss):
         return without_labels(self.base, batch, ("labels",))
 
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
-        return call_model(model, inputs)  # the function may read any output
+        return model(**inputs)  # the function may read any output
 
     def of(self, outputs: Any, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
         """What the function makes of the outputs of one pass over a batch.
@@ -156,16 +159,13 @@ class FunctionLoss(TaskLoss):
         Raises:
             ValueError: it wrote to the outputs, of which the divergence is made.
         """
-        tensors = Passes.of(outputs).tensors()
-        versions = {name: value._version for name, value in tensors.items()}
-        loss = self.function(outputs, copied({"labels": batch.get("labels")})["labels"], num_items_in_batch=count)
-        for name, version in versions.items():
-            if tensors[name]._version != version:
-                raise ValueError(
-                    f"compute_loss_func wrote to {name!r} of the outputs, of which the divergence is made too: let it "
-                    "change a copy, as in logits = logits + bias."
-                )
-        return loss
+        message = (
+            "compute_loss_func wrote to {} of the outputs, of which the divergence is made too: let it change a copy, "
+            "as in logits = logits + bias."
+        )
+        labels = copied({"labels": batch.get("labels")})["labels"]
+        with refusing_writes(Passes.of(outputs).tensors(), message):
+            return self.function(outputs, labels, num_items_in_batch=count)
 
     def returned(self, passes: Passes, batch: Mapping[str, Any], count: Any) -> torch.Tensor:
         return torch.stack([self.of(passes.output(k), batch, count) for k in range(passes.num_passes)]).mean()
@@ -228,7 +228,7 @@ def promises_stock_loss(model: nn.Module) -> bool:
     a loss.
     """
     cls = type(model)
-    adds_loss = getattr(getattr(model, "config", None), "output_router_logits", False)
+    adds_loss = config_value(model, "output_router_logits")
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_function = loss_function.__module__.startswith(("transformers.", "torch."))
     return not runs_own_code(model) and stock_function and not adds_loss and not hasattr(model, "_loss_function")

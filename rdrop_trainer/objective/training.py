@@ -14,11 +14,11 @@ from torch import nn
 
 from .._dropout_places import places_of
 from ..head import Head
-from .head_of import base_model
+from .head_of import base_model, config_value
 from .heads import PredictionHead
 from .lm_head import is_compiled
 from .loss_comparison import LossComparison
-from .passes import Passes, call_model, run_passes
+from .passes import Passes, run_passes
 from .snapshot import same_modes, same_noise
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TaskLoss, TrainerLoss, promises_stock_loss
 
@@ -74,8 +74,13 @@ class Training:
         mixed = not alone and self.accelerator.mixed_precision != "no"
         half = (p.is_floating_point() and p.dtype.itemsize < 4 for p in self.base.parameters())
         self._is_half = mixed or any(half)
-        if getattr(getattr(self.base, "config", None), "sparse_prediction", False):
+        if config_value(self.base, "sparse_prediction"):
             self.hidden_by = "sparse_prediction=True in the model's configuration; set it to False"
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model's class, for messages."""
+        return type(self.base).__name__
 
     @property
     def sharing(self) -> int:
@@ -108,7 +113,7 @@ class Training:
             return StockLoss(self.base, None if self.hidden_by or head.soft else LossComparison())
         if self.hidden_by:
             raise ValueError(
-                f"R-Drop keeps the own loss of {type(self.base).__name__}, and needs its logits too, which it leaves "
+                f"R-Drop keeps the own loss of {self.model_name}, and needs its logits too, which it leaves "
                 f"out with {self.hidden_by}."
             )
         return ModelLoss(self.base)
@@ -121,10 +126,10 @@ class Training:
         """A collective."""
         return tensor if self.accelerator is None else self.accelerator.reduce(tensor)
 
-    def on_any_process(self, flag: bool | torch.Tensor) -> bool:
-        """Whether something holds on some process; a collective."""
-        flag = torch.as_tensor(flag, device=self.device).float()
-        return bool(self.sum_over_processes(flag) > 0)
+    def on_any_process(self, flags: Any) -> Any:
+        """Whether something holds on some process, for a boolean or (lists of) several of them; a collective."""
+        flags = torch.as_tensor(flags, device=self.device).float()
+        return self.sum_over_processes(flags).bool().tolist()
 
     def tolerance(self, *results: torch.Tensor, by_products: bool = False) -> float:
         """How far two results may differ, relative, that are the same but for rounding.
@@ -192,11 +197,11 @@ class Training:
     def probe(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
-        call=call_model,
+        batch: Mapping[str, Any],
+        source: TaskLoss,
+        head: PredictionHead,
         with_grad: bool = False,
-        names: Sequence[str] = ("logits",),
     ) -> Passes:
-        """One pass over some inputs, `aside`; see `run_passes`."""
+        """One pass over a micro-batch, `aside`: the model is fed and called as a source of the task loss does it."""
         with self.aside(with_grad):
-            return run_passes(model, inputs, 1, "sequential", call, names)
+            return run_passes(model, source.inputs(batch, head), 1, "sequential", source.call, head.outputs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .heads import PredictionHead
+from .rows import refusing_writes
 
 # second_view(batch, pass_index): what pass 1, 2, ... sees; pass 0 sees the batch itself
 SecondView = Callable[[dict[str, Any], int], Mapping[str, Any]]
@@ -25,11 +26,8 @@ def later_batches(
     """
     later = []
     for k in range(1, num_passes if view else 1):
-        versions = {key: value._version for key, value in batch.items() if isinstance(value, torch.Tensor)}
-        changed = view(dict(batch), k)
-        for key, version in versions.items():
-            if batch[key]._version != version:
-                raise ValueError(f"second_view wrote to {key!r} of the batch, which pass 0 sees: change a copy of it.")
+        with refusing_writes(batch, "second_view wrote to {} of the batch, which pass 0 sees: change a copy of it."):
+            changed = view(dict(batch), k)
         _check(batch, changed, head)
         later.append(dict(changed))
     return later

@@ -178,7 +178,6 @@ class Window:
         self,
         items: Sequence[Items],
         settings: StepSettings,
-        loss: Callable[..., RDropLoss] | None = None,
         with_labels: bool = True,
         label_smoothing: float = 0.0,
     ) -> RDropLoss:
@@ -187,12 +186,13 @@ class Window:
         Args:
             items: of the micro-batch, for each part of the head, whose terms are averaged or have weights.
             settings: of the step.
-            loss: what takes the arguments of `rdrop_loss`, in its place.
             with_labels: without, there is no task loss.
             label_smoothing: of the task loss.
         """
-        parts = [
-            (loss or part.loss or partial(rdrop_loss, problem=part.problem))(
+        parts = []
+        for part, (task_items, divergence_items) in zip(items, self.divisors, strict=True):
+            loss: Callable[..., RDropLoss] = part.loss or partial(rdrop_loss, problem=part.problem)
+            terms = loss(
                 part.outputs,
                 part.labels if with_labels else None,
                 alpha=settings.alpha,
@@ -203,8 +203,7 @@ class Window:
                 reduction=settings.reduction,
                 label_smoothing=label_smoothing,
             )
-            for part, (task_items, divergence_items) in zip(items, self.divisors, strict=True)
-        ]
+            parts.append(terms)
         weights = self.head.part_weights
         if weights == (1.0,):
             return parts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn
@@ -46,11 +47,12 @@ class _Training:
     def stops_at_nonfinite(self) -> bool:
         return not (self.args.rdrop_allow_nonfinite or self.scales_loss)
 
-    def micro_batch(self, steps: int, progress: float, of_step: int) -> _MicroBatch:
-        """Micro-batch `of_step` (from 0) of the optimizer step behind so many steps, begun at `progress` in epochs."""
+    def micro_batch(self, number: int) -> _MicroBatch:
+        """Micro-batch `number` (from 0) of the optimizer step that runs."""
+        progress = self.state.epoch or 0  # when the step began
         epoch = int(progress)
         batches = len(self.train_dataloader) if has_length(self.train_dataloader) else 0
-        return _MicroBatch(steps + 1, epoch, round((progress - epoch) * batches) + of_step)
+        return _MicroBatch(self.state.global_step + 1, epoch, round((progress - epoch) * batches) + number)
 
     def rows_of(self, batch: _MicroBatch) -> str:
         """The rows of a micro-batch, drawn again from the sampler; empty where a second draw would differ."""
@@ -90,7 +92,7 @@ class FiniteLossGuard(TrainerCallback):
     def __init__(self) -> None:
         self._training: _Training | None = None
         self._micro_batches = 0  # of the current optimizer step, that are done
-        self._unread: list[tuple[tuple[int, float, int], torch.Tensor]] = []  # losses, and where they come from
+        self._unread: list[tuple[_MicroBatch, torch.Tensor]] = []  # losses, and where they come from
 
     def watch(self, loss: torch.Tensor) -> None:
         """Take the loss of the micro-batch that was just trained on.
@@ -105,8 +107,7 @@ class FiniteLossGuard(TrainerCallback):
         training = self._training
         if training is not None and training.stops_at_nonfinite:
             # A copy: a model's own loss may stand in memory that CUDA graphs (torch_compile) use again for the next one
-            place = training.state.global_step, training.state.epoch or 0, self._micro_batches
-            self._unread.append((place, loss.detach().clone()))
+            self._unread.append((training.micro_batch(self._micro_batches), loss.detach().clone()))
             if training.args.logging_nan_inf_filter or len(self._unread) == self.MAX_UNREAD:
                 self._read_losses()
 
@@ -162,9 +163,8 @@ class FiniteLossGuard(TrainerCallback):
         if not unread:
             return
         values = torch.stack([loss.float().mean() for _, loss in unread]).tolist()
-        for (place, _), value in zip(unread, values, strict=True):
-            if not abs(value) < float("inf"):
-                batch = self._training.micro_batch(*place)
+        for (batch, _), value in zip(unread, values, strict=True):
+            if not math.isfinite(value):
                 finite = _all_finite(self._training.model)
                 self._stop(
                     f"The loss is {value} at step {batch.step}, batch {batch.number + 1} of epoch {batch.epoch + 1}"

@@ -11,19 +11,13 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from transformers import Trainer
 
 logger = logging.get_logger(__name__)
 
-_REMEDY = (
-    "a process without a batch would leave the others waiting. Leave even_batches of accelerator_config at True, which "
-    "fills the last batches with rows from the start, or pass dataloader_drop_last=True."
-)
-
 
 class EqualBatches(TrainerCallback):
-    """Refuses a training in which the processes have epochs of unequal numbers of batches, if it gets that far."""
+    """Refuses a training whose processes have unequal numbers of batches in an epoch, if it gets to the end of one."""
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if args.world_size == 1 or not has_length(train_dataloader):
@@ -31,7 +25,11 @@ class EqualBatches(TrainerCallback):
         batches = gather(torch.tensor([len(train_dataloader)], device=args.device)).tolist()
         is_reached = not 0 < args.max_steps <= min(batches) // args.gradient_accumulation_steps
         if min(batches) < max(batches) and is_reached:
-            raise ValueError(f"The processes have {', '.join(map(str, batches))} batches an epoch, and {_REMEDY}")
+            raise ValueError(
+                f"The processes have {', '.join(map(str, batches))} batches an epoch, and a process without a batch "
+                "would leave the others waiting. Leave even_batches of accelerator_config at True, which fills the "
+                "last batches with rows from the start, or pass dataloader_drop_last=True."
+            )
 
 
 def use_one_gpu(trainer: Trainer) -> None:
@@ -53,17 +51,6 @@ def check_parallelism(cp_size: int, sp_size: int) -> None:
         raise ValueError(
             "R-Drop does not support context or sequence parallelism, which split rows between processes: set cp_size "
             "and sp_size of parallelism_config to 1."
-        )
-
-
-def check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
-    """Refuse to go on where data without a length does not fill a window on some processes only; a collective."""
-    having = accelerator.reduce(torch.tensor(float(has_them), device=accelerator.device))
-    if 0 < having < accelerator.num_processes:
-        raise ValueError(
-            f"The data of {accelerator.num_processes - int(having)} of {accelerator.num_processes} processes has ended "
-            "before that of the others, which would wait. Let the data set give every process as many batches, or pass "
-            "accelerator_config={'dispatch_batches': True}, with which the first process reads it for all."
         )
 
 

@@ -46,7 +46,7 @@ def checkpoint_fault(checkpoint: str | os.PathLike, needs_optimizer: bool = True
         return "there is no such folder"
     if fault := _state_fault(checkpoint):
         return fault
-    if needs_optimizer and not any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir()):
+    if needs_optimizer and not _has_optimizer(checkpoint):
         return _NO_OPTIMIZER
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         if path.suffix in (".json", ".safetensors", *_SAVED_BY_TORCH) and _is_cut(path):
@@ -64,6 +64,10 @@ def _state_fault(checkpoint: Path) -> str | None:
     except OSError as error:
         return f"its {_STATE} cannot be read ({error.strerror})"
     return None
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    return any(path.name.startswith(_OPTIMIZER) for path in checkpoint.iterdir())
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -95,10 +99,9 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False, needs_o
     Returns:
         Its folder; None if no checkpoint is whole.
     """
-    steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*")}
     passed_over = []
     found = None
-    for path in sorted((path for path, match in steps.items() if match), key=lambda p: -int(steps[p][1])):
+    for path in _checkpoints_in(Path(folder)):
         fault = checkpoint_fault(path, needs_optimizer)
         if fault is None:
             found = path
@@ -110,14 +113,20 @@ def last_whole_checkpoint(folder: str | os.PathLike, warn: bool = False, needs_o
     return found
 
 
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """The folders of checkpoints, whole or not, the latest step first."""
+    steps = {path: _NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, match in steps.items() if match), key=lambda path: -int(steps[path][1]))
+
+
 def _clear_half_written(new: Path) -> None:
     """Delete unfinished checkpoints next to a new one, before `Trainer` deletes the oldest.
 
     `Trainer` would count them among the checkpoints to keep. Where folders have no times (a mounted object store), it
     would also take an unfinished one of a later step for the newest, and delete all others.
     """
-    for path in new.parent.glob("checkpoint-*"):
-        if _NAME.fullmatch(path.name) and path != new and _state_fault(path):
+    for path in _checkpoints_in(new.parent):
+        if path != new and _state_fault(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -157,7 +166,7 @@ class ResumingMixin(MixinBase):
                     f"Can't find a valid checkpoint at {found}: {fault}. Name an earlier one, or pass "
                     "resume_from_checkpoint=True to go on from the last whole one in output_dir."
                 )
-        if checkpoint_fault(found) == _NO_OPTIMIZER:
+        if not _has_optimizer(found):
             logger.warning(
                 f"{found}: {_NO_OPTIMIZER}, so the optimizer starts afresh: the run does not end as one that was never "
                 "interrupted."
@@ -168,7 +177,7 @@ class ResumingMixin(MixinBase):
         super()._load_optimizer_and_scheduler(checkpoint)
         schedule = self.lr_scheduler
         counts_steps = isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau)
-        if checkpoint is None or not counts_steps or checkpoint_fault(checkpoint) != _NO_OPTIMIZER:
+        if checkpoint is None or not counts_steps or _has_optimizer(Path(checkpoint)):
             return
         with warnings.catch_warnings():  # torch's, that no step of the optimizer came before
             warnings.simplefilter("ignore")

@@ -26,13 +26,14 @@ _HAN = (
 )
 _HAN_CHARACTER = re.compile("[\u4e00-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
+_TWO_LETTERS = re.compile(_LETTER.pattern * 2)
 _MARKS = ".。!！?？,，;；"
 Edit = Callable[[str, random.Random], "str | None"]
 
 
 def swap(text: str, rng: random.Random) -> str | None:
     """Two neighbouring letters are swapped."""
-    places = [i for i in range(len(text) - 1) if _letters(text[i : i + 2]) and text[i] != text[i + 1]]
+    places = [i for i in range(len(text) - 1) if _TWO_LETTERS.match(text, i) and text[i] != text[i + 1]]
     return _at_one(places, rng, lambda i: text[:i] + text[i + 1] + text[i] + text[i + 2 :])
 
 
@@ -93,19 +94,8 @@ def punctuation(text: str, rng: random.Random) -> str | None:
 
 
 EDITS: dict[str, Edit] = {
-    "swap": swap,
-    "drop": drop,
-    "double": double,
-    "slip": slip,
-    "other_character": other_character,
-    "case": case,
-    "spacing": spacing,
-    "punctuation": punctuation,
+    edit.__name__: edit for edit in (swap, drop, double, slip, other_character, case, spacing, punctuation)
 }
-
-
-def _letters(text: str) -> bool:
-    return all(_LETTER.fullmatch(character) for character in text)
 
 
 def _at_one(places: Sequence[int], rng: random.Random, edit: Callable[[int], str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from ..objective.heads import PredictionHead
 from ..objective.snapshot import same_modes
 from .edits import EDITS, Edit
 from .measure import Stability, differ, divergence_of, mean_by
-from .running import items_of
+from .running import items_of, no_labels
 
 
 class EditedText(NamedTuple):
@@ -114,32 +114,15 @@ def perturbation_stability(
     if logits is not None and len(logits) != len(rows):
         raise InputError(f"logits: expected a row for each of {len(rows)} rows, got {len(logits)}")
     texts = [tuple(row[column] for column in text_columns) for row in rows]
-    options = {"truncation": True, "max_length": max_length}
 
     def with_first(edit: _Edited) -> tuple[str, ...]:
         return edit.text, *texts[edit.index][1:]
 
-    def input_ids(texts: Sequence[tuple[str, ...]]) -> list[list[int]]:
-        return tokenizer(*map(list, zip(*texts, strict=True)), **options)["input_ids"] if texts else []
+    def encode(texts: Sequence[tuple[str, ...]], **options: Any) -> Any:
+        return tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=max_length, **options)
 
-    def predict(texts: Sequence[tuple[str, ...]]) -> tuple[PredictionHead, torch.Tensor]:
-        # Texts of similar length go together, so that little of a batch is padding
-        order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
-        found = []
-        for start in range(0, len(order), batch_size):
-            columns = zip(*(texts[i] for i in order[start : start + batch_size]), strict=True)
-            batch = dict(tokenizer(*map(list, columns), **options, padding=True, return_tensors="pt"))
-            batch["labels"] = torch.full((len(batch["input_ids"]),), -100)
-            head = head_of(model, batch)
-            if head.tokens or len(head.outputs) > 1:
-                raise InputError(f"{type(model).__name__}: edits are compared for sequence classification alone")
-            ((items, _),) = items_of(model, head, {key: value.to(device) for key, value in batch.items()})
-            found.append(items.cpu())
-        return head, torch.cat(found)[torch.tensor(order).argsort()]
-
-    device = next(model.parameters()).device
     made = _made(texts, functions, seed)
-    before, after = input_ids(texts), input_ids(list(map(with_first, made)))
+    before, after = (encode(some)["input_ids"] if some else [] for some in (texts, list(map(with_first, made))))
     visible = [ids != before[edit.index] for edit, ids in zip(made, after, strict=True)]
     counted, unseen = _chosen(made, visible, num_edits, seed)
     index = np.array([edit.index for edit in counted], dtype=int)
@@ -147,9 +130,12 @@ def perturbation_stability(
     flips = divergence = np.zeros(0)
     with same_modes(model):
         model.eval()
-        own = predict(texts)[1] if logits is None else torch.as_tensor(logits).cpu().double().reshape(len(rows), -1)
+        if logits is None:
+            own = _predictions(model, encode, texts, batch_size)[1]
+        else:
+            own = torch.as_tensor(logits).cpu().double().reshape(len(rows), -1)
         if counted:
-            head, edited = predict(list(map(with_first, counted)))
+            head, edited = _predictions(model, encode, list(map(with_first, counted)), batch_size)
             flips = differ(head, own[index], edited)
             divergence = divergence_of(head, torch.stack([own[index], edited]))
 
@@ -188,6 +174,26 @@ def _made(texts: Sequence[tuple[str, ...]], kinds: Mapping[str, Edit], seed: int
         for kind, edit in kinds.items()
         if (edited := edit(text, rng)) is not None and edited != text
     ]
+
+
+def _predictions(
+    model: nn.Module, encode: Callable[..., Any], texts: Sequence[tuple[str, ...]], batch_size: int
+) -> tuple[PredictionHead, torch.Tensor]:
+    """The head, and what it predicts for each of some texts, (N, C), on the CPU."""
+    device = next(model.parameters()).device
+    # Texts of similar length go together, so that little of a batch is padding
+    order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
+    found = []
+    for start in range(0, len(order), batch_size):
+        some = [texts[i] for i in order[start : start + batch_size]]
+        batch = dict(encode(some, padding=True, return_tensors="pt"))
+        batch["labels"] = no_labels(model, batch)
+        head = head_of(model, batch)
+        if head.tokens or len(head.outputs) > 1:
+            raise InputError(f"{type(model).__name__}: edits are compared for sequence classification alone")
+        ((items, _),) = items_of(model, head, {key: value.to(device) for key, value in batch.items()})
+        found.append(items.cpu())
+    return head, torch.cat(found)[torch.tensor(order).argsort()]
 
 
 def _chosen(

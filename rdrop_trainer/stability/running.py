@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from ..objective.head_of import base_model, head_of
+from ..objective.head_of import base_model, has_listed_head, head_of
 from ..objective.heads import SEQ2SEQ, PredictionHead
 from ..objective.snapshot import same_noise
 
@@ -36,14 +36,16 @@ def batches_of(model: nn.Module, dataset: Any, collate: Callable | None, size: i
 
     for batch in DataLoader(dataset, batch_size=size, collate_fn=collate_known):
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        yield batch if any(key in batch for key in _ROW_LABELS) else {**batch, "labels": _no_labels(model, batch)}
+        yield batch if any(key in batch for key in _ROW_LABELS) else {**batch, "labels": no_labels(model, batch)}
 
 
-def _no_labels(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+def no_labels(model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     """Labels that mark nothing as labeled: whole rows, or all their tokens."""
     main = next(value for value in batch.values() if isinstance(value, torch.Tensor))
-    rows = torch.full((len(main),), -100, device=main.device)
-    return torch.full_like(main, -100) if head_of(model, {**batch, "labels": rows}).tokens else rows
+    rows, tokens = (torch.full(shape, -100, device=main.device) for shape in (main.shape[:1], main.shape[:2]))
+    # The labels of a class that transformers does not list would decide what it predicts
+    are_tokens = has_listed_head(model) and head_of(model, {**batch, "labels": tokens}).tokens
+    return tokens if are_tokens else rows
 
 
 @torch.no_grad()

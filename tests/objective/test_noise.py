@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard
 from rdrop_trainer.objective.heads import SINGLE_LABEL
 from rdrop_trainer.objective.noise import PATIENCE, NoiseWatch
 from rdrop_trainer.objective.noise_of import noise_of
-from rdrop_trainer.objective.window import Window
+from rdrop_trainer.objective.training import Training
+from rdrop_trainer.objective.window import StepSettings, Window
 from support import tiny, zoo
 
 
@@ -21,7 +22,8 @@ def watch(logits, again=None, allowed=False, model=None, before=None):
     passes = logits.unflatten(0, (2, -1)) if len(logits) else logits
     again_in_passes = again and (lambda: again().unflatten(0, (2, -1)))
     before = before or NoiseWatch()
-    return before.compare(model, passes, window(), allowed, lambda verdict: verdict, again_in_passes)
+    settings = StepSettings(allow_deterministic=allowed)
+    return before.compare(Training(model), settings, window(), passes, again_in_passes)
 
 
 def patient(model, logits, **arguments):
@@ -51,7 +53,7 @@ def test_rounding_does_not_hide_that_dropout_never_reaches_the_predictions():
 def test_micro_batches_of_one_window_count_once():
     passes, of_one, found = torch.ones(2, 1, 3), window(), NoiseWatch()
     for _ in range(PATIENCE + 1):
-        found = found.compare(tiny.bert(), passes, of_one, False, lambda verdict: verdict)
+        found = found.compare(Training(tiny.bert()), StepSettings(), of_one, passes)
     assert found.windows_alike == 1
 
 
@@ -65,14 +67,23 @@ def test_all_processes_compute_again_or_none():
         again.append(1)
         return passes * 2
 
-    settings = {"model": tiny.bert(dropout=0.0), "passes": passes, "window": window(), "allowed": True}
-    NoiseWatch().compare(**settings, reduce=lambda verdict: verdict, again=run_again)
+    class Others(Training):
+        """Of two processes, with what the other one answers."""
+
+        answer = 0.0
+
+        def sum_over_processes(self, tensor):
+            return tensor + self.answer * float(tensor.dim() == 0)
+
+    training = Others(tiny.bert(dropout=0.0))
+    NoiseWatch().compare(training, StepSettings(allow_deterministic=True), window(), passes, run_again)
     assert not again
-    NoiseWatch().compare(**settings, reduce=lambda verdict: verdict + torch.ones_like(verdict), again=run_again)
+    training.answer = 1.0
+    NoiseWatch().compare(training, StepSettings(allow_deterministic=True), window(), passes, run_again)
     assert again == [1]
     # Its own passes are no rounding, even if they repeat their bits
-    settings |= {"passes": torch.stack([row, row * 2]), "again": lambda: torch.stack([row, row * 2]), "allowed": False}
-    assert NoiseWatch().compare(**settings, reduce=lambda verdict: verdict + float(verdict.dim() == 0)) is None
+    differing = torch.stack([row, row * 2])
+    assert NoiseWatch().compare(training, StepSettings(), window(), differing, lambda: differing) is None
 
 
 def test_passes_that_clearly_differ_are_noise_however_they_came_about():

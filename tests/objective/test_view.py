@@ -54,6 +54,17 @@ def test_loss_and_gradient_are_those_of_the_definition(name, num_passes):
         assert objective.plan.noise is None and (objective.plan.fused(batch, settings) is None) == (mode != "fused")
 
 
+def test_a_batch_of_inference_tensors_has_views_too():
+    """A collator that computes under `torch.inference_mode` makes tensors that do not count what is written to them."""
+    model = zoo.build("single_label").train()
+    batch = zoo.batch("single_label", model, rows=4)
+    with torch.inference_mode():
+        batch = {key: value.clone() for key, value in batch.items()}
+    objective = Objective.of(model, [batch])
+    terms, _ = objective(model, batch, objective.window([batch]), StepSettings(second_view=masked))
+    assert terms.divergence > 0
+
+
 def test_all_modes_draw_the_same_views():
     gradients = []
     for mode in MODES:

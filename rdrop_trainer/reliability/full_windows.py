@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
+import torch
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from ._mixin_base import MixinBase
-from .reliability.processes import check_all_have_batches
+from .._mixin_base import MixinBase
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.get_logger(__name__)
 
@@ -24,7 +28,7 @@ class FullWindowsMixin(MixinBase):
         if self.accelerator.num_processes > 1:
             # Before `Trainer` counts items over processes: one without batches would not take part, and others wait
             batches = list(islice(epoch_iterator, num_batches))
-            check_all_have_batches(len(batches) == num_batches, self.accelerator)
+            _check_all_have_batches(len(batches) == num_batches, self.accelerator)
             epoch_iterator = iter(batches)
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         if 0 < len(batches) < self.args.gradient_accumulation_steps:
@@ -35,3 +39,14 @@ class FullWindowsMixin(MixinBase):
             )
             batches = []
         return batches, num_items_in_batch
+
+
+def _check_all_have_batches(has_them: bool, accelerator: Accelerator) -> None:
+    """Refuse to go on where data without a length does not fill a window on some processes only; a collective."""
+    having = accelerator.reduce(torch.tensor(float(has_them), device=accelerator.device))
+    if 0 < having < accelerator.num_processes:
+        raise ValueError(
+            f"The data of {accelerator.num_processes - int(having)} of {accelerator.num_processes} processes has ended "
+            "before that of the others, which would wait. Let the data set give every process as many batches, or pass "
+            "accelerator_config={'dispatch_batches': True}, with which the first process reads it for all."
+        )
