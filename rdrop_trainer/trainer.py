@@ -17,6 +17,7 @@ from .head import heads_from_setting
 from .hub.publishing import PublishingMixin
 from .logged_terms import LoggedTerms
 from .objective.inspect import first_plan
+from .objective.noise import trains
 from .objective.noise_of import noise_of
 from .objective.objective import Objective
 from .objective.plain import counts_right, plain_loss
@@ -152,7 +153,7 @@ class RDropMixin(
 
     def _is_training(self, model: nn.Module) -> bool:
         if self._phase == "train":  # the flag of a wrapper may be wrong, those of the modules in it are not
-            return any(module.training for module in model.modules())
+            return trains(model)
         return self._phase is None and model.training
 
     def _step_settings(self) -> StepSettings:

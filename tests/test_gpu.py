@@ -112,7 +112,7 @@ def watch(trainer, fused):
             finally:
                 waiting("default")
                 waited = [w for w in found if "synchronizing" in str(w.message)]
-                # That is the backward of a model's operation
+                # That is what waits in the backward: a model's operations, and the package's own, which go unseen here
                 seen.waits += [f"{w.filename}:{w.lineno}" for w in waited if "autograd/graph.py" not in w.filename]
                 seen.waits += simulated.taken() if SIMULATED else []
 

@@ -26,9 +26,9 @@ from .heads import QUESTION_ANSWERING, PredictionHead
 from .items import Items
 from .joint import JointHead
 from .judge import judged, no_logits
-from .labels import check_range, refuse_marked_rows, warn_of_more_labels
+from .labels import check_range, refuse_marked_rows, warn_of_doubtful_labels
 from .loss_comparison import LossComparison
-from .noise import ITEMS, NoiseWatch, is_rounding
+from .noise import ITEMS, NoiseWatch, is_rounding, trains
 from .passes import Passes, takes_one_row, without_ddp
 from .plan import Plan
 from .rows import find_batch_size, refuse_packed
@@ -55,13 +55,16 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
         logger.warning_once(fault)
     head, task_loss = judged(training, kind, training.task_loss(kind), batches)
     comparison = None if training.trainer_loss is None else LossComparison()
-    return Plan(head, kind, task_loss, trainer_comparison=comparison, known={kind: head})
+    mixture = _mixture(training, kind, batches)
+    return Plan(head, kind, task_loss, trainer_comparison=comparison, known={kind: head}, mixture=mixture)
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
     kind = _head(training, batches)
     check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
+    if (mixture := _mixture(training, kind, batches)) != plan.mixture:
+        plan = replace(plan, mixture=mixture)
     if kind == plan.kind:
         return plan
     # `judged` is a collective, and other processes may not see this kind now: it stays a first guess
@@ -80,12 +83,6 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool =
                 f"R-Drop needs `{'` and `'.join(head.labels)}` in every training batch, got only: {', '.join(batch)}."
                 + (" Rows without a label carry -100." if "labels" in head.labels else "")
             )
-        if _forms(head, batch) != _forms(head, batches[0]) and _head_of_batch(training, batch) != head:
-            raise ValueError(
-                "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
-                f"together: {_forms(head, batches[0])} and {_forms(head, batch)}. Let all micro-batches of a step be "
-                "of one task, or set gradient_accumulation_steps to 1."
-            )
     if head.task_problem == "regression" and not head.own_loss:
         refuse_marked_rows(batches, wait)
     return head
@@ -101,6 +98,25 @@ def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHe
     if peft is not None and peft.is_prompt_learning and peft.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
         parts = [replace(part, soft_prompt=True) for part in parts]
     return JointHead.of(parts)
+
+
+def _mixture(training: Training, kind: PredictionHead, batches: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with micro-batches whose labels are of different kinds; None: they are of one.
+
+    Raises:
+        ValueError: the same, where one count of items cannot even weigh the task losses.
+    """
+    for batch in batches[1:]:
+        if _forms(kind, batch) != _forms(kind, batches[0]) and (other := _head_of_batch(training, batch)) != kind:
+            fault = (
+                "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
+                f"together: {_forms(kind, batches[0])} and {_forms(kind, batch)}. Let all micro-batches of a step be "
+                "of one task, or set gradient_accumulation_steps to 1."
+            )
+            if kind.of_rows and other.of_rows:
+                return fault
+            raise ValueError(fault)
+    return None
 
 
 def _forms(head: PredictionHead, batch: Mapping[str, Any]) -> str:
@@ -138,7 +154,8 @@ def before_passes(
     """What must be known before the passes over a micro-batch.
 
     Raises:
-        ValueError: a task loss that can neither be kept nor replaced, or that depends on the number of rows; a model
+        ValueError: a task loss that can neither be kept nor replaced, or that depends on the number of rows; labels of
+            different kinds in one step; a model
             that does something else when it runs again; an output head that is to be fused, and sharded.
     """
     model = without_ddp(model)
@@ -150,6 +167,8 @@ def before_passes(
         plan = find_lm_head(training, plan, batch, settings)
     if settings.num_passes == 1:
         return plan
+    if plan.mixture:
+        raise ValueError(plan.mixture)
     if settings.forward_mode == "concat":
         return _before_repeated_rows(training, plan, model, batch, settings.num_passes)
     if settings.forward_mode == "recompute" and not plan.repeats and not whole:
@@ -188,6 +207,8 @@ def after_passes(
         ValueError: the model has no noise, a loss function does not say how its losses add up, or some rows are left
             out of a loss that is not made item by item.
     """
+    if passes.num_passes > 1 and not (trains(training.model) or settings.allow_deterministic):
+        plan = replace(plan, noise=plan.noise or NoiseWatch())  # an evaluation may have left it so
     if passes.num_passes > 1 and plan.noise is not None:
         plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
     plan = find_use_of_count(training, plan, passes, batch, count)
@@ -210,7 +231,7 @@ def check_divergence(
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
     for head, spec, part in zip(plan.head.parts, training.heads or (Head(),), items, strict=False):
-        warn_of_more_labels(training, head, spec, part)
+        warn_of_doubtful_labels(training, head, spec, part)
     for part, name in zip(items, plan.head.outputs, strict=True):
         passes = part.counted(settings.num_passes, ITEMS)[0].detach()
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:

@@ -13,7 +13,7 @@ from ..head import Head
 from ..losses import devices
 from ..losses.reference import IGNORE_INDEX
 from .ctc import CTCHead
-from .head_of import config_value, runs_own_code
+from .head_of import config_value, has_listed_head
 from .heads import ROWS, SINGLE_LABEL, TOKENS, PredictionHead
 from .items import Items
 from .lm_head import vocabulary_size
@@ -38,13 +38,13 @@ def with_values(
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
     votes = training.on_any_process(facts)
-    for head, spec, vote in zip(heads, named, votes, strict=True):
-        are_integers = not batches[0][head.labels[0]].is_floating_point()
-        if head.problem == "regression" and are_integers and not vote[0] and _is_open(training, spec):
-            logger.warning_once(
-                f"The labels are all 0 or 1, but {training.model_name} with its single logit is a regression, "
-                'and R-Drop compares its numbers. If they are yes or no, set rdrop_problem="multi_label", else '
-                '"regression".'
+    for head, (is_outside, *_) in zip(heads, votes, strict=True):
+        labels = batches[0][head.labels[0]]
+        if head.problem == "multi_label" and head.stock == "single_label" and is_outside and _are_integers(labels):
+            raise ValueError(
+                f"The labels are integers of the shape {tuple(labels.shape)}, as yes or no of each class of "
+                f"{training.model_name} is, but some are neither 0 nor 1. Say what they are with rdrop_problem or "
+                "rdrop_heads."
             )
     return [
         _by_facts(head, *vote) if _is_open(training, spec) else head
@@ -58,20 +58,40 @@ def _is_open(training: Training, named: Head) -> bool:
     return training.problem == "auto" and named.problem == "auto" and not is_stated
 
 
-def warn_of_more_labels(training: Training, head: PredictionHead, named: Head, items: Items) -> None:
-    """Warn of rows whose label is none of the classes that their logits are taken for: those of grades that are
-    predicted step by step, or of quantiles, say. Such a model may also count its classes from 1.
+def warn_of_doubtful_labels(training: Training, head: PredictionHead, named: Head, items: Items) -> None:
+    """Warn of rows whose labels speak for another problem than the one that they are taken for.
+
+    Grades that are predicted step by step, or quantiles, where the logits are taken for classes (a model may also count
+    its classes from 1); yes and no, or classes, where they are taken for numbers.
     """
-    if items.problem != "single_label" or not head.of_rows or head.soft or not items.labels.numel():
+    labels, classes = items.labels, items.outputs[0].shape[-1]
+    if not _is_open(training, named) or not head.of_rows or head.soft or not labels.numel():
         return
-    classes, highest = items.outputs[0].shape[-1], int(items.labels.max())
-    if classes <= highest and _is_open(training, named):
-        setting = "its Head's problem" if training.heads else "rdrop_problem"
+    lowest, highest = (value.item() for value in labels.aminmax())
+    setting = "its Head's problem" if training.heads else "rdrop_problem"
+    if items.problem == "single_label" and classes <= highest:
         logger.warning_once(
             f"A label is {highest}, but there are {classes} logits for a row, which R-Drop takes for the classes 0 to "
             f'{classes - 1}. Confirm it with {setting}="single_label", or correct it with "multi_label" (each logit '
             'says yes or no, as of ordered grades) or "regression" (each is a number).'
         )
+    if items.problem != "regression" or labels.numel() > len(labels) or (labels != labels.float().round()).any():
+        return
+    if classes == 1 and _are_integers(labels) and (lowest, highest) == (0, 1):
+        logger.warning_once(
+            f"The labels are all 0 or 1, but {training.model_name} with its single logit is a regression, and R-Drop "
+            f'compares its numbers. If they are yes or no, set {setting}="multi_label", else "regression".'
+        )
+    if classes > 1 and 0 <= lowest and highest < classes:
+        logger.warning_once(
+            f"The labels are whole numbers from {lowest:.0f} to {highest:.0f}, as those of classes are, but they are "
+            f"floating-point, and R-Drop compares the {classes} logits of a row as numbers. If they are classes, set "
+            f'{setting}="single_label", else "regression".'
+        )
+
+
+def _are_integers(labels: torch.Tensor) -> bool:
+    return not labels.is_floating_point() and labels.dtype != torch.bool
 
 
 def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
@@ -158,7 +178,7 @@ def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, An
 
 def _classes(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> int:
     """How many classes a stock head has; 0: unknown."""
-    if runs_own_code(training.base):  # its configuration may be that of a part, with the two classes of the default
+    if not has_listed_head(training.base):  # its configuration may be that of a part, with the default's two classes
         return 0
     if head.choices:
         return batch["input_ids"].shape[1] if "input_ids" in batch else 0

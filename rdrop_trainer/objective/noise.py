@@ -75,13 +75,18 @@ class NoiseWatch:
             return None
         windows_alike = self.windows_alike + (self.last is not window)
         sources = noise_of(model)
-        if (sources or has_view) and windows_alike < PATIENCE:
+        if (has_view or (sources and trains(model))) and windows_alike < PATIENCE:
             return replace(self, windows_alike=windows_alike, last=window)
         message = _no_noise(model, len(passes), sources, has_view)
         if not settings.allow_deterministic:
             raise ValueError(message + " To go on nevertheless, pass rdrop_allow_deterministic=True.")
         logger.warning(message)
         return None
+
+
+def trains(model: nn.Module) -> bool:
+    """Whether some module is in training mode, without which most dropout is off."""
+    return any(module.training for module in model.modules())
 
 
 def is_rounding(passes: torch.Tensor) -> bool:
@@ -100,6 +105,11 @@ def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view:
         return (
             f"The {num_passes} passes of {name} are still identical after {PATIENCE} R-Drop steps: what second_view "
             "changes does not reach the predictions, nor does any dropout, so R-Drop has no effect."
+        )
+    if sources and not trains(model):
+        return (
+            f"{name} is in evaluation mode, as from_pretrained returns it and an evaluation leaves it, and its "
+            f"{num_passes} passes are identical, so R-Drop has no effect: call model.train() first."
         )
     if sources:
         return (

@@ -119,14 +119,9 @@ class Objective:
             returned in the first, of B rows.
 
         Raises:
-            ValueError: the model is in evaluation mode, or has no noise, or returns no logits, or its loss or
+            ValueError: the model has no noise, or none in evaluation mode, or returns no logits, or its loss or
                 divergence does not fit; or the batch is none of the window.
         """
-        if settings.num_passes > 1 and not (settings.allow_deterministic or any(m.training for m in model.modules())):
-            raise ValueError(
-                f"{self.training.model_name} is in evaluation mode, as from_pretrained returns it and an "
-                "evaluation leaves it, where dropout is off and R-Drop has no effect: call model.train() first."
-            )
         window.check(batch)
         # The checks before and after the passes look at the first steps alone, and may change the plan
         self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)

@@ -43,6 +43,7 @@ class Plan:
         known: heads of the kinds that were seen before.
         repeats: a pass was seen to be the same when it runs again.
         divergence_checked: the divergence was seen not to be 0 on passes that differ.
+        mixture: what is wrong with the labels of this step, which several passes cannot take; None: nothing.
     """
 
     head: PredictionHead
@@ -58,6 +59,7 @@ class Plan:
     known: Mapping[PredictionHead, PredictionHead] = field(default_factory=dict)
     repeats: bool = False
     divergence_checked: bool = False
+    mixture: str | None = None
 
     def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
         """The output head that is fused into the loss of a micro-batch; None: its logits are made."""

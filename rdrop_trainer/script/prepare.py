@@ -89,7 +89,9 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
     if config.data.dry_run:
         args = _without_side_effects(args)
     collator = processor.collator()
-    eval_split = next(iter(splits_of(data, "validation")), None)
+    # Of all splits: what cannot be scored is refused now, not when all is computed
+    scorers = {s: processor.compute_metrics(features[s], data[s]) for s in splits_of(data, "validation")}
+    eval_split = next(iter(scorers), None)
     with wrong_settings_as_input_errors():
         trainer = (RDropSeq2SeqTrainer if task.head == "seq2seq" else RDropTrainer)(
             model=model,
@@ -99,7 +101,7 @@ def prepare(config: RunConfig, whole: DatasetDict, clock: Clock) -> Prepared:
             processing_class=tokenizer,
             data_collator=collator,
             callbacks=[collator] if isinstance(collator, transformers.TrainerCallback) else None,
-            compute_metrics=processor.compute_metrics(features[eval_split], data[eval_split]) if eval_split else None,
+            compute_metrics=scorers.get(eval_split),
             unlabeled_dataset=features.get("unlabeled"),
             preprocess_logits_for_metrics=processor.keep_logits,
         )

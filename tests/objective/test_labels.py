@@ -153,8 +153,14 @@ def test_tasks_with_labels_of_different_kinds_do_not_share_a_step(accumulation):
     model = Tasks().train()
     objective = Objective.of(model, batches[:1])
     if accumulation == 2:
+        window = objective.window(batches)
         with pytest.raises(ValueError, match="labels of different kinds.*gradient_accumulation_steps to 1"):
-            objective.window(batches)
+            objective(model, batches[0], window, StepSettings())
+        torch.manual_seed(0)
+        losses = [objective(model, batch, window, StepSettings(num_passes=1))[0].loss for batch in batches]
+        torch.manual_seed(0)
+        expected = [model(**batch)["loss"] / 2 for batch in batches]  # of as many rows each
+        assert torch.allclose(torch.stack(losses), torch.stack(expected))
         return
     for batch, problem in zip(batches, ("single_label", "regression"), strict=True):
         terms, _ = objective(model, batch, objective.window([batch]), StepSettings())
@@ -195,24 +201,44 @@ def test_more_labels_than_logits_are_not_taken_for_classes_in_silence(grades, sa
 
 
 @pytest.mark.parametrize(
-    "classes, labels, problem, warns",
+    "classes, labels, problem, warning",
     [
-        (1, torch.tensor([0, 1, 1, 0]), "regression", True),
-        (1, torch.tensor([0, 5, 1, 0]), "regression", False),  # stars
-        (1, torch.tensor([0.0, 1.0, 1.0, 0.0]), "regression", False),
-        (3, torch.tensor([0.1, 0.9, 0.5, 0.3]), "regression", False),  # quantiles, or a mean and a variance
-        (3, torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]), "multi_label", False),
-        (3, torch.zeros(4, 6, dtype=torch.long), "single_label", False),  # tags, which the passes then refuse
+        (1, torch.tensor([0, 1, 1, 0]), "regression", 'labels are all 0 or 1.*="multi_label"'),
+        (1, torch.tensor([0, 5, 1, 0]), "regression", None),  # stars
+        (1, torch.tensor([1, 1, 1, 1]), "regression", None),  # which of two is better
+        (1, torch.tensor([0.0, 1.0, 1.0, 0.0]), "regression", None),
+        (3, torch.tensor([0.1, 0.9, 0.5, 0.3]), "regression", None),  # quantiles, or a mean and a variance
+        (3, torch.tensor([0.0, 2.0, 1.0, 0.0]), "regression", 'whole numbers from 0 to 2.*="single_label"'),
+        (3, torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]), "multi_label", None),
     ],
 )
-def test_a_stock_classifier_under_a_loss_of_the_user(classes, labels, problem, warns, caplog):
-    model = BertForSequenceClassification(BertConfig(**tiny.SIZES, num_labels=classes))
+def test_a_stock_classifier_under_a_loss_of_the_user(classes, labels, problem, warning, caplog):
+    model = BertForSequenceClassification(BertConfig(**tiny.SIZES, num_labels=classes)).train()
     batch = {"input_ids": IDS, "labels": labels}
     logging.enable_propagation()
     logging.get_logger("rdrop_trainer.objective.labels").warning_once.__func__.cache_clear()
     try:
-        objective = Objective.of(model, [batch], loss_function=lambda outputs, labels, num_items_in_batch: None)
+        objective = Objective.of(
+            model, [batch], loss_function=lambda outputs, labels, num_items_in_batch: outputs.logits.square().mean()
+        )
+        for passes in (1, 2):
+            assert not caplog.messages  # nothing is compared in one pass
+            objective(model, batch, objective.window([batch]), StepSettings(num_passes=passes))
     finally:
         logging.disable_propagation()
     assert objective.plan.head.problem == problem
-    assert ["labels are all 0 or 1" in text for text in caplog.messages] == [True] * warns
+    assert [bool(re.search(warning or "", text)) for text in caplog.messages] == [True] * bool(warning)
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (torch.tensor([[0, 7], [1, 3], [1, 9], [0, 2]]), r"integers of the shape \(4, 2\), .* neither 0 nor 1"),
+        (torch.zeros(4, 6, dtype=torch.long), "labels"),  # tags
+    ],
+)
+def test_integers_that_are_no_yes_or_no_of_a_stock_classifier_are_refused(labels, said):
+    model, batch = BertForSequenceClassification(BertConfig(**tiny.SIZES)).train(), {"input_ids": IDS, "labels": labels}
+    with pytest.raises(ValueError, match=said):
+        objective = Objective.of(model, [batch], loss_function=lambda *args, **kwargs: model.classifier.weight.sum())
+        objective(model, batch, objective.window([batch]), StepSettings())

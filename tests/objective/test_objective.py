@@ -171,5 +171,6 @@ def test_a_loop_in_evaluation_mode_is_stopped():
             step(forward_mode=mode)
         assert step(num_passes=1).task_loss > 0
         assert step(forward_mode=mode, allow_deterministic=True).divergence < 1e-9
+        assert step(forward_mode=mode, second_view=lambda rows, k: {**rows, "input_ids": rows["input_ids"] * 0 + 7})
         model.train()
         assert step(forward_mode=mode).divergence > 0

@@ -154,6 +154,10 @@ def test_mnli_evaluates_both_sets_and_writes_both_files(model, here):
     for name, n in (("MNLI-m.tsv", 4), ("MNLI-mm.tsv", 5)):
         lines = (here / "out" / name).read_text().splitlines()[1:]
         assert len(lines) == n and all(line.split("\t")[1] in labels for line in lines)
+    # The second set is looked at before the training, too
+    write_tsv(here / "MNLI" / "dev_mismatched.tsv", header, *rows(9, labeled=False))
+    assert run(model, "--task_name mnli --data_dir MNLI --output_dir again --do_train --do_eval") == 2
+    assert not (here / "again").exists()
 
 
 def test_regression(model, here):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import types
+from pathlib import Path
 
 import torch
 from accelerate import accelerator
@@ -20,16 +21,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import training_args
 
+import rdrop_trainer
+from rdrop_trainer.losses import backends
 from rdrop_trainer.objective import lm_head
 
 NAME = "npu"  # a name that accelerate knows as that of a device with fp16
-WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
+PACKAGE = str(Path(rdrop_trainer.__file__).parent)
+WAIT = (
+    "_local_scalar_dense nonzero masked_select equal allclose is_nonzero bincount _unique2 unique_consecutive".split()
+)
 RANDOM = ("bernoulli", "rand", "normal", "uniform", "multinomial", "exponential", "dropout")
 # What the lists of torch's autocast for CUDA have of the operations of models; the last get a type from their caller
-IN_HALF = "linear matmul mm bmm addmm baddbmm convolution _convolution conv1d conv2d scaled_dot_product_attention"
+IN_HALF = (
+    "linear matmul mm mv bmm addmm addmv baddbmm prelu convolution _convolution conv1d conv2d "
+    "scaled_dot_product_attention"
+)
 IN_FLOAT = (
-    "exp log log1p rsqrt reciprocal pow.Tensor_Scalar pow.Tensor_Tensor softplus layer_norm native_layer_norm "
-    "group_norm nll_loss nll_loss_nd kl_div mse_loss l1_loss smooth_l1_loss binary_cross_entropy_with_logits logsumexp"
+    "exp expm1 log log10 log2 log1p rsqrt reciprocal pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar softplus acos asin "
+    "cosh sinh tan erfinv layer_norm native_layer_norm group_norm cosine_similarity cdist dist renorm logsumexp "
+    "nll_loss nll_loss_nd kl_div mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy_with_logits "
+    "cosine_embedding_loss hinge_embedding_loss margin_ranking_loss soft_margin_loss triplet_margin_loss"
 )
 IN_FLOAT_UNLESS_TOLD = "softmax.int log_softmax.int sum cumsum prod"
 
@@ -122,7 +133,7 @@ def taken():
 def _wait(what):
     if _state["watched"]:
         frame = sys._getframe(1)
-        while frame is not None and "/rdrop_trainer/" not in frame.f_code.co_filename:
+        while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
         if frame is not None:  # else it is the backward of a model's operation
             _waits.append(f"{what} at {frame.f_code.co_filename}:{frame.f_lineno}")
@@ -139,9 +150,12 @@ def _computed(function, args, kwargs):
         return args[0].clone() if name == "_pin_memory" else False
     copies = name in ("copy_", "_to_copy")
     indexes = name in ("index", "index_put", "index_put_") and isinstance(args[0], Simulated)
-    if here and any(x.dim() for x in others if x.device.type == "cpu") and not (copies or indexes):
+    given = args[2:3] if indexes else others  # an index may come from there
+    strays = [x for x in given if not isinstance(x, Simulated) and x.device.type == "cpu"]
+    if here and not copies and any(x.dim() or name in ("cat", "stack") for x in strays):  # so may scalars
         raise RuntimeError(f"{name}: expected all tensors on one device, got {NAME} and cpu")
     by_mask = indexes and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
+    by_mask = by_mask and not (args[2:] and args[2].numel() == 1)  # which CUDA fills
     target = isinstance(args[0], Simulated) if name == "copy_" else is_here
     crosses = copies and isinstance(args[name == "copy_"], Simulated) != target
     if (here and name in WAIT) or by_mask or (crosses and not (kwargs.get("non_blocking") or any(args[2:]))):
@@ -177,6 +191,7 @@ def start():
     _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     _register_autocast()
     _make_elsewhere("tensor", "as_tensor")
+    backends.CHUNKED_FROM = 0  # the models of tests have few logits
     os.environ["ACCELERATE_TORCH_DEVICE"] = f"{NAME}:0"
     training_args.is_torch_bf16_gpu_available = lambda: True
     accelerator.get_grad_scaler = lambda *args, **kwargs: torch.amp.GradScaler(NAME, **kwargs)
