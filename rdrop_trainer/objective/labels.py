@@ -38,18 +38,20 @@ def with_values(
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
     votes = training.on_any_process(facts)
+    found = []
     for head, spec, vote in zip(heads, named, votes, strict=True):
-        are_integers = not batches[0][head.labels[0]].is_floating_point()
-        if head.problem == "regression" and are_integers and not vote[0] and _is_open(training, spec):
+        if not _is_open(training, spec):
+            found.append(head)
+            continue
+        are_integers, is_outside = not batches[0][head.labels[0]].is_floating_point(), vote[0]
+        if head.problem == "regression" and are_integers and not is_outside:
             logger.warning_once(
                 f"The labels are all 0 or 1, but {training.model_name} with its single logit is a regression, "
                 'and R-Drop compares its numbers. If they are yes or no, set rdrop_problem="multi_label", else '
                 '"regression".'
             )
-    return [
-        _by_facts(head, *vote) if _is_open(training, spec) else head
-        for head, spec, vote in zip(heads, named, votes, strict=True)
-    ]
+        found.append(_by_facts(head, *vote))
+    return found
 
 
 def _is_open(training: Training, named: Head) -> bool:
