@@ -232,8 +232,9 @@ def split_passes(tensors: Sequence[torch.Tensor], num_passes: int) -> torch.Tens
 
 
 def rows_that_count(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The rows to pick by a mask, (n,), so that no others are computed; None: all of them, or a device is still computing
-    the mask, which is then returned, too.
+    """The rows to pick by a mask, (n,), so that no others are computed; None: all of them.
+
+    Where the mask could only be read by waiting for a device, no rows are picked, and the mask is returned, too.
     """
     if mask is None or not devices.can_read(mask):
         return None, mask
