@@ -10,9 +10,8 @@ from torch import nn
 from transformers import Trainer
 
 from ._mixin_base import MixinBase
-from .objective.decoder_inputs import decoder_inputs
 from .objective.head_of import base_model
-from .objective.task_loss import TrainerLoss
+from .objective.task_loss import TrainerLoss, decoder_inputs
 from .overrides import calls_super, overriding, takes_count, with_taken
 
 

@@ -22,6 +22,7 @@ from .heads import TOKENS, PredictionHead, is_along_text
 from .joint import JointHead
 from .labels import with_values
 from .passes import Passes
+from .snapshot import same_modes
 from .task_loss import TaskLoss, TrainerLoss
 from .training import Training
 
@@ -48,7 +49,8 @@ class FirstLook:
     def at(cls, training: Training, head: PredictionHead, source: TaskLoss, batch: Mapping[str, Any]) -> FirstLook:
         batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
         model = training.model
-        with training.in_training_mode(), training.without_dropout():
+        with same_modes(model), training.without_dropout():
+            model.train()  # `from_pretrained` leaves it in evaluation mode, where it may return other outputs
             if isinstance(source, TrainerLoss):
                 passes, source = probe_trainer_loss(training, model, batch, source, head)
             else:
