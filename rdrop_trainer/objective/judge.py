@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 
 from ..head import Head
@@ -47,7 +48,7 @@ class FirstLook:
 
     @classmethod
     def at(cls, training: Training, head: PredictionHead, source: TaskLoss, batch: Mapping[str, Any]) -> FirstLook:
-        batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = send_to_device(dict(batch), training.device)
         model = training.model
         with same_modes(model), training.without_dropout():
             model.train()  # `from_pretrained` leaves it in evaluation mode, where it may return other outputs
