@@ -16,7 +16,7 @@ from .overrides import calls_super, overriding, takes_count, with_taken
 
 
 class BaseLossMixin(MixinBase):
-    """Finds and calls the `compute_loss` that R-Drop's own stands before."""
+    """Finds and calls the `compute_loss` that R-Drop's takes the place of."""
 
     _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
     _override: type | None = None  # the class of one in front that does not call ours; ours then calls it

@@ -29,9 +29,10 @@ def with_values(
     has_one_logit: Sequence[bool],
     batches: Sequence[Mapping[str, Any]],
 ) -> list[PredictionHead]:
-    """Heads whose labels are probabilities of classes, or no yes and no at all, where nothing but their type spoke.
+    """Heads corrected by the values of their labels: these are probabilities of classes, or others than yes and no.
 
-    All processes read the labels of their own first window, and come to one verdict.
+    What the user or the configuration states is not corrected. All processes read the labels of their own first window,
+    and come to one verdict.
     """
     facts = [
         [*_facts([batch[head.labels[0]] for batch in batches]), one]
