@@ -10,14 +10,13 @@ from torch import nn
 from transformers import Trainer
 
 from ._mixin_base import MixinBase
-from .objective.decoder_inputs import decoder_inputs
 from .objective.head_of import base_model
-from .objective.task_loss import TrainerLoss
+from .objective.task_loss import TrainerLoss, decoder_inputs
 from .overrides import calls_super, overriding, takes_count, with_taken
 
 
 class BaseLossMixin(MixinBase):
-    """Finds and calls the `compute_loss` that R-Drop's own stands before."""
+    """Finds and calls the `compute_loss` that R-Drop's takes the place of."""
 
     _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
     _override: type | None = None  # the class of one in front that does not call ours; ours then calls it

@@ -84,8 +84,9 @@ class RDropMixin(
 
     # `compute_loss` normalises over the accumulation window, so `training_step` must not divide again.
     loss_is_scaled_for_ga = True
-    _window: Window | None  # the micro-batches of this optimizer step, while `train` runs
-    _objective: Objective | None
+    _window: Window | None = None  # the micro-batches of this optimizer step, while `train` runs
+    _losses_made = 0  # in this window
+    _objective: Objective | None = None
     _settings: RDropArguments | None = None  # the last that were read
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -116,7 +117,6 @@ class RDropMixin(
         self.add_callback(self._logged_terms)
         self.add_callback(EqualBatches)
         self._set_dropout()
-        self._start_rdrop()
 
     # ---- The loss of a micro-batch ----
 
@@ -228,7 +228,9 @@ class RDropMixin(
         check_parallelism(self.get_cp_size(), self.get_sp_size())
         if self.args.gradient_accumulation_steps > 1:
             check_not_divided_again(type(self), RDropMixin, Trainer)
-        self._start_rdrop()
+        self._window = self._objective = None
+        self._losses_made = 0
+        self._logged_terms.forget()
         try:
             with self._before_overrides(RDropMixin):
                 output = super().train(*args, **kwargs)
@@ -237,11 +239,6 @@ class RDropMixin(
         finally:
             self._window = self._objective = None
             self._finite_loss_guard.forget()
-
-    def _start_rdrop(self) -> None:
-        self._window = self._objective = None
-        self._losses_made = 0  # in this window
-        self._logged_terms.forget()
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""

@@ -160,11 +160,10 @@ def loss_and_grad(
     is_one = len(logits) == 1
     z: Any = split_passes(logits, m)  # (m, N, C), or m of (N, C)
     size = len(z[0])
-    chosen = None
-    if mask is not None and devices.can_read(mask):  # the rows that count are picked, and no other is computed
-        chosen, mask = None if bool(mask.all()) else mask.nonzero()[:, 0], None
-        labels = labels if chosen is None else labels[chosen]  # (n,)
-    elif mask is not None:
+    chosen, mask = rows_that_count(mask)
+    if chosen is not None:
+        labels = labels[chosen]  # (n,)
+    if mask is not None:
         labels = labels.where(mask, IGNORE_INDEX)
     labeled = labels != IGNORE_INDEX
     target = labels.where(labeled, 0)
@@ -230,6 +229,16 @@ def split_passes(tensors: Sequence[torch.Tensor], num_passes: int) -> torch.Tens
     if len(tensors) > 1:
         return tensors
     return tensors[0].unflatten(0, (num_passes, tensors[0].shape[0] // num_passes))
+
+
+def rows_that_count(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The rows to pick by a mask, (n,), so that no others are computed; None: all of them.
+
+    Where the mask could only be read by waiting for a device, no rows are picked, and the mask is returned, too.
+    """
+    if mask is None or not devices.can_read(mask):
+        return None, mask
+    return None if bool(mask.all()) else mask.nonzero()[:, 0], None
 
 
 def _rows_of_a_chunk(items: int, classes: int, device: torch.device) -> int:

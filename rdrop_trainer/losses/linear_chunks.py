@@ -20,8 +20,7 @@ from functools import cache
 
 import torch
 
-from . import devices
-from .chunked import split_passes
+from .chunked import rows_that_count, split_passes
 from .fused import Number, Terms
 
 # Rows of all passes in a chunk. On a CPU enough that reading the weights, and adding to their gradient, costs little
@@ -60,9 +59,8 @@ def loss_and_grad(
     *hidden, weight, bias = tensors
     m, size, classes, dtype, device = num_passes, len(labels), len(weight), hidden[0].dtype, weight.device
     passes = split_passes(hidden, m)  # m of (N, H)
-    chosen = None
-    if mask is not None and devices.can_read(mask):  # the rows that count are picked, and no other is computed
-        chosen, mask = mask.nonzero()[:, 0], None
+    chosen, mask = rows_that_count(mask)
+    if chosen is not None:
         size = len(chosen)
     matrix = weight.to(dtype)  # (C, H)
     offset = None if bias is None else bias.to(dtype)

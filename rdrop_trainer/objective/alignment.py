@@ -1,4 +1,4 @@
-"""Where the labels of tokens stand among the logits: found by the model's own loss, which only one place gives."""
+"""Which logits of tokens the labels belong to: those for which the usual loss is the model's own loss."""
 
 from __future__ import annotations
 

@@ -17,14 +17,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers.utils import logging
 
-from .decoder_inputs import decoder_inputs
 from .heads import PredictionHead
 from .items import Items
 from .lm_head import CannotFuse, LMHead
 from .passes import Passes
 from .plan import Plan
 from .rows import copied, find_batch_size, take_rows
-from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss
+from .task_loss import FunctionLoss, ModelLoss, StockLoss, TrainerLoss, decoder_inputs
 from .training import Training
 from .window import StepSettings, Window
 

@@ -28,7 +28,7 @@ _RUNS = 16
 def check_repeated_rows(
     training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], num_passes: int
 ) -> Plan:
-    """Is a loss that is not ours the same for a batch and for the same rows several times over?
+    """Is a loss that R-Drop does not compute itself the same for a batch and for its rows several times over?
 
     The model is in training mode, but without dropout. The same passes show which entries of the batch have a value for
     each row, where their form does not: with the wrong ones repeated the loss fails, or differs.

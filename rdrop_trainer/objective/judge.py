@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 
 from ..head import Head
@@ -22,6 +23,7 @@ from .heads import TOKENS, PredictionHead, is_along_text
 from .joint import JointHead
 from .labels import with_values
 from .passes import Passes
+from .snapshot import same_modes
 from .task_loss import TaskLoss, TrainerLoss
 from .training import Training
 
@@ -46,9 +48,10 @@ class FirstLook:
 
     @classmethod
     def at(cls, training: Training, head: PredictionHead, source: TaskLoss, batch: Mapping[str, Any]) -> FirstLook:
-        batch = {key: value.to(training.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = send_to_device(dict(batch), training.device)
         model = training.model
-        with training.in_training_mode(), training.without_dropout():
+        with same_modes(model), training.without_dropout():
+            model.train()  # `from_pretrained` leaves it in evaluation mode, where it may return other outputs
             if isinstance(source, TrainerLoss):
                 passes, source = probe_trainer_loss(training, model, batch, source, head)
             else:

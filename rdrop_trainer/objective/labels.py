@@ -29,27 +29,30 @@ def with_values(
     has_one_logit: Sequence[bool],
     batches: Sequence[Mapping[str, Any]],
 ) -> list[PredictionHead]:
-    """Heads whose labels are probabilities of classes, or no yes and no at all, where nothing but their type spoke.
+    """Heads corrected by the values of their labels: these are probabilities of classes, or others than yes and no.
 
-    All processes read the labels of their own first window, and come to one verdict.
+    What the user or the configuration states is not corrected. All processes read the labels of their own first window,
+    and come to one verdict.
     """
     facts = [
         [*_facts([batch[head.labels[0]] for batch in batches]), one]
         for head, one in zip(heads, has_one_logit, strict=True)
     ]
     votes = training.on_any_process(facts)
-    for head, (is_outside, *_) in zip(heads, votes, strict=True):
-        labels = batches[0][head.labels[0]]
+    found = []
+    for head, spec, vote in zip(heads, named, votes, strict=True):
+        if not _is_open(training, spec):
+            found.append(head)
+            continue
+        labels, is_outside = batches[0][head.labels[0]], vote[0]
         if head.problem == "multi_label" and head.stock == "single_label" and is_outside and _are_integers(labels):
             raise ValueError(
                 f"The labels are integers of the shape {tuple(labels.shape)}, as yes or no of each class of "
                 f"{training.model_name} is, but some are neither 0 nor 1. Say what they are with rdrop_problem or "
                 "rdrop_heads."
             )
-    return [
-        _by_facts(head, *vote) if _is_open(training, spec) else head
-        for head, spec, vote in zip(heads, named, votes, strict=True)
-    ]
+        found.append(_by_facts(head, *vote))
+    return found
 
 
 def _is_open(training: Training, named: Head) -> bool:

@@ -48,7 +48,7 @@ class NoiseWatch:
         Args:
             training: of the model; all its processes must come to one verdict.
             settings: of the step. A second view may change the inputs of other micro-batches than this one.
-            window: that the micro-batch is of.
+            window: the micro-batches of the step.
             passes: the outputs of some of its items, (m, ...); a micro-batch without items decides nothing.
             again: computes the outputs once more, with other dropout and no view; the random state is as before. It is
                 given where all passes ran in one forward, which may round a row differently at another place.

@@ -109,7 +109,7 @@ class Objective:
         Args:
             model: the model in training mode, as the accelerator wrapped it.
             batch: the micro-batch, B rows, with labels; not changed.
-            window: that the micro-batch is of.
+            window: the micro-batches of the step, this one among them.
             settings: of the step.
             count: what a loss function of the user's gets as `num_items_in_batch`.
             whole: keep all that the model returns in the passes, not only what the loss is made of.
@@ -120,7 +120,7 @@ class Objective:
 
         Raises:
             ValueError: the model has no noise, or none in evaluation mode, or returns no logits, or its loss or
-                divergence does not fit; or the batch is none of the window.
+                divergence does not fit; or the window does not hold the batch.
         """
         window.check(batch)
         # The checks before and after the passes look at the first steps alone, and may change the plan

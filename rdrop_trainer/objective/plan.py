@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from .decoder_inputs import without_labels
 from .heads import PredictionHead
 from .items import Items
 from .lm_head import LMHead, auto_from, vocabulary_size
@@ -18,7 +17,7 @@ from .loss_comparison import LossComparison
 from .noise import NoiseWatch
 from .passes import Passes, run_passes
 from .rows import pick_rows
-from .task_loss import TaskLoss
+from .task_loss import TaskLoss, without_labels
 from .view import later_batches
 from .window import StepSettings
 

@@ -93,14 +93,11 @@ def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def refusing_writes(values: Mapping[str, Any], message: str) -> Iterator[None]:
-    """Refuses code of the user's that writes to some tensors, where that shows: inference tensors do not count writes.
+    """Refuses code of the user's that writes to tensors among some values. Inference tensors do not show it.
 
     Args:
-        values: by name; other values than tensors are not watched.
-        message: of the error, with {} for the name of the tensor.
-
-    Raises:
-        ValueError: at the end, a tensor was written to.
+        values: by name.
+        message: of the `ValueError`, with {} for the name of the tensor.
     """
     tensors = {name: v for name, v in values.items() if isinstance(v, torch.Tensor) and not v.is_inference()}
     before = {name: tensor._version for name, tensor in tensors.items()}

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ..losses import RDropLoss
-from .decoder_inputs import without_labels
 from .head_of import config_value, runs_own_code
 from .heads import PredictionHead
 from .loss_comparison import LossComparison
@@ -232,3 +231,28 @@ def promises_stock_loss(model: nn.Module) -> bool:
     loss_function = next((base for base in cls.__mro__ if "loss_function" in vars(base)), nn.Module)
     stock_function = loss_function.__module__.startswith(("transformers.", "torch."))
     return not runs_own_code(model) and stock_function and not adds_loss and not hasattr(model, "_loss_function")
+
+
+# ---- What a model is fed where it is given no labels ----
+
+
+def without_labels(base: nn.Module, batch: Mapping[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """A batch without its labels, but with the decoder inputs that they stand for.
+
+    The labels stay where the model makes its decoder inputs of them, and cannot be asked for those alone.
+    """
+    made = decoder_inputs(base, batch)
+    if made is None:
+        return dict(batch)
+    return {key: value for key, value in batch.items() if key not in labels} | made
+
+
+def decoder_inputs(base: nn.Module, batch: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+    """The decoder inputs that the labels stand for, empty if none are needed; None if the model cannot say."""
+    labels = batch.get("labels")
+    given = any(batch.get(key) is not None for key in ("decoder_input_ids", "decoder_inputs_embeds"))
+    decodes = config_value(base, "is_encoder_decoder")
+    if given or not decodes or labels is None or labels.dim() != 2 or labels.is_floating_point():
+        return {}
+    prepare = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+    return None if prepare is None else {"decoder_input_ids": prepare(labels=labels)}

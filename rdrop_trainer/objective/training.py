@@ -19,7 +19,7 @@ from .heads import PredictionHead
 from .lm_head import is_compiled
 from .loss_comparison import LossComparison
 from .passes import Passes, run_passes
-from .snapshot import same_modes, same_noise
+from .snapshot import same_noise
 from .task_loss import FunctionLoss, ModelLoss, StockLoss, TaskLoss, TrainerLoss, promises_stock_loss
 
 if TYPE_CHECKING:
@@ -170,15 +170,6 @@ class Training:
     def same_noise(self):
         """A context that leaves no trace in random states and buffers."""
         return same_noise(self.model, self.device)
-
-    @contextmanager
-    def in_training_mode(self):
-        """Puts the model into the mode of a training step, in which it may not be yet: `from_pretrained` leaves it in
-        evaluation mode, where a model may return other outputs. Modes are as they were when it is left.
-        """
-        with same_modes(self.model):
-            self.model.train()
-            yield
 
     @contextmanager
     def without_dropout(self):

@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 class FullWindowsMixin(MixinBase):
-    """Leaves out the last batches of such a data set where they do not fill a window."""
+    """Leaves out the last batches of a data set without a length where they do not fill a window."""
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """`Trainer.get_batch_samples`, of full windows alone where the data set has no length."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from ..errors import InputError
@@ -191,7 +192,7 @@ def _predictions(
         head = head_of(model, batch)
         if head.tokens or len(head.outputs) > 1:
             raise InputError(f"{type(model).__name__}: edits are compared for sequence classification alone")
-        ((items, _),) = items_of(model, head, {key: value.to(device) for key, value in batch.items()})
+        ((items, _),) = items_of(model, head, send_to_device(batch, device))
         found.append(items.cpu())
     return head, torch.cat(found)[torch.tensor(order).argsort()]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
@@ -35,7 +36,7 @@ def batches_of(model: nn.Module, dataset: Any, collate: Callable | None, size: i
         return (collate or default_data_collator)(wanted)
 
     for batch in DataLoader(dataset, batch_size=size, collate_fn=collate_known):
-        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        batch = send_to_device(dict(batch), device)
         yield batch if any(key in batch for key in _ROW_LABELS) else {**batch, "labels": no_labels(model, batch)}
 
 

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from rdrop_trainer import RDropMixin
-from rdrop_trainer.objective.decoder_inputs import without_labels
+from rdrop_trainer.objective.task_loss import without_labels
 from support import formulas, tiny, zoo
 from support.device import on_device
 
