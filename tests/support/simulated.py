@@ -27,9 +27,7 @@ from rdrop_trainer.objective import lm_head
 
 NAME = "npu"  # a name that accelerate knows as that of a device with fp16
 PACKAGE = str(Path(rdrop_trainer.__file__).parent)
-WAIT = (
-    "_local_scalar_dense nonzero masked_select equal allclose is_nonzero bincount _unique2 unique_consecutive".split()
-)
+WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "is_nonzero", "bincount", "_unique2"}
 RANDOM = ("bernoulli", "rand", "normal", "uniform", "multinomial", "exponential", "dropout")
 # What the lists of torch's autocast for CUDA have of the operations of models; the last get a type from their caller
 IN_HALF = (
@@ -139,6 +137,28 @@ def _wait(what):
             _waits.append(f"{what} at {frame.f_code.co_filename}:{frame.f_lineno}")
 
 
+def _look_at(name, args, kwargs, others, from_here, to_here):
+    """Refuse what CUDA refuses of tensors on two devices, and note what waits for the device.
+
+    Args:
+        others: the tensors of the arguments that are not on the device.
+        from_here, to_here: whether some of them are, and whether the result is.
+    """
+    copies = name in ("copy_", "_to_copy")
+    indexes = name in ("index", "index_put", "index_put_") and isinstance(args[0], Simulated)
+    given = args[2:3] if indexes else others  # an index may come from there
+    strays = [x for x in given if not isinstance(x, Simulated) and x.device.type == "cpu"]
+    if from_here and not copies and any(x.dim() or name in ("cat", "stack") for x in strays):  # so may scalars
+        raise RuntimeError(f"{name}: expected all tensors on one device, got {NAME} and cpu")
+    by_mask = indexes and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
+    fills = by_mask and args[2:] and args[2].numel() == 1
+    target = isinstance(args[0], Simulated) if name == "copy_" else to_here
+    crosses = copies and isinstance(args[name == "copy_"], Simulated) != target
+    at_once = crosses and not (kwargs.get("non_blocking") or any(args[2:]))
+    if (from_here and name in WAIT) or (by_mask and not fills) or at_once:
+        _wait(name)
+
+
 def _computed(function, args, kwargs):
     """What an operation gives, on the device if it has one tensor there, or is told to make one there."""
     leaves = tree_leaves((args, kwargs))
@@ -148,18 +168,7 @@ def _computed(function, args, kwargs):
     is_here = bool(here) if device is None else torch.device(device).type == NAME
     if name in ("_pin_memory", "is_pinned"):
         return args[0].clone() if name == "_pin_memory" else False
-    copies = name in ("copy_", "_to_copy")
-    indexes = name in ("index", "index_put", "index_put_") and isinstance(args[0], Simulated)
-    given = args[2:3] if indexes else others  # an index may come from there
-    strays = [x for x in given if not isinstance(x, Simulated) and x.device.type == "cpu"]
-    if here and not copies and any(x.dim() or name in ("cat", "stack") for x in strays):  # so may scalars
-        raise RuntimeError(f"{name}: expected all tensors on one device, got {NAME} and cpu")
-    by_mask = indexes and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
-    by_mask = by_mask and not (args[2:] and args[2].numel() == 1)  # which CUDA fills
-    target = isinstance(args[0], Simulated) if name == "copy_" else is_here
-    crosses = copies and isinstance(args[name == "copy_"], Simulated) != target
-    if (here and name in WAIT) or by_mask or (crosses and not (kwargs.get("non_blocking") or any(args[2:]))):
-        _wait(name)
+    _look_at(name, args, kwargs, others, bool(here), is_here)
 
     def to_held(x):
         if isinstance(x, Simulated):
@@ -195,9 +204,7 @@ def start():
     os.environ["ACCELERATE_TORCH_DEVICE"] = f"{NAME}:0"
     training_args.is_torch_bf16_gpu_available = lambda: True
     accelerator.get_grad_scaler = lambda *args, **kwargs: torch.amp.GradScaler(NAME, **kwargs)
-    lm_head.type = lambda x: (
-        torch.Tensor if isinstance(x, Simulated) else type(x)
-    )  # a plain tensor of the device is one
+    lm_head.type = lambda x: torch.Tensor if isinstance(x, Simulated) else type(x)  # they are its plain tensors
     _Everywhere().__enter__()
 
 
