@@ -28,7 +28,7 @@ from .joint import JointHead
 from .judge import judged, no_logits
 from .labels import check_range, refuse_marked_rows, warn_of_doubtful_labels
 from .loss_comparison import LossComparison
-from .noise import ITEMS, NoiseWatch, is_rounding, trains
+from .noise import ITEMS, NoiseWatch, is_rounding, refuse_evaluation_mode, trains
 from .passes import Passes, takes_one_row, without_ddp
 from .plan import Plan
 from .rows import find_batch_size, refuse_packed
@@ -101,21 +101,14 @@ def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHe
 
 
 def _mixture(training: Training, kind: PredictionHead, batches: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is wrong with micro-batches whose labels are of different kinds; None: they are of one.
-
-    Raises:
-        ValueError: the same, where one count of items cannot even weigh the task losses.
-    """
+    """What is wrong with micro-batches whose labels are of different kinds; None: they are of one."""
     for batch in batches[1:]:
-        if _forms(kind, batch) != _forms(kind, batches[0]) and (other := _head_of_batch(training, batch)) != kind:
-            fault = (
+        if _forms(kind, batch) != _forms(kind, batches[0]) and _head_of_batch(training, batch) != kind:
+            return (
                 "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
                 f"together: {_forms(kind, batches[0])} and {_forms(kind, batch)}. Let all micro-batches of a step be "
                 "of one task, or set gradient_accumulation_steps to 1."
             )
-            if kind.of_rows and other.of_rows:
-                return fault
-            raise ValueError(fault)
     return None
 
 
@@ -155,8 +148,8 @@ def before_passes(
 
     Raises:
         ValueError: a task loss that can neither be kept nor replaced, or that depends on the number of rows; labels of
-            different kinds in one step; a model
-            that does something else when it runs again; an output head that is to be fused, and sharded.
+            different kinds in one step; a model that does something else when it runs again; an output head that is to
+            be fused, and sharded.
     """
     model = without_ddp(model)
     if plan.trainer_comparison is not None:
@@ -207,8 +200,10 @@ def after_passes(
         ValueError: the model has no noise, a loss function does not say how its losses add up, or some rows are left
             out of a loss that is not made item by item.
     """
-    if passes.num_passes > 1 and not (trains(training.model) or settings.allow_deterministic):
-        plan = replace(plan, noise=plan.noise or NoiseWatch())  # an evaluation may have left it so
+    if passes.num_passes > 1 and plan.noise is None and not trains(training.model):
+        # Where an evaluation left it so, maybe on this process alone: it cannot ask the others
+        if settings.second_view is None and not settings.allow_deterministic:
+            refuse_evaluation_mode(training.model, _some(items, settings.num_passes))
     if passes.num_passes > 1 and plan.noise is not None:
         plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
     plan = find_use_of_count(training, plan, passes, batch, count)
@@ -261,16 +256,19 @@ def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
     return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())
 
 
-def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:
-    def some(items: list[Items]) -> torch.Tensor:
-        """Of every part: noise may reach a single one."""
-        return torch.cat([part.counted(settings.num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
+def _some(items: Sequence[Items], num_passes: int) -> torch.Tensor:
+    """The outputs of some items in all passes, (m, n, ...), of every part: noise may reach a single one."""
+    return torch.cat([part.counted(num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
 
+
+def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:
     def again() -> torch.Tensor:
         with training.aside():  # without a view, which may change as little as rounding does, and the same each time
             same = replace(settings, second_view=None)
             repeated = plan.run(training.model, batch, same, passes.lm_head, row_share=window.row_share)
-        return some(plan.items(repeated, batch)[0])
+        return _some(plan.items(repeated, batch)[0], settings.num_passes)
 
     is_one_forward = settings.forward_mode == "concat"
-    return plan.noise.compare(training, settings, window, some(items), again if is_one_forward else None)
+    return plan.noise.compare(
+        training, settings, window, _some(items, settings.num_passes), again if is_one_forward else None
+    )

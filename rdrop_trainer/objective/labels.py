@@ -46,18 +46,19 @@ def with_values(
             continue
         labels, is_outside = batches[0][head.labels[0]], vote[0]
         if head.problem == "multi_label" and head.stock == "single_label" and is_outside and _are_integers(labels):
-            raise ValueError(
+            doubt = (
                 f"The labels are integers of the shape {tuple(labels.shape)}, as yes or no of each class of "
                 f"{training.model_name} is, but some are neither 0 nor 1. Say what they are with rdrop_problem or "
                 "rdrop_heads."
             )
+            head = replace(head, doubt=doubt)
         found.append(_by_facts(head, *vote))
     return found
 
 
 def _is_open(training: Training, named: Head) -> bool:
     """Whether neither the user nor the configuration states the problem of a head."""
-    is_stated = config_value(training.base, "problem_type") is not None and not training.heads
+    is_stated = training.states_problem and not training.heads
     return training.problem == "auto" and named.problem == "auto" and not is_stated
 
 
@@ -82,19 +83,20 @@ def warn_of_doubtful_labels(training: Training, head: PredictionHead, named: Hea
         return
     if classes == 1 and _are_integers(labels) and (lowest, highest) == (0, 1):
         logger.warning_once(
-            f"The labels are all 0 or 1, but {training.model_name} with its single logit is a regression, and R-Drop "
-            f'compares its numbers. If they are yes or no, set {setting}="multi_label", else "regression".'
+            f"The labels of this batch are all 0 or 1, but {training.model_name} with its single logit is a "
+            f'regression, and R-Drop compares its numbers. If they are yes or no, set {setting}="multi_label", else '
+            '"regression".'
         )
     if classes > 1 and 0 <= lowest and highest < classes:
         logger.warning_once(
-            f"The labels are whole numbers from {lowest:.0f} to {highest:.0f}, as those of classes are, but they are "
-            f"floating-point, and R-Drop compares the {classes} logits of a row as numbers. If they are classes, set "
-            f'{setting}="single_label", else "regression".'
+            f"The labels of this batch are whole numbers from {lowest:.0f} to {highest:.0f}, as those of classes are, "
+            f"but their type is {labels.dtype}, and R-Drop compares the {classes} logits of a row as numbers. If they "
+            f'are classes, set {setting}="single_label", else "regression".'
         )
 
 
 def _are_integers(labels: torch.Tensor) -> bool:
-    return not labels.is_floating_point() and labels.dtype != torch.bool
+    return not labels.is_floating_point()
 
 
 def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:

@@ -98,6 +98,19 @@ def is_rounding(passes: torch.Tensor) -> bool:
     return bool(spread <= torch.finfo(passes.dtype).eps ** 0.5 * passes[:, finite].abs().max())
 
 
+def refuse_evaluation_mode(model: nn.Module, passes: torch.Tensor) -> None:
+    """Refuse passes, (m, ...), of a model in evaluation mode that are all alike, on this process alone."""
+    if passes.numel() > 0 and (bool((passes == passes[:1]).all()) or is_rounding(passes)):
+        raise ValueError(_in_evaluation_mode(model))
+
+
+def _in_evaluation_mode(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} is in evaluation mode, as from_pretrained returns it and an evaluation leaves it, and "
+        "its passes are alike, so R-Drop has no effect: call model.train() first."
+    )
+
+
 def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view: bool) -> str:
     """Why R-Drop does nothing on this model, and what to do."""
     name = type(model).__name__
@@ -106,11 +119,8 @@ def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view:
             f"The {num_passes} passes of {name} are still identical after {PATIENCE} R-Drop steps: what second_view "
             "changes does not reach the predictions, nor does any dropout, so R-Drop has no effect."
         )
-    if sources and not trains(model):
-        return (
-            f"{name} is in evaluation mode, as from_pretrained returns it and an evaluation leaves it, and its "
-            f"{num_passes} passes are identical, so R-Drop has no effect: call model.train() first."
-        )
+    if not trains(model):
+        return _in_evaluation_mode(model)
     if sources:
         return (
             f"The {num_passes} passes of {name} are still identical after {PATIENCE} R-Drop steps, although it has "

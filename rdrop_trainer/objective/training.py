@@ -68,6 +68,8 @@ class Training:
         # Without all wrappers of distributed training, and without PEFT's adapters
         self.unwrapped = self.model if alone else self.accelerator.unwrap_model(self.model)
         self.base = base_model(self.unwrapped)
+        # Now, as the first forward of a model of transformers writes what it took
+        self.states_problem = config_value(self.base, "problem_type") is not None
         self.device = next(self.model.parameters()).device if alone else self.accelerator.device
         self.processes = 1 if alone else self.accelerator.num_processes
         self.is_compiled = self.is_compiled or any(map(is_compiled, (self.model, self.base)))

@@ -203,7 +203,7 @@ def test_more_labels_than_logits_are_not_taken_for_classes_in_silence(grades, sa
 @pytest.mark.parametrize(
     "classes, labels, problem, warning",
     [
-        (1, torch.tensor([0, 1, 1, 0]), "regression", 'labels are all 0 or 1.*="multi_label"'),
+        (1, torch.tensor([0, 1, 1, 0]), "regression", 'labels of this batch are all 0 or 1.*="multi_label"'),
         (1, torch.tensor([0, 5, 1, 0]), "regression", None),  # stars
         (1, torch.tensor([1, 1, 1, 1]), "regression", None),  # which of two is better
         (1, torch.tensor([0.0, 1.0, 1.0, 0.0]), "regression", None),
@@ -230,15 +230,41 @@ def test_a_stock_classifier_under_a_loss_of_the_user(classes, labels, problem, w
     assert [bool(re.search(warning or "", text)) for text in caplog.messages] == [True] * bool(warning)
 
 
-@pytest.mark.parametrize(
-    "labels, said",
-    [
-        (torch.tensor([[0, 7], [1, 3], [1, 9], [0, 2]]), r"integers of the shape \(4, 2\), .* neither 0 nor 1"),
-        (torch.zeros(4, 6, dtype=torch.long), "labels"),  # tags
-    ],
-)
-def test_integers_that_are_no_yes_or_no_of_a_stock_classifier_are_refused(labels, said):
+def test_integers_that_are_no_yes_or_no_of_a_stock_classifier_are_not_compared():
+    labels = torch.tensor([[0, 7], [1, 3], [1, 9], [0, 2]])
     model, batch = BertForSequenceClassification(BertConfig(**tiny.SIZES)).train(), {"input_ids": IDS, "labels": labels}
-    with pytest.raises(ValueError, match=said):
-        objective = Objective.of(model, [batch], loss_function=lambda *args, **kwargs: model.classifier.weight.sum())
+    objective = Objective.of(model, [batch], loss_function=lambda *args, **kwargs: model.classifier.weight.sum())
+    window = objective.window([batch])
+    assert objective(model, batch, window, StepSettings(num_passes=1))[0].loss.isfinite()
+    with pytest.raises(ValueError, match=r"integers of the shape \(4, 2\), .* neither 0 nor 1"):
+        objective(model, batch, window, StepSettings())
+
+
+def test_tags_of_a_stock_classifier_of_rows_are_refused():
+    model = BertForSequenceClassification(BertConfig(**tiny.SIZES)).train()
+    batch = {"input_ids": IDS, "labels": torch.zeros(4, 6, dtype=torch.long)}
+    objective = Objective.of(model, [batch], loss_function=lambda *args, **kwargs: model.classifier.weight.sum())
+    with pytest.raises(ValueError, match=r"single-label classification.* for labels \(24,\)"):
         objective(model, batch, objective.window([batch]), StepSettings())
+
+
+def test_a_problem_that_transformers_writes_at_the_first_forward_is_not_stated(tmp_path, caplog):
+    """The commonest trainer hands the labels on to the model too."""
+
+    class OwnLoss(RDropTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            labels = inputs.get("labels").float()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits[:, 0], labels)
+            return (loss, outputs) if return_outputs else loss
+
+    model = BertForSequenceClassification(BertConfig(**tiny.SIZES, num_labels=1))
+    data = [{"input_ids": row.tolist(), "labels": i % 2} for i, row in enumerate(IDS)]
+    trainer = tiny.trainer(model, data, tmp_path, OwnLoss, data_collator=default_data_collator)
+    logging.enable_propagation()
+    logging.get_logger("rdrop_trainer.objective.labels").warning_once.__func__.cache_clear()
+    try:
+        trainer.train()
+    finally:
+        logging.disable_propagation()
+    assert model.config.problem_type == "regression" and "labels of this batch are all 0 or 1" in caplog.text

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from rdrop_trainer import Objective, StepSettings
 from rdrop_trainer.objective.loss_comparison import LossComparison
 from rdrop_trainer.objective.task_loss import FunctionLoss, ModelLoss, StockLoss
+from rdrop_trainer.objective.training import Training
 from support import formulas, tiny, zoo
 
 MODES = ("concat", "sequential", "recompute")
@@ -155,6 +156,37 @@ def test_labels_of_another_kind_make_another_plan():
     for batch, name in ((rows, "single-label"), (tokens, "token"), (rows, "single-label")):
         terms, _ = objective(model, batch, objective.window([batch]), StepSettings())
         assert objective.plan.head.name.startswith(name) and terms.divergence > 0
+
+
+def test_a_loop_in_evaluation_mode_is_stopped_without_asking_other_processes(monkeypatch):
+    """An evaluation may have left one of them so, after all were seen to have noise."""
+    model, batch = zoo.build("single_label", 0.2), zoo.batch("single_label")
+    model.train()
+    objective = Objective.of(model, [batch])
+    window = objective.window([batch])
+    objective(model, batch, window, StepSettings())
+    model.eval()
+    monkeypatch.setattr(Training, "sum_over_processes", lambda *args: pytest.fail("a collective"))
+    with pytest.raises(ValueError, match="in evaluation mode.*call model.train"):
+        objective(model, batch, window, StepSettings())
+
+
+def test_noise_of_no_module_needs_the_training_mode_too():
+    class Functional(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = torch.nn.Embedding(40, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, input_ids, labels):
+            hidden = torch.nn.functional.dropout(self.embed(input_ids).mean(1), 0.3, self.training)
+            return {"loss": torch.nn.functional.cross_entropy(self.out(hidden), labels), "logits": self.out(hidden)}
+
+    model, batch = Functional(), {"input_ids": torch.randint(40, (4, 5)), "labels": torch.tensor([0, 1, 2, 0])}
+    objective = Objective.of(model.train(), [batch])
+    window = objective.window([batch])
+    objective(model, batch, window, StepSettings())
+    with pytest.raises(ValueError, match="in evaluation mode.*call model.train"):
+        objective(model.eval(), batch, window, StepSettings())
 
 
 def test_a_loop_in_evaluation_mode_is_stopped():
