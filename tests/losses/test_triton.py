@@ -13,6 +13,7 @@ from support import ROOT
 
 triton = pytest.importorskip("triton", reason="needs Triton, which pip installs on Linux")
 HERE = ROOT / "tests/support"
+FILES = "triton_kernels.py", "triton_launches.py"
 
 
 def run(*command, interpret):
@@ -28,16 +29,14 @@ def run(*command, interpret):
     reason="an interpreter that cannot do with NumPy 2.4",
 )
 def test_kernels_in_the_interpreter():
-    assert " passed" in run("-m", "pytest", "-n0", "-p", "no:cacheprovider", "triton_kernels.py", interpret=True)
+    assert " passed" in run("-m", "pytest", "-n0", "-p", "no:cacheprovider", *FILES, interpret=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_kernels_on_a_device():
     # The last -m counts
-    assert " passed" in run(
-        "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-m", "", "triton_kernels.py", interpret=False
-    )
+    assert " passed" in run("-m", "pytest", "-n0", "-p", "no:cacheprovider", "-m", "", *FILES, interpret=False)
 
 
 @pytest.mark.parametrize("capability", [pytest.param("80", marks=pytest.mark.slow), "90"])
