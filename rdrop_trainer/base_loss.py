@@ -12,7 +12,7 @@ from transformers import Trainer
 from ._mixin_base import MixinBase
 from .objective.head_of import base_model
 from .objective.task_loss import TrainerLoss, decoder_inputs
-from .overrides import calls_super, overriding, takes_count, with_taken
+from .overrides import calls_super, overriding, takes, with_taken
 
 
 class BaseLossMixin(MixinBase):
@@ -50,7 +50,8 @@ class BaseLossMixin(MixinBase):
         """
         owner = overriding(type(self), "compute_loss", ours)
         is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user
-        calls_ours = calls_super(type(self), "compute_loss", ours) and takes_count(type(self).compute_loss)
+        takes_count = takes(type(self).compute_loss, "num_items_in_batch")
+        calls_ours = takes_count and calls_super(type(self), "compute_loss", ours)
         if owner is None or is_set or calls_ours:
             yield
             return

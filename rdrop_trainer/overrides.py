@@ -44,6 +44,16 @@ def _calls_next(owner: type, method: str) -> bool:
     return method in names and not {"super", *(base.__name__ for base in owner.__mro__[1:])}.isdisjoint(names)
 
 
+def own_loop(cls: type, ours: type, trainer: type) -> str | None:
+    """The training loop that some class has in the place of `Trainer`'s, by name; None: there is none."""
+    known = {*ours.__mro__, *trainer.__mro__}
+    for owner in cls.__mro__:
+        for method in ("train", "_inner_training_loop", "_run_epoch"):
+            if owner not in known and method in vars(owner) and not _calls_next(owner, method):
+                return f"{method} of {owner.__name__}"
+    return None
+
+
 def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
     """Refuse a `training_step` that, unlike `Trainer`'s, divides the loss by the accumulation steps in any case.
 
@@ -74,14 +84,13 @@ def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
 
 
 @cache
-def takes_count(function: Callable[..., Any]) -> bool:
-    """Whether a function, not bound to an object, takes `num_items_in_batch`; those of an old signature do not."""
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function, not bound to an object, takes a keyword argument; those of an old signature may not."""
     parameters = inspect.signature(function).parameters.values()
-    return any(p.kind == p.VAR_KEYWORD or p.name == "num_items_in_batch" for p in parameters)
+    return any(p.kind == p.VAR_KEYWORD or p.name == name for p in parameters)
 
 
 def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments, without a count that a function or method does not take."""
-    if takes_count(getattr(function, "__func__", function)):
-        return arguments
-    return {name: value for name, value in arguments.items() if name != "num_items_in_batch"}
+    """Keyword arguments without those that a function or method does not take."""
+    unbound = getattr(function, "__func__", function)
+    return {name: value for name, value in arguments.items() if takes(unbound, name)}

@@ -25,7 +25,7 @@ from .objective.rows import find_batch_size, spread_rows
 from .objective.training import Training
 from .objective.view import SecondView
 from .objective.window import StepSettings, Window
-from .overrides import check_not_divided_again, check_order, overriding
+from .overrides import check_not_divided_again, check_order, overriding, own_loop
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.full_windows import FullWindowsMixin
@@ -94,13 +94,16 @@ class RDropMixin(
         check_order(cls, RDropMixin, Trainer)
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, second_view: SecondView | None = None, **kwargs: Any):
-        given = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if isinstance(self, Seq2SeqTrainer) and not hasattr(given, "predict_with_generate"):
-            raise ValueError(
-                f"{type(self).__name__} needs RDropSeq2SeqTrainingArguments (or Seq2SeqTrainingArguments) as args, got "
-                f"{'none' if given is None else type(given).__name__}."
-            )
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except AttributeError:
+            given = getattr(self, "args", None)  # whatever place the trainer's own __init__ has for them
+            if isinstance(self, Seq2SeqTrainer) and given is not None and not hasattr(given, "predict_with_generate"):
+                raise ValueError(
+                    f"{type(self).__name__} needs RDropSeq2SeqTrainingArguments (or Seq2SeqTrainingArguments) as args, "
+                    f"got {type(given).__name__}."
+                ) from None
+            raise
         if (self.args.log_level if self.args.should_log else self.args.log_level_replica) != "passive":
             # As `Trainer` sets that of its own
             logging.get_logger(__package__).setLevel(self.args.get_process_log_level())
@@ -175,10 +178,12 @@ class RDropMixin(
 
     def _window_of(self, inputs: Mapping[str, Any]) -> Window:
         if self._window is None and self._phase == "train" and self.is_in_train:
-            owner = overriding(type(self), "get_batch_samples", RDropMixin)
+            owner = overriding(type(self), "get_batch_samples", RDropMixin) or type(self)
+            loop = own_loop(type(self), RDropMixin, Trainer)
             raise ValueError(
-                f"R-Drop did not see the batches of this step: let the get_batch_samples of "
-                f"{(owner or type(self)).__name__} call super().get_batch_samples(...), which counts their items."
+                "R-Drop did not see the batches of this step: let the "
+                + (f"{loop} take them from self" if loop else f"get_batch_samples of {owner.__name__} call super()")
+                + ".get_batch_samples(...), which counts their items."
             )
         return self._window or self._counted([inputs], shared=False)
 
@@ -235,6 +240,8 @@ class RDropMixin(
             with self._before_overrides(RDropMixin):
                 output = super().train(*args, **kwargs)
             self._check_losses_came_through()
+            if self._objective is None and self.args.rdrop_alpha > 0:
+                self._refuse_own_loop()
             return output
         finally:
             self._window = self._objective = None
@@ -260,6 +267,14 @@ class RDropMixin(
                 "compute_loss super().compute_loss(...)."
             )
         self._losses_made = 0
+
+    def _refuse_own_loop(self) -> None:
+        """Refuse a training that saw no batch, unless the loop is `Trainer`'s: a finished one is resumed, say."""
+        if loop := own_loop(type(self), RDropMixin, Trainer):
+            raise ValueError(
+                f"No loss of this training came through R-Drop: the {loop} is a loop of its own. Let it take its "
+                "batches from self.get_batch_samples(...), and their losses from self.training_step(...)."
+            )
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
@@ -291,7 +306,7 @@ class RDropMixin(
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
-        if "loss" in logs:
+        if "loss" in logs and self._phase is None:  # what is logged within a step is the user's
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
             if logs.get("divergence") == 0:
                 self._warn_of_lost_noise()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from rdrop_trainer import RDropMixin, RDropTrainer
 from support import tiny
@@ -64,6 +65,54 @@ def test_batches_that_are_not_counted_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"get_batch_samples of Own call super\(\).get_batch_samples"):
         run(Own, tmp_path)
+
+
+def own_loop(loss_of):
+    def loop(self, *args, **kwargs):
+        self.model.train()
+        for batch in self.get_train_dataloader():
+            loss_of(self, batch)
+        return TrainOutput(1, 0.0, {})
+
+    return loop
+
+
+def loss_of_model(trainer, batch):
+    trainer.model(**batch).loss.backward()
+
+
+def loss_of_step(trainer, batch):
+    trainer.training_step(trainer.model, batch)
+
+
+@pytest.mark.parametrize("method", ["train", "_inner_training_loop"])
+def test_a_training_loop_of_its_own_is_refused(method, tmp_path):
+    """Behind R-Drop, where it would train without it and say nothing."""
+
+    def trainer(loss_of, **settings):
+        cls = type("Over", (RDropMixin, type("Own", (Trainer,), {method: own_loop(loss_of)})), {})
+        return tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, **settings)
+
+    with pytest.raises(
+        ValueError, match=f"No loss of this training came through R-Drop: the {method} of Own is a loop"
+    ):
+        trainer(loss_of_model).train()
+    trainer(loss_of_model, rdrop_alpha=0.0).train()
+    if method != "train":  # which says that a training is under way
+        with pytest.raises(ValueError, match=rf"let the {method} of Own take them from self.get_batch_samples\("):
+            trainer(loss_of_step).train()
+
+
+def test_a_train_around_that_of_trainer_goes_on_even_if_nothing_is_left_to_train(tmp_path):
+    class Around(Trainer):
+        def train(self, *args, **kwargs):
+            return super().train(*args, **kwargs)
+
+    cls = type("Over", (RDropMixin, Around), {})
+    first, again = (tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, save_strategy="epoch") for _ in range(2))
+    first.train()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == first.state.global_step == 2
 
 
 def test_running_out_of_memory_before_the_loss_is_no_override(tmp_path):

@@ -107,13 +107,43 @@ def test_a_trainer_that_takes_keywords_alone(tmp_path):
     assert trainer.state.log_history[-2]["eval_loss"] > 0
 
 
-def test_a_trainers_own_loss_needs_outputs(tmp_path):
-    class Alone(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return super().compute_loss(model, inputs)
+def without_outputs(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    return model(**inputs).loss * 3
 
-    with pytest.raises(ValueError, match="compute_loss of Over must return .loss, outputs.*returned a Tensor"):
-        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, type("Over", (RDropMixin, Alone), {})).train()
+
+def of_two_parameters(self, model, inputs, num_items_in_batch=None):
+    return model(**inputs).loss * 3
+
+
+def outputs_as_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    outputs = model(**inputs)
+    return (outputs, outputs) if return_outputs else outputs.loss
+
+
+def three_entries(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    outputs = model(**inputs)
+    return (outputs.loss, outputs, {"extra": 1}) if return_outputs else outputs.loss
+
+
+@pytest.mark.parametrize(
+    "function, returned",
+    [
+        (without_outputs, "Tensor"),
+        (of_two_parameters, "Tensor"),
+        (outputs_as_loss, "tuple of SequenceClassifierOutput, SequenceClassifierOutput"),
+        (three_entries, "tuple of Tensor, SequenceClassifierOutput, dict"),
+    ],
+)
+def test_a_trainers_own_loss_needs_outputs(function, returned, tmp_path):
+    own = type("Own", (Trainer,), {"compute_loss": function})
+    over = type("Over", (RDropMixin, own), {})
+    with pytest.raises(ValueError, match=rf"compute_loss of Over must return .loss, outputs.*returned a {returned}\."):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, over).train()
+    updates = []
+    for cls, settings in ((over, {"rdrop_alpha": 0.0}), (own, {})):  # which needs none
+        trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, per_device_train_batch_size=6, **settings)
+        updates.append(tiny.trained(trainer))
+    assert torch.equal(*updates) and updates[0].norm() > 0
 
 
 class HalfLoss(nn.Module):
