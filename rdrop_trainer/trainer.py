@@ -25,7 +25,7 @@ from .objective.rows import find_batch_size, spread_rows
 from .objective.training import Training
 from .objective.view import SecondView
 from .objective.window import StepSettings, Window
-from .overrides import check_not_divided_again, check_order, overriding, own_loop
+from .overrides import check_not_divided_again, check_order, overriding, own_loop, takes
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.full_windows import FullWindowsMixin
@@ -206,13 +206,15 @@ class RDropMixin(
         liger, hidden_by = self.args.liger_kernel_config or {}, None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
             hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
-        settings = RDropArguments.of(self.args)
+        settings, trainer_loss, function = RDropArguments.of(self.args), self._trainer_loss(), self.compute_loss_func
+        if trainer_loss and function and not takes(function, "num_items_in_batch"):
+            function = None  # only that compute_loss knows how to call it
         return Training(
             self.model,
             self.accelerator,
             label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
-            loss_function=self.compute_loss_func,
-            trainer_loss=self._trainer_loss(),
+            loss_function=function,
+            trainer_loss=trainer_loss,
             hidden_by=hidden_by,
             is_sharded=self.is_fsdp_enabled,
             is_compiled=self.args.torch_compile,

@@ -203,6 +203,27 @@ def test_a_trainers_own_loss_beside_a_loss_function(tmp_path):
         tiny.trainer(tiny.bert(), data, tmp_path, RDropWeighted, compute_loss_func=half).train()
 
 
+def test_a_loss_function_that_the_trainers_own_loss_calls_in_a_way_of_its_own(tmp_path):
+    """As one that takes the logits of a reference model: the trainer's loss is the task loss."""
+
+    def beside(outputs, labels, reference):
+        return nn.functional.cross_entropy(outputs.logits + reference, labels) * 3
+
+    class Refers(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = self.compute_loss_func(outputs, labels, outputs.logits.new_tensor([9.0, 0.0, 0.0, 0.0]))
+            return (loss, outputs) if return_outputs else loss
+
+    cls, data = type("Over", (RDropMixin, Refers), {}), [{**row, "labels": 1} for row in tiny.dataset()]
+    settings = {"compute_loss_func": beside, "logging_steps": 1, "max_steps": 1}
+    trainer = tiny.trainer(tiny.bert(), data, tmp_path, cls, eval_dataset=data, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["task_loss"] == pytest.approx(27.0, rel=0.02)
+    assert trainer.state.log_history[0]["divergence"] > 0 and trainer.evaluate()["eval_loss"] > 26
+
+
 def test_a_compute_loss_set_on_the_class(tmp_path):
     """As a plain function, whose name says nothing of the class."""
 
