@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
+from inspect import getattr_static
 from typing import Any
 
 from torch import nn
@@ -29,14 +30,14 @@ class BaseLossMixin(MixinBase):
         if self._override is None or self._phase == "override":
             return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
         with self._in_phase("override"):
-            override = type(self).compute_loss
-            return override(self, model, inputs, **with_taken(override, arguments))
+            override = getattr_static(type(self), "compute_loss").__get__(self, type(self))
+            return override(model, inputs, **with_taken(override, arguments))
 
     def _trainer_loss(self) -> TrainerLoss | None:
         """The same as a source of the task loss; None where it is that of `Trainer` itself."""
         owner = self._override
         below: Any = super().compute_loss
-        if owner is None and below.__func__ is not Trainer.compute_loss:
+        if owner is None and getattr(below, "__func__", below) is not Trainer.compute_loss:
             order = type(self).__mro__
             owner = next(cls for cls in order[order.index(BaseLossMixin) + 1 :] if issubclass(cls, Trainer))
         if owner is None:

@@ -235,6 +235,7 @@ class RDropMixin(
         check_parallelism(self.get_cp_size(), self.get_sp_size())
         if self.args.gradient_accumulation_steps > 1:
             check_not_divided_again(type(self), RDropMixin, Trainer)
+        self.loss_is_scaled_for_ga = True  # a base trainer may say otherwise of its own loss, in its __init__
         self._window = self._objective = None
         self._losses_made = 0
         self._logged_terms.forget()
@@ -267,6 +268,8 @@ class RDropMixin(
                 f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
                 f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss, and a "
                 "compute_loss super().compute_loss(...)."
+                + " One that is set on a trainer belongs into its class."
+                * ("compute_loss" in vars(self))
             )
         self._losses_made = 0
 

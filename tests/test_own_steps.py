@@ -7,7 +7,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from rdrop_trainer import RDropMixin, RDropTrainer
-from support import tiny
+from support import tiny, zoo
 from support.overrides import run
 
 
@@ -65,6 +65,36 @@ def test_batches_that_are_not_counted_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"get_batch_samples of Own call super\(\).get_batch_samples"):
         run(Own, tmp_path)
+
+
+def test_a_compute_loss_that_a_trainer_sets_on_itself_is_refused(tmp_path):
+    class Sets(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.compute_loss = lambda model, inputs, **kwargs: model(**inputs).loss
+
+    with pytest.raises(ValueError, match="did not come through R-Drop.*set on a trainer belongs into its class"):
+        run(type("Over", (RDropMixin, Sets), {}), tmp_path)
+
+
+def test_a_trainer_that_says_that_its_own_loss_is_to_be_divided(tmp_path):
+    class Says(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.loss_is_scaled_for_ga = False
+
+    class SaysInFront(RDropTrainer):
+        loss_is_scaled_for_ga = False
+
+    updates = []
+    for cls, rows, steps in ((RDropTrainer, 8, 1), (type("Over", (RDropMixin, Says), {}), 4, 2), (SaysInFront, 4, 2)):
+        trainer = tiny.trainer(
+            zoo.noisy("single_label"), tiny.dataset(rows=8), tmp_path, cls, per_device_train_batch_size=rows,
+            gradient_accumulation_steps=steps, train_sampling_strategy="sequential", **tiny.PURE_SGD,
+        )  # fmt: skip
+        updates.append(tiny.trained(trainer))
+    assert updates[0].norm() > 0 and tiny.relative(updates[1], updates[0]) < 1e-5
+    assert tiny.relative(updates[2], updates[0]) < 1e-5
 
 
 def own_loop(loss_of):

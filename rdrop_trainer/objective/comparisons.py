@@ -72,7 +72,13 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
+    before = _gradients(model)
     own, counting = probe_trainer_loss(training, model, batch, trainer, head, with_grad=True)
+    if _gradients(model) != before:
+        raise ValueError(
+            f"The {trainer.computed_by} runs a backward of its own, which R-Drop would repeat in every pass: let it "
+            "return the whole loss instead, or do that in a training_step."
+        )
     if counting.counts is not None:
         plan = replace(plan, task_loss=replace(counting, of_heads=plan.task_loss.of_heads))
     logits = [own.get(name) for name in head.outputs]
@@ -100,6 +106,11 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
             f"nor replace it. Let compute_loss(..., return_outputs=True) return the {names} it is made of."
         )
     return replace(plan, trainer_comparison=None if comparison.done else comparison)
+
+
+def _gradients(model: nn.Module) -> list[tuple[int, int] | None]:
+    """What tells whether gradients were made or changed."""
+    return [None if (g := p.grad) is None else (id(g), g._version) for p in model.parameters()]
 
 
 def probe_trainer_loss(

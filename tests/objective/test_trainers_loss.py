@@ -107,45 +107,6 @@ def test_a_trainer_that_takes_keywords_alone(tmp_path):
     assert trainer.state.log_history[-2]["eval_loss"] > 0
 
 
-def without_outputs(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-    return model(**inputs).loss * 3
-
-
-def of_two_parameters(self, model, inputs, num_items_in_batch=None):
-    return model(**inputs).loss * 3
-
-
-def outputs_as_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-    outputs = model(**inputs)
-    return (outputs, outputs) if return_outputs else outputs.loss
-
-
-def three_entries(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-    outputs = model(**inputs)
-    return (outputs.loss, outputs, {"extra": 1}) if return_outputs else outputs.loss
-
-
-@pytest.mark.parametrize(
-    "function, returned",
-    [
-        (without_outputs, "Tensor"),
-        (of_two_parameters, "Tensor"),
-        (outputs_as_loss, "tuple of SequenceClassifierOutput, SequenceClassifierOutput"),
-        (three_entries, "tuple of Tensor, SequenceClassifierOutput, dict"),
-    ],
-)
-def test_a_trainers_own_loss_needs_outputs(function, returned, tmp_path):
-    own = type("Own", (Trainer,), {"compute_loss": function})
-    over = type("Over", (RDropMixin, own), {})
-    with pytest.raises(ValueError, match=rf"compute_loss of Over must return .loss, outputs.*returned a {returned}\."):
-        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, over).train()
-    updates = []
-    for cls, settings in ((over, {"rdrop_alpha": 0.0}), (own, {})):  # which needs none
-        trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, per_device_train_batch_size=6, **settings)
-        updates.append(tiny.trained(trainer))
-    assert torch.equal(*updates) and updates[0].norm() > 0
-
-
 class HalfLoss(nn.Module):
     """A model of one's own, with a loss of its own."""
 
@@ -201,27 +162,6 @@ def test_a_trainers_own_loss_beside_a_loss_function(tmp_path):
     assert trainer.state.log_history[0]["task_loss"] == pytest.approx(0.5 * 1.386, rel=0.05)
     with pytest.raises(ValueError, match="compute_loss of Weighted returns .* where compute_loss_func gives"):
         tiny.trainer(tiny.bert(), data, tmp_path, RDropWeighted, compute_loss_func=half).train()
-
-
-def test_a_loss_function_that_the_trainers_own_loss_calls_in_a_way_of_its_own(tmp_path):
-    """As one that takes the logits of a reference model: the trainer's loss is the task loss."""
-
-    def beside(outputs, labels, reference):
-        return nn.functional.cross_entropy(outputs.logits + reference, labels) * 3
-
-    class Refers(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-            labels = inputs.pop("labels")
-            outputs = model(**inputs)
-            loss = self.compute_loss_func(outputs, labels, outputs.logits.new_tensor([9.0, 0.0, 0.0, 0.0]))
-            return (loss, outputs) if return_outputs else loss
-
-    cls, data = type("Over", (RDropMixin, Refers), {}), [{**row, "labels": 1} for row in tiny.dataset()]
-    settings = {"compute_loss_func": beside, "logging_steps": 1, "max_steps": 1}
-    trainer = tiny.trainer(tiny.bert(), data, tmp_path, cls, eval_dataset=data, **settings)
-    trainer.train()
-    assert trainer.state.log_history[0]["task_loss"] == pytest.approx(27.0, rel=0.02)
-    assert trainer.state.log_history[0]["divergence"] > 0 and trainer.evaluate()["eval_loss"] > 26
 
 
 def test_a_compute_loss_set_on_the_class(tmp_path):
