@@ -34,12 +34,14 @@ class TaskLoss:
         comparison: with the loss that the model returns, while it is not decided whether the two are the same.
         needs_logits: why the model has to make its logits; None where the loss can do without them.
         of_heads: it is known to hold the usual losses of several heads, each by its weight.
+        takes_gradients: its code may do so by itself, as that of virtual adversarial training does.
     """
 
     base: nn.Module
     comparison: LossComparison | None = None
     needs_logits: str | None = None
     of_heads: bool = False
+    takes_gradients = False
 
     @property
     def computed_by(self) -> str | None:
@@ -193,6 +195,7 @@ class TrainerLoss(TaskLoss):
     counts: PredictionHead | None = None
     of_heads: bool = False
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
+    takes_gradients = True
 
     @property
     def computed_by(self) -> str:

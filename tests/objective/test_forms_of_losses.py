@@ -80,6 +80,44 @@ def test_a_compute_loss_that_is_no_plain_function(method, in_front, tmp_path):
     assert torch.equal(found, expected) and losses == wanted and losses[0] == pytest.approx(3 * 1.386, rel=0.1)
 
 
+class Inside(nn.Module):
+    """A model of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert = tiny.bert(dropout=0.3)
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, inputs_embeds=None):
+        return self.bert(input_ids, attention_mask, labels=labels, inputs_embeds=inputs_embeds)
+
+
+class Virtual(Trainer):
+    """Virtual adversarial training, which takes a gradient by itself."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs, loss = model(**inputs), 0.0
+        if model.training:
+            embedded = getattr(model, "bert", model).get_input_embeddings()(inputs["input_ids"]).detach()
+            noise = torch.full_like(embedded, 0.1).requires_grad_()
+            logits = model(inputs_embeds=embedded + noise, attention_mask=inputs["attention_mask"]).logits
+            (direction,) = torch.autograd.grad((logits - outputs.logits.detach()).pow(2).mean(), noise)
+            logits = model(inputs_embeds=embedded + direction, attention_mask=inputs["attention_mask"]).logits
+            loss = (logits - outputs.logits).pow(2).mean()
+        return (outputs.loss + loss, outputs) if return_outputs else outputs.loss + loss
+
+
+@pytest.mark.parametrize("build", [functools.partial(tiny.bert, dropout=0.3), Inside])
+def test_a_compute_loss_that_takes_gradients_by_itself(build, tmp_path):
+    cls, updates = type("Over", (RDropMixin, Virtual), {}), {}
+    for mode in ("concat", "sequential", "recompute"):
+        torch.manual_seed(0)
+        settings = {"rdrop_forward_mode": mode, "max_steps": 1, "logging_steps": 1, **tiny.PURE_SGD}
+        trainer = tiny.trainer(build(), tiny.dataset(), tmp_path, cls, **settings)
+        updates[mode] = tiny.trained(trainer)
+        assert tiny.logged(trainer, "divergence")[0] > 0
+    assert updates["sequential"].norm() > 0 and tiny.relative(updates["recompute"], updates["sequential"]) < 1e-6
+
+
 def test_a_backward_within_compute_loss_is_refused(tmp_path):
     """Its gradient would be added once for every pass, and for every look at the loss."""
 
