@@ -13,7 +13,7 @@ from transformers import Trainer
 from ._mixin_base import MixinBase
 from .objective.head_of import base_model
 from .objective.task_loss import TrainerLoss, decoder_inputs
-from .overrides import calls_super, overriding, takes, with_taken
+from .overrides import calls_super, name_of, overriding, takes, with_taken
 
 
 class BaseLossMixin(MixinBase):
@@ -42,7 +42,7 @@ class BaseLossMixin(MixinBase):
             owner = next(cls for cls in order[order.index(BaseLossMixin) + 1 :] if issubclass(cls, Trainer))
         if owner is None:
             return None
-        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
+        return TrainerLoss(self._base_loss, name_of(owner), type(self).__name__, self._base_model())
 
     @contextmanager
     def _before_overrides(self, ours: type):

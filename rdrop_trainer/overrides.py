@@ -16,6 +16,12 @@ def overriding(cls: type, method: str, ours: type) -> type | None:
     return None if first is ours else first
 
 
+def name_of(cls: type) -> str:
+    """A class for a message; with its package where it has the name of one of transformers', as many trainers have."""
+    is_trainers = cls.__name__ in ("Trainer", "Seq2SeqTrainer")
+    return f"{cls.__module__.partition('.')[0]}.{cls.__name__}" if is_trainers else cls.__name__
+
+
 def check_order(cls: type, ours: type, trainer: type) -> None:
     """Refuse a class in which `Trainer`'s own methods come before R-Drop's, which would then do nothing.
 
@@ -50,7 +56,7 @@ def own_loop(cls: type, ours: type, trainer: type) -> str | None:
     for owner in cls.__mro__:
         for method in ("train", "_inner_training_loop", "_run_epoch"):
             if owner not in known and method in vars(owner) and not _calls_next(owner, method):
-                return f"{method} of {owner.__name__}"
+                return f"{method} of {name_of(owner)}"
     return None
 
 
@@ -78,7 +84,7 @@ def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
         asks = any(getattr(node, "attr", "") == "loss_is_scaled_for_ga" for node in ast.walk(tree))
         if not asks and any("gradient_accumulation_steps" in ast.unparse(divisor) for divisor in divisors):
             raise ValueError(
-                f"The training_step of {owner.__name__} divides by the accumulation steps, but R-Drop's loss is this "
+                f"The training_step of {name_of(owner)} divides by the accumulation steps, but R-Drop's loss is this "
                 "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
             )
 

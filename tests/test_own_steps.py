@@ -52,6 +52,9 @@ def test_a_training_step_of_its_own(tmp_path):
     for cls, name in ((Divides, "Divides"), (DividesBehind, "Own")):
         with pytest.raises(ValueError, match=f"training_step of {name} divides by the accumulation steps"):
             run(cls, tmp_path)
+    of_package = type("Trainer", (Trainer,), {"training_step": Divides.training_step, "__module__": "gliner.training"})
+    with pytest.raises(ValueError, match=r"training_step of gliner\.Trainer divides"):
+        run(type("Over", (RDropMixin, of_package), {}), tmp_path)
     run(Divides, tmp_path, rows=8, steps=1)  # by 1
     for steps in (1, 4):
         with pytest.raises(ValueError, match="did not come through R-Drop: let the training_step of ByItself call"):
