@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
+from inspect import getattr_static
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from transformers import Trainer
 from ._mixin_base import MixinBase
 from .objective.head_of import base_model
 from .objective.task_loss import TrainerLoss, decoder_inputs
-from .overrides import calls_super, overriding, takes_count, with_taken
+from .overrides import calls_super, name_of, overriding, takes, with_taken
 
 
 class BaseLossMixin(MixinBase):
@@ -29,19 +30,19 @@ class BaseLossMixin(MixinBase):
         if self._override is None or self._phase == "override":
             return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
         with self._in_phase("override"):
-            override = type(self).compute_loss
-            return override(self, model, inputs, **with_taken(override, arguments))
+            override = getattr_static(type(self), "compute_loss").__get__(self, type(self))
+            return override(model, inputs, **with_taken(override, arguments))
 
     def _trainer_loss(self) -> TrainerLoss | None:
         """The same as a source of the task loss; None where it is that of `Trainer` itself."""
         owner = self._override
         below: Any = super().compute_loss
-        if owner is None and below.__func__ is not Trainer.compute_loss:
+        if owner is None and getattr(below, "__func__", below) is not Trainer.compute_loss:
             order = type(self).__mro__
             owner = next(cls for cls in order[order.index(BaseLossMixin) + 1 :] if issubclass(cls, Trainer))
         if owner is None:
             return None
-        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
+        return TrainerLoss(self._base_loss, name_of(owner), type(self).__name__, self._base_model())
 
     @contextmanager
     def _before_overrides(self, ours: type):
@@ -50,7 +51,8 @@ class BaseLossMixin(MixinBase):
         """
         owner = overriding(type(self), "compute_loss", ours)
         is_set = "compute_loss" in vars(self)  # by us already, or on this one trainer by its user
-        calls_ours = calls_super(type(self), "compute_loss", ours) and takes_count(type(self).compute_loss)
+        takes_count = takes(type(self).compute_loss, "num_items_in_batch")
+        calls_ours = takes_count and calls_super(type(self), "compute_loss", ours)
         if owner is None or is_set or calls_ours:
             yield
             return

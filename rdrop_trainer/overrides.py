@@ -16,6 +16,12 @@ def overriding(cls: type, method: str, ours: type) -> type | None:
     return None if first is ours else first
 
 
+def name_of(cls: type) -> str:
+    """A class for a message; with its package where it has the name of one of transformers', as many trainers have."""
+    is_trainers = cls.__name__ in ("Trainer", "Seq2SeqTrainer")
+    return f"{cls.__module__.partition('.')[0]}.{cls.__name__}" if is_trainers else cls.__name__
+
+
 def check_order(cls: type, ours: type, trainer: type) -> None:
     """Refuse a class in which `Trainer`'s own methods come before R-Drop's, which would then do nothing.
 
@@ -44,6 +50,16 @@ def _calls_next(owner: type, method: str) -> bool:
     return method in names and not {"super", *(base.__name__ for base in owner.__mro__[1:])}.isdisjoint(names)
 
 
+def own_loop(cls: type, ours: type, trainer: type) -> str | None:
+    """The training loop that some class has in the place of `Trainer`'s, by name; None: there is none."""
+    known = {*ours.__mro__, *trainer.__mro__}
+    for owner in cls.__mro__:
+        for method in ("train", "_inner_training_loop", "_run_epoch"):
+            if owner not in known and method in vars(owner) and not _calls_next(owner, method):
+                return f"{method} of {name_of(owner)}"
+    return None
+
+
 def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
     """Refuse a `training_step` that, unlike `Trainer`'s, divides the loss by the accumulation steps in any case.
 
@@ -68,20 +84,19 @@ def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
         asks = any(getattr(node, "attr", "") == "loss_is_scaled_for_ga" for node in ast.walk(tree))
         if not asks and any("gradient_accumulation_steps" in ast.unparse(divisor) for divisor in divisors):
             raise ValueError(
-                f"The training_step of {owner.__name__} divides by the accumulation steps, but R-Drop's loss is this "
+                f"The training_step of {name_of(owner)} divides by the accumulation steps, but R-Drop's loss is this "
                 "micro-batch's share of the step's already: do not divide it, or call super().training_step(...)."
             )
 
 
 @cache
-def takes_count(function: Callable[..., Any]) -> bool:
-    """Whether a function, not bound to an object, takes `num_items_in_batch`; those of an old signature do not."""
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function, not bound to an object, takes a keyword argument; those of an old signature may not."""
     parameters = inspect.signature(function).parameters.values()
-    return any(p.kind == p.VAR_KEYWORD or p.name == "num_items_in_batch" for p in parameters)
+    return any(p.kind == p.VAR_KEYWORD or p.name == name for p in parameters)
 
 
 def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments, without a count that a function or method does not take."""
-    if takes_count(getattr(function, "__func__", function)):
-        return arguments
-    return {name: value for name, value in arguments.items() if name != "num_items_in_batch"}
+    """Keyword arguments without those that a function or method does not take."""
+    unbound = getattr(function, "__func__", function)
+    return {name: value for name, value in arguments.items() if takes(unbound, name)}

@@ -25,7 +25,7 @@ from .objective.rows import find_batch_size, spread_rows
 from .objective.training import Training
 from .objective.view import SecondView
 from .objective.window import StepSettings, Window
-from .overrides import check_not_divided_again, check_order, overriding
+from .overrides import check_not_divided_again, check_order, overriding, own_loop, takes
 from .reliability.checkpoints import RenamedWeightsMixin
 from .reliability.finite import FiniteLossGuard
 from .reliability.full_windows import FullWindowsMixin
@@ -94,13 +94,16 @@ class RDropMixin(
         check_order(cls, RDropMixin, Trainer)
 
     def __init__(self, *args: Any, unlabeled_dataset: Any = None, second_view: SecondView | None = None, **kwargs: Any):
-        given = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if isinstance(self, Seq2SeqTrainer) and not hasattr(given, "predict_with_generate"):
-            raise ValueError(
-                f"{type(self).__name__} needs RDropSeq2SeqTrainingArguments (or Seq2SeqTrainingArguments) as args, got "
-                f"{'none' if given is None else type(given).__name__}."
-            )
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except AttributeError:
+            given = getattr(self, "args", None)  # whatever place the trainer's own __init__ has for them
+            if isinstance(self, Seq2SeqTrainer) and given is not None and not hasattr(given, "predict_with_generate"):
+                raise ValueError(
+                    f"{type(self).__name__} needs RDropSeq2SeqTrainingArguments (or Seq2SeqTrainingArguments) as args, "
+                    f"got {type(given).__name__}."
+                ) from None
+            raise
         if (self.args.log_level if self.args.should_log else self.args.log_level_replica) != "passive":
             # As `Trainer` sets that of its own
             logging.get_logger(__package__).setLevel(self.args.get_process_log_level())
@@ -175,10 +178,12 @@ class RDropMixin(
 
     def _window_of(self, inputs: Mapping[str, Any]) -> Window:
         if self._window is None and self._phase == "train" and self.is_in_train:
-            owner = overriding(type(self), "get_batch_samples", RDropMixin)
+            owner = overriding(type(self), "get_batch_samples", RDropMixin) or type(self)
+            loop = own_loop(type(self), RDropMixin, Trainer)
             raise ValueError(
-                f"R-Drop did not see the batches of this step: let the get_batch_samples of "
-                f"{(owner or type(self)).__name__} call super().get_batch_samples(...), which counts their items."
+                "R-Drop did not see the batches of this step: let the "
+                + (f"{loop} take them from self" if loop else f"get_batch_samples of {owner.__name__} call super()")
+                + ".get_batch_samples(...), which counts their items."
             )
         return self._window or self._counted([inputs], shared=False)
 
@@ -201,13 +206,15 @@ class RDropMixin(
         liger, hidden_by = self.args.liger_kernel_config or {}, None
         if self.args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
             hidden_by = "use_liger_kernel=True; pass liger_kernel_config={'fused_linear_cross_entropy': False}"
-        settings = RDropArguments.of(self.args)
+        settings, trainer_loss, function = RDropArguments.of(self.args), self._trainer_loss(), self.compute_loss_func
+        if trainer_loss and function and not takes(function, "num_items_in_batch"):
+            function = None  # only that compute_loss knows how to call it
         return Training(
             self.model,
             self.accelerator,
             label_smoothing=self.args.label_smoothing_factor if self.label_smoother else 0.0,
-            loss_function=self.compute_loss_func,
-            trainer_loss=self._trainer_loss(),
+            loss_function=function,
+            trainer_loss=trainer_loss,
             hidden_by=hidden_by,
             is_sharded=self.is_fsdp_enabled,
             is_compiled=self.args.torch_compile,
@@ -228,6 +235,7 @@ class RDropMixin(
         check_parallelism(self.get_cp_size(), self.get_sp_size())
         if self.args.gradient_accumulation_steps > 1:
             check_not_divided_again(type(self), RDropMixin, Trainer)
+        self.loss_is_scaled_for_ga = True  # a base trainer may say otherwise of its own loss, in its __init__
         self._window = self._objective = None
         self._losses_made = 0
         self._logged_terms.forget()
@@ -235,6 +243,8 @@ class RDropMixin(
             with self._before_overrides(RDropMixin):
                 output = super().train(*args, **kwargs)
             self._check_losses_came_through()
+            if self._objective is None and self.args.rdrop_alpha > 0:
+                self._refuse_own_loop()
             return output
         finally:
             self._window = self._objective = None
@@ -258,8 +268,18 @@ class RDropMixin(
                 f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
                 f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss, and a "
                 "compute_loss super().compute_loss(...)."
+                + " One that is set on a trainer belongs into its class."
+                * ("compute_loss" in vars(self))
             )
         self._losses_made = 0
+
+    def _refuse_own_loop(self) -> None:
+        """Refuse a training that saw no batch, unless the loop is `Trainer`'s: a finished one is resumed, say."""
+        if loop := own_loop(type(self), RDropMixin, Trainer):
+            raise ValueError(
+                f"No loss of this training came through R-Drop: the {loop} is a loop of its own. Let it take its "
+                "batches from self.get_batch_samples(...), and their losses from self.training_step(...)."
+            )
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """`Trainer.training_step`; a loss that is NaN or infinite stops the training."""
@@ -291,7 +311,7 @@ class RDropMixin(
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
-        if "loss" in logs:
+        if "loss" in logs and self._phase is None:  # what is logged within a step is the user's
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
             if logs.get("divergence") == 0:
                 self._warn_of_lost_noise()

@@ -1,9 +1,13 @@
 """What a training logs of the R-Drop loss: averages over R-Drop steps."""
 
+import pytest
 import torch
+from transformers import Trainer
 
+from rdrop_trainer import RDropMixin
 from rdrop_trainer.logged_terms import LoggedTerms
 from rdrop_trainer.losses import RDropLoss
+from support import tiny
 
 
 def terms(task, divergence):
@@ -29,3 +33,20 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
     assert logged.take(lambda sums: sums) == {"task_loss": 1.0, "divergence": 1.0}
     logged.start_window(1)
     assert logged.take(lambda sums: sums) == {}
+
+
+def test_a_loss_that_a_compute_loss_logs_by_itself_takes_no_terms(tmp_path):
+    class Logs(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            self.log({"loss": 7.0})
+            return (outputs.loss * 2, outputs) if return_outputs else outputs.loss * 2
+
+    cls = type("Over", (RDropMixin, Logs), {})
+    arguments = {"logging_steps": 3, "per_device_train_batch_size": 4, "max_steps": 3, "rdrop_alpha": 3.0}
+    trainer = tiny.trainer(tiny.bert(dropout=0.5), tiny.dataset(), tmp_path, cls, **arguments)
+    trainer.train()
+    own = [entry for entry in trainer.state.log_history if entry.get("loss") == 7.0]
+    assert len(own) >= 3 and not any("divergence" in entry for entry in own)
+    [log] = [entry for entry in trainer.state.log_history if "divergence" in entry]
+    assert log["loss"] == pytest.approx(log["task_loss"] + 1.5 * log["divergence"], rel=1e-5)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from rdrop_trainer import RDropMixin, RDropTrainer
-from support import tiny
+from support import tiny, zoo
 from support.overrides import run
 
 
@@ -51,6 +52,9 @@ def test_a_training_step_of_its_own(tmp_path):
     for cls, name in ((Divides, "Divides"), (DividesBehind, "Own")):
         with pytest.raises(ValueError, match=f"training_step of {name} divides by the accumulation steps"):
             run(cls, tmp_path)
+    of_package = type("Trainer", (Trainer,), {"training_step": Divides.training_step, "__module__": "gliner.training"})
+    with pytest.raises(ValueError, match=r"training_step of gliner\.Trainer divides"):
+        run(type("Over", (RDropMixin, of_package), {}), tmp_path)
     run(Divides, tmp_path, rows=8, steps=1)  # by 1
     for steps in (1, 4):
         with pytest.raises(ValueError, match="did not come through R-Drop: let the training_step of ByItself call"):
@@ -64,6 +68,84 @@ def test_batches_that_are_not_counted_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"get_batch_samples of Own call super\(\).get_batch_samples"):
         run(Own, tmp_path)
+
+
+def test_a_compute_loss_that_a_trainer_sets_on_itself_is_refused(tmp_path):
+    class Sets(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.compute_loss = lambda model, inputs, **kwargs: model(**inputs).loss
+
+    with pytest.raises(ValueError, match="did not come through R-Drop.*set on a trainer belongs into its class"):
+        run(type("Over", (RDropMixin, Sets), {}), tmp_path)
+
+
+def test_a_trainer_that_says_that_its_own_loss_is_to_be_divided(tmp_path):
+    class Says(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.loss_is_scaled_for_ga = False
+
+    class SaysInFront(RDropTrainer):
+        loss_is_scaled_for_ga = False
+
+    updates = []
+    for cls, rows, steps in ((RDropTrainer, 8, 1), (type("Over", (RDropMixin, Says), {}), 4, 2), (SaysInFront, 4, 2)):
+        trainer = tiny.trainer(
+            zoo.noisy("single_label"), tiny.dataset(rows=8), tmp_path, cls, per_device_train_batch_size=rows,
+            gradient_accumulation_steps=steps, train_sampling_strategy="sequential", **tiny.PURE_SGD,
+        )  # fmt: skip
+        updates.append(tiny.trained(trainer))
+    assert updates[0].norm() > 0 and tiny.relative(updates[1], updates[0]) < 1e-5
+    assert tiny.relative(updates[2], updates[0]) < 1e-5
+
+
+def own_loop(loss_of):
+    def loop(self, *args, **kwargs):
+        self.model.train()
+        for batch in self.get_train_dataloader():
+            loss_of(self, batch)
+        return TrainOutput(1, 0.0, {})
+
+    return loop
+
+
+def loss_of_model(trainer, batch):
+    trainer.model(**batch).loss.backward()
+
+
+def loss_of_step(trainer, batch):
+    trainer.training_step(trainer.model, batch)
+
+
+@pytest.mark.parametrize("method", ["train", "_inner_training_loop"])
+def test_a_training_loop_of_its_own_is_refused(method, tmp_path):
+    """Behind R-Drop, where it would train without it and say nothing."""
+
+    def trainer(loss_of, **settings):
+        cls = type("Over", (RDropMixin, type("Own", (Trainer,), {method: own_loop(loss_of)})), {})
+        return tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, **settings)
+
+    with pytest.raises(
+        ValueError, match=f"No loss of this training came through R-Drop: the {method} of Own is a loop"
+    ):
+        trainer(loss_of_model).train()
+    trainer(loss_of_model, rdrop_alpha=0.0).train()
+    if method != "train":  # which says that a training is under way
+        with pytest.raises(ValueError, match=rf"let the {method} of Own take them from self.get_batch_samples\("):
+            trainer(loss_of_step).train()
+
+
+def test_a_train_around_that_of_trainer_goes_on_even_if_nothing_is_left_to_train(tmp_path):
+    class Around(Trainer):
+        def train(self, *args, **kwargs):
+            return super().train(*args, **kwargs)
+
+    cls = type("Over", (RDropMixin, Around), {})
+    first, again = (tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, save_strategy="epoch") for _ in range(2))
+    first.train()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == first.state.global_step == 2
 
 
 def test_running_out_of_memory_before_the_loss_is_no_override(tmp_path):

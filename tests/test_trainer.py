@@ -15,7 +15,14 @@ from transformers import (
 from transformers.trainer_utils import HPSearchBackend
 from transformers.utils import logging as transformers_logging
 
-from rdrop_trainer import RDropArguments, RDropMixin, RDropSeq2SeqTrainer, RDropTrainer, RDropTrainingArguments
+from rdrop_trainer import (
+    RDropArguments,
+    RDropMixin,
+    RDropSeq2SeqTrainer,
+    RDropSeq2SeqTrainingArguments,
+    RDropTrainer,
+    RDropTrainingArguments,
+)
 from support import tiny, zoo
 from support.device import USE_CPU, on_device
 
@@ -280,3 +287,21 @@ def test_a_seq2seq_trainer_names_the_arguments_it_needs(args, tmp_path):
             cls(zoo.build("t5"), given)
         with pytest.raises(ValueError, match="RDropSeq2SeqTrainingArguments"):
             cls(model=zoo.build("t5"), args=given)
+
+
+def test_a_trainer_whose_arguments_have_another_order(tmp_path):
+    class Distilled(Seq2SeqTrainer):
+        def __init__(self, config, teacher, student):
+            self.teacher = teacher
+            super().__init__(args=config, model=student)
+
+    class Broken(Seq2SeqTrainer):
+        def __init__(self, model, args):
+            super().__init__(model, args)
+            self.teacher.eval()
+
+    args = RDropSeq2SeqTrainingArguments(str(tmp_path), rdrop_alpha=2.5, report_to="none")
+    trainer = type("Over", (RDropMixin, Distilled), {})(args, "teacher", zoo.build("t5"))
+    assert trainer.teacher == "teacher" and trainer.args.rdrop_alpha == 2.5
+    with pytest.raises(AttributeError, match="teacher"):
+        type("Over", (RDropMixin, Broken), {})(zoo.build("t5"), args)

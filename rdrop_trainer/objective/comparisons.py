@@ -72,7 +72,7 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
         ValueError: the loss can neither be kept nor replaced.
     """
     trainer, head = training.trainer_loss, plan.head
-    own, counting = probe_trainer_loss(training, model, batch, trainer, head, with_grad=True)
+    own, counting = probe_trainer_loss(training, model, batch, trainer, head)
     if counting.counts is not None:
         plan = replace(plan, task_loss=replace(counting, of_heads=plan.task_loss.of_heads))
     logits = [own.get(name) for name in head.outputs]
@@ -102,20 +102,35 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     return replace(plan, trainer_comparison=None if comparison.done else comparison)
 
 
+def _gradients(model: nn.Module) -> list[tuple[int, int] | None]:
+    """What tells whether gradients were made or changed."""
+    return [None if (g := p.grad) is None else (id(g), g._version) for p in model.parameters()]
+
+
 def probe_trainer_loss(
     training: Training,
     model: nn.Module,
     batch: Mapping[str, Any],
     source: TrainerLoss,
     head: PredictionHead,
-    with_grad: bool = False,
 ) -> tuple[Passes, TrainerLoss]:
-    """`Training.probe` of a base trainer's loss, and how it is called: with the number of items where it needs it."""
+    """`Training.probe` of a base trainer's loss, and how it is called: with the number of items where it needs it.
+
+    Raises:
+        ValueError: it adds to the gradients of the model.
+    """
+    before = _gradients(model)
     try:
-        return training.probe(model, batch, source, head, with_grad), source
+        passes = training.probe(model, batch, source, head)
     except TypeError:  # such as a division by the count, which is None
         source = replace(source, counts=head)
-        return training.probe(model, batch, source, head, with_grad), source
+        passes = training.probe(model, batch, source, head)
+    if _gradients(model) != before:
+        raise ValueError(
+            f"The {source.computed_by} runs a backward of its own, which R-Drop would repeat in every pass: let it "
+            "return the whole loss instead, or do that in a training_step."
+        )
+    return passes, source
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:

@@ -43,9 +43,9 @@ def check_repeated_rows(
 
     def losses(rows: Mapping[str, Any], times: int) -> torch.Tensor | None:
         """Of runs one after the other, with noise of their own; each is read at once: CUDA graphs use memory again."""
-        with training.aside():
+        with training.aside(source.takes_gradients):
             inputs = [source.inputs(rows, head) for _ in range(times)]
-            found = [run_passes(model, one, 1, "sequential", source.call).loss() for one in inputs]
+            found = [_detached(run_passes(model, one, 1, "sequential", source.call).loss()) for one in inputs]
         return None if found[0] is None else torch.stack(found).cpu().double()  # MPS has no float64
 
     tried = []
@@ -86,6 +86,10 @@ def check_repeated_rows(
     )
 
 
+def _detached(loss: torch.Tensor | None) -> torch.Tensor | None:
+    return None if loss is None else loss.detach()
+
+
 def _are_alike(once: torch.Tensor, again: torch.Tensor) -> bool:
     """Whether two samples of losses, of as many runs, may have one mean; a loss that is not finite does not tell."""
     noise = ((once.var(correction=0) + again.var(correction=0)) / len(once)) ** 0.5
@@ -104,9 +108,9 @@ def check_repeats(
     lm_head, once = plan.fused(batch, settings), replace(settings, num_passes=1)
 
     def outputs() -> torch.Tensor:
-        with training.aside():
+        with training.aside(plan.task_loss.takes_gradients):
             [items] = plan.items(plan.run(model, batch, once, lm_head), batch)
-        return items[0].outputs[0].float().clone()  # CUDA graphs use its memory for the next run
+        return items[0].outputs[0].detach().float().clone()  # CUDA graphs use its memory for the next run
 
     first, again = outputs(), outputs()
     tolerance = training.tolerance(first, by_products=True)

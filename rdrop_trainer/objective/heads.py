@@ -204,6 +204,8 @@ class PredictionHead:
                 f"returned {tuple(first.shape)}. For a class that transformers does not know the labels decide: "
                 "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression. "
                 "rdrop_problem, config.problem_type or rdrop_heads says which."
+                + " A compute_loss of other logits than the model's returns its own as outputs."
+                * self.own_loss
             )
         return outputs
 

@@ -263,7 +263,9 @@ def _some(items: Sequence[Items], num_passes: int) -> torch.Tensor:
 
 def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:
     def again() -> torch.Tensor:
-        with training.aside():  # without a view, which may change as little as rounding does, and the same each time
+        with training.aside(
+            plan.task_loss.takes_gradients
+        ):  # without a view, which may change as little as rounding does, and the same each time
             same = replace(settings, second_view=None)
             repeated = plan.run(training.model, batch, same, passes.lm_head, row_share=window.row_share)
         return _some(plan.items(repeated, batch)[0], settings.num_passes)

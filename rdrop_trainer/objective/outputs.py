@@ -25,15 +25,14 @@ def by_name(outputs: Any, names: Sequence[str]) -> dict[str, Any]:
     if hasattr(outputs, "_asdict"):
         return outputs._asdict()
     entries = list(outputs)
-    has_loss = bool(entries) and _is_loss(entries)
-    found = {"loss": entries.pop(0)} if has_loss else {}
+    found = {"loss": entries.pop(0)} if begins_with_loss(entries) else {}
     found |= {name: value for name, value in zip(names, entries, strict=False) if name in _IN_ORDER}
     return found | {str(i): value for i, value in enumerate(entries)}
 
 
-def _is_loss(entries: list[Any]) -> bool:
+def begins_with_loss(entries: Sequence[Any]) -> bool:
     """Whether a tuple begins with a loss, a single number."""
-    first = entries[0]
+    first = entries[0] if entries else None
     return isinstance(first, torch.Tensor) and (first.dim() == 0 or (first.shape == (1,) and len(entries) > 1))
 
 

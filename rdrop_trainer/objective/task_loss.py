@@ -16,7 +16,7 @@ from ..losses import RDropLoss
 from .head_of import config_value, runs_own_code
 from .heads import PredictionHead
 from .loss_comparison import LossComparison
-from .outputs import kept, with_loss
+from .outputs import begins_with_loss, kept, with_loss
 from .passes import Passes
 from .rows import copied, refusing_writes
 from .window import Window
@@ -34,12 +34,14 @@ class TaskLoss:
         comparison: with the loss that the model returns, while it is not decided whether the two are the same.
         needs_logits: why the model has to make its logits; None where the loss can do without them.
         of_heads: it is known to hold the usual losses of several heads, each by its weight.
+        takes_gradients: its code may do so by itself, as that of virtual adversarial training does.
     """
 
     base: nn.Module
     comparison: LossComparison | None = None
     needs_logits: str | None = None
     of_heads: bool = False
+    takes_gradients = False
 
     @property
     def computed_by(self) -> str | None:
@@ -193,6 +195,7 @@ class TrainerLoss(TaskLoss):
     counts: PredictionHead | None = None
     of_heads: bool = False
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
+    takes_gradients = True
 
     @property
     def computed_by(self) -> str:
@@ -201,13 +204,14 @@ class TrainerLoss(TaskLoss):
     def call(self, model: nn.Module, inputs: dict[str, Any], keep: tuple[str, ...] | None = None) -> Any:
         count = {} if self.counts is None else {"num_items_in_batch": self.counts.count(inputs)[:, 0].sum()}
         result = self.compute_loss(model, inputs, return_outputs=True, **count)
-        if not isinstance(result, tuple):
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], torch.Tensor):
+            entries = f" of {', '.join(type(entry).__name__ for entry in result)}" if isinstance(result, tuple) else ""
             raise ValueError(
                 f"The compute_loss of {self.trainer_name} must return (loss, outputs) when it is called with "
-                f"return_outputs=True, because R-Drop needs the logits; it returned a {type(result).__name__}."
+                f"return_outputs=True, because R-Drop needs the logits; it returned a {type(result).__name__}{entries}."
             )
         loss, outputs = result
-        return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and outputs[0].dim() == 0)
+        return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and begins_with_loss(outputs))
 
 
 def check_item_by_item(task_loss: TaskLoss) -> None:

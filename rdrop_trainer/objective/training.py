@@ -193,8 +193,7 @@ class Training:
         batch: Mapping[str, Any],
         source: TaskLoss,
         head: PredictionHead,
-        with_grad: bool = False,
     ) -> Passes:
         """One pass over a micro-batch, `aside`: the model is fed and called as a source of the task loss does it."""
-        with self.aside(with_grad):
+        with self.aside(source.takes_gradients):
             return run_passes(model, source.inputs(batch, head), 1, "sequential", source.call, head.outputs)
