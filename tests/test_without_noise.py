@@ -14,7 +14,7 @@ from support import tiny
 
 def test_a_model_without_dropout_stops_with_the_settings_that_are_zero(tmp_path):
     trainer = tiny.trainer(tiny.bert(dropout=0.0), tiny.dataset(), tmp_path)
-    with pytest.raises(ValueError, match="hidden_dropout_prob, attention_probs_dropout_prob.*set_dropout"):
+    with pytest.raises(ValueError, match="hidden_dropout_prob, attention_probs.*rdrop_dropout=0.1.*set_dropout"):
         trainer.train()
     allowed = tiny.trainer(
         tiny.bert(dropout=0.0), tiny.dataset(), tmp_path, rdrop_allow_deterministic=True, logging_steps=1

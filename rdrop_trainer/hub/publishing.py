@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..objective.noise_of import noise_of
 from ..run_folder import replacing, write_text
 from ..training_args import RDropArguments
-from .card_data import EvaluationSet, scores_now, settings_block
+from .card_data import EvaluationSet, is_hub_name, scores_now, settings_block
 from .client import check_repo_id, connect, failure, reason, repo_name, seconds_to_wait, with_retries
 from .folder import CARD, Checkpoint, Weights, read_checkpoint
 from .model_card import CardFacts, rdrop_card
@@ -108,7 +108,7 @@ class PublishingMixin(MixinBase):
             super().create_model_card(*args, **{**self._unnamed_data(), **kwargs})
             text = path.read_text(encoding="utf-8-sig")  # with line feeds; on Windows `Trainer` writes others
             card = ModelCard(text, ignore_metadata_errors=True)
-            write_text(path, str(self._with_rdrop(card, kwargs.get("tags"))))
+            write_text(path, str(self._with_rdrop(card, kwargs.get("tags"), _named_data(kwargs))))
         except Exception as error:  # a training shall not end over a card
             logger.error(
                 f"{path} could not be written: {type(error).__name__}: {reason(error)}. The training goes on; call "
@@ -123,8 +123,10 @@ class PublishingMixin(MixinBase):
         hands_on = all(any(p.kind == p.VAR_KEYWORD or p.name == "dataset_tags" for p in each) for each in parameters)
         return dict(_UNNAMED_DATA) if hands_on else {}
 
-    def _with_rdrop(self, card: ModelCard, tags: str | list[str] | None) -> ModelCard:
-        """A card that the base trainer wrote, with what is known of R-Drop and of the present weights."""
+    def _with_rdrop(self, card: ModelCard, tags: str | list[str] | None, named: EvaluationSet) -> ModelCard:
+        """A card that the base trainer wrote, with what is known of R-Drop and of the present weights. Data that do not
+        know their origin are the `named` ones.
+        """
         settings, facts = RDropArguments.of(self.args), self.card_facts
         model = self.accelerator.unwrap_model(self.model)
         is_adapter = hasattr(model, "get_base_model")  # PEFT
@@ -133,11 +135,13 @@ class PublishingMixin(MixinBase):
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
         rows = self.eval_dataset
         sets = {f"eval_{name}": part for name, part in rows.items()} if isinstance(rows, Mapping) else {"eval": rows}
+        origins = {key: EvaluationSet.of(part) for key, part in sets.items()}
+        origins = {key: named if data == EvaluationSet() else data for key, data in origins.items()}
         facts = replace(
             facts,
             tags=[*facts.tags, *([tags] if isinstance(tags, str) else tags or ())],  # PEFT's card loses them
             scores={**scores_now(self.state.log_history, self.state.global_step, best), **facts.scores},
-            evaluation_sets={**{key: EvaluationSet.of(part) for key, part in sets.items()}, **facts.evaluation_sets},
+            evaluation_sets={**origins, **facts.evaluation_sets},
         )
         with_unlabeled = self.unlabeled_dataset is not None and settings.rdrop_alpha > 0
         block = settings_block(settings, dropout_settings(model.config), __version__, with_unlabeled)
@@ -262,6 +266,17 @@ class PublishingMixin(MixinBase):
             push.add_done_callback(_log_failure)
         except Exception as error:  # a training shall not end over a push
             logger.error(f"Training goes on, but {checkpoint_folder} is not pushed: {reason(error)}")
+
+
+def _named_data(arguments: Mapping[str, Any]) -> EvaluationSet:
+    """The data set that arguments of `create_model_card` name; unknown if they name none, or several."""
+    given = (arguments.get(key) for key in ("dataset", "dataset_tags", "dataset_args"))
+    name, repo_id, config = (one[0] if isinstance(one, list) and len(one) == 1 else one for one in given)
+    if not isinstance(name, str):
+        return EvaluationSet()
+    if not is_hub_name(repo_id):
+        return EvaluationSet(name)
+    return EvaluationSet(name, repo_id, config if isinstance(config, str) else None)
 
 
 def _put_aside(path: Path) -> None:

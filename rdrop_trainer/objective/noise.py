@@ -133,6 +133,6 @@ def _no_noise(model: nn.Module, num_passes: int, sources: list[Noise], has_view:
     example = f", or {zeros[0]}=0.1 in the configuration it is built from" if zeros else ""
     return (
         f"The {num_passes} passes of {name} are identical on the first R-Drop step: the model has no active dropout "
-        f"({reason}), so R-Drop has no effect. Set dropout before training with "
-        f"rdrop_trainer.dropout.set_dropout(model, 0.1){example}."
+        f"({reason}), so R-Drop has no effect. Set dropout before training with rdrop_dropout=0.1 in the arguments of "
+        f"the trainer, rdrop_trainer.dropout.set_dropout(model, 0.1){example}."
     )

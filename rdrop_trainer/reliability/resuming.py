@@ -162,9 +162,11 @@ class ResumingMixin(MixinBase):
         else:
             found = Path(resume_from_checkpoint)
             if fault := checkpoint_fault(found, needs_optimizer):
+                # By its name: from a command line resume_from_checkpoint=True comes as the name of a folder
+                whole = last_whole_checkpoint(self.args.output_dir, needs_optimizer=needs_optimizer)
                 return found, (
-                    f"Can't find a valid checkpoint at {found}: {fault}. Name an earlier one, or pass "
-                    "resume_from_checkpoint=True to go on from the last whole one in output_dir."
+                    f"Can't find a valid checkpoint at {found}: {fault}. "
+                    + (f"The last whole one is {whole}." if whole else f"{self.args.output_dir} has no whole one.")
                 )
         if not _has_optimizer(found):
             logger.warning(

@@ -62,6 +62,27 @@ def test_data_of_ones_own_have_no_name(ada, tmp_path, tags):
         assert ("on the IMDB dataset." in card.text) == bool(tags) and "generator dataset" not in card.text
 
 
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"dataset": "GLUE MRPC", "dataset_tags": "glue", "dataset_args": "mrpc"}, ("GLUE MRPC", "glue", "mrpc")),
+        ({"dataset": ["IMDB"], "dataset_tags": ["imdb"]}, ("IMDB", "imdb", None)),
+        ({"dataset": "my reviews"}, ("my reviews", "unknown", None)),
+        ({"dataset": "my reviews", "dataset_tags": "/my/reviews"}, ("my reviews", "unknown", None)),
+        ({"dataset": ["one", "two"], "dataset_tags": ["a", "b"]}, ("unknown", "unknown", None)),
+    ],
+)
+def test_scores_are_on_the_data_that_a_script_names(ada, tmp_path, given, expected):
+    """As the examples of transformers do in `create_model_card(**kwargs)`, also of data without an origin."""
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path / "run", eval_dataset=tiny.dataset())
+    trainer.card_facts = CardFacts(scores={"eval_accuracy": 0.5})
+    trainer.create_model_card(**given)
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_type, result.dataset_config) == expected
+    assert f"| {expected[0]} | eval | accuracy | 0.5000 |" in card.text
+
+
 def test_data_of_the_hub_know_their_commit(ada, tmp_path):
     """As `load_dataset` gives them, and after `map`."""
     rows = {"input_ids": [[5, 6]] * 4, "attention_mask": [[1, 1]] * 4, "labels": [0, 1, 2, 3]}

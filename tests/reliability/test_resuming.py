@@ -121,8 +121,12 @@ def test_what_cannot_be_resumed_from_says_why(folder, tmp_path):
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
     with pytest.raises(ValueError, match="Can't find a valid checkpoint at .*nowhere: there is no such folder"):
         trainer.train(resume_from_checkpoint="nowhere")
+    with pytest.raises(ValueError, match="at True: there is no such folder. The last whole one is .*checkpoint-4.$"):
+        trainer.train(resume_from_checkpoint="True")  # as it comes from a command line
     for step in (2, 4):
         cut(folder / f"checkpoint-{step}" / "model.safetensors", 0.5)
+    with pytest.raises(ValueError, match="checkpoint-4: .* has no whole one.$"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
     with pytest.raises(ValueError, match="No valid checkpoint found in output directory"):
         trainer.train(resume_from_checkpoint=True)
 
