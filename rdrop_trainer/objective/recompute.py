@@ -59,7 +59,7 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
 
     def again() -> None:
         found: list[torch.Tensor] = []
-        now = start.again()
+        now = Snapshot(model, device)
 
         def keep(tensor: torch.Tensor) -> int:
             tensor = tensor.detach()
