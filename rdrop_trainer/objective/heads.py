@@ -73,8 +73,8 @@ class PredictionHead:
     summed: bool = False
 
     @property
-    def parts(self) -> tuple[PredictionHead, ...]:
-        """The heads that this one is made of, where they are of different kinds."""
+    def heads(self) -> tuple[PredictionHead, ...]:
+        """Those of different kinds that this one is made of: itself, if it is no `JointHead`."""
         return (self,)
 
     @property

@@ -225,7 +225,7 @@ def check_divergence(
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
-    for head, spec, part in zip(plan.head.parts, training.heads or (Head(),), items, strict=False):
+    for head, spec, part in zip(plan.head.heads, training.heads or (Head(),), items, strict=False):
         warn_of_doubtful_labels(training, head, spec, part)
     for part, name in zip(items, plan.head.outputs, strict=True):
         passes = part.counted(settings.num_passes, ITEMS)[0].detach()

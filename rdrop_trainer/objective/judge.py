@@ -83,7 +83,7 @@ def judged(
     look = None
     if runs_own_code(training.base) or training.heads:
         look = FirstLook.at(training, kind, task_loss, batches[0])
-    heads, named = list(kind.parts), training.heads or (Head(),)
+    heads, named = list(kind.heads), training.heads or (Head(),)
     if look is not None:
         heads = [_with_logits(training, *pair, look) for pair in zip(heads, named, strict=True)]
         heads = _with_tokens(training, heads, named, look)

@@ -227,5 +227,5 @@ def _size(head: PredictionHead, batch: Mapping[str, Any]) -> int:
 
 def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
     """What counts do not tell and needs no look at values: whether labels of classes are probabilities by now."""
-    classes = (part for part in head.parts if part.problem == "single_label")
-    return tuple(batch[key].is_floating_point() for part in classes for key in part.labels if key in batch)
+    classes = (one for one in head.heads if one.problem == "single_label")
+    return tuple(batch[key].is_floating_point() for one in classes for key in one.labels if key in batch)
