@@ -56,22 +56,19 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     head, task_loss = judged(training, kind, training.task_loss(kind), batches)
     comparison = None if training.trainer_loss is None else LossComparison()
     mixture = _mixture(training, kind, batches)
-    return Plan(head, kind, task_loss, trainer_comparison=comparison, known={kind: head}, mixture=mixture)
+    return Plan(kind, {kind: head}, task_loss, trainer_comparison=comparison, mixture=mixture)
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
     kind = _head(training, batches)
     check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
-    if (mixture := _mixture(training, kind, batches)) != plan.mixture:
-        plan = replace(plan, mixture=mixture)
-    if kind == plan.kind:
+    plan = replace(plan, kind=kind, mixture=_mixture(training, kind, batches))
+    if kind in plan.heads:
         return plan
     # `judged` is a collective, and other processes may not see this kind now: it stays a first guess
-    head = plan.known.get(kind) or (
-        judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
-    )
-    return replace(plan, head=head, kind=kind, known={**plan.known, kind: head})
+    head = judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
+    return replace(plan, heads={**plan.heads, kind: head})
 
 
 def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
@@ -200,12 +197,12 @@ def after_passes(
         ValueError: the model has no noise, a loss function does not say how its losses add up, or some rows are left
             out of a loss that is not made item by item.
     """
-    if passes.num_passes > 1 and plan.noise is None and not trains(training.model):
+    if passes.num_passes > 1 and plan.noise is not None:
+        plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
+    elif passes.num_passes > 1 and not trains(training.model):
         # Where an evaluation left it so, maybe on this process alone: it cannot ask the others
         if settings.second_view is None and not settings.allow_deterministic:
             refuse_evaluation_mode(training.model, _some(items, settings.num_passes))
-    if passes.num_passes > 1 and plan.noise is not None:
-        plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
     plan = find_use_of_count(training, plan, passes, batch, count)
     if plan.lm_head is None:
         plan = compare_model_loss(training, plan, passes, items, batch)

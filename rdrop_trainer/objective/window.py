@@ -145,11 +145,6 @@ class Window:
         """Counts of the items that have a task loss, (parts,)."""
         return self.items[:, 0]
 
-    @property
-    def divergence_items(self) -> torch.Tensor:
-        """Counts of the items that have a divergence, (parts,)."""
-        return self.items[:, 1]
-
     @cached_property
     def divisors(self) -> list[tuple[torch.Tensor, ...]]:
         """What the sums over items of task loss and divergence are divided by on this process, for each part."""
