@@ -49,7 +49,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     Raises:
         ValueError: a head that R-Drop does not fit, batches without labels, or labels that it has no class for.
     """
-    kind = _head(training, batches, wait=True)
+    kind = _kind_of(training, batches, wait=True)
     check_range(training, kind, batches)
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
@@ -61,7 +61,7 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
-    kind = _head(training, batches)
+    kind = _kind_of(training, batches)
     check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
     plan = replace(plan, kind=kind, mixture=_mixture(training, kind, batches))
     if kind in plan.heads:
@@ -71,9 +71,9 @@ def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any
     return replace(plan, heads={**plan.heads, kind: head})
 
 
-def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
-    """The head by classes, settings and the type of the labels, which all batches must have."""
-    head = _head_of_batch(training, batches[0])
+def _kind_of(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
+    """The head by classes, settings and the type of the labels, which all batches must have; see `Plan`."""
+    head = _kind_of_batch(training, batches[0])
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
@@ -85,7 +85,7 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool =
     return head
 
 
-def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHead:
+def _kind_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHead:
     if heads := _named_heads(training, batch):
         parts = heads_of(training.base, batch, heads, training.own_loss)
     else:
@@ -100,7 +100,7 @@ def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHe
 def _mixture(training: Training, kind: PredictionHead, batches: Sequence[Mapping[str, Any]]) -> str | None:
     """What is wrong with micro-batches whose labels are of different kinds; None: they are of one."""
     for batch in batches[1:]:
-        if _forms(kind, batch) != _forms(kind, batches[0]) and _head_of_batch(training, batch) != kind:
+        if _forms(kind, batch) != _forms(kind, batches[0]) and _kind_of_batch(training, batch) != kind:
             return (
                 "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
                 f"together: {_forms(kind, batches[0])} and {_forms(kind, batch)}. Let all micro-batches of a step be "
