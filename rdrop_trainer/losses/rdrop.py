@@ -113,8 +113,8 @@ def rdrop_loss(
     if labels is None and problem == "single_label":
         labels = torch.full((size,), reference.IGNORE_INDEX, device=logits[0].device)
 
-    are_classes = labels is not None and problem == "single_label" and labels.dim() == 1
-    are_probabilities = problem == "single_label" and not are_classes
+    are_probabilities = problem == "single_label" and labels.dim() == 2
+    are_classes = problem == "single_label" and not are_probabilities
     backend = choose(implementation, logits, problem, alpha, are_probabilities)
     if backend == "triton":  # counts by itself
         if num_divergence_items is None and reduction == "sum":

@@ -59,11 +59,11 @@ def aligned(
     candidates = list(product(*placed))
     distances = [_distance(training, candidate, passes, batch, source) for candidate in candidates]
     means = _means_over_processes(training, distances)
-    (best, is_sum), *others = sorted(means)
+    (best, ours), *others = sorted(means)
     tolerance = training.tolerance(*_logits(heads, passes))
     if best <= tolerance and all(other > 5 * best + 1e-5 for other, _ in others):
-        found = candidates[means.index((best, is_sum))]
-        return (list(found) if longer else settled(found, place="same")), is_sum <= tolerance
+        found = candidates[means.index((best, ours))]
+        return (list(found) if longer else settled(found, place="same")), ours <= tolerance
     if len(candidates) > 1:
         fault = (
             f"The loss of {training.model_name} does not show where the labels of tokens stand among the "

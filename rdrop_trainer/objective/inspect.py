@@ -139,7 +139,7 @@ def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]
 
 
 def before_passes(
-    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings, whole: bool
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings
 ) -> Plan:
     """What must be known before the passes over a micro-batch.
 
@@ -152,8 +152,7 @@ def before_passes(
     if plan.trainer_comparison is not None:
         compare = compare_trainer_loss if training.loss_function is None else compare_function
         plan = compare(training, plan, model, batch)
-    may_fuse = plan.head.language_model and settings.fused_head != "false" and not whole
-    if may_fuse and plan.not_fused is None:
+    if plan.may_fuse(settings) and plan.not_fused is None:
         plan = find_lm_head(training, plan, batch, settings)
     if settings.num_passes == 1:
         return plan
@@ -161,7 +160,7 @@ def before_passes(
         raise ValueError(plan.mixture)
     if settings.forward_mode == "concat":
         return _before_repeated_rows(training, plan, model, batch, settings.num_passes)
-    if settings.forward_mode == "recompute" and not plan.repeats and not whole:
+    if settings.forward_mode == "recompute" and not plan.repeats:
         return check_repeats(training, plan, model, batch, settings)
     return plan
 

@@ -63,9 +63,13 @@ class Plan:
         """What the model predicts in this window."""
         return self.heads[self.kind]
 
+    def may_fuse(self, settings: StepSettings) -> bool:
+        """Whether the head is one that may be fused, and its user lets it."""
+        return self.head.language_model and settings.fused_head != "false"
+
     def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
         """The output head that is fused into the loss of a micro-batch; None: its logits are made."""
-        if settings.fused_head == "false" or not self.head.language_model:
+        if not self.may_fuse(settings):
             return None
         base = self.task_loss.base
         classes = vocabulary_size(base) if self.lm_head is None else self.lm_head.classes
