@@ -247,7 +247,7 @@ class RDropMixin(
         self._window = None
         self._logged_terms.start_window(self.state.global_step)
         if batches:
-            self._window = self._counted(batches, shared=self.args.average_tokens_across_devices)
+            self._window = self._counted(batches, shared=True)
         return batches, num_items_in_batch
 
     def _check_losses_came_through(self) -> None:
