@@ -47,8 +47,7 @@ class _Pass:
     """
 
     def __init__(self, run: Callable[[], Any], model: nn.Module, device: torch.device):
-        self.run, self.model, self.device = run, model, device
-        self.start, self.autocast = Snapshot(model, device), _autocast_of(device)
+        self.run, self.start, self.autocast = run, Snapshot(model, device), _autocast_of(device)
         self.places: list[weakref.ref[_Place]] = []
         self.forms: list[tuple[Any, ...]] = []
         self.hooks: list[RemovableHandle] = []
@@ -93,7 +92,7 @@ class _Pass:
 
     def _again(self) -> None:
         found: list[torch.Tensor] = []
-        now = Snapshot(self.model, self.device)
+        now = self.start.again()
 
         def keep(tensor: torch.Tensor) -> int:
             tensor = tensor.detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -24,12 +25,22 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, device: torch.device):
+        self._owners, self._device = [module._buffers for module in model.modules()], device
+        self._take()
+
+    def again(self) -> Snapshot:
+        """Another of the same model, without a look for its modules."""
+        other = copy(self)
+        other._take()
+        return other
+
+    def _take(self) -> None:
         self._numpy, self._python, self._torch = np.random.get_state(), random.getstate(), torch.get_rng_state()
-        self._devices = [(set_state, get_state()) for get_state, set_state in _generators(device)]
+        self._devices = [(set_state, get_state()) for get_state, set_state in _generators(self._device)]
         self._buffers = [
-            (module._buffers, name, buffer, buffer.detach().clone())
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
+            (owner, name, buffer, buffer.detach().clone())
+            for owner in self._owners
+            for name, buffer in owner.items()
             if buffer is not None and _may_move(buffer)
         ]
         self._addresses = {_address(buffer) for *_, buffer, _ in self._buffers} - {0}
