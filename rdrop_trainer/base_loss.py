@@ -41,7 +41,7 @@ class BaseLossMixin(MixinBase):
             owner = next(cls for cls in order[order.index(BaseLossMixin) + 1 :] if issubclass(cls, Trainer))
         if owner is None:
             return None
-        return TrainerLoss(self._base_loss, owner.__name__, type(self).__name__, self._base_model())
+        return TrainerLoss(self._base_model(), self._base_loss, owner.__name__, type(self).__name__)
 
     @contextmanager
     def _before_overrides(self, ours: type):

@@ -6,8 +6,8 @@ Each source says what the model is fed, how it is called, and what the loss of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,20 +26,21 @@ from .window import Window
 ItemsLoss = Callable[..., RDropLoss]
 
 
+@dataclass(frozen=True)
 class TaskLoss:
     """A source of the task loss, which keeps what it returns as it is; `StockLoss` computes it.
 
     Attributes:
         base: the model without wrappers.
         comparison: with the loss that the model returns, while it is not decided whether the two are the same.
-        needs_logits: why the model has to make its logits; None where the loss can do without them.
         of_heads: it is known to hold the usual losses of several heads, each by its weight.
+        needs_logits: why the model has to make its logits; None where the loss can do without them.
     """
 
     base: nn.Module
-    comparison: LossComparison | None = None
-    needs_logits: str | None = None
-    of_heads: bool = False
+    comparison: LossComparison | None = field(default=None, kw_only=True)
+    of_heads: bool = field(default=False, kw_only=True)
+    needs_logits: ClassVar[str | None] = None
 
     @property
     def computed_by(self) -> str | None:
@@ -108,9 +109,6 @@ class StockLoss(TaskLoss):
     While the comparison with the model's own loss is not decided, the model is fed labels for it.
     """
 
-    base: nn.Module
-    comparison: LossComparison | None = None
-
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return dict(batch) if self.comparison else without_labels(self.base, batch, head.labels)
 
@@ -122,8 +120,6 @@ class StockLoss(TaskLoss):
 class ModelLoss(TaskLoss):
     """The loss that the model returns."""
 
-    base: nn.Module
-    of_heads: bool = False
     needs_logits = "the model's own loss is kept, which it makes of its logits"
 
     @property
@@ -141,9 +137,7 @@ class FunctionLoss(TaskLoss):
     """
 
     function: Callable[..., torch.Tensor]
-    base: nn.Module
     uses_count: bool | None = None
-    of_heads: bool = False
     needs_logits = "compute_loss_func gets the model's outputs, logits included"
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
@@ -189,9 +183,7 @@ class TrainerLoss(TaskLoss):
     compute_loss: Callable[..., Any]
     defined_in: str
     trainer_name: str
-    base: nn.Module
     counts: PredictionHead | None = None
-    of_heads: bool = False
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
 
     @property
