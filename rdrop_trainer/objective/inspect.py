@@ -223,8 +223,8 @@ def check_divergence(
         return plan
     for head, spec, part in zip(plan.head.heads, training.heads or (Head(),), items, strict=False):
         warn_of_doubtful_labels(training, head, spec, part)
-    for part, name in zip(items, plan.head.outputs, strict=True):
-        passes = part.counted(settings.num_passes, ITEMS)[0].detach()
+    compared = [_some_of(part, settings.num_passes) for part in items]
+    for part, passes, name in zip(items, compared, plan.head.outputs, strict=True):
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:
             raise ValueError(
                 f"The {name!r} that {training.model_name} returns have no gradient, so nothing would learn "
@@ -233,7 +233,7 @@ def check_divergence(
         if part.problem == "single_label" and _are_probabilities(passes, training.tolerance(passes)):
             source = plan.task_loss.computed_by or training.model_name
             raise ValueError(no_logits(source, name, "softmax"))
-    passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
+    passes = compared[0]
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
     differ, is_seen = training.on_any_process([differ, bool(terms.divergence != 0)])
     if differ and not is_seen:
@@ -252,9 +252,14 @@ def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
     return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())
 
 
+def _some_of(part: Items, num_passes: int) -> torch.Tensor:
+    """The outputs of some items in all passes, (m, n, C)."""
+    return part.counted(num_passes, ITEMS)[0].detach()
+
+
 def _some(items: Sequence[Items], num_passes: int) -> torch.Tensor:
-    """The outputs of some items in all passes, (m, n, ...), of every part: noise may reach a single one."""
-    return torch.cat([part.counted(num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
+    """The same of every part, (m, ...): noise may reach a single one."""
+    return torch.cat([_some_of(part, num_passes).flatten(1) for part in items], 1)
 
 
 def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:

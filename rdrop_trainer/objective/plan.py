@@ -118,7 +118,7 @@ class Plan:
         through the first alone.
         """
         lm_head = passes.lm_head
-        head = self.head if lm_head is None else self._head_of_hidden_states
+        head = self.head if lm_head is None else replace(self.head, outputs=("hidden_states",))
         found = [
             head.items(part, batch if rows is None else pick_rows(batch, rows, passes.batch_size), part.num_passes)
             for part, rows in passes.parts(head.outputs)
@@ -126,7 +126,3 @@ class Plan:
         if lm_head is None:
             return found
         return [[part._replace(loss=lm_head.loss) for part in items] for items in found]
-
-    @cached_property
-    def _head_of_hidden_states(self) -> PredictionHead:
-        return replace(self.head, outputs=("hidden_states",))
