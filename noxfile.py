@@ -35,7 +35,8 @@ def gpu(session):
     session.run("python", "-c", f"import sys, torch; torch.cuda.is_available() or sys.exit('{refusal}')")
     one = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
     try:
-        session.run("pytest", "-n", "0", "-m", "gpu", *session.posargs, env=one)
+        # The host takes most of the time of models this small; processes share the kernels that one has compiled
+        session.run("pytest", "-n", "4", "--dist", "load", "-m", "gpu", *session.posargs, env=one)
     finally:  # figures are worth having where a test fails
         session.run("python", "benchmarks/gpu.py", "--json", "gpu.json", env=one)
 

@@ -52,7 +52,7 @@ class _WithLogits(CrossEncoderTrainer):
         return loss, {"logits": _lists(logits.view(-1), documents) if documents else logits.view(rows, -1)}
 
 
-class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):
+class RDropCrossEncoderTrainer(RDropMixin, _WithLogits):  # type: ignore[misc, unused-ignore]  # a parameter's name
     """`CrossEncoderTrainer` with R-Drop; the loss of sentence-transformers is kept.
 
     What is compared depends on the data and the loss. Labels in lists, a document each: the softmax over the documents
