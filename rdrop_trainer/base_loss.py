@@ -42,7 +42,7 @@ class BaseLossMixin(MixinBase):
             owner = next(cls for cls in order[order.index(BaseLossMixin) + 1 :] if issubclass(cls, Trainer))
         if owner is None:
             return None
-        return TrainerLoss(self._base_loss, name_of(owner), type(self).__name__, self._base_model())
+        return TrainerLoss(self._base_model(), self._base_loss, name_of(owner), type(self).__name__)
 
     @contextmanager
     def _before_overrides(self, ours: type):

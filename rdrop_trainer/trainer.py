@@ -243,8 +243,7 @@ class RDropMixin(
             with self._before_overrides(RDropMixin):
                 output = super().train(*args, **kwargs)
             self._check_losses_came_through()
-            if self._objective is None and self.args.rdrop_alpha > 0:
-                self._refuse_own_loop()
+            self._check_loop()
             return output
         finally:
             self._window = self._objective = None
@@ -257,7 +256,7 @@ class RDropMixin(
         self._window = None
         self._logged_terms.start_window(self.state.global_step)
         if batches:
-            self._window = self._counted(batches, shared=self.args.average_tokens_across_devices)
+            self._window = self._counted(batches, shared=True)
         return batches, num_items_in_batch
 
     def _check_losses_came_through(self) -> None:
@@ -268,14 +267,14 @@ class RDropMixin(
                 f"The loss of step {self.state.global_step} did not come through R-Drop: let the training_step of "
                 f"{owner.__name__} call super().training_step(...), or self.compute_loss(...) for its loss, and a "
                 "compute_loss super().compute_loss(...)."
-                + " One that is set on a trainer belongs into its class."
-                * ("compute_loss" in vars(self))
+                + (" One that is set on a trainer belongs into its class." if "compute_loss" in vars(self) else "")
             )
         self._losses_made = 0
 
-    def _refuse_own_loop(self) -> None:
-        """Refuse a training that saw no batch, unless the loop is `Trainer`'s: a finished one is resumed, say."""
-        if loop := own_loop(type(self), RDropMixin, Trainer):
+    def _check_loop(self) -> None:
+        """Refuse a loop that is not `Trainer`'s and took no batches from us: at its first log, or when it ends."""
+        loop = own_loop(type(self), RDropMixin, Trainer)
+        if loop and self._objective is None and self.args.rdrop_alpha > 0:
             raise ValueError(
                 f"No loss of this training came through R-Drop: the {loop} is a loop of its own. Let it take its "
                 "batches from self.get_batch_samples(...), and their losses from self.training_step(...)."
@@ -312,6 +311,8 @@ class RDropMixin(
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
         if "loss" in logs and self._phase is None:  # what is logged within a step is the user's
+            if self.is_in_train:
+                self._check_loop()
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
             if logs.get("divergence") == 0:
                 self._warn_of_lost_noise()

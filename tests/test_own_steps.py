@@ -136,6 +136,19 @@ def test_a_training_loop_of_its_own_is_refused(method, tmp_path):
             trainer(loss_of_step).train()
 
 
+def test_a_training_loop_of_its_own_is_refused_at_its_first_log(tmp_path):
+    seen = []
+
+    def logs(trainer, batch):
+        seen.append(batch)
+        trainer.log({"loss": 1.0})
+
+    cls = type("Over", (RDropMixin, type("Own", (Trainer,), {"_inner_training_loop": own_loop(logs)})), {})
+    with pytest.raises(ValueError, match="the _inner_training_loop of Own is a loop"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, per_device_train_batch_size=1).train()
+    assert len(seen) == 1
+
+
 def test_a_train_around_that_of_trainer_goes_on_even_if_nothing_is_left_to_train(tmp_path):
     class Around(Trainer):
         def train(self, *args, **kwargs):

@@ -38,7 +38,7 @@ def choose(implementation: str, logits: tuple[torch.Tensor, ...], problem: Probl
     if implementation == "reference" or (implementation == "auto" and unfused):
         return "reference"
     backend = choose_fused(implementation, logits[0])
-    is_small = backend == "chunked" and implementation == "auto" and num_logits(logits) < CHUNKED_FROM
+    is_small = backend == "chunked" and implementation == "auto" and _size(logits) < CHUNKED_FROM
     return "reference" if is_small else backend
 
 
@@ -60,14 +60,13 @@ def choose_fused(implementation: str, like: torch.Tensor) -> str:
     )
 
 
-def working_dtype(size: int, logits: torch.Tensor) -> torch.dtype:
+def working_dtype(logits: Sequence[torch.Tensor]) -> torch.dtype:
     """The type of the arithmetic: float64 where the device has it and the logits are few, else float32."""
-    if logits.dtype == torch.float64:
-        return torch.float64
-    return torch.float64 if size <= FLOAT64_UP_TO and logits.device.type in ("cpu", "cuda") else torch.float32
+    is_cheap = logits[0].device.type in ("cpu", "cuda") and _size(logits) <= FLOAT64_UP_TO
+    return torch.float64 if is_cheap or logits[0].dtype == torch.float64 else torch.float32
 
 
-def num_logits(logits: Sequence[torch.Tensor]) -> int:
+def _size(logits: Sequence[torch.Tensor]) -> int:
     return sum(z.numel() for z in logits)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ def loss_and_grad(
         dtype: of the arithmetic.
         mask: (N,) booleans, the items that count. None: all of them.
         label_smoothing: ε.
-        overwrite: write the gradient over the logits, which must then be one tensor, without a mask.
+        overwrite: write the gradient over the logits, which must then be one tensor, without a mask that can be read.
 
     Returns:
         Loss, task loss and divergence, and the gradient in the shapes and types of `logits`.
@@ -168,7 +169,8 @@ def loss_and_grad(
     labeled = labels != IGNORE_INDEX
     target = labels.where(labeled, 0)
     a, b = labeled * (task_weight / m), divergence_weight / max(m - 1, 1)
-    weights = (a + b * (1 - 1 / m)).unsqueeze(-1), b / m, (a * (label_smoothing / classes)).unsqueeze(-1)
+    own, share = (a + b * (1 - 1 / m)).unsqueeze(-1), b / m
+    per_class = (a * (label_smoothing / classes)).unsqueeze(-1) if label_smoothing else None
     at_target = torch.arange(len(labels), device=device) if chosen is None else chosen, target
     target_logit = torch.stack([z_k[at_target] for z_k in z]).to(dtype)  # (m, n)
     grad = None
@@ -180,10 +182,8 @@ def loss_and_grad(
     as_they_are = chosen is None and logits[0].dtype == dtype
     reads_in_place, writes_in_place = as_they_are and is_one, as_they_are and with_grad and not overwrite
     rows = _rows_of_a_chunk(len(labels), classes, device)
-    scratch, copy, exponentials = (
-        None if unused else torch.empty((m, rows, classes), dtype=dtype, device=device)
-        for unused in (False, reads_in_place, writes_in_place)
-    )
+    room = partial(torch.empty, (m, rows, classes), dtype=dtype, device=device)
+    scratch, copy, exponentials = room(), None if reads_in_place else room(), None if writes_in_place else room()
     sums = torch.zeros((5, m, len(labels), 1), dtype=dtype, device=device)
     for start in range(0, len(labels), rows):
         here = slice(start, start + rows)
@@ -197,8 +197,8 @@ def loss_and_grad(
             for x_k, z_k in zip(x, z, strict=True):
                 x_k.copy_(z_k[at])
         e = grad[:, at] if writes_in_place else exponentials[:, used]
-        weights_here = weights[0][here], weights[1], weights[2][here] if label_smoothing else None
-        arguments = x, e, scratch[:, used], sums_here, *weights_here, with_grad
+        per_class_here = None if per_class is None else per_class[here]
+        arguments = x, e, scratch[:, used], sums_here, own[here], share, per_class_here, with_grad
         if not devices.can_read(x) or not _chunk(*arguments, careful=False):
             _chunk(*arguments, careful=True)
         if with_grad and mask is not None:

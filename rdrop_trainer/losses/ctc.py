@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from .fused import Number, one_over
 from .rdrop import RDropLoss, rdrop_loss
 from .reference import IGNORE_INDEX
-from .validation import REDUCTIONS
 
 
 def rdrop_ctc_loss(
@@ -70,11 +69,9 @@ def rdrop_ctc_loss(
         (0.8432, 0.0, True)
     """
     logits = (logits,) if isinstance(logits, torch.Tensor) else tuple(logits)
-    _check(logits, labels, lengths, num_passes, reduction)
+    _check(logits, labels, lengths, num_passes)
     size, frames = len(lengths), logits[0].shape[1]
     is_valid = torch.arange(frames, device=lengths.device) < lengths[:, None]  # (B, T)
-    if num_divergence_items is None:
-        num_divergence_items = is_valid.sum() if reduction == "mean" else 1
     terms = rdrop_loss(
         [z.flatten(0, 1) for z in logits],
         None,
@@ -82,6 +79,7 @@ def rdrop_ctc_loss(
         num_passes=num_passes,
         mask=is_valid.to(logits[0].device).flatten(),
         num_divergence_items=num_divergence_items,
+        reduction=reduction,
     )
     if labels is None:
         return terms
@@ -121,9 +119,7 @@ def _is_target(labels: torch.Tensor, blank: int) -> torch.Tensor:
     return (labels != IGNORE_INDEX) & (labels != blank)
 
 
-def _check(logits, labels, lengths, num_passes, reduction) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r} is unknown; expected one of {', '.join(REDUCTIONS)}.")
+def _check(logits, labels, lengths, num_passes) -> None:
     size, shapes = lengths.numel(), [tuple(z.shape) for z in logits]
     rows = num_passes * size if len(logits) == 1 else size
     is_like_passes = len(logits) in (1, num_passes) and len(set(shapes)) == 1

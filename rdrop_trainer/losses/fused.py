@@ -70,9 +70,10 @@ def _without_autocast(tensor: torch.Tensor) -> AbstractContextManager:
 
 
 def _sum(first: torch.Tensor | None, second: torch.Tensor | None) -> Number:
-    if first is None or second is None:
-        return 0.0 if first is second else first if second is None else second
-    return first + second
+    """Of two gradients, of which one or both may be missing."""
+    if first is None:
+        return 0.0 if second is None else second
+    return first if second is None else first + second
 
 
 def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
@@ -81,7 +82,7 @@ def _scale_(tensor: torch.Tensor, factor: torch.Tensor) -> None:
     if devices.can_read(factor) and factor == 1:
         return
     same_type = tensor.dtype == factor.dtype
-    if not (same_type and tensor.numel() < TRITON_SCALES_FROM) and devices.has_triton(tensor):
+    if (tensor.numel() >= TRITON_SCALES_FROM or not same_type) and devices.has_triton(tensor):
         import_module(".triton", __package__).scale_(tensor, factor)
     elif same_type or tensor.device.type == "cpu":
         tensor.mul_(factor)

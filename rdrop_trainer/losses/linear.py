@@ -84,17 +84,19 @@ def rdrop_linear_loss(
     labels = torch.full((size,), IGNORE_INDEX, device=weight.device) if labels is None else labels.long()
     num_items, num_divergence_items = counts(size, labels, mask, reduction, num_items, num_divergence_items)
     tensors = (*hidden, weight, bias)
-    of_tensors = partial(
-        loss_and_grad,
-        of_logits=loss_and_grad_of(
-            choose_fused(implementation, hidden[0]), torch.promote_types(hidden[0].dtype, torch.float32)
-        ),
-        labels=labels,
+    of_logits = partial(
+        loss_and_grad_of(choose_fused(implementation, hidden[0]), torch.promote_types(hidden[0].dtype, torch.float32)),
         num_passes=num_passes,
         num_items=num_items,
         num_divergence_items=num_divergence_items,
-        mask=mask,
         label_smoothing=label_smoothing,
+    )
+    of_tensors = partial(
+        loss_and_grad,
+        of_logits=of_logits,
+        labels=labels,
+        num_passes=num_passes,
+        mask=mask,
         logit_scale=logit_scale,
         softcap=softcap,
         needed=[t is not None and t.requires_grad for t in tensors],

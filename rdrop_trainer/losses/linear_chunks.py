@@ -40,10 +40,7 @@ def loss_and_grad(
     of_logits: Callable,
     labels: torch.Tensor,
     num_passes: int,
-    num_items: Number,
-    num_divergence_items: Number,
     mask: torch.Tensor | None,
-    label_smoothing: float,
     logit_scale: float,
     softcap: float | None,
     needed: Sequence[bool],
@@ -52,7 +49,7 @@ def loss_and_grad(
 
     Args:
         tensors: hidden states, of all passes in one tensor or one tensor per pass, then weight and bias.
-        of_logits: the `loss_and_grad` of a backend, for the logits of a chunk.
+        of_logits: the `loss_and_grad` of a backend, of the logits, labels and mask of a chunk.
         needed: which of the tensors need a gradient.
         The others: as in `chunked.loss_and_grad` and `rdrop_linear_loss`.
     """
@@ -87,30 +84,15 @@ def loss_and_grad(
         if mask is not None:  # rows that do not count may hold anything, and NaN times 0 is NaN
             h.masked_fill_(~mask[at].repeat(m).unsqueeze(-1), 0)
         z = logits[: len(h), :classes]
-        torch.mm(h, matrix.T, out=z) if offset is None else torch.addmm(offset, h, matrix.T, out=z)
-        if logit_scale != 1:
-            z.mul_(logit_scale)
-        if softcap is not None:
-            z.div_(softcap).tanh_()
-            slope = 1 - z.square() if with_grad else None
-            z.mul_(softcap)
+        slope = _fill_logits(z, h, matrix, offset, logit_scale, softcap, with_grad)
+        mask_here = None if mask is None else mask[at]
         share, _ = of_logits(
-            (z,),
-            task_scale,
-            divergence_scale,
-            with_grad,
-            labels=labels[at],
-            num_passes=m,
-            num_items=num_items,
-            num_divergence_items=num_divergence_items,
-            mask=mask if mask is None else mask[at],
-            label_smoothing=label_smoothing,
-            overwrite=True,
+            (z,), task_scale, divergence_scale, with_grad, labels=labels[at], mask=mask_here, overwrite=True
         )
         sums += torch.stack(share)
         if not with_grad:
             continue
-        if softcap is not None:
+        if slope is not None:  # z holds the gradient now
             z.mul_(slope)
         if logit_scale != 1:
             z.mul_(logit_scale)
@@ -131,6 +113,27 @@ def loss_and_grad(
         grad_passes = (grad_hidden.flatten(0, 1),) if len(hidden) == 1 else grad_hidden.unbind()
     grad_head = (None if g is None else g.to(t.dtype) for g, t in ((grad_weight, weight), (grad_bias, bias)))
     return terms, (*grad_passes, *grad_head)
+
+
+def _fill_logits(
+    z: torch.Tensor,
+    h: torch.Tensor,
+    matrix: torch.Tensor,
+    offset: torch.Tensor | None,
+    logit_scale: float,
+    softcap: float | None,
+    with_slope: bool,
+) -> torch.Tensor | None:
+    """Write the logits of hidden states h to z; returns dz/da where it is asked for, and not 1."""
+    torch.mm(h, matrix.T, out=z) if offset is None else torch.addmm(offset, h, matrix.T, out=z)
+    if logit_scale != 1:
+        z.mul_(logit_scale)
+    if softcap is None:
+        return None
+    z.div_(softcap).tanh_()
+    slope = 1 - z.square() if with_slope else None
+    z.mul_(softcap)
+    return slope
 
 
 def _rows_of_a_chunk(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> int:

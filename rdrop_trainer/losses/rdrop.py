@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from . import reference
-from .backends import choose, loss_and_grad_of, num_logits, working_dtype
+from .backends import choose, loss_and_grad_of, working_dtype
 from .fused import FusedLoss, LossAndGrad, Number, one_over
 from .validation import Problem, check_labels, check_passes, check_settings
 
@@ -113,8 +113,8 @@ def rdrop_loss(
     if labels is None and problem == "single_label":
         labels = torch.full((size,), reference.IGNORE_INDEX, device=logits[0].device)
 
-    are_classes = labels is not None and problem == "single_label" and labels.dim() == 1
-    are_probabilities = problem == "single_label" and not are_classes
+    are_probabilities = problem == "single_label" and labels.dim() == 2
+    are_classes = problem == "single_label" and not are_probabilities
     backend = choose(implementation, logits, problem, alpha, are_probabilities)
     if backend == "triton":  # counts by itself
         if num_divergence_items is None and (reduction == "sum" or mask is None):
@@ -124,7 +124,7 @@ def rdrop_loss(
         num_items, num_divergence_items = counts(size, classes, of_items, reduction, num_items, num_divergence_items)
     if backend != "reference":
         loss_and_grad = partial(
-            loss_and_grad_of(backend, working_dtype(num_logits(logits), logits[0])),
+            loss_and_grad_of(backend, working_dtype(logits)),
             labels=labels.long(),
             num_passes=num_passes,
             num_items=num_items,
@@ -196,7 +196,7 @@ def _result(loss: torch.Tensor, task_loss: torch.Tensor, divergence: torch.Tenso
 def _by_reference(logits, labels, mask, num_passes, problem, label_smoothing):
     """Sums of task loss and divergence over the items that count; the divergence of a single pass is None."""
     z = logits[0].unflatten(0, (num_passes, -1)) if len(logits) == 1 else torch.stack(logits)  # (m, N, C)
-    z = z.to(working_dtype(z.numel(), z))
+    z = z.to(working_dtype(logits))
     entries = mask[:, None] if mask is not None and mask.dim() == 1 else mask  # (N, 1) or (N, C)
     if problem == "single_label":
         targets = labels if labels.is_floating_point() else labels.long()

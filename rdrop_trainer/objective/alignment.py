@@ -44,7 +44,8 @@ def aligned(
         The heads, and whether the model's loss is the weighted sum of their usual losses.
     """
     is_open = [
-        not has_listed_head(training.base) and _is_open(head, spec) for head, spec in zip(heads, named, strict=True)
+        not has_listed_head(training.base) and _place_is_open(head, spec)
+        for head, spec in zip(heads, named, strict=True)
     ]
     is_missing = any(passes.get(name) is None for head in heads for name in head.outputs)  # plain training goes on
     if isinstance(source, StockLoss) or not (any(is_open) or len(heads) > 1) or is_missing:
@@ -54,15 +55,15 @@ def aligned(
         return [replace(head, **changes) if o else head for head, o in zip(heads, is_open, strict=True)]
 
     longer = training.on_any_process(any(_is_longer(head, passes, batch) for head in heads if head.tokens))
-    choices = [_choices(head, longer) if o else [head] for head, o in zip(heads, is_open, strict=True)]
-    candidates = list(product(*choices))
+    placed = [_placements(head, longer) if o else [head] for head, o in zip(heads, is_open, strict=True)]
+    candidates = list(product(*placed))
     distances = [_distance(training, candidate, passes, batch, source) for candidate in candidates]
     means = _means_over_processes(training, distances)
-    (best, is_sum), *others = sorted(means)
+    (best, ours), *others = sorted(means)
     tolerance = training.tolerance(*_logits(heads, passes))
     if best <= tolerance and all(other > 5 * best + 1e-5 for other, _ in others):
-        found = candidates[means.index((best, is_sum))]
-        return (list(found) if longer else settled(found, place="same")), is_sum <= tolerance
+        found = candidates[means.index((best, ours))]
+        return (list(found) if longer else settled(found, place="same")), ours <= tolerance
     if len(candidates) > 1:
         fault = (
             f"The loss of {training.model_name} does not show where the labels of tokens stand among the "
@@ -86,7 +87,7 @@ def _means_over_processes(training: Training, distances: list[tuple[float, float
     return [(any_count / n, ours / n) if n else (_FAR, _FAR) for any_count, ours, n in total.tolist()]
 
 
-def _is_open(head: PredictionHead, named: Head) -> bool:
+def _place_is_open(head: PredictionHead, named: Head) -> bool:
     """Whether nothing says where labels of tokens stand; a language model's class is known by its name."""
     return head.tokens and not head.shifted and not head.soft_prompt and named.align == "auto" and not head.doubt
 
@@ -100,7 +101,7 @@ def _is_longer(head: PredictionHead, passes: Passes, batch: Mapping[str, Any]) -
     return any(z.dim() > 1 and z.shape[1] > batch[head.labels[0]].shape[1] for z in _logits([head], passes))
 
 
-def _choices(head: PredictionHead, longer: bool) -> list[PredictionHead]:
+def _placements(head: PredictionHead, longer: bool) -> list[PredictionHead]:
     """The head with its labels at each of the places they may be at."""
     in_place = [replace(head, place="end"), replace(head, place="start")] if longer else [replace(head, place="end")]
     shifted = replace(head, place="end", shifted=True, unlabeled_mask=None, name=f"{head.name}, shifted by one token")

@@ -73,8 +73,8 @@ class PredictionHead:
     summed: bool = False
 
     @property
-    def parts(self) -> tuple[PredictionHead, ...]:
-        """The heads that this one is made of, where they are of different kinds."""
+    def heads(self) -> tuple[PredictionHead, ...]:
+        """Those of different kinds that this one is made of: itself, if it is no `JointHead`."""
         return (self,)
 
     @property
@@ -112,11 +112,13 @@ class PredictionHead:
             count = labeled.sum()
             return count, count if compared is labeled else compared.sum()
         # A row without its one label is unlabeled, and has a divergence; one without any of several counts nowhere
-        if targets.dim() > 1 and self.problem != "regression" and not self.soft:
-            count = (targets != IGNORE_INDEX).flatten(1).any(-1).sum()
+        if self.problem == "multi_label" and targets.dim() > 1:
+            count = _has_label(targets).sum()
             return count, count
         rows = targets.new_full((), len(targets), dtype=torch.long)
-        return rows if self.problem == "regression" or self.soft else (targets != IGNORE_INDEX).sum(), rows
+        if self.problem == "regression" or self.soft:
+            return rows, rows
+        return (targets != IGNORE_INDEX).sum(), rows
 
     def problem_of(self, logits: torch.Tensor) -> Problem:
         """The problem of some logits (..., C): a single logit says yes or no, and cannot be one of several classes."""
@@ -130,8 +132,12 @@ class PredictionHead:
         Its binary cross-entropy takes -100 for a value, and its cross-entropy flattens probabilities.
         """
         if self.problem == "multi_label":
-            return torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
+            return self._has_marks(batch)
         return self.soft and not self.choices
+
+    def _has_marks(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Whether some label of a batch is -100, a boolean on its device."""
+        return torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
 
     def items(self, outputs: Outputs, batch: Mapping[str, Any], num_passes: int) -> list[Items]:
         """The items of a batch, for each part.
@@ -159,14 +165,14 @@ class PredictionHead:
             return compared.nonzero()[:, 0], len(targets)
         rows = torch.arange(len(targets), device=targets.device)
         if self.problem == "multi_label" and targets.dim() > 1:  # a row without any of its labels counts nowhere
-            rows = rows[(targets != IGNORE_INDEX).flatten(1).any(-1)]
+            rows = rows[_has_label(targets)]
         return rows, len(targets)
 
     def _items(self, name, outputs, targets, batch, num_passes) -> Items:
         outputs = self._checked(name, outputs, targets, batch, num_passes)
         if not self.tokens:
             if self.positions and self.soft_prompt:
-                outputs = [z[:, -batch_length(batch) :] for z in outputs]
+                outputs = [z[:, -text_of(batch).shape[1] :] for z in outputs]
             return self._of_problem(tuple(z.reshape(len(z), -1) for z in outputs), targets, None)
         length = targets.shape[1]
         of_labels = slice(length) if self.place == "start" else slice(outputs[0].shape[1] - length, None)
@@ -204,8 +210,7 @@ class PredictionHead:
                 f"returned {tuple(first.shape)}. For a class that transformers does not know the labels decide: "
                 "integers of shape (B, T) mean tokens, floating ones multi-label classification or regression. "
                 "rdrop_problem, config.problem_type or rdrop_heads says which."
-                + " A compute_loss of other logits than the model's returns its own as outputs."
-                * self.own_loss
+                + (" A compute_loss of other logits returns those as its outputs." if self.own_loss else "")
             )
         return outputs
 
@@ -229,7 +234,7 @@ class PredictionHead:
         labels = [batch[key] for key in self.labels]
         if self.positions:
             # The stock loss takes any negative position for the first one
-            length = batch_length(batch)
+            length = text_of(batch).shape[1]
             return [y.reshape(-1).clamp(0).masked_fill(y.reshape(-1) >= length, IGNORE_INDEX) for y in labels]
         if self.shifted and batch.get("shift_labels") is not None:
             return [batch["shift_labels"]]
@@ -252,8 +257,7 @@ class PredictionHead:
         attended = batch.get(self.unlabeled_mask or "attention_mask")
         if self.shifted or not isinstance(attended, torch.Tensor) or attended.shape != labeled.shape:
             return labeled
-        marks_padding = torch.stack([(batch[key] == IGNORE_INDEX).any() for key in self.labels]).any()
-        return labeled & (attended.bool() | marks_padding)
+        return labeled & (attended.bool() | self._has_marks(batch))
 
     def _compared_tokens(self, labeled: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
         """Which tokens count in the divergence, (B, T); `labeled`: those that have a label."""
@@ -296,12 +300,18 @@ TOKENS = {
 }
 
 
-def batch_length(batch: Mapping[str, Any]) -> int:
-    """T, the tokens of a row of text."""
-    return next(batch[key] for key in ("input_ids", "inputs_embeds") if batch.get(key) is not None).shape[1]
+def _has_label(targets: torch.Tensor) -> torch.Tensor:
+    """Which rows have one of their labels, (B,)."""
+    return (targets != IGNORE_INDEX).flatten(1).any(-1)
+
+
+def text_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """The text of a batch, (B, T) tokens or (B, T, H) embeddings; None without one."""
+    found = (batch.get(key) for key in ("input_ids", "inputs_embeds"))
+    return next((text for text in found if isinstance(text, torch.Tensor)), None)
 
 
 def is_along_text(labels: torch.Tensor, batch: Mapping[str, Any]) -> bool:
     """Whether the second dimension of labels is that of a text."""
-    text = batch.get("input_ids", batch.get("inputs_embeds"))
-    return labels.dim() > 1 and isinstance(text, torch.Tensor) and text.shape[1:2] == labels.shape[1:2]
+    text = text_of(batch)
+    return labels.dim() > 1 and text is not None and text.shape[1:2] == labels.shape[1:2]

@@ -49,34 +49,31 @@ def first_plan(training: Training, batches: Sequence[Mapping[str, Any]]) -> Plan
     Raises:
         ValueError: a head that R-Drop does not fit, batches without labels, or labels that it has no class for.
     """
-    kind = _head(training, batches, wait=True)
+    kind = _kind_of(training, batches, wait=True)
     check_range(training, kind, batches)
     if kind.positions and (fault := lost_windows()):
         logger.warning_once(fault)
     head, task_loss = judged(training, kind, training.task_loss(kind), batches)
     comparison = None if training.trainer_loss is None else LossComparison()
     mixture = _mixture(training, kind, batches)
-    return Plan(head, kind, task_loss, trainer_comparison=comparison, known={kind: head}, mixture=mixture)
+    return Plan(kind, {kind: head}, task_loss, trainer_comparison=comparison, mixture=mixture)
 
 
 def next_plan(training: Training, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Plan:
     """The plan for a later window, whose labels may be of another kind."""
-    kind = _head(training, batches)
+    kind = _kind_of(training, batches)
     check_range(training, kind, [batch for batch in batches if devices.can_read(batch[kind.labels[0]])])
-    if (mixture := _mixture(training, kind, batches)) != plan.mixture:
-        plan = replace(plan, mixture=mixture)
-    if kind == plan.kind:
+    plan = replace(plan, kind=kind, mixture=_mixture(training, kind, batches))
+    if kind in plan.heads:
         return plan
     # `judged` is a collective, and other processes may not see this kind now: it stays a first guess
-    head = plan.known.get(kind) or (
-        judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
-    )
-    return replace(plan, head=head, kind=kind, known={**plan.known, kind: head})
+    head = judged(training, kind, plan.task_loss, batches)[0] if training.processes == 1 else kind
+    return replace(plan, heads={**plan.heads, kind: head})
 
 
-def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
-    """The head by classes, settings and the type of the labels, which all batches must have."""
-    head = _head_of_batch(training, batches[0])
+def _kind_of(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool = False) -> PredictionHead:
+    """The head by classes, settings and the type of the labels, which all batches must have; see `Plan`."""
+    head = _kind_of_batch(training, batches[0])
     for batch in batches:
         if any(batch.get(key) is None for key in head.labels):
             raise ValueError(
@@ -88,7 +85,7 @@ def _head(training: Training, batches: Sequence[Mapping[str, Any]], wait: bool =
     return head
 
 
-def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHead:
+def _kind_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHead:
     if heads := _named_heads(training, batch):
         parts = heads_of(training.base, batch, heads, training.own_loss)
     else:
@@ -103,7 +100,7 @@ def _head_of_batch(training: Training, batch: Mapping[str, Any]) -> PredictionHe
 def _mixture(training: Training, kind: PredictionHead, batches: Sequence[Mapping[str, Any]]) -> str | None:
     """What is wrong with micro-batches whose labels are of different kinds; None: they are of one."""
     for batch in batches[1:]:
-        if _forms(kind, batch) != _forms(kind, batches[0]) and _head_of_batch(training, batch) != kind:
+        if _forms(kind, batch) != _forms(kind, batches[0]) and _kind_of_batch(training, batch) != kind:
             return (
                 "The micro-batches of one optimizer step have labels of different kinds, which R-Drop cannot count "
                 f"together: {_forms(kind, batches[0])} and {_forms(kind, batch)}. Let all micro-batches of a step be "
@@ -142,7 +139,7 @@ def _named_heads(training: Training, batch: Mapping[str, Any]) -> Sequence[Head]
 
 
 def before_passes(
-    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings, whole: bool
+    training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any], settings: StepSettings
 ) -> Plan:
     """What must be known before the passes over a micro-batch.
 
@@ -155,8 +152,7 @@ def before_passes(
     if plan.trainer_comparison is not None:
         compare = compare_trainer_loss if training.loss_function is None else compare_function
         plan = compare(training, plan, model, batch)
-    may_fuse = plan.head.language_model and settings.fused_head != "false" and not whole
-    if may_fuse and plan.not_fused is None:
+    if plan.may_fuse(settings) and plan.not_fused is None:
         plan = find_lm_head(training, plan, batch, settings)
     if settings.num_passes == 1:
         return plan
@@ -164,7 +160,7 @@ def before_passes(
         raise ValueError(plan.mixture)
     if settings.forward_mode == "concat":
         return _before_repeated_rows(training, plan, model, batch, settings.num_passes)
-    if settings.forward_mode == "recompute" and not plan.repeats and not whole:
+    if settings.forward_mode == "recompute" and not plan.repeats:
         return check_repeats(training, plan, model, batch, settings)
     return plan
 
@@ -200,12 +196,12 @@ def after_passes(
         ValueError: the model has no noise, a loss function does not say how its losses add up, or some rows are left
             out of a loss that is not made item by item.
     """
-    if passes.num_passes > 1 and plan.noise is None and not trains(training.model):
+    if passes.num_passes > 1 and plan.noise is not None:
+        plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
+    elif passes.num_passes > 1 and not trains(training.model):
         # Where an evaluation left it so, maybe on this process alone: it cannot ask the others
         if settings.second_view is None and not settings.allow_deterministic:
             refuse_evaluation_mode(training.model, _some(items, settings.num_passes))
-    if passes.num_passes > 1 and plan.noise is not None:
-        plan = replace(plan, noise=_watch_noise(training, plan, passes, items, batch, window, settings))
     plan = find_use_of_count(training, plan, passes, batch, count)
     if plan.lm_head is None:
         plan = compare_model_loss(training, plan, passes, items, batch)
@@ -225,10 +221,10 @@ def check_divergence(
     """
     if plan.divergence_checked or plan.noise is not None or settings.num_passes == 1:
         return plan
-    for head, spec, part in zip(plan.head.parts, training.heads or (Head(),), items, strict=False):
+    for head, spec, part in zip(plan.head.heads, training.heads or (Head(),), items, strict=False):
         warn_of_doubtful_labels(training, head, spec, part)
-    for part, name in zip(items, plan.head.outputs, strict=True):
-        passes = part.counted(settings.num_passes, ITEMS)[0].detach()
+    compared = [_some_of(part, settings.num_passes) for part in items]
+    for part, passes, name in zip(items, compared, plan.head.outputs, strict=True):
         if passes.numel() > 0 and terms.loss.requires_grad and not part.outputs[0].requires_grad:
             raise ValueError(
                 f"The {name!r} that {training.model_name} returns have no gradient, so nothing would learn "
@@ -237,7 +233,7 @@ def check_divergence(
         if part.problem == "single_label" and _are_probabilities(passes, training.tolerance(passes)):
             source = plan.task_loss.computed_by or training.model_name
             raise ValueError(no_logits(source, name, "softmax"))
-    passes = items[0].counted(settings.num_passes, ITEMS)[0].detach()
+    passes = compared[0]
     differ = passes.numel() > 0 and not bool((passes == passes[:1]).all()) and not is_rounding(passes)
     differ, is_seen = training.on_any_process([differ, bool(terms.divergence != 0)])
     if differ and not is_seen:
@@ -256,17 +252,21 @@ def _are_probabilities(passes: torch.Tensor, tolerance: float) -> bool:
     return bool((passes >= 0).all() & ((passes.float().sum(-1) - 1).abs() <= tolerance).all())
 
 
+def _some_of(part: Items, num_passes: int) -> torch.Tensor:
+    """The outputs of some items in all passes, (m, n, C)."""
+    return part.counted(num_passes, ITEMS)[0].detach()
+
+
 def _some(items: Sequence[Items], num_passes: int) -> torch.Tensor:
-    """The outputs of some items in all passes, (m, n, ...), of every part: noise may reach a single one."""
-    return torch.cat([part.counted(num_passes, ITEMS)[0].detach().flatten(1) for part in items], 1)
+    """The same of every part, (m, ...): noise may reach a single one."""
+    return torch.cat([_some_of(part, num_passes).flatten(1) for part in items], 1)
 
 
 def _watch_noise(training, plan, passes, items, batch, window, settings) -> NoiseWatch | None:
     def again() -> torch.Tensor:
-        with training.aside(
-            plan.task_loss.takes_gradients
-        ):  # without a view, which may change as little as rounding does, and the same each time
-            same = replace(settings, second_view=None)
+        # Without a view, which may change as little as rounding does, and the same each time
+        same = replace(settings, second_view=None)
+        with training.aside(plan.task_loss.takes_gradients):
             repeated = plan.run(training.model, batch, same, passes.lm_head, row_share=window.row_share)
         return _some(plan.items(repeated, batch)[0], settings.num_passes)
 

@@ -38,10 +38,6 @@ class JointHead(PredictionHead):
         )
 
     @property
-    def parts(self) -> tuple[PredictionHead, ...]:
-        return self.heads
-
-    @property
     def of_rows(self) -> bool:
         return all(head.of_rows for head in self.heads)
 

@@ -19,7 +19,7 @@ from ..losses.reference import IGNORE_INDEX
 from .alignment import aligned, usual_loss
 from .comparisons import probe_trainer_loss
 from .head_of import config_value, has_listed_head, runs_own_code
-from .heads import TOKENS, PredictionHead, is_along_text
+from .heads import TOKENS, PredictionHead, is_along_text, text_of
 from .joint import JointHead
 from .labels import with_values
 from .passes import Passes
@@ -83,7 +83,7 @@ def judged(
     look = None
     if runs_own_code(training.base) or training.heads:
         look = FirstLook.at(training, kind, task_loss, batches[0])
-    heads, named = list(kind.parts), training.heads or (Head(),)
+    heads, named = list(kind.heads), training.heads or (Head(),)
     if look is not None:
         heads = [_with_logits(training, *pair, look) for pair in zip(heads, named, strict=True)]
         heads = _with_tokens(training, heads, named, look)
@@ -168,7 +168,7 @@ def _with_tokens(
     if has_listed_head(training.base) and not training.heads:
         return heads
     pairs = zip(heads, named, strict=True)
-    forms = [_form(head, look) if spec.align == "auto" else "rows" for head, spec in pairs]
+    forms = [_rows_or_tokens(head, look) if spec.align == "auto" else "rows" for head, spec in pairs]
     if training.on_any_process("either" in forms):
         follow = _follow_the_text(training, heads, look)
         forms = ["tokens" if form == "either" and f else form for form, f in zip(forms, follow, strict=True)]
@@ -182,10 +182,10 @@ def _with_tokens(
     ]
 
 
-def _form(head: PredictionHead, look: FirstLook) -> str:
+def _rows_or_tokens(head: PredictionHead, look: FirstLook) -> str:
     """What labels and logits of these shapes are of: "rows", "tokens" or "either"."""
     labels, logits = look.batch[head.labels[0]], look.logits(head)
-    is_text = any(key in look.batch for key in ("input_ids", "inputs_embeds"))
+    is_text = text_of(look.batch) is not None
     has_columns = labels.dim() == 2 and labels.shape[1] > 1
     if logits is None or not has_columns or head.tokens or head.problem == "single_label":
         return "rows"
@@ -198,7 +198,7 @@ def _form(head: PredictionHead, look: FirstLook) -> str:
 
 def _follow_the_text(training: Training, heads: list[PredictionHead], look: FirstLook) -> list[bool]:
     """Whether logits have a column less where the text has a token less."""
-    shape = look.batch[next(key for key in ("input_ids", "inputs_embeds") if key in look.batch)].shape[:2]
+    shape = text_of(look.batch).shape[:2]
     shorter = {k: v[:, :-1] if torch.is_tensor(v) and v.shape[:2] == shape else v for k, v in look.batch.items()}
     try:
         again = FirstLook.at(training, JointHead.of(heads), look.source, shorter)

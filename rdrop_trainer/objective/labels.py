@@ -41,11 +41,16 @@ def with_values(
     votes = training.on_any_process(facts)
     found = []
     for head, spec, vote in zip(heads, named, votes, strict=True):
-        if not _is_open(training, spec):
+        if not _problem_is_open(training, spec):
             found.append(head)
             continue
         labels, is_outside = batches[0][head.labels[0]], vote[0]
-        if head.problem == "multi_label" and head.stock == "single_label" and is_outside and _are_integers(labels):
+        if (
+            head.problem == "multi_label"
+            and head.stock == "single_label"
+            and is_outside
+            and not labels.is_floating_point()
+        ):
             doubt = (
                 f"The labels are integers of the shape {tuple(labels.shape)}, as yes or no of each class of "
                 f"{training.model_name} is, but some are neither 0 nor 1. Say what they are with rdrop_problem or "
@@ -56,7 +61,7 @@ def with_values(
     return found
 
 
-def _is_open(training: Training, named: Head) -> bool:
+def _problem_is_open(training: Training, named: Head) -> bool:
     """Whether neither the user nor the configuration states the problem of a head."""
     is_stated = training.states_problem and not training.heads
     return training.problem == "auto" and named.problem == "auto" and not is_stated
@@ -69,7 +74,7 @@ def warn_of_doubtful_labels(training: Training, head: PredictionHead, named: Hea
     its classes from 1); yes and no, or classes, where they are taken for numbers.
     """
     labels, classes = items.labels, items.outputs[0].shape[-1]
-    if not _is_open(training, named) or not head.of_rows or head.soft or not labels.numel():
+    if not _problem_is_open(training, named) or not head.of_rows or head.soft or not labels.numel():
         return
     lowest, highest = (value.item() for value in labels.aminmax())
     setting = "its Head's problem" if training.heads else "rdrop_problem"
@@ -81,7 +86,7 @@ def warn_of_doubtful_labels(training: Training, head: PredictionHead, named: Hea
         )
     if items.problem != "regression" or labels.numel() > len(labels) or (labels != labels.float().round()).any():
         return
-    if classes == 1 and _are_integers(labels) and (lowest, highest) == (0, 1):
+    if classes == 1 and not labels.is_floating_point() and (lowest, highest) == (0, 1):
         logger.warning_once(
             f"The labels of this batch are all 0 or 1, but {training.model_name} with its single logit is a "
             f'regression, and R-Drop compares its numbers. If they are yes or no, set {setting}="multi_label", else '
@@ -93,10 +98,6 @@ def warn_of_doubtful_labels(training: Training, head: PredictionHead, named: Hea
             f"but their type is {labels.dtype}, and R-Drop compares the {classes} logits of a row as numbers. If they "
             f'are classes, set {setting}="single_label", else "regression".'
         )
-
-
-def _are_integers(labels: torch.Tensor) -> bool:
-    return not labels.is_floating_point()
 
 
 def _facts(labels: Sequence[torch.Tensor]) -> list[bool]:
@@ -130,7 +131,7 @@ def check_range(training: Training, head: PredictionHead, batches: Sequence[Mapp
     if head.own_loss or head.soft or head.positions:
         return
     for batch in batches:
-        _check_kind(training, head, batch)
+        _check_type(training, head, batch)
     if head.problem != "single_label":
         return
     for batch in batches:
@@ -162,7 +163,7 @@ def refuse_marked_rows(batches: Sequence[Mapping[str, Any]], wait: bool) -> None
         )
 
 
-def _check_kind(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> None:
+def _check_type(training: Training, head: PredictionHead, batch: Mapping[str, Any]) -> None:
     """Refuse numbers that the stock loss would fail at, with words of torch: classes written as 1.0 or True, mostly."""
     labels, name = batch[head.labels[0]], training.model_name
     what = f"{labels.dtype} of the shape {tuple(labels.shape)}"

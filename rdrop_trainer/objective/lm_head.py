@@ -17,7 +17,8 @@ from torch import nn
 from ..losses import RDropLoss, rdrop_linear_loss
 
 # Classes of transformers whose forward does nothing behind the output head but what `LMHead` describes, and whose
-# loss is the stock loss of their head (that of BartForCausalLM, say, is not: it does not shift the labels)
+# loss is the stock loss of their head (that of BartForCausalLM, say, is not: it does not shift the labels). Of others
+# this is found out by the logits of a whole row, which the fused head is to save
 KNOWN = frozenset(
     {
         "GPT2LMHeadModel",
@@ -90,12 +91,13 @@ class LMHead:
         config = _text_config(model)
         bias = getattr(model, "final_logits_bias", None)
         scale = getattr(config, "logit_scale", None) or 1.0
+        divisor = getattr(config, "logits_scaling", None) or 1.0
         return cls(
             linear,
-            None if bias is None else bias.reshape(-1),
-            scale / (getattr(config, "logits_scaling", None) or 1.0) if isinstance(scale, (int, float)) else 1.0,
-            getattr(config, "final_logit_softcapping", None),
-            "forward" not in vars(model) and not model._forward_hooks and _is_known(type(model).forward),
+            bias=None if bias is None else bias.reshape(-1),
+            logit_scale=scale / divisor if isinstance(scale, (int, float)) else 1.0,
+            softcap=getattr(config, "final_logit_softcapping", None),
+            verified=_is_known(model),
         )
 
     @property
@@ -111,7 +113,7 @@ class LMHead:
         hidden = self._run(model, inputs, lambda states: states[:1, :1])[0]
         return {"hidden_states": hidden}
 
-    def matches_logits(self, model: nn.Module, inputs: dict[str, Any], is_rounded: bool = False) -> tuple[bool, Any]:
+    def matches_logits(self, model: nn.Module, inputs: dict[str, Any], is_rounded: bool) -> tuple[bool, Any]:
         """Whether the logits a model returns for some inputs are those of this head; and all it returned.
 
         They are not where weights behind the head take part, even if these do nothing yet (a bias that starts at 0):
@@ -187,8 +189,11 @@ class LMHead:
         return caught[0], outputs
 
 
-def _is_known(forward: Callable) -> bool:
-    return forward.__module__.startswith("transformers.") and forward.__qualname__.split(".")[0] in KNOWN
+def _is_known(model: nn.Module) -> bool:
+    """Whether a model runs the forward of a class that is known, and nothing else behind its head."""
+    forward = type(model).forward
+    is_known = forward.__module__.startswith("transformers.") and forward.__qualname__.split(".")[0] in KNOWN
+    return is_known and "forward" not in vars(model) and not model._forward_hooks
 
 
 def auto_from(device: torch.device) -> int:

@@ -124,8 +124,10 @@ class Objective:
         """
         window.check(batch)
         # The checks before and after the passes look at the first steps alone, and may change the plan
-        self.plan = before_passes(self.training, self.plan, model, batch, settings, whole)
-        lm_head = None if whole else self.plan.fused(batch, settings)
+        if whole:
+            settings = replace(settings, fused_head="false")  # which leaves out the logits
+        self.plan = before_passes(self.training, self.plan, model, batch, settings)
+        lm_head = self.plan.fused(batch, settings)
         passes = self.plan.run(model, batch, settings, lm_head, whole, window.row_share)
         items, *others = self.plan.items(passes, batch)
         self.plan = after_passes(self.training, self.plan, passes, items, batch, window, settings, count)

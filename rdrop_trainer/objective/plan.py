@@ -29,8 +29,8 @@ class Plan:
     """How a training gets its loss, as far as is known. What is found out later makes a new plan.
 
     Attributes:
-        head: what the model predicts.
-        kind: the same by classes, settings and the type of the labels alone, which every window shows.
+        kind: what the model predicts by classes, settings and the type of the labels, which every window shows.
+        heads: what it predicts for each kind that was seen, as far as its labels and a pass over them told.
         task_loss: where the task loss comes from.
         lm_head: the output head of a language model that can be fused into the loss; None: none, or none found yet.
         not_fused: why there is none.
@@ -39,14 +39,13 @@ class Plan:
         one_row: the model `takes_one_row`; None: not known yet.
         rows_checked: the task loss was seen not to depend on the number of rows.
         follows: whether entries of the batches have a value for each row, where it was in doubt.
-        known: heads of the kinds that were seen before.
         repeats: a pass was seen to be the same when it runs again.
         divergence_checked: the divergence was seen not to be 0 on passes that differ.
         mixture: what is wrong with the labels of this step, which several passes cannot take; None: nothing.
     """
 
-    head: PredictionHead
     kind: PredictionHead
+    heads: Mapping[PredictionHead, PredictionHead]
     task_loss: TaskLoss
     lm_head: LMHead | None = None
     not_fused: str | None = None
@@ -55,14 +54,22 @@ class Plan:
     one_row: bool | None = None
     rows_checked: bool = False
     follows: Mapping[str, bool] = field(default_factory=dict)
-    known: Mapping[PredictionHead, PredictionHead] = field(default_factory=dict)
     repeats: bool = False
     divergence_checked: bool = False
     mixture: str | None = None
 
+    @cached_property
+    def head(self) -> PredictionHead:
+        """What the model predicts in this window."""
+        return self.heads[self.kind]
+
+    def may_fuse(self, settings: StepSettings) -> bool:
+        """Whether the head is one that may be fused, and its user lets it."""
+        return self.head.language_model and settings.fused_head != "false"
+
     def fused(self, batch: Mapping[str, Any], settings: StepSettings) -> LMHead | None:
         """The output head that is fused into the loss of a micro-batch; None: its logits are made."""
-        if settings.fused_head == "false" or not self.head.language_model:
+        if not self.may_fuse(settings):
             return None
         base = self.task_loss.base
         classes = vocabulary_size(base) if self.lm_head is None else self.lm_head.classes
@@ -111,7 +118,7 @@ class Plan:
         through the first alone.
         """
         lm_head = passes.lm_head
-        head = self.head if lm_head is None else self._head_of_hidden_states
+        head = self.head if lm_head is None else replace(self.head, outputs=("hidden_states",))
         found = [
             head.items(part, batch if rows is None else pick_rows(batch, rows, passes.batch_size), part.num_passes)
             for part, rows in passes.parts(head.outputs)
@@ -119,7 +126,3 @@ class Plan:
         if lm_head is None:
             return found
         return [[part._replace(loss=lm_head.loss) for part in items] for items in found]
-
-    @cached_property
-    def _head_of_hidden_states(self) -> PredictionHead:
-        return replace(self.head, outputs=("hidden_states",))

@@ -34,69 +34,85 @@ def recomputed(run: Callable[[], Any], model: nn.Module, device: torch.device) -
     Raises:
         RuntimeError: in the backward, if `run` then does something else.
     """
-    start, autocast = Snapshot(model, device), _autocast_of(device)
-    places: list[weakref.ref[_Place]] = []
-    forms: list[tuple[Any, ...]] = []
-    hooks: list[RemovableHandle] = []
-    lock = threading.RLock()  # the backward has a thread for each device
+    return _Pass(run, model, device).first()
 
-    def mark(tensor: torch.Tensor) -> _Place:
+
+class _Pass:
+    """A forward pass, the places of its tensors in the graph, and what it needs to run again.
+
+    Attributes:
+        places: of the tensors that the graph would hold, in the order in which they were kept; as weak references.
+        forms: shape, type and device of each.
+        hooks: of its outputs, which begin the backward.
+    """
+
+    def __init__(self, run: Callable[[], Any], model: nn.Module, device: torch.device):
+        self.run, self.start, self.autocast = run, Snapshot(model, device), _autocast_of(device)
+        self.places: list[weakref.ref[_Place]] = []
+        self.forms: list[tuple[Any, ...]] = []
+        self.hooks: list[RemovableHandle] = []
+        self.lock = threading.RLock()  # the backward has a thread for each device
+
+    def first(self) -> Any:
+        """Run for the first time, and keep nothing."""
+        with saved_tensors_hooks(self._mark, self._find):
+            outputs = self.run()
+        self._fill(repeat(None))  # where the pass took gradients itself
+        # Before the backward enters the first module: DeepSpeed's ZeRO-3 gathers a module's weights there, and would
+        # let go of them where the forward leaves it
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:  # a weight would keep the hook for ever
+                self.hooks.append(tensor.register_hook(self._begin))
+        return outputs
+
+    def _begin(self, _: torch.Tensor) -> None:
+        """The backward begins: run again, where a tensor is missing."""
+        with self.lock:
+            while self.hooks:  # an output may be held for longer than this pass
+                self.hooks.pop().remove()
+            if any((place := reference()) is not None and place.tensor is None for reference in self.places):
+                self._again()
+
+    def _mark(self, tensor: torch.Tensor) -> _Place:
         place = _Place()
-        places.append(weakref.ref(place))
-        forms.append(_form(tensor))
+        self.places.append(weakref.ref(place))
+        self.forms.append(_form(tensor))
         return place
 
-    def find(place: _Place) -> torch.Tensor | None:
-        with lock:
+    def _find(self, place: _Place) -> torch.Tensor | None:
+        with self.lock:
             if place.tensor is None:
-                again()
+                self._again()
             return place.tensor
 
-    def fill(tensors: Iterable[torch.Tensor | None]) -> None:
-        for reference, tensor in zip(places, tensors, strict=False):
+    def _fill(self, tensors: Iterable[torch.Tensor | None]) -> None:
+        for reference, tensor in zip(self.places, tensors, strict=False):
             if (place := reference()) is not None:
                 place.tensor = tensor
 
-    def again() -> None:
+    def _again(self) -> None:
         found: list[torch.Tensor] = []
-        now = start.again()
+        now = self.start.again()
 
         def keep(tensor: torch.Tensor) -> int:
             tensor = tensor.detach()
             found.append(tensor.clone() if now.changes(tensor) else tensor)
             return len(found) - 1
 
-        start.restore()
+        self.start.restore()
         try:
-            with autocast(), torch.enable_grad(), saved_tensors_hooks(keep, found.__getitem__):
-                run()
+            with self.autocast(), torch.enable_grad(), saved_tensors_hooks(keep, found.__getitem__):
+                self.run()
         finally:
             now.restore()
-        if [_form(tensor) for tensor in found[: len(forms)]] != forms:
+        if [_form(tensor) for tensor in found[: len(self.forms)]] != self.forms:
             raise RuntimeError(
                 f"A pass that rdrop_forward_mode='recompute' ran again in the backward kept {len(found)} tensors, and "
-                f"{len(forms)} at first, or tensors of other shapes or types: the model does not do the same twice. "
-                "Use rdrop_forward_mode='sequential' or 'concat'."
+                f"{len(self.forms)} at first, or tensors of other shapes or types: the model does not do the same "
+                "twice. Use rdrop_forward_mode='sequential' or 'concat'."
             )
-        fill(found)
+        self._fill(found)
         found.clear()  # a model may hold its last outputs, and the graph behind them this list
-
-    def begin(_: torch.Tensor) -> None:
-        with lock:
-            while hooks:  # an output may be held for longer than this pass
-                hooks.pop().remove()
-            if any((place := reference()) is not None and place.tensor is None for reference in places):
-                again()
-
-    with saved_tensors_hooks(mark, find):
-        outputs = run()
-    fill(repeat(None))  # where the pass took gradients itself
-    # Before the backward enters the first module: DeepSpeed's ZeRO-3 gathers a module's weights there, and would let go
-    # of them where the forward leaves it
-    for tensor in tree_leaves(outputs):
-        if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:  # a weight would keep the hook for ever
-            hooks.append(tensor.register_hook(begin))
-    return outputs
 
 
 class _Place:

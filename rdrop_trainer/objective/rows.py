@@ -130,7 +130,7 @@ def repeat_rows(
 
 
 def stack_rows(
-    of_passes: Sequence[Mapping[str, Any]], batch_size: int, follows: Mapping[str, bool] | None = None
+    of_passes: Sequence[Mapping[str, Any]], batch_size: int, follows: Mapping[str, bool] | None
 ) -> dict[str, Any]:
     """The inputs of all passes in one batch, those of the first pass first; see `repeat_rows`.
 

@@ -6,8 +6,8 @@ Each source says what the model is fed, how it is called, and what the loss of a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,22 +26,23 @@ from .window import Window
 ItemsLoss = Callable[..., RDropLoss]
 
 
+@dataclass(frozen=True)
 class TaskLoss:
     """A source of the task loss, which keeps what it returns as it is; `StockLoss` computes it.
 
     Attributes:
         base: the model without wrappers.
         comparison: with the loss that the model returns, while it is not decided whether the two are the same.
-        needs_logits: why the model has to make its logits; None where the loss can do without them.
         of_heads: it is known to hold the usual losses of several heads, each by its weight.
+        needs_logits: why the model has to make its logits; None where the loss can do without them.
         takes_gradients: its code may do so by itself, as that of virtual adversarial training does.
     """
 
     base: nn.Module
-    comparison: LossComparison | None = None
-    needs_logits: str | None = None
-    of_heads: bool = False
-    takes_gradients = False
+    comparison: LossComparison | None = field(default=None, kw_only=True)
+    of_heads: bool = field(default=False, kw_only=True)
+    needs_logits: ClassVar[str | None] = None
+    takes_gradients: ClassVar[bool] = False
 
     @property
     def computed_by(self) -> str | None:
@@ -110,9 +111,6 @@ class StockLoss(TaskLoss):
     While the comparison with the model's own loss is not decided, the model is fed labels for it.
     """
 
-    base: nn.Module
-    comparison: LossComparison | None = None
-
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
         return dict(batch) if self.comparison else without_labels(self.base, batch, head.labels)
 
@@ -124,8 +122,6 @@ class StockLoss(TaskLoss):
 class ModelLoss(TaskLoss):
     """The loss that the model returns."""
 
-    base: nn.Module
-    of_heads: bool = False
     needs_logits = "the model's own loss is kept, which it makes of its logits"
 
     @property
@@ -143,9 +139,7 @@ class FunctionLoss(TaskLoss):
     """
 
     function: Callable[..., torch.Tensor]
-    base: nn.Module
     uses_count: bool | None = None
-    of_heads: bool = False
     needs_logits = "compute_loss_func gets the model's outputs, logits included"
 
     def inputs(self, batch: Mapping[str, Any], head: PredictionHead) -> dict[str, Any]:
@@ -191,9 +185,7 @@ class TrainerLoss(TaskLoss):
     compute_loss: Callable[..., Any]
     defined_in: str
     trainer_name: str
-    base: nn.Module
     counts: PredictionHead | None = None
-    of_heads: bool = False
     needs_logits = "the trainer's own compute_loss makes the loss of the logits"
     takes_gradients = True
 

@@ -99,7 +99,7 @@ class Training:
     def task_loss(self, head: PredictionHead) -> TaskLoss:
         """Where the task loss comes from, by settings and the model's class."""
         if self.loss_function is not None:
-            return FunctionLoss(self.loss_function, self.base)
+            return FunctionLoss(self.base, self.loss_function)
         return self.trainer_loss or self.loss_of_model(head)
 
     def loss_of_model(self, head: PredictionHead) -> StockLoss | ModelLoss:
@@ -112,7 +112,7 @@ class Training:
             return StockLoss(self.base)
         if promises_stock_loss(self.base) and head.stock is None:
             # The model's own code does not take probabilities as labels
-            return StockLoss(self.base, None if self.hidden_by or head.soft else LossComparison())
+            return StockLoss(self.base, comparison=None if self.hidden_by or head.soft else LossComparison())
         if self.hidden_by:
             raise ValueError(
                 f"R-Drop keeps the own loss of {self.model_name}, and needs its logits too, which it leaves "

@@ -132,7 +132,7 @@ class Window:
         """
         if any(map(_Counted.of(batch).is_same, self.batches)):  # the usual case, which takes no look at values
             return
-        if _form(self.head, batch) not in [_form(self.head, counted.tensors) for counted in self.batches]:
+        if _types(self.head, batch) not in [_types(self.head, counted.tensors) for counted in self.batches]:
             raise ValueError(_CHANGED)
         # A smaller micro-batch, or a part of another, of as many rows
         if _size(self.head, batch) < max(_size(self.head, counted.tensors) for counted in self.batches):
@@ -144,11 +144,6 @@ class Window:
     def task_items(self) -> torch.Tensor:
         """Counts of the items that have a task loss, (parts,)."""
         return self.items[:, 0]
-
-    @property
-    def divergence_items(self) -> torch.Tensor:
-        """Counts of the items that have a divergence, (parts,)."""
-        return self.items[:, 1]
 
     @cached_property
     def divisors(self) -> list[tuple[torch.Tensor, ...]]:
@@ -225,7 +220,7 @@ def _size(head: PredictionHead, batch: Mapping[str, Any]) -> int:
     return next((len(batch[key]) for key in head.labels if key in batch), 0)
 
 
-def _form(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
+def _types(head: PredictionHead, batch: Mapping[str, Any]) -> tuple[bool, ...]:
     """What counts do not tell and needs no look at values: whether labels of classes are probabilities by now."""
-    classes = (part for part in head.parts if part.problem == "single_label")
-    return tuple(batch[key].is_floating_point() for part in classes for key in part.labels if key in batch)
+    classes = (one for one in head.heads if one.problem == "single_label")
+    return tuple(batch[key].is_floating_point() for one in classes for key in one.labels if key in batch)

@@ -142,7 +142,7 @@ def test_a_compute_loss_of_other_rows_is_refused_by_the_outputs_that_it_returns(
             return nn.functional.cross_entropy(outputs.logits[:, -1], labels), outputs
 
     data = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": 8}] * 8
-    with pytest.raises(ValueError, match="A compute_loss of other logits than the model's returns its own as outputs"):
+    with pytest.raises(ValueError, match="A compute_loss of other logits returns those as its outputs"):
         tiny.trainer(zoo.build("llama"), data, tmp_path, type("Over", (RDropMixin, Last), {})).train()
 
 

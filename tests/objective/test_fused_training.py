@@ -236,7 +236,7 @@ def test_a_compiled_model_is_not_fused(how):
     batch = zoo.batch("llama")
     objective = Objective.of(given, [batch])
     settings = StepSettings(fused_head="true")
-    found = before_passes(objective.training, objective.plan, given, batch, settings, whole=False)
+    found = before_passes(objective.training, objective.plan, given, batch, settings)
     assert found.lm_head is None and "compiled" in found.not_fused
 
 

@@ -102,7 +102,7 @@ def test_what_is_found_out_makes_a_new_plan():
     batches = zoo.batches("llama")
     objective = Objective.of(model, batches[:1])
     first = objective.plan
-    assert first.task_loss == StockLoss(model, LossComparison()) and first.noise is not None
+    assert first.task_loss == StockLoss(model, comparison=LossComparison()) and first.noise is not None
     settings = StepSettings(forward_mode="sequential", fused_head="false")
     terms, _ = objective(model, batches[0], objective.window(batches[:1]), settings)
     assert type(objective.plan.task_loss) is ModelLoss and objective.plan.noise is None

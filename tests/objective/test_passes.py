@@ -188,12 +188,13 @@ def test_recomputed_passes_repeat_all_noise_and_move_buffers_once():
             assert torch.allclose(torch.as_tensor(got), torch.as_tensor(wanted), rtol=1e-6)
 
 
-def test_state_that_cannot_be_put_back_is_refused():
+@pytest.mark.parametrize("whole", [False, True])
+def test_state_that_cannot_be_put_back_is_refused(whole):
     batch = {"input_ids": torch.arange(20).reshape(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
     model = tiny.in_one_memory(OtherNoise(hidden_counter=True).train())
     objective = Objective.of(model, [batch])
     with pytest.raises(ValueError, match='OtherNoise makes other predictions.*Use "concat" or "sequential"'):
-        objective(model, batch, objective.window([batch]), StepSettings(forward_mode="recompute"))
+        objective(model, batch, objective.window([batch]), StepSettings(forward_mode="recompute"), whole=whole)
     objective(model, batch, objective.window([batch]), StepSettings(forward_mode="sequential"))
 
 

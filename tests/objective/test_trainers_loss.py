@@ -71,7 +71,7 @@ def test_a_trainers_own_loss_is_given_the_labeled_rows_and_stands_first(with_los
         counts.append(num_items_in_batch.item())
         return own, ((torch.tensor(1.0), logits) if with_loss else (logits,))
 
-    source = TrainerLoss(compute_loss, "Base", "Own", nn.Identity(), counts=SINGLE_LABEL)
+    source = TrainerLoss(nn.Identity(), compute_loss, "Base", "Own", counts=SINGLE_LABEL)
     loss, first = source.call(nn.Identity(), {"labels": torch.tensor([0, -100, 3])})
     assert loss is own and first is logits and counts == [2]
 
