@@ -19,7 +19,7 @@ from .overrides import calls_super, name_of, overriding, takes, with_taken
 class BaseLossMixin(MixinBase):
     """Finds and calls the `compute_loss` that R-Drop's takes the place of."""
 
-    _phase: str | None = None  # "train", "evaluate", or "override": within a compute_loss in front of ours
+    _phase: str | None = None  # "train", "evaluate", or "loss": within the compute_loss of another class
     _override: type | None = None  # the class of one in front that does not call ours; ours then calls it
 
     def _base_loss(self, model: nn.Module, inputs: dict[str, Any], **arguments: Any) -> Any:
@@ -27,11 +27,13 @@ class BaseLossMixin(MixinBase):
         if self.label_smoother is not None or self.compute_loss_func is not None:
             # It may take the labels away, and with them what a decoder's inputs are made of
             inputs = {**inputs, **(decoder_inputs(self._base_model(), inputs) or {})}
-        if self._override is None or self._phase == "override":
-            return super().compute_loss(model, inputs, **with_taken(super().compute_loss, arguments))
-        with self._in_phase("override"):
-            override = getattr_static(type(self), "compute_loss").__get__(self, type(self))
-            return override(model, inputs, **with_taken(override, arguments))
+        compute_loss = super().compute_loss
+        if self._override is not None and self._phase != "loss":
+            compute_loss = getattr_static(type(self), "compute_loss")
+            if hasattr(compute_loss, "__get__"):
+                compute_loss = compute_loss.__get__(self, type(self))
+        with self._in_phase("loss"):
+            return compute_loss(model, inputs, **with_taken(compute_loss, arguments))
 
     def _trainer_loss(self) -> TrainerLoss | None:
         """The same as a source of the task loss; None where it is that of `Trainer` itself."""

@@ -6,7 +6,6 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 
@@ -50,11 +49,15 @@ def _calls_next(owner: type, method: str) -> bool:
     return method in names and not {"super", *(base.__name__ for base in owner.__mro__[1:])}.isdisjoint(names)
 
 
-def own_loop(cls: type, ours: type, trainer: type) -> str | None:
-    """The training loop that some class has in the place of `Trainer`'s, by name; None: there is none."""
+def own_loop(cls: type, ours: type, trainer: type, train_ran: bool) -> str | None:
+    """The training loop that some class has in the place of `Trainer`'s, by name; None: there is none.
+
+    Args:
+        train_ran: `Trainer.train` was seen to run, whatever the code of an override looks like.
+    """
     known = {*ours.__mro__, *trainer.__mro__}
     for owner in cls.__mro__:
-        for method in ("train", "_inner_training_loop", "_run_epoch"):
+        for method in ("_inner_training_loop", "_run_epoch") if train_ran else ("train",):
             if owner not in known and method in vars(owner) and not _calls_next(owner, method):
                 return f"{method} of {name_of(owner)}"
     return None
@@ -89,14 +92,12 @@ def check_not_divided_again(cls: type, ours: type, trainer: type) -> None:
             )
 
 
-@cache
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function, not bound to an object, takes a keyword argument; those of an old signature may not."""
+    """Whether a function takes a keyword argument; those of an old signature may not."""
     parameters = inspect.signature(function).parameters.values()
     return any(p.kind == p.VAR_KEYWORD or p.name == name for p in parameters)
 
 
 def with_taken(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments without those that a function or method does not take."""
-    unbound = getattr(function, "__func__", function)
-    return {name: value for name, value in arguments.items() if takes(unbound, name)}
+    """Keyword arguments without those that a function does not take."""
+    return {name: value for name, value in arguments.items() if takes(function, name)}

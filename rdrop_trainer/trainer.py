@@ -86,6 +86,7 @@ class RDropMixin(
     loss_is_scaled_for_ga = True
     _window: Window | None = None  # the micro-batches of this optimizer step, while `train` runs
     _losses_made = 0  # in this window
+    _train_ran = False  # that of `Trainer`, in this training
     _objective: Objective | None = None
     _settings: RDropArguments | None = None  # the last that were read
 
@@ -179,7 +180,7 @@ class RDropMixin(
     def _window_of(self, inputs: Mapping[str, Any]) -> Window:
         if self._window is None and self._phase == "train" and self.is_in_train:
             owner = overriding(type(self), "get_batch_samples", RDropMixin) or type(self)
-            loop = own_loop(type(self), RDropMixin, Trainer)
+            loop = own_loop(type(self), RDropMixin, Trainer, self._train_ran)
             raise ValueError(
                 "R-Drop did not see the batches of this step: let the "
                 + (f"{loop} take them from self" if loop else f"get_batch_samples of {owner.__name__} call super()")
@@ -237,7 +238,7 @@ class RDropMixin(
             check_not_divided_again(type(self), RDropMixin, Trainer)
         self.loss_is_scaled_for_ga = True  # a base trainer may say otherwise of its own loss, in its __init__
         self._window = self._objective = None
-        self._losses_made = 0
+        self._losses_made, self._train_ran = 0, False
         self._logged_terms.forget()
         try:
             with self._before_overrides(RDropMixin):
@@ -273,7 +274,7 @@ class RDropMixin(
 
     def _check_loop(self) -> None:
         """Refuse a loop that is not `Trainer`'s and took no batches from us: at its first log, or when it ends."""
-        loop = own_loop(type(self), RDropMixin, Trainer)
+        loop = own_loop(type(self), RDropMixin, Trainer, self._train_ran)
         if loop and self._objective is None and self.args.rdrop_alpha > 0:
             raise ValueError(
                 f"No loss of this training came through R-Drop: the {loop} is a loop of its own. Let it take its "
@@ -310,7 +311,7 @@ class RDropMixin(
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
-        if "loss" in logs and self._phase is None:  # what is logged within a step is the user's
+        if "loss" in logs and self._phase != "loss":  # what a compute_loss logs is the user's
             if self.is_in_train:
                 self._check_loop()
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
@@ -342,6 +343,7 @@ class RDropMixin(
     def _hp_search_setup(self, *args, **kwargs) -> None:
         """`Trainer._hp_search_setup`, which `train` calls in any case, and only after making a trial's model."""
         super()._hp_search_setup(*args, **kwargs)
+        self._train_ran = True
         self._set_dropout()
 
     def _set_dropout(self) -> None:

@@ -35,6 +35,23 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
     assert logged.take(lambda sums: sums) == {}
 
 
+def test_a_loss_that_a_training_step_logs_by_itself_takes_the_terms(tmp_path):
+    class Logs(Trainer):
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            self.log({"loss": loss.item()})
+            return loss
+
+    cls, settings = type("Over", (RDropMixin, Logs), {}), {"logging_strategy": "no", "rdrop_alpha": 3.0}
+    trainer = tiny.trainer(tiny.bert(dropout=0.5), tiny.dataset(), tmp_path, cls, max_steps=2, **settings)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2
+    for log in logs:
+        assert log["divergence"] > 0
+        assert log["loss"] == pytest.approx(log["task_loss"] + 1.5 * log["divergence"], rel=1e-5)
+
+
 def test_a_loss_that_a_compute_loss_logs_by_itself_takes_no_terms(tmp_path):
     class Logs(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -150,9 +150,11 @@ def test_a_training_loop_of_its_own_is_refused_at_its_first_log(tmp_path):
 
 
 def test_a_train_around_that_of_trainer_goes_on_even_if_nothing_is_left_to_train(tmp_path):
+    trainers_own = Trainer.train
+
     class Around(Trainer):
         def train(self, *args, **kwargs):
-            return super().train(*args, **kwargs)
+            return trainers_own(self, *args, **kwargs)  # in a way that its code does not show
 
     cls = type("Over", (RDropMixin, Around), {})
     first, again = (tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, save_strategy="epoch") for _ in range(2))

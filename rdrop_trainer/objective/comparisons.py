@@ -142,9 +142,9 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
     trainer, function = training.trainer_loss, plan.task_loss
     assert isinstance(function, FunctionLoss)
     count = plan.head.count(batch)[:, 0].sum()
-    with training.aside():
+    with training.aside(trainer.takes_gradients):
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
-        loss = trainer.compute_loss(model, copied(batch), num_items_in_batch=count * training.sharing)
+        loss = trainer.compute_loss(model, copied(batch), num_items_in_batch=count * training.sharing).detach()
     with training.aside():
         outputs = model(**copied(function.inputs(batch, plan.head)))
         expected = function.of(outputs, batch, count)

@@ -203,7 +203,8 @@ class TrainerLoss(TaskLoss):
                 f"return_outputs=True, because R-Drop needs the logits; it returned a {type(result).__name__}{entries}."
             )
         loss, outputs = result
-        return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and begins_with_loss(outputs))
+        # One number alone: of two entries the first, of shape (1,), may be the logit of one row
+        return with_loss(outputs, loss, has_loss=isinstance(outputs, tuple) and begins_with_loss(outputs[:1]))
 
 
 def check_item_by_item(task_loss: TaskLoss) -> None:

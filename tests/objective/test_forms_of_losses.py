@@ -1,6 +1,9 @@
 """A `compute_loss` of a base trainer in the forms that are met: taken as it is, or refused with a sentence."""
 
 import functools
+import gc
+import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -57,12 +60,17 @@ def tripled(self, model, inputs, return_outputs=False, num_items_in_batch=None, 
     return (weight * outputs.loss, outputs) if return_outputs else weight * outputs.loss
 
 
+class Elsewhere:
+    __call__ = tripled
+
+
 @pytest.mark.parametrize("in_front", [False, True])
-@pytest.mark.parametrize("method", ["partialmethod", "staticmethod"])
+@pytest.mark.parametrize("method", ["partialmethod", "staticmethod", "an object"])
 def test_a_compute_loss_that_is_no_plain_function(method, in_front, tmp_path):
     methods = {
         "partialmethod": functools.partialmethod(tripled, weight=3.0),
         "staticmethod": staticmethod(functools.partial(tripled, None)),
+        "an object": Elsewhere(),
     }
 
     def update(compute_loss):
@@ -116,6 +124,63 @@ def test_a_compute_loss_that_takes_gradients_by_itself(build, tmp_path):
         updates[mode] = tiny.trained(trainer)
         assert tiny.logged(trainer, "divergence")[0] > 0
     assert updates["sequential"].norm() > 0 and tiny.relative(updates["recompute"], updates["sequential"]) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["sequential", "recompute"])
+def test_scores_of_one_row_in_a_tuple_are_no_loss(mode, tmp_path):
+    """A last batch of one row, whose squeezed scores have the shape (1,)."""
+
+    def update(outputs_of):
+        class Scores(Trainer):
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                labels = inputs.pop("labels")
+                scores = model(**inputs).logits.squeeze(-1)
+                loss = nn.functional.mse_loss(scores, labels)
+                return (loss, outputs_of(scores)) if return_outputs else loss
+
+        cls = type("Over", (RDropMixin, Scores), {})
+        settings = {"per_device_train_batch_size": 4, "rdrop_forward_mode": mode, "rdrop_alpha": 50.0}
+        torch.manual_seed(0)
+        model, data = tiny.bert("regression", dropout=0.5), tiny.dataset("regression", rows=5)
+        return tiny.trained(tiny.trainer(model, data, tmp_path, cls, **settings, **tiny.PURE_SGD))
+
+    found = update(lambda scores: (scores, torch.ones(len(scores), 3)))
+    expected = update(lambda scores: {"logits": scores, "features": torch.ones(len(scores), 3)})
+    assert tiny.relative(found, expected) < 1e-6
+
+
+def test_a_trainer_whose_compute_loss_is_bound_anew_at_each_call_is_let_go(tmp_path):
+    own = type("Own", (Trainer,), {"compute_loss": functools.partialmethod(tripled, weight=3.0)})
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, type("Over", (RDropMixin, own), {}), max_steps=1)
+    trainer.train()
+    gone = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert gone() is None
+
+
+@dataclass
+class Weighted:
+    """Not hashable, as data classes are."""
+
+    weight: float
+
+    def __call__(self, outputs, labels, num_items_in_batch=None):
+        return self.weight * nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def test_a_loss_function_of_a_data_class_beside_a_compute_loss_that_takes_gradients(tmp_path):
+    class Both(Virtual):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels, virtual = inputs["labels"], super().compute_loss(model, inputs, True)[0]
+            outputs = model(**inputs)
+            loss = self.compute_loss_func(outputs, labels) + 0 * virtual
+            return (loss, outputs) if return_outputs else loss
+
+    cls, settings = type("Over", (RDropMixin, Both), {}), {"compute_loss_func": Weighted(3.0), "logging_steps": 1}
+    trainer = tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, max_steps=1, **settings)
+    trainer.train()
+    assert tiny.logged(trainer, "task_loss")[0] == pytest.approx(3 * 1.386, rel=0.1)
 
 
 def test_a_backward_within_compute_loss_is_refused(tmp_path):
