@@ -53,11 +53,11 @@ def own_loop(cls: type, ours: type, trainer: type, train_ran: bool) -> str | Non
     """The training loop that some class has in the place of `Trainer`'s, by name; None: there is none.
 
     Args:
-        train_ran: `Trainer.train` was seen to run, whatever the code of an override looks like.
+        train_ran: its `train` was seen to go on to the loop, whatever the code of an override looks like.
     """
     known = {*ours.__mro__, *trainer.__mro__}
     for owner in cls.__mro__:
-        for method in ("_inner_training_loop", "_run_epoch") if train_ran else ("train",):
+        for method in ("train", "_inner_training_loop", "_run_epoch")[train_ran:]:
             if owner not in known and method in vars(owner) and not _calls_next(owner, method):
                 return f"{method} of {name_of(owner)}"
     return None

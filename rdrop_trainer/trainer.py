@@ -86,7 +86,7 @@ class RDropMixin(
     loss_is_scaled_for_ga = True
     _window: Window | None = None  # the micro-batches of this optimizer step, while `train` runs
     _losses_made = 0  # in this window
-    _train_ran = False  # that of `Trainer`, in this training
+    _train_ran = False  # as far as the loop, in this training
     _objective: Objective | None = None
     _settings: RDropArguments | None = None  # the last that were read
 
@@ -250,6 +250,10 @@ class RDropMixin(
             self._window = self._objective = None
             self._finite_loss_guard.forget()
 
+    def _inner_training_loop(self, *args, **kwargs):
+        self._train_ran = True
+        return super()._inner_training_loop(*args, **kwargs)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """`Trainer.get_batch_samples`, counting the items of the accumulation window it returns."""
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -311,7 +315,8 @@ class RDropMixin(
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """`Trainer.log`; a training log also gets `task_loss` and `divergence`, averaged over R-Drop steps."""
-        if "loss" in logs and self._phase != "loss":  # what a compute_loss logs is the user's
+        # What is logged within a step is the user's: maybe of one process, and before the step has all its terms
+        if "loss" in logs and self._phase is None:
             if self.is_in_train:
                 self._check_loop()
             logs = {**logs, **self._logged_terms.take(lambda sums: self.accelerator.reduce(sums, "mean"))}
@@ -343,7 +348,6 @@ class RDropMixin(
     def _hp_search_setup(self, *args, **kwargs) -> None:
         """`Trainer._hp_search_setup`, which `train` calls in any case, and only after making a trial's model."""
         super()._hp_search_setup(*args, **kwargs)
-        self._train_ran = True
         self._set_dropout()
 
     def _set_dropout(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from rdrop_trainer import RDropMixin
+from rdrop_trainer import RDropMixin, RDropTrainer
 from rdrop_trainer.logged_terms import LoggedTerms
 from rdrop_trainer.losses import RDropLoss
 from support import tiny
@@ -35,23 +35,6 @@ def test_logged_terms_average_steps_and_forget_a_window_begun_again():
     assert logged.take(lambda sums: sums) == {}
 
 
-def test_a_loss_that_a_training_step_logs_by_itself_takes_the_terms(tmp_path):
-    class Logs(Trainer):
-        def training_step(self, *args, **kwargs):
-            loss = super().training_step(*args, **kwargs)
-            self.log({"loss": loss.item()})
-            return loss
-
-    cls, settings = type("Over", (RDropMixin, Logs), {}), {"logging_strategy": "no", "rdrop_alpha": 3.0}
-    trainer = tiny.trainer(tiny.bert(dropout=0.5), tiny.dataset(), tmp_path, cls, max_steps=2, **settings)
-    trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(logs) == 2
-    for log in logs:
-        assert log["divergence"] > 0
-        assert log["loss"] == pytest.approx(log["task_loss"] + 1.5 * log["divergence"], rel=1e-5)
-
-
 def test_a_loss_that_a_compute_loss_logs_by_itself_takes_no_terms(tmp_path):
     class Logs(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -67,3 +50,32 @@ def test_a_loss_that_a_compute_loss_logs_by_itself_takes_no_terms(tmp_path):
     assert len(own) >= 3 and not any("divergence" in entry for entry in own)
     [log] = [entry for entry in trainer.state.log_history if "divergence" in entry]
     assert log["loss"] == pytest.approx(log["task_loss"] + 1.5 * log["divergence"], rel=1e-5)
+
+
+def test_a_loss_that_is_logged_within_a_step_leaves_the_terms_whole(tmp_path):
+    """By a class in front, between the micro-batches of a step, and by a prediction_step."""
+
+    class Logs(RDropTrainer):
+        def compute_loss(self, *args, **kwargs):
+            found = super().compute_loss(*args, **kwargs)
+            self.log({"loss": 7.0})
+            return found
+
+        def prediction_step(self, *args, **kwargs):
+            self.log({"loss": 8.0})
+            return super().prediction_step(*args, **kwargs)
+
+    def logs(cls):
+        arguments = {"logging_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        trainer = tiny.trainer(
+            tiny.bert(dropout=0.5), tiny.dataset(), tmp_path, cls, eval_dataset=tiny.dataset(), max_steps=3,
+            eval_strategy="steps", eval_steps=2, **arguments,
+        )  # fmt: skip
+        trainer.train()
+        names, history = ("loss", "task_loss", "divergence"), trainer.state.log_history
+        return [[entry.get(name) for name in names] for entry in history if "loss" in entry]
+
+    found, expected = logs(Logs), logs(RDropTrainer)
+    own = [log for log in found if log[0] in (7.0, 8.0)]
+    assert len(own) > 6 and all(log[1:] == [None, None] for log in own)
+    assert [log for log in found if log not in own] == expected and expected[0][2] > 0

@@ -136,6 +136,16 @@ def test_a_training_loop_of_its_own_is_refused(method, tmp_path):
             trainer(loss_of_step).train()
 
 
+def test_a_copy_of_train_is_a_loop_of_its_own(tmp_path):
+    def train(self, trial=None):
+        self._hp_search_setup(trial)
+        return own_loop(loss_of_model)(self)
+
+    cls = type("Over", (RDropMixin, type("Own", (Trainer,), {"train": train})), {})
+    with pytest.raises(ValueError, match="the train of Own is a loop"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls).train()
+
+
 def test_a_training_loop_of_its_own_is_refused_at_its_first_log(tmp_path):
     seen = []
 

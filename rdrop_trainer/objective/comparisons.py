@@ -8,7 +8,8 @@ same checks in the same micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -102,9 +103,20 @@ def compare_trainer_loss(training: Training, plan: Plan, model: nn.Module, batch
     return replace(plan, trainer_comparison=None if comparison.done else comparison)
 
 
-def _gradients(model: nn.Module) -> list[tuple[int, int] | None]:
-    """What tells whether gradients were made or changed."""
-    return [None if (g := p.grad) is None else (id(g), g._version) for p in model.parameters()]
+@contextmanager
+def _without_backward(source: TrainerLoss, model: nn.Module) -> Iterator[None]:
+    """Refuse a loss that makes or changes gradients of the model."""
+
+    def gradients() -> list[tuple[int, int] | None]:
+        return [None if (g := p.grad) is None else (id(g), g._version) for p in model.parameters()]
+
+    before = gradients()
+    yield
+    if gradients() != before:
+        raise ValueError(
+            f"The {source.computed_by} runs a backward of its own, which R-Drop would repeat in every pass: let it "
+            "return the whole loss instead, or do that in a training_step."
+        )
 
 
 def probe_trainer_loss(
@@ -119,18 +131,12 @@ def probe_trainer_loss(
     Raises:
         ValueError: it adds to the gradients of the model.
     """
-    before = _gradients(model)
-    try:
-        passes = training.probe(model, batch, source, head)
-    except TypeError:  # such as a division by the count, which is None
-        source = replace(source, counts=head)
-        passes = training.probe(model, batch, source, head)
-    if _gradients(model) != before:
-        raise ValueError(
-            f"The {source.computed_by} runs a backward of its own, which R-Drop would repeat in every pass: let it "
-            "return the whole loss instead, or do that in a training_step."
-        )
-    return passes, source
+    with _without_backward(source, model):
+        try:
+            return training.probe(model, batch, source, head), source
+        except TypeError:  # such as a division by the count, which is None
+            source = replace(source, counts=head)
+            return training.probe(model, batch, source, head), source
 
 
 def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Mapping[str, Any]) -> Plan:
@@ -142,7 +148,7 @@ def compare_function(training: Training, plan: Plan, model: nn.Module, batch: Ma
     trainer, function = training.trainer_loss, plan.task_loss
     assert isinstance(function, FunctionLoss)
     count = plan.head.count(batch)[:, 0].sum()
-    with training.aside(trainer.takes_gradients):
+    with training.aside(trainer.takes_gradients), _without_backward(trainer, model):
         # Where a count is shared between processes, `Trainer` multiplies the loss by their number
         loss = trainer.compute_loss(model, copied(batch), num_items_in_batch=count * training.sharing).detach()
     with training.aside():

@@ -199,6 +199,19 @@ def test_a_backward_within_compute_loss_is_refused(tmp_path):
             tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, **settings).train()
 
 
+def test_a_backward_beside_a_loss_function_is_refused(tmp_path):
+    class Deep(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels, outputs = inputs["labels"], model(**inputs)
+            (0.1 * outputs.logits.pow(2).mean()).backward(retain_graph=True)
+            loss = self.compute_loss_func(outputs, labels)
+            return (loss, outputs) if return_outputs else loss
+
+    cls = type("Over", (RDropMixin, Deep), {})
+    with pytest.raises(ValueError, match="The compute_loss of Deep runs a backward of its own"):
+        tiny.trainer(tiny.bert(), tiny.dataset(), tmp_path, cls, compute_loss_func=Weighted(3.0)).train()
+
+
 def test_a_compute_loss_of_other_rows_is_refused_by_the_outputs_that_it_returns(tmp_path):
     class Last(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
